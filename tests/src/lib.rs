@@ -1,0 +1,1 @@
+//! Network-namespace worlds that drive the real agent.
