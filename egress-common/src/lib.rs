@@ -1,2 +1,33 @@
 //! Types, parsers and the decision that the kernel programs and the agent share.
+//!
+//! Everything here is compiled twice: for bpf, where `egress-ebpf` drives it
+//! from hooks, and for the host, where tests, `policy check` and the agent use
+//! it. Nothing here does I/O or allocates.
+//!
+//! Words: a *flow* is protocol, addresses and ports plus the workload that
+//! sends; a *scope* is who profits from what was resolved; an address is
+//! *learned* when a DNS answer for an allowed name returned it; a *grant* is
+//! one port range of a learned address with its own end.
+//!
+//! Addresses are always 16 bytes in network order, IPv4 stored v4-mapped
+//! (`::ffff:a.b.c.d`, RFC 4291 section 2.5.5.2). Times are nanoseconds of
+//! `CLOCK_MONOTONIC`, the clock of `bpf_ktime_get_ns`.
+
 #![no_std]
+
+#[cfg(test)]
+extern crate std;
+
+pub mod address;
+pub mod decision;
+pub mod dns;
+pub mod event;
+pub mod flow;
+pub mod hash;
+pub mod learned;
+pub mod maps;
+pub mod name;
+pub mod packet;
+pub mod policy;
+pub mod tally;
+pub mod verdict;

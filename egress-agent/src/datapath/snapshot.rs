@@ -1,0 +1,80 @@
+//! What the agent reads from the kernel, as plain data.
+
+use egress_common::{
+    address::Address,
+    learned::Grant,
+    tally::Tally,
+    verdict::{Hook, Reason, Verdict},
+};
+
+/// One non-zero counter of packets (and, at connect hooks, of calls).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counter {
+    /// Where.
+    pub hook: Hook,
+    /// What happened.
+    pub verdict: Verdict,
+    /// Why.
+    pub reason: Reason,
+    /// How often.
+    pub count: u64,
+}
+
+/// Decisions that rest on one rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RuleCounter {
+    /// Identity of the rule.
+    pub rule: u64,
+    /// First packets of flows that it allowed.
+    pub allowed: u64,
+    /// Packets and connects that it denied.
+    pub denied: u64,
+    /// The same in audit mode.
+    pub would_deny: u64,
+}
+
+/// Everything that the kernel counts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Verdicts.
+    pub verdicts: Vec<Counter>,
+    /// Verdicts that rest on rules.
+    pub rules: Vec<RuleCounter>,
+    /// The rest: DNS, losses. Zero counts included.
+    pub tallies: Vec<(Tally, u64)>,
+}
+
+/// A learned address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LearnedEntry {
+    /// Scope that resolved it.
+    pub scope_id: u32,
+    /// The address.
+    pub address: Address,
+    /// Used slots, live or expired.
+    pub grants: Vec<Grant>,
+}
+
+/// Fill of one map.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MapFill {
+    /// Name of the map.
+    pub name: &'static str,
+    /// Entries in it.
+    pub entries: u64,
+    /// Most that fit.
+    pub capacity: u64,
+}
+
+/// A hook that is, or should be, attached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttachedHook {
+    /// Which.
+    pub hook: Hook,
+    /// Cgroup path or interface name.
+    pub target: String,
+    /// How: `link` (cgroup), `tcx` or `clsact`.
+    pub kind: &'static str,
+    /// Whether the kernel still has it.
+    pub is_attached: bool,
+}

@@ -1,0 +1,9 @@
+//! The agent: compiles policies into kernel maps, learns what the kernel could
+//! not, remembers what was resolved, and serves the CLI.
+
+pub mod api;
+pub mod cli;
+pub mod datapath;
+pub mod dns;
+pub mod policy;
+pub mod workload;

@@ -1,0 +1,89 @@
+//! A compiled policy: what goes into the kernel's tries, and what the rule numbers mean.
+
+use std::collections::HashMap;
+
+use egress_common::{
+    address::Address,
+    policy::{CidrRules, NameRules, PortRange},
+    verdict::Mode,
+};
+
+/// A pattern as the name trie stores it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NamePattern {
+    /// Name in lower case without the final dot; for `*.example.com` it is `example.com`.
+    pub name: String,
+    /// Whether the pattern means the names below `name` (apex excluded) rather than `name` itself.
+    pub below: bool,
+}
+
+/// The list of a policy that a rule stands in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RuleList {
+    /// What the node needs to stay manageable; made by the agent.
+    Lifeline,
+    /// `spec.allow`.
+    Allow,
+    /// `spec.deny`.
+    Deny,
+}
+
+/// Where a rule number comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuleSource {
+    /// `metadata.name` of the policy; `lifeline` for the lifeline.
+    pub policy: String,
+    /// List in the policy.
+    pub list: RuleList,
+    /// Position in the list, from 0.
+    pub index: usize,
+    /// The name pattern or CIDR as the user wrote it, or what the lifeline calls it.
+    pub destination: String,
+    /// The ports as the user wrote them; empty means any.
+    pub ports: Vec<PortRange>,
+    /// File, if it came from one.
+    pub file: Option<std::path::PathBuf>,
+    /// Line in the file, from 1.
+    pub line: Option<usize>,
+}
+
+/// All policies that apply to one workload, compiled.
+#[derive(Clone, Debug)]
+pub struct Compiled {
+    /// Whether denials stand.
+    pub mode: Mode,
+    /// `KEEP_PREEXISTING` and `HAS_DENIED_NAMES` of `egress_common::policy`.
+    pub flags: u8,
+    /// Entries of the name trie, each with the union of all rules that cover it.
+    pub names: HashMap<NamePattern, NameRules>,
+    /// Entries of the CIDR trie: address and prefix length in the common 128-bit form (an IPv4 /8 is /104).
+    pub cidrs: HashMap<(Address, u8), CidrRules>,
+    /// What the rule numbers in the entries mean.
+    pub rules: HashMap<u64, RuleSource>,
+}
+
+impl Compiled {
+    /// The rules of the longest pattern that covers `name` (lower case, without final dot), as the kernel finds them.
+    #[must_use]
+    pub fn rules_of_name(&self, name: &str) -> Option<&NameRules> {
+        let exact = NamePattern {
+            name: name.to_owned(),
+            below: false,
+        };
+        if let Some(rules) = self.names.get(&exact) {
+            return Some(rules);
+        }
+        let mut rest = name;
+        while let Some((_, parent)) = rest.split_once('.') {
+            let below = NamePattern {
+                name: parent.to_owned(),
+                below: true,
+            };
+            if let Some(rules) = self.names.get(&below) {
+                return Some(rules);
+            }
+            rest = parent;
+        }
+        None
+    }
+}

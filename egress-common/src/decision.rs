@@ -1,0 +1,281 @@
+//! The one decision: a flow, what the maps say of its destination, and the time, make a reason.
+//!
+//! Every hook, the agent's `explain` and the host tests call [`decide`]. Two
+//! hooks that disagree are a security bug, so there is no second place.
+
+use crate::{
+    address::is_loopback,
+    flow::{Flow, Origin},
+    learned::{Found, Learned},
+    policy::{Binding, CidrRules, EntryKind, KEEP_PREEXISTING},
+    verdict::{Reason, Verdict},
+};
+
+/// A verdict with its reason and the rule that it rests on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// What happens.
+    pub verdict: Verdict,
+    /// Why.
+    pub reason: Reason,
+    /// The rule behind it; 0 where no rule is.
+    pub rule: u64,
+}
+
+impl Decision {
+    /// A decision without a rule, under `binding`'s mode.
+    #[inline(always)]
+    #[must_use]
+    pub const fn without_rule(reason: Reason, binding: &Binding) -> Self {
+        Self::new(reason, 0, binding)
+    }
+
+    /// A decision that rests on a rule, under `binding`'s mode.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(reason: Reason, rule: u64, binding: &Binding) -> Self {
+        Self {
+            verdict: reason.verdict(binding.mode()),
+            reason,
+            rule,
+        }
+    }
+}
+
+/// Decides one flow.
+///
+/// `cidr` looks the destination up among the policy's CIDRs, `learned` among
+/// the scope's learned addresses (with the owner tag of the key it asked for);
+/// each is called at most once.
+#[inline(always)]
+pub fn decide<'a>(
+    flow: &Flow,
+    binding: &Binding,
+    now_ns: u64,
+    cidr: impl FnOnce() -> Option<&'a CidrRules>,
+    learned: impl FnOnce() -> Option<(&'a Learned, u64)>,
+) -> Decision {
+    if let Some(reason) = standing_reason(flow, binding) {
+        return Decision::without_rule(reason, binding);
+    }
+    if let Some(entry) = cidr().and_then(|rules| rules.find(flow.proto, flow.dport)) {
+        let reason = if entry.kind == EntryKind::Lifeline as u8 {
+            Reason::Lifeline
+        } else if entry.kind == EntryKind::Allow as u8 {
+            Reason::CidrRule
+        } else {
+            Reason::DeniedCidr
+        };
+        return Decision::new(reason, entry.rule, binding);
+    }
+    let found = match learned() {
+        Some((entry, owner)) => entry.find(owner, flow.proto, flow.dport, now_ns),
+        None => Found::Unknown,
+    };
+    match found {
+        Found::Live(rule) => Decision::new(Reason::NameRule, rule, binding),
+        _ if flow.is_fragment => Decision::without_rule(Reason::Fragment, binding),
+        Found::Expired(rule) => Decision::new(Reason::Expired, rule, binding),
+        Found::OtherPorts => Decision::without_rule(Reason::PortNotAllowed, binding),
+        Found::Unknown => match flow.origin {
+            Origin::WorkloadServing => Decision::without_rule(Reason::ReplyForgotten, binding),
+            Origin::Workload | Origin::FarEnd | Origin::Preexisting | Origin::Kernel => {
+                Decision::without_rule(Reason::NoRule, binding)
+            }
+        },
+    }
+}
+
+/// The reasons that need no lookup.
+#[inline(always)]
+const fn standing_reason(flow: &Flow, binding: &Binding) -> Option<Reason> {
+    if binding.policy_id == 0 {
+        return Some(Reason::NoPolicy);
+    }
+    if is_loopback(&flow.daddr) {
+        return Some(Reason::Loopback);
+    }
+    match flow.origin {
+        Origin::FarEnd => Some(Reason::Reply),
+        Origin::Kernel => Some(Reason::KernelReply),
+        Origin::Preexisting if binding.flags & KEEP_PREEXISTING != 0 => {
+            Some(Reason::PreexistingFlow)
+        }
+        Origin::Preexisting | Origin::Workload | Origin::WorkloadServing => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        address::{Address, from_v4},
+        learned::{Grant, LearnedKey},
+        policy::{PortRange, RuleEntry, protocol::TCP},
+    };
+
+    const FAR: Address = from_v4([192, 0, 2, 1]);
+    const ENFORCED: Binding = Binding {
+        scope_id: 1,
+        policy_id: 1,
+        mode: 0,
+        flags: KEEP_PREEXISTING,
+    };
+
+    fn flow(origin: Origin) -> Flow {
+        Flow {
+            daddr: FAR,
+            dport: Some(443),
+            proto: TCP,
+            is_fragment: false,
+            origin,
+        }
+    }
+
+    fn cidr(kind: EntryKind) -> CidrRules {
+        let mut rules = CidrRules::default();
+        rules.entries[0] = RuleEntry {
+            rule: 9,
+            ports: PortRange::new(TCP, 443, 443),
+            kind: kind as u8,
+            _pad: 0,
+        };
+        rules
+    }
+
+    fn learned(port: u16, expires_at_ns: u64) -> (Learned, u64) {
+        let owner = LearnedKey::new(1, FAR).owner();
+        let mut entry = Learned {
+            owner,
+            ..Learned::default()
+        };
+        entry.grants[0] = Grant {
+            expires_at_ns,
+            rule: 5,
+            ports: PortRange::new(TCP, port, port),
+            _pad: 0,
+        };
+        (entry, owner)
+    }
+
+    fn reason(flow: &Flow, cidr: Option<&CidrRules>, learned: Option<&(Learned, u64)>) -> Reason {
+        decide(
+            flow,
+            &ENFORCED,
+            100,
+            || cidr,
+            || learned.map(|(entry, owner)| (entry, *owner)),
+        )
+        .reason
+    }
+
+    #[test]
+    fn without_a_rule_the_flow_is_denied() {
+        let decision = decide(&flow(Origin::Workload), &ENFORCED, 100, || None, || None);
+        assert_eq!(decision.verdict, Verdict::Deny);
+        assert_eq!(decision.reason, Reason::NoRule);
+    }
+
+    #[test]
+    fn a_learned_address_is_allowed_on_its_port_until_its_end() {
+        let flow = flow(Origin::Workload);
+        assert_eq!(
+            reason(&flow, None, Some(&learned(443, 101))),
+            Reason::NameRule
+        );
+        assert_eq!(
+            reason(&flow, None, Some(&learned(443, 100))),
+            Reason::Expired
+        );
+        assert_eq!(
+            reason(&flow, None, Some(&learned(80, 101))),
+            Reason::PortNotAllowed
+        );
+    }
+
+    #[test]
+    fn a_denied_cidr_beats_a_learned_grant_and_the_lifeline_beats_both() {
+        let flow = flow(Origin::Workload);
+        let grant = learned(443, 101);
+        assert_eq!(
+            reason(&flow, Some(&cidr(EntryKind::Deny)), Some(&grant)),
+            Reason::DeniedCidr
+        );
+        assert_eq!(
+            reason(&flow, Some(&cidr(EntryKind::Lifeline)), None),
+            Reason::Lifeline
+        );
+        assert_eq!(
+            reason(&flow, Some(&cidr(EntryKind::Allow)), None),
+            Reason::CidrRule
+        );
+    }
+
+    #[test]
+    fn a_reply_passes_even_to_a_denied_cidr() {
+        let deny = cidr(EntryKind::Deny);
+        assert_eq!(
+            reason(&flow(Origin::FarEnd), Some(&deny), None),
+            Reason::Reply
+        );
+        assert_eq!(
+            reason(&flow(Origin::Kernel), Some(&deny), None),
+            Reason::KernelReply
+        );
+    }
+
+    #[test]
+    fn a_preexisting_flow_is_kept_or_judged_as_the_policy_says() {
+        let flow = flow(Origin::Preexisting);
+        assert_eq!(reason(&flow, None, None), Reason::PreexistingFlow);
+        let judged = Binding {
+            flags: 0,
+            ..ENFORCED
+        };
+        let decision = decide(&flow, &judged, 100, || None, || None);
+        assert_eq!(decision.reason, Reason::NoRule);
+    }
+
+    #[test]
+    fn a_fragment_without_ports_is_denied_with_its_own_reason() {
+        let fragment = Flow {
+            dport: None,
+            is_fragment: true,
+            ..flow(Origin::Workload)
+        };
+        assert_eq!(
+            reason(&fragment, None, Some(&learned(443, 101))),
+            Reason::Fragment
+        );
+    }
+
+    #[test]
+    fn no_policy_and_loopback_need_no_lookup() {
+        let free = Binding {
+            policy_id: 0,
+            ..ENFORCED
+        };
+        let decision = decide(
+            &flow(Origin::Workload),
+            &free,
+            100,
+            || unreachable!(),
+            || unreachable!(),
+        );
+        assert_eq!(decision.reason, Reason::NoPolicy);
+        let local = Flow {
+            daddr: from_v4([127, 0, 0, 1]),
+            ..flow(Origin::Workload)
+        };
+        let decision = decide(&local, &ENFORCED, 100, || unreachable!(), || unreachable!());
+        assert_eq!(decision.reason, Reason::Loopback);
+    }
+
+    #[test]
+    fn a_serving_socket_is_told_that_its_peer_was_forgotten() {
+        assert_eq!(
+            reason(&flow(Origin::WorkloadServing), None, None),
+            Reason::ReplyForgotten
+        );
+    }
+}

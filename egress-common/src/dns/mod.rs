@@ -1,0 +1,22 @@
+//! DNS messages (RFC 1035) as step machines.
+//!
+//! The kernel drives the machines from bounded loops in global functions, the
+//! host with [`read_answer`]; the steps are the same code. Two machines:
+//! [`NameReader`] takes one byte of a name at a step, [`AnswerReader`] one
+//! record. What a step needs from outside (a name to be read, an address to be
+//! taught) it returns as [`Next`].
+
+mod answer;
+mod host;
+mod message;
+mod name_reader;
+mod question;
+
+pub use answer::{ALIASES, ANSWER_STEPS, AnswerReader, Next};
+pub use host::{Answer, Taught, read_answer};
+pub use message::{HEADER_BYTES, MESSAGE_BYTES, Message};
+pub use name_reader::{NAME_STEPS, NameReader, NameStep};
+pub use question::{QUESTION_STEPS, QuestionHasher, QuestionStep, is_query_header, question_hash};
+
+/// The port of DNS, host byte order.
+pub const DNS_PORT: u16 = 53;

@@ -1,0 +1,166 @@
+//! Names, sizes and layouts of the maps: the contract between the programs and the agent.
+//!
+//! | map | written by | read by |
+//! | --- | --- | --- |
+//! | `CONFIG` | agent, whole value | every hook |
+//! | `WORKLOADS` | agent; replacing an entry is the switch | every hook, on a flow's first packet |
+//! | `NAMES`, `CIDRS` | agent, only under policy ids that no workload uses yet or any more | DNS; first packets |
+//! | `RESOLVERS`, `LOCAL` | agent | DNS |
+//! | `LEARNED` | kernel only (`learn`, `sweep`), under the entry's lock | first packets |
+//! | `QUERIES` | kernel | kernel, on the answer |
+//! | `SOCKETS`, `FLOWS` | kernel | every packet |
+//! | `COUNTERS`, `TALLIES`, `RULE_COUNTERS` | kernel, atomic adds | agent |
+//! | `EVENTS`, `DNS_COPIES` | kernel | agent |
+
+use crate::address::Address;
+
+/// Version of everything in this crate that is stored in maps. A change of any layout raises it.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// Value of `CONFIG` (array of one).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Config {
+    /// Random key of every hash; never changes while the maps live.
+    pub seed: u64,
+    /// [`LAYOUT_VERSION`] of the agent that made the maps; 0 while nothing is configured.
+    pub layout_version: u32,
+    /// Raised at every switch: sockets then check what they remember against the new policy.
+    pub generation: u32,
+    /// Levels (distance from the cgroup root) at which workloads are bound, deepest first; [`NO_LEVEL`] ends the list.
+    pub levels: [i32; CGROUP_LEVELS],
+}
+const _: () = assert!(size_of::<Config>() == 32);
+
+/// Most distinct cgroup depths at which workloads can be bound.
+pub const CGROUP_LEVELS: usize = 4;
+
+/// Ends the list of levels.
+pub const NO_LEVEL: i32 = -1;
+
+/// Key of `WORKLOADS` for everything that is bound nowhere else: the node.
+pub const NODE_CGROUP: u64 = 0;
+
+/// Key of `QUERIES`: a query that a socket sent.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueryKey {
+    /// Cookie of the socket.
+    pub cookie: u64,
+    /// The resolver that was asked.
+    pub resolver: Address,
+    /// The query's id as its two bytes stand in the message.
+    pub id: [u8; 2],
+    /// The port that it was sent from, host byte order.
+    pub port: u16,
+    /// IANA protocol number: UDP or TCP.
+    pub proto: u8,
+    /// Padding, always zero.
+    pub _pad: [u8; 3],
+}
+const _: () = assert!(size_of::<QueryKey>() == 32 && align_of::<QueryKey>() == 8);
+
+/// Value of `QUERIES`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Query {
+    /// Keyed hash of the question: name in lower case, type, class.
+    pub question: u64,
+    /// When it was sent, nanoseconds of the monotonic clock.
+    pub sent_at_ns: u64,
+}
+const _: () = assert!(size_of::<Query>() == 16);
+
+/// An answer that comes later than this after its query teaches nothing.
+pub const ANSWER_LATE_NS: u64 = 10 * 1_000_000_000;
+
+/// Value of `RULE_COUNTERS`: decisions that rest on a rule (first packets of flows, refused connects).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct RuleCounters {
+    /// One for each [`Verdict`](crate::verdict::Verdict), by its number.
+    pub decisions: [u64; 3],
+}
+const _: () = assert!(size_of::<RuleCounters>() == 24);
+
+/// Default capacity of `LEARNED`. The agent can load another.
+pub const LEARNED_CAPACITY: u32 = 262_144;
+/// Capacity of `NAMES`.
+pub const NAMES_CAPACITY: u32 = 262_144;
+/// Capacity of `CIDRS`.
+pub const CIDRS_CAPACITY: u32 = 262_144;
+/// Capacity of `WORKLOADS`.
+pub const WORKLOADS_CAPACITY: u32 = 4_096;
+/// Capacity of `RESOLVERS`.
+pub const RESOLVERS_CAPACITY: u32 = 256;
+/// Capacity of `LOCAL`.
+pub const LOCAL_CAPACITY: u32 = 4_096;
+/// Capacity of `QUERIES`: with 2 s between query and answer, 65,000 queries per second.
+pub const QUERIES_CAPACITY: u32 = 131_072;
+/// Capacity of `FLOWS`.
+pub const FLOWS_CAPACITY: u32 = 131_072;
+/// Capacity of `RULE_COUNTERS`.
+pub const RULE_COUNTERS_CAPACITY: u32 = 262_144;
+/// Bytes of `EVENTS`.
+pub const EVENTS_BYTES: u32 = 1 << 20;
+/// Bytes of `DNS_COPIES`.
+pub const DNS_COPIES_BYTES: u32 = 1 << 22;
+
+/// Names of every map, which are also the names of their pins.
+pub const MAP_NAMES: &[&str] = &[
+    "CONFIG",
+    "WORKLOADS",
+    "NAMES",
+    "CIDRS",
+    "RESOLVERS",
+    "LOCAL",
+    "LEARNED",
+    "QUERIES",
+    "SOCKETS",
+    "FLOWS",
+    "COUNTERS",
+    "TALLIES",
+    "RULE_COUNTERS",
+    "EVENT_BUDGETS",
+    "EVENTS",
+    "DNS_COPIES",
+];
+
+#[cfg(feature = "user")]
+mod user {
+    //! `aya::Pod` for keys and values.
+    #![expect(unsafe_code, reason = "Pod is an unsafe trait")]
+
+    use super::{Config, Query, QueryKey, RuleCounters};
+    use crate::{
+        event::EventBudget,
+        flow::{FlowKey, FlowState, SocketState},
+        learned::{Learned, LearnedKey},
+        policy::{CidrRules, NameRules, Workload},
+    };
+
+    macro_rules! pod {
+        ($($t:ty),+ $(,)?) => {
+            $(
+                // SAFETY: repr(C) of fixed-width integers and byte arrays, padding is a
+                // field, and the size is asserted beside the type: any bit pattern is valid.
+                unsafe impl aya::Pod for $t {}
+            )+
+        };
+    }
+    pod!(
+        Config,
+        Query,
+        QueryKey,
+        RuleCounters,
+        EventBudget,
+        FlowKey,
+        FlowState,
+        SocketState,
+        Learned,
+        LearnedKey,
+        CidrRules,
+        NameRules,
+        Workload,
+    );
+}

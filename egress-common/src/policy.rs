@@ -1,0 +1,302 @@
+//! A compiled policy as the kernel reads it: entries of the name and CIDR tries.
+//!
+//! The compiler resolves what a longest-prefix match cannot: every entry holds
+//! the union of all rules that cover it, best first, so that one lookup and
+//! the first entry that matches the port give the answer.
+
+use crate::address::Address;
+
+/// IANA protocol numbers that have a meaning of their own here.
+pub mod protocol {
+    /// IPv4 ICMP.
+    pub const ICMP: u8 = 1;
+    /// IGMP.
+    pub const IGMP: u8 = 2;
+    /// TCP.
+    pub const TCP: u8 = 6;
+    /// UDP.
+    pub const UDP: u8 = 17;
+    /// ICMPv6.
+    pub const ICMPV6: u8 = 58;
+    /// SCTP.
+    pub const SCTP: u8 = 132;
+    /// UDP-Lite.
+    pub const UDPLITE: u8 = 136;
+    /// DCCP.
+    pub const DCCP: u8 = 33;
+    /// In a rule: any protocol. (0 is IPv6 hop-by-hop, never the protocol of a flow.)
+    pub const ANY: u8 = 0;
+}
+
+/// Ports of one protocol, both ends included.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, PartialOrd, Ord)]
+pub struct PortRange {
+    /// IANA protocol number; [`protocol::ANY`] for all. [`protocol::ICMP`] stands for ICMPv6 too.
+    pub proto: u8,
+    /// Padding, always zero.
+    pub _pad: u8,
+    /// First port, host byte order.
+    pub first: u16,
+    /// Last port, host byte order.
+    pub last: u16,
+}
+const _: () = assert!(size_of::<PortRange>() == 6);
+
+impl PortRange {
+    /// Any port of any protocol.
+    pub const ANY: Self = Self::new(protocol::ANY, 0, u16::MAX);
+
+    /// The ports `first` to `last` of `proto`.
+    #[must_use]
+    pub const fn new(proto: u8, first: u16, last: u16) -> Self {
+        Self {
+            proto,
+            _pad: 0,
+            first,
+            last,
+        }
+    }
+
+    /// Whether the range covers `port` of `proto`.
+    ///
+    /// `None` is a flow without ports (ICMP, later fragments, other
+    /// protocols): only a range of all ports covers it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn covers(&self, proto: u8, port: Option<u16>) -> bool {
+        let proto = if proto == protocol::ICMPV6 {
+            protocol::ICMP
+        } else {
+            proto
+        };
+        if self.proto != protocol::ANY && self.proto != proto {
+            return false;
+        }
+        match port {
+            Some(port) => self.first <= port && port <= self.last,
+            None => self.first == 0 && self.last == u16::MAX,
+        }
+    }
+}
+
+/// What an entry of a CIDR says. Lower numbers come first in an entry list and win.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum EntryKind {
+    /// What the node needs to stay manageable: beats deny rules.
+    Lifeline = 1,
+    /// A deny rule: beats every grant.
+    Deny = 2,
+    /// An allow rule.
+    Allow = 3,
+}
+
+/// One rule for one port range.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct RuleEntry {
+    /// Identity of the rule: the same content has the same number in every generation.
+    pub rule: u64,
+    /// The ports that it is about.
+    pub ports: PortRange,
+    /// An [`EntryKind`]; 0 ends the list.
+    pub kind: u8,
+    /// Padding, always zero.
+    pub _pad: u8,
+}
+const _: () = assert!(size_of::<RuleEntry>() == 16 && align_of::<RuleEntry>() == 8);
+
+/// Most entries that one CIDR can hold.
+pub const CIDR_ENTRIES: usize = 16;
+
+/// Value of the CIDR trie: every rule that covers the prefix, ordered by [`EntryKind`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct CidrRules {
+    /// The entries; the first one whose ports match decides.
+    pub entries: [RuleEntry; CIDR_ENTRIES],
+}
+const _: () = assert!(size_of::<CidrRules>() == 256);
+
+impl CidrRules {
+    /// The first entry that covers the port.
+    #[inline(always)]
+    #[must_use]
+    pub fn find(&self, proto: u8, port: Option<u16>) -> Option<&RuleEntry> {
+        for entry in &self.entries {
+            if entry.kind == 0 {
+                return None;
+            }
+            if entry.ports.covers(proto, port) {
+                return Some(entry);
+            }
+        }
+        None
+    }
+}
+
+/// Data of a CIDR trie key: policy id (big endian), then the address. Prefix lengths count the id's 16 bits.
+#[must_use]
+#[inline(always)]
+pub const fn cidr_key(policy_id: u16, address: &Address) -> [u8; 18] {
+    let [high, low] = policy_id.to_be_bytes();
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *address;
+    [high, low, a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
+}
+
+/// Bits of the policy id that every trie key starts with.
+pub const POLICY_ID_BITS: u32 = 16;
+
+/// Prefix length of a CIDR trie key for one address.
+pub const CIDR_KEY_BITS: u32 = POLICY_ID_BITS + 128;
+
+/// Most port ranges that one name, and one learned address, can hold.
+pub const NAME_ENTRIES: usize = 8;
+
+/// Value of the name trie: every rule that covers the names below the key.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct NameRules {
+    /// Identity of the deny rule that covers the name; 0 for none. A denied name teaches nothing.
+    pub deny: u64,
+    /// Shortest life of what the name teaches, seconds.
+    pub ttl_min_s: u32,
+    /// Longest life of what the name teaches, seconds.
+    pub ttl_max_s: u32,
+    /// The grants that the name teaches; kind 0 ends the list.
+    pub entries: [RuleEntry; NAME_ENTRIES],
+}
+const _: () = assert!(size_of::<NameRules>() == 144 && align_of::<NameRules>() == 8);
+
+impl NameRules {
+    /// How long an address lives that an answer with this TTL teaches, in seconds.
+    #[inline(always)]
+    #[must_use]
+    pub const fn lifetime_s(&self, ttl_s: u32) -> u32 {
+        // RFC 2181 section 8: a TTL with its top bit set is zero.
+        let ttl_s = if ttl_s >> 31 == 1 { 0 } else { ttl_s };
+        let ttl_s = if ttl_s < self.ttl_min_s {
+            self.ttl_min_s
+        } else {
+            ttl_s
+        };
+        if ttl_s > self.ttl_max_s {
+            self.ttl_max_s
+        } else {
+            ttl_s
+        }
+    }
+}
+
+/// The workload keeps TCP flows that are older than the programs.
+pub const KEEP_PREEXISTING: u8 = 1;
+/// Some name of the policy is denied: aliases have to be matched as well.
+pub const HAS_DENIED_NAMES: u8 = 2;
+
+/// Which policy applies to a workload, and which scope it learns into.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Binding {
+    /// Scope that profits from what the workload resolves. New for every switch of its policy.
+    pub scope_id: u32,
+    /// The policy; 0 restricts nothing.
+    pub policy_id: u16,
+    /// A [`Mode`](crate::verdict::Mode) as a number; anything but 1 enforces.
+    pub mode: u8,
+    /// [`KEEP_PREEXISTING`], [`HAS_DENIED_NAMES`].
+    pub flags: u8,
+}
+const _: () = assert!(size_of::<Binding>() == 8);
+
+impl Binding {
+    /// The mode that applies.
+    #[inline(always)]
+    #[must_use]
+    pub const fn mode(&self) -> crate::verdict::Mode {
+        if self.mode == crate::verdict::Mode::Audit as u8 {
+            crate::verdict::Mode::Audit
+        } else {
+            crate::verdict::Mode::Enforce
+        }
+    }
+}
+
+/// Value of the workload map. Replaced as a whole, so that a switch is atomic.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Workload {
+    /// What judges its packets now.
+    pub current: Binding,
+    /// What will judge them after the switch that is being prepared: answers
+    /// teach both, so that nothing is lost between. `policy_id` 0: no switch.
+    pub next: Binding,
+    /// 1 for the node's own processes, whose kernel replies pass.
+    pub is_node: u32,
+    /// Padding, always zero.
+    pub _pad: u32,
+}
+const _: () = assert!(size_of::<Workload>() == 24);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_covers_its_ends_and_nothing_beyond() {
+        let range = PortRange::new(protocol::TCP, 8000, 8080);
+        for (port, covered) in [(7999, false), (8000, true), (8080, true), (8081, false)] {
+            assert_eq!(range.covers(protocol::TCP, Some(port)), covered, "{port}");
+        }
+        assert!(!range.covers(protocol::UDP, Some(8000)));
+    }
+
+    #[test]
+    fn a_flow_without_ports_matches_only_all_ports() {
+        assert!(!PortRange::new(protocol::UDP, 53, 53).covers(protocol::UDP, None));
+        assert!(PortRange::new(protocol::UDP, 0, u16::MAX).covers(protocol::UDP, None));
+        assert!(PortRange::ANY.covers(47, None));
+        assert!(!PortRange::new(protocol::TCP, 0, u16::MAX).covers(47, None));
+    }
+
+    #[test]
+    fn icmp_in_a_rule_means_both_versions() {
+        let icmp = PortRange::new(protocol::ICMP, 0, u16::MAX);
+        assert!(icmp.covers(protocol::ICMP, None) && icmp.covers(protocol::ICMPV6, None));
+        assert!(!icmp.covers(protocol::UDP, None));
+    }
+
+    #[test]
+    fn the_first_entry_that_covers_the_port_wins() {
+        let mut rules = CidrRules::default();
+        let entry = |rule, kind, ports| RuleEntry {
+            rule,
+            ports,
+            kind,
+            _pad: 0,
+        };
+        rules.entries[0] = entry(1, 2, PortRange::new(protocol::TCP, 22, 22));
+        rules.entries[1] = entry(2, 3, PortRange::ANY);
+        assert_eq!(rules.find(protocol::TCP, Some(22)).map(|e| e.rule), Some(1));
+        assert_eq!(rules.find(protocol::TCP, Some(23)).map(|e| e.rule), Some(2));
+    }
+
+    #[test]
+    fn lifetime_is_clamped_and_a_negative_ttl_is_zero() {
+        let rules = NameRules {
+            ttl_min_s: 30,
+            ttl_max_s: 86_400,
+            ..NameRules::default()
+        };
+        for (ttl, life) in [
+            (0, 30),
+            (29, 30),
+            (31, 31),
+            (86_401, 86_400),
+            (0x7fff_ffff, 86_400),
+            (0x8000_0000, 30),
+        ] {
+            assert_eq!(rules.lifetime_s(ttl), life, "{ttl}");
+        }
+    }
+}

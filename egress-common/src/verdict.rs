@@ -1,0 +1,286 @@
+//! Verdict and reason, always a pair; hooks and modes.
+
+/// What happens to a packet or a connect.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Verdict {
+    /// It passes because a rule or a standing exception says so.
+    Allow = 0,
+    /// It is dropped (packet) or refused with EPERM (connect).
+    Deny = 1,
+    /// It passes because the policy only audits; enforcing would deny it.
+    WouldDeny = 2,
+}
+
+/// Number of verdicts.
+pub const VERDICTS: u32 = 3;
+
+impl Verdict {
+    /// Every verdict.
+    pub const ALL: &[Self] = &[Self::Allow, Self::Deny, Self::WouldDeny];
+
+    /// The name in JSON, metrics and tables.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Allow => "allowed",
+            Self::Deny => "denied",
+            Self::WouldDeny => "would_deny",
+        }
+    }
+
+    /// Return code of cgroup_skb and cgroup_sock_addr programs: 1 passes, 0 drops or refuses with EPERM.
+    #[inline(always)]
+    #[must_use]
+    pub const fn cgroup_code(self) -> i32 {
+        match self {
+            Self::Allow | Self::WouldDeny => 1,
+            Self::Deny => 0,
+        }
+    }
+
+    /// Return code of tc programs, valid for clsact in direct-action mode and for TCX
+    /// (include/uapi/linux/pkt_cls.h, include/uapi/linux/bpf.h): -1 hands on, 2 drops.
+    #[inline(always)]
+    #[must_use]
+    pub const fn tc_code(self) -> i32 {
+        match self {
+            Self::Allow | Self::WouldDeny => -1,
+            Self::Deny => 2,
+        }
+    }
+}
+
+impl TryFrom<u8> for Verdict {
+    type Error = u8;
+
+    fn try_from(number: u8) -> Result<Self, u8> {
+        match number {
+            0 => Ok(Self::Allow),
+            1 => Ok(Self::Deny),
+            2 => Ok(Self::WouldDeny),
+            other => Err(other),
+        }
+    }
+}
+
+/// Whether a denial stands or is only reported.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// Denied packets are dropped.
+    Enforce = 0,
+    /// Denied packets pass and are reported as `would_deny`.
+    Audit = 1,
+}
+
+impl Mode {
+    /// The name in policies, JSON and tables.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Enforce => "enforce",
+            Self::Audit => "audit",
+        }
+    }
+}
+
+/// A place where the kernel asks for a verdict.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Hook {
+    /// `connect()` of an IPv4 stream socket.
+    Connect4 = 0,
+    /// `connect()` of an IPv6 stream socket.
+    Connect6 = 1,
+    /// A packet that a socket sends.
+    SkbEgress = 2,
+    /// A packet that a socket receives: never judged, only learned from.
+    SkbIngress = 3,
+    /// A packet that leaves through a given interface.
+    TcEgress = 4,
+    /// A packet that enters through a given interface: never judged, only learned from.
+    TcIngress = 5,
+}
+
+/// Number of hooks.
+pub const HOOKS: u32 = 6;
+
+impl Hook {
+    /// Every hook.
+    pub const ALL: &[Self] = &[
+        Self::Connect4,
+        Self::Connect6,
+        Self::SkbEgress,
+        Self::SkbIngress,
+        Self::TcEgress,
+        Self::TcIngress,
+    ];
+
+    /// The name in JSON, metrics and tables, which is also the program's name in the object.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Connect4 => "connect4",
+            Self::Connect6 => "connect6",
+            Self::SkbEgress => "skb_egress",
+            Self::SkbIngress => "skb_ingress",
+            Self::TcEgress => "tc_egress",
+            Self::TcIngress => "tc_ingress",
+        }
+    }
+}
+
+impl TryFrom<u8> for Hook {
+    type Error = u8;
+
+    fn try_from(number: u8) -> Result<Self, u8> {
+        match number {
+            0 => Ok(Self::Connect4),
+            1 => Ok(Self::Connect6),
+            2 => Ok(Self::SkbEgress),
+            3 => Ok(Self::SkbIngress),
+            4 => Ok(Self::TcEgress),
+            5 => Ok(Self::TcIngress),
+            other => Err(other),
+        }
+    }
+}
+
+/// Declares [`Reason`] together with its names and plain words: the one table of reasons.
+macro_rules! reasons {
+    ($($number:literal $variant:ident $name:literal $words:literal,)+) => {
+        /// Why a verdict is what it is. Numbers below 32 allow, numbers from 32 deny; none is reused.
+        #[repr(u8)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum Reason {
+            $(#[doc = $words] $variant = $number,)+
+        }
+
+        impl Reason {
+            /// Every reason, in the order of their numbers.
+            pub const ALL: &[Self] = &[$(Self::$variant,)+];
+
+            /// The name in JSON, metrics and tables.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)+ }
+            }
+
+            /// The reason in a plain sentence without its final stop.
+            #[must_use]
+            pub const fn words(self) -> &'static str {
+                match self { $(Self::$variant => $words,)+ }
+            }
+        }
+
+        impl TryFrom<u8> for Reason {
+            type Error = u8;
+            fn try_from(number: u8) -> Result<Self, u8> {
+                match number { $($number => Ok(Self::$variant),)+ other => Err(other) }
+            }
+        }
+    };
+}
+
+reasons! {
+    0 NoPolicy "no_policy" "no policy restricts this workload",
+    1 Loopback "loopback" "the destination is loopback, which is always allowed",
+    2 Lifeline "lifeline" "the lifeline allows what the node needs to stay manageable",
+    3 Reply "reply" "it answers a flow that the far end started",
+    4 EstablishedFlow "established_flow" "the flow was allowed when it started",
+    5 PreexistingFlow "preexisting_flow" "the TCP flow is older than the programs and the policy keeps such flows",
+    6 CidrRule "cidr_rule" "a CIDR rule allows the destination",
+    7 NameRule "name_rule" "a DNS answer for an allowed name taught the destination",
+    8 LinkControl "link_control" "neighbour discovery, group membership and ARP stay on the link and are always allowed",
+    9 KernelReply "kernel_reply" "the kernel itself answers (ICMP error, echo reply, TCP reset or final acknowledgement)",
+    10 SocketJudged "socket_judged" "the packet belongs to a socket, which the cgroup hooks judge",
+    32 NoRule "no_rule" "no rule allows the destination, and no allowed name resolved to it in this scope",
+    33 DeniedCidr "denied_cidr" "a deny rule covers the destination",
+    34 Expired "expired" "an allowed name resolved to the destination, but its TTL has ended",
+    35 PortNotAllowed "port_not_allowed" "the destination is known, but no rule allows this port and protocol",
+    36 Malformed "malformed" "the packet's headers are cut short or contradict themselves",
+    37 Fragment "fragment" "a fragment without ports can match only rules for any port",
+    38 SourceRouted "source_routed" "the packet asks to be routed over addresses that it names itself",
+    39 TooManyHeaders "too_many_headers" "the packet has more IPv6 extension headers than are read",
+    40 StateUnavailable "state_unavailable" "the kernel had no room for the state that this flow needs",
+    41 ReplyForgotten "reply_forgotten" "the socket serves inbound UDP, but no packet of this far end was seen lately",
+    42 UnknownEthertype "unknown_ethertype" "the frame is neither IPv4, IPv6 nor ARP",
+    43 NotConfigured "not_configured" "the programs have no configuration yet",
+}
+
+/// Capacity for reasons in the map of counters.
+pub const REASONS: u32 = 64;
+
+impl Reason {
+    /// Whether this reason allows.
+    #[inline(always)]
+    #[must_use]
+    pub const fn allows(self) -> bool {
+        (self as u8) < 32
+    }
+
+    /// Turns the reason into a verdict: this is the only place where an error becomes one.
+    #[inline(always)]
+    #[must_use]
+    pub const fn verdict(self, mode: Mode) -> Verdict {
+        if self.allows() {
+            return Verdict::Allow;
+        }
+        match mode {
+            Mode::Enforce => Verdict::Deny,
+            Mode::Audit => Verdict::WouldDeny,
+        }
+    }
+}
+
+/// Index of a verdict in the map of counters.
+#[inline(always)]
+#[must_use]
+pub const fn counter_index(hook: Hook, verdict: Verdict, reason: Reason) -> u32 {
+    ((hook as u32)
+        .wrapping_mul(VERDICTS)
+        .wrapping_add(verdict as u32))
+    .wrapping_mul(REASONS)
+    .wrapping_add(reason as u32)
+}
+
+/// Size of the map of counters.
+pub const COUNTERS: u32 = HOOKS * VERDICTS * REASONS;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_round_trip_and_fit_the_map() {
+        for reason in Reason::ALL {
+            assert_eq!(Reason::try_from(*reason as u8), Ok(*reason));
+            assert!((*reason as u32) < REASONS);
+            for hook in Hook::ALL {
+                for verdict in Verdict::ALL {
+                    assert!(counter_index(*hook, *verdict, *reason) < COUNTERS);
+                }
+            }
+        }
+        assert_eq!(Reason::try_from(31), Err(31));
+    }
+
+    #[test]
+    fn a_denial_is_only_reported_in_audit_mode() {
+        assert_eq!(Reason::NoRule.verdict(Mode::Enforce), Verdict::Deny);
+        assert_eq!(Reason::NoRule.verdict(Mode::Audit), Verdict::WouldDeny);
+        assert_eq!(Reason::CidrRule.verdict(Mode::Audit), Verdict::Allow);
+    }
+
+    #[test]
+    fn only_a_denial_drops() {
+        for (verdict, cgroup, tc) in [
+            (Verdict::Allow, 1, -1),
+            (Verdict::WouldDeny, 1, -1),
+            (Verdict::Deny, 0, 2),
+        ] {
+            assert_eq!((verdict.cgroup_code(), verdict.tc_code()), (cgroup, tc));
+        }
+    }
+}
