@@ -1,2 +1,55 @@
-//! Placeholder.
-fn main() {}
+//! `cargo xtask`: sets up, builds, tests and packages the project.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod build;
+mod ebpf;
+mod run;
+mod setup;
+mod toolchain;
+
+/// Sets up, builds, tests and packages the project.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What to do. (`demo` belongs here as well.)
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Install what is missing: Debian packages, the linker, a compiler for bpf.
+    Setup(setup::Setup),
+    /// Build the eBPF object alone, to target/ebpf/egress-ebpf.
+    BuildEbpf(ebpf::BuildEbpf),
+    /// Build the static release agent with the eBPF object inside.
+    Build(build::Build),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Setup(command) => command.run(),
+        Command::BuildEbpf(command) => command.run(),
+        Command::Build(command) => command.run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,68 @@
+//! `cargo xtask build-ebpf`: the eBPF object.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+
+use crate::{
+    run::{self, Stage},
+    setup,
+    toolchain::Toolchain,
+};
+
+/// Options of `cargo xtask build-ebpf`.
+#[derive(Args, Debug)]
+pub(crate) struct BuildEbpf {
+    /// Say nothing when the object is up to date.
+    #[arg(long)]
+    quiet_if_fresh: bool,
+}
+
+impl BuildEbpf {
+    /// Builds the object and says where it is.
+    ///
+    /// # Errors
+    ///
+    /// A tool is missing or fails.
+    pub(crate) fn run(&self) -> Result<()> {
+        let changed = build()?;
+        if changed || !self.quiet_if_fresh {
+            let size = fs::metadata(object()).map_or(0, |data| data.len());
+            run::say(&format!("{}: {size} bytes", run::shown(&object())));
+        }
+        Ok(())
+    }
+}
+
+/// Where the object is: the path that egress-agent's build script embeds.
+pub(crate) fn object() -> PathBuf {
+    run::target_dir().join("ebpf/egress-ebpf")
+}
+
+/// Builds the object, and says whether it has changed.
+///
+/// # Errors
+///
+/// A tool is missing or fails.
+pub(crate) fn build() -> Result<bool> {
+    let toolchain = Toolchain::require()?;
+    let _lock = setup::lock("ebpf")?;
+    let target_dir = run::target_dir().join("ebpf/build");
+    let stage = Stage::begin("build-ebpf", "eBPF object")?;
+    stage.run(
+        toolchain
+            .cargo()
+            .args(["build", "--release", "--package", "egress-ebpf"])
+            .args(["--target", "bpfel-unknown-none", "-Z", "build-std=core"])
+            .arg("--target-dir")
+            .arg(&target_dir),
+    )?;
+    let built: &Path = &target_dir.join("bpfel-unknown-none/release/egress-ebpf");
+    let changed = run::copy_if_changed(built, &object()).context("cannot keep the object")?;
+    stage.done();
+    Ok(changed)
+}
