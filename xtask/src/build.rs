@@ -1,22 +1,107 @@
 //! `cargo xtask build`: the static agent with the object inside.
 
-use anyhow::Result;
+use std::{fs, path::PathBuf, process::Command};
+
+use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 
-use crate::ebpf;
+use crate::{
+    ebpf,
+    run::{self, Stage},
+    setup,
+};
 
 /// Options of `cargo xtask build`.
 #[derive(Args, Debug)]
 pub(crate) struct Build {}
 
 impl Build {
-    /// Builds the object, then the agent.
+    /// Builds the object, then the agent, and says where it is.
     ///
     /// # Errors
     ///
     /// A tool is missing or fails.
     pub(crate) fn run(&self) -> Result<()> {
-        ebpf::build()?;
+        let agent = build()?;
+        let size = fs::metadata(&agent).map_or(0, |data| data.len());
+        run::say(&format!("{}: {size} bytes, static", run::shown(&agent)));
         Ok(())
     }
+}
+
+/// Where the static agent is.
+pub(crate) fn agent() -> PathBuf {
+    run::target_dir().join("release/egress-agent")
+}
+
+/// Builds the object and the agent that carries it, and says where the agent is.
+///
+/// # Errors
+///
+/// A tool is missing or fails, or the agent is not static.
+pub(crate) fn build() -> Result<PathBuf> {
+    ebpf::build()?;
+    let _lock = setup::lock("agent")?;
+    let built = build_static("egress-agent", "egress-agent")?;
+    run::copy_if_changed(&built, &agent()).context("cannot keep the agent")?;
+    Ok(agent())
+}
+
+/// Builds one static release program and says where it is.
+///
+/// # Errors
+///
+/// The build fails, or the program needs a loader after all.
+pub(crate) fn build_static(package: &str, bin: &str) -> Result<PathBuf> {
+    let target = host()?;
+    let stage = Stage::begin(&format!("build-{bin}"), format!("static {bin}"))?;
+    // Given a target, cargo keeps the flags away from proc macros, which cannot be static.
+    stage.run(
+        static_cargo(&target)
+            .args(["build", "--release", "--package", package, "--bin", bin])
+            .args(["--target", &target]),
+    )?;
+    let built = run::target_dir().join(&target).join("release").join(bin);
+    let bytes = fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
+    ensure!(
+        !needs_loader(&bytes),
+        "{} is not static: is +crt-static overridden by a cargo config?",
+        run::shown(&built)
+    );
+    stage.done();
+    Ok(built)
+}
+
+/// A cargo that links statically and embeds our object.
+fn static_cargo(target: &str) -> Command {
+    let mut cargo = run::cargo();
+    let name = target.to_uppercase().replace('-', "_");
+    cargo
+        .env_remove("RUSTFLAGS")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .env(
+            format!("CARGO_TARGET_{name}_RUSTFLAGS"),
+            "-C target-feature=+crt-static",
+        )
+        .env("EGRESS_EBPF_OBJECT", ebpf::object());
+    cargo
+}
+
+/// The target triple of this machine.
+fn host() -> Result<String> {
+    let version = run::output(run::command("rustc").arg("-vV"))?;
+    version
+        .lines()
+        .find_map(|line| line.strip_prefix("host: "))
+        .map(str::to_owned)
+        .context("rustc does not tell its host")
+}
+
+/// Whether an ELF program names an interpreter, as one that is not static does.
+fn needs_loader(elf: &[u8]) -> bool {
+    let interpreter = b"/ld-linux";
+    // The name follows the headers, so that the rest need not be searched.
+    let head = elf.get(..4096).unwrap_or(elf);
+    head.windows(interpreter.len())
+        .any(|window| window == interpreter)
 }
