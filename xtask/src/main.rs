@@ -6,9 +6,11 @@ use clap::{Parser, Subcommand};
 
 mod build;
 mod ebpf;
+mod kernels;
 mod run;
 mod setup;
 mod toolchain;
+mod vm;
 
 /// Sets up, builds, tests and packages the project.
 #[derive(Debug, Parser)]
@@ -27,6 +29,8 @@ enum Command {
     BuildEbpf(ebpf::BuildEbpf),
     /// Build the static release agent with the eBPF object inside.
     Build(build::Build),
+    /// Try the agent on other kernels, in QEMU.
+    Vm(vm::Vm),
 }
 
 fn main() -> ExitCode {
@@ -34,6 +38,7 @@ fn main() -> ExitCode {
         Command::Setup(command) => command.run(),
         Command::BuildEbpf(command) => command.run(),
         Command::Build(command) => command.run(),
+        Command::Vm(command) => command.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

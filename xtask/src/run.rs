@@ -6,16 +6,30 @@ use std::{
     ffi::OsStr,
     fs::{self, File},
     io::{IsTerminal as _, Write as _, stderr},
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
+use nix::{
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
+};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 /// A stage shorter than this is not worth a line.
 const SHORT: Duration = Duration::from_millis(400);
+/// No tool is worth waiting for longer than this.
+const TOOL_LIMIT: Duration = Duration::from_mins(20);
+/// How long a tool that is told to stop may take to clean up.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
 /// Lines of a failed tool's log that are shown.
 const TAIL_LINES: usize = 40;
 /// How often a running stage is reported on a terminal, and in a log.
@@ -101,6 +115,7 @@ pub(crate) struct Stage {
     log: PathBuf,
     begin: Instant,
     announced: Cell<bool>,
+    limit: Duration,
 }
 
 impl Stage {
@@ -119,6 +134,7 @@ impl Stage {
             log,
             begin: Instant::now(),
             announced: Cell::new(false),
+            limit: TOOL_LIMIT,
         })
     }
 
@@ -134,19 +150,16 @@ impl Stage {
             .with_context(|| format!("cannot write {}", self.log.display()))?;
         writeln!(log, "$ {}", display(command)).context("cannot write the log")?;
         let errors = log.try_clone().context("cannot write the log")?;
-        let mut child = command
+        let child = command
             .stdout(log)
             .stderr(errors)
+            .process_group(0)
             .spawn()
             .with_context(|| format!("cannot start {}", display(command)))?;
         let terminal = stderr().is_terminal();
         let tick = if terminal { TICK_TERMINAL } else { TICK_LOG };
         let mut reported = Instant::now();
-        let status = loop {
-            if let Some(status) = child.try_wait().context("cannot wait")? {
-                break status;
-            }
-            thread::sleep(Duration::from_millis(20));
+        let status = supervise(child, self.limit, || {
             if !self.announced.get() && self.begin.elapsed() >= SHORT {
                 self.announced.set(true);
                 say(&format!("{} ...", self.title));
@@ -160,10 +173,12 @@ impl Stage {
                     say(&line);
                 }
             }
-        };
+        })
+        .with_context(|| self.title.clone());
         if terminal {
             eprint!("\r\x1b[K");
         }
+        let status = status?;
         if !status.success() {
             eprintln!("{}", tail(&self.log));
             bail!(
@@ -187,6 +202,65 @@ impl Stage {
         let seconds = self.begin.elapsed().as_secs_f64();
         say(&format!("{}: done in {seconds:.1} s", self.title));
     }
+}
+
+/// Waits for a child that leads its own process group, and ends the group when it takes too long or we are interrupted.
+///
+/// # Errors
+///
+/// The child took too long, or we were interrupted.
+pub(crate) fn supervise(
+    mut child: Child,
+    limit: Duration,
+    mut tick: impl FnMut(),
+) -> Result<ExitStatus> {
+    let begin = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().context("cannot wait")? {
+            return Ok(status);
+        }
+        if interrupted() {
+            end_group(&mut child);
+            bail!("interrupted");
+        }
+        if begin.elapsed() >= limit {
+            end_group(&mut child);
+            bail!("not done after {} s, stopped", limit.as_secs());
+        }
+        thread::sleep(Duration::from_millis(20));
+        tick();
+    }
+}
+
+/// Ends a child and its process group: asks, waits a while, insists.
+pub(crate) fn end_group(child: &mut Child) {
+    let Ok(group) = i32::try_from(child.id()) else {
+        return;
+    };
+    let group = Pid::from_raw(group);
+    let begin = Instant::now();
+    let _ = killpg(group, Signal::SIGINT); // it may be gone already
+    while begin.elapsed() < STOP_LIMIT && matches!(child.try_wait(), Ok(None)) {
+        thread::sleep(Duration::from_millis(20));
+    }
+    let _ = killpg(group, Signal::SIGKILL);
+    let _ = child.wait();
+}
+
+/// Whether ctrl-c was pressed, or someone asked us to end.
+///
+/// From the first call on, the signals only set this: who calls it has to look at it from time to time.
+pub(crate) fn interrupted() -> bool {
+    static FLAG: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+    let flag = FLAG.get_or_init(|| {
+        let flag = Arc::new(AtomicBool::new(false));
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            // It fails for signals that cannot be caught; these can.
+            let _ = signal_hook::flag::register(signal, Arc::clone(&flag));
+        }
+        flag
+    });
+    flag.load(Ordering::Relaxed)
 }
 
 /// Prints a progress line to standard error.

@@ -1,0 +1,399 @@
+//! `cargo xtask vm`: the agent on other kernels, attached to the root cgroup there.
+//!
+//! Debian's cloud kernels boot in QEMU with an initramfs of busybox, the static agent and the static `vm-check`,
+//! which prints what it found as lines on the second serial port. The first one is the kernel's console.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    fs::{self, File},
+    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+
+use crate::{
+    build, kernels,
+    run::{self, say},
+    setup::{self, Group},
+};
+
+/// Virtual machines that run at the same time.
+const PARALLEL: usize = 2;
+/// A kernel that has not finished by then has failed.
+const LIMIT: Duration = Duration::from_mins(8);
+
+/// Options of `cargo xtask vm`.
+#[derive(Args, Debug)]
+pub(crate) struct Vm {
+    /// Kernel series to try, or `newest`.
+    #[arg(long, value_delimiter = ',', default_values = kernels::DEFAULT)]
+    pub(crate) kernel: Vec<String>,
+    /// Look for newer kernels although some have been fetched.
+    #[arg(long)]
+    pub(crate) refresh: bool,
+    /// Show the console of each virtual machine.
+    #[arg(long)]
+    pub(crate) verbose: bool,
+    /// Use this static agent instead of building one.
+    #[arg(long, value_name = "PATH")]
+    agent: Option<PathBuf>,
+    /// Use this static `vm-check` instead of building one.
+    #[arg(long, value_name = "PATH")]
+    check: Option<PathBuf>,
+}
+
+impl Default for Vm {
+    fn default() -> Self {
+        Self {
+            kernel: kernels::DEFAULT.map(str::to_owned).to_vec(),
+            refresh: false,
+            verbose: false,
+            agent: None,
+            check: None,
+        }
+    }
+}
+
+impl Vm {
+    /// Installs, builds, boots and prints a table.
+    ///
+    /// # Errors
+    ///
+    /// A tool fails, or a kernel fails a check.
+    pub(crate) fn run(&self) -> Result<()> {
+        setup::setup(&[Group::Build, Group::Vm])?;
+        let agent = match &self.agent {
+            Some(agent) => agent.clone(),
+            None => build::build()?,
+        };
+        let guests = self.guests(&agent)?;
+        print!("{}", table(&guests));
+        if guests.iter().any(|guest| !guest.good()) {
+            bail!(
+                "a kernel failed; the consoles are in {}",
+                run::shown(&dir())
+            );
+        }
+        Ok(())
+    }
+
+    /// Boots every wanted kernel with this agent.
+    ///
+    /// # Errors
+    ///
+    /// Kernels cannot be fetched or the initramfs cannot be made. What happens in the guest is in the result.
+    pub(crate) fn guests(&self, agent: &Path) -> Result<Vec<Guest>> {
+        let check = match &self.check {
+            Some(check) => check.clone(),
+            None => build::build_static("egress-tests", "vm-check")?,
+        };
+        let wanted = kernels::fetch(&self.kernel, self.refresh)?;
+        let results = Mutex::new(Vec::new());
+        let next = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            for _ in 0..PARALLEL {
+                scope.spawn(|| {
+                    loop {
+                        let index = next.fetch_add(1, Ordering::Relaxed);
+                        let Some(wanted) = wanted.get(index) else {
+                            return;
+                        };
+                        let guest = self.guest(wanted, agent, &check);
+                        say(&format!("vm {}: {}", guest.series, guest.summary()));
+                        if let Ok(mut results) = results.lock() {
+                            results.push((index, guest));
+                        }
+                    }
+                });
+            }
+        });
+        let mut results = results.into_inner().unwrap_or_default();
+        results.sort_by_key(|(index, _)| *index);
+        Ok(results.into_iter().map(|(_, guest)| guest).collect())
+    }
+
+    /// Boots one kernel, if there is one.
+    fn guest(&self, wanted: &kernels::Wanted, agent: &Path, check: &Path) -> Guest {
+        let mut guest = Guest {
+            series: wanted.series.clone(),
+            ..Guest::default()
+        };
+        match &wanted.kernel {
+            Ok(kernel) => {
+                guest.release.clone_from(&kernel.release);
+                if let Err(error) = self.boot(kernel, agent, check, &mut guest) {
+                    guest.trouble = Some(format!("{error:#}"));
+                }
+            }
+            Err(reason) => guest.skipped = Some(reason.clone()),
+        }
+        guest
+    }
+
+    /// Boots one kernel and reads what the guest prints.
+    fn boot(
+        &self,
+        kernel: &kernels::Kernel,
+        agent: &Path,
+        check: &Path,
+        guest: &mut Guest,
+    ) -> Result<()> {
+        let dir = dir().join("run").join(&kernel.release);
+        setup::remove_dir(&dir)?;
+        fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        let initramfs = initramfs(kernel, agent, check, &dir)?;
+        let console = dir.join("console.log");
+        let results = dir.join("results.log");
+        let errors = dir.join("qemu.log");
+        let errors = File::create(&errors).context("cannot write qemu's log")?;
+        let begin = Instant::now();
+        let child = run::command("qemu-system-x86_64")
+            .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"])
+            .args(["-m", "1024", "-display", "none", "-monitor", "none"])
+            .args(["-nodefaults", "-no-reboot", "-no-user-config"])
+            .arg("-serial")
+            .arg(format!("file:{}", console.display()))
+            .arg("-serial")
+            .arg(format!("file:{}", results.display()))
+            .arg("-kernel")
+            .arg(&kernel.image)
+            .arg("-initrd")
+            .arg(&initramfs)
+            // A kernel that panics reboots at once, which ends qemu.
+            .args([
+                "-append",
+                "console=ttyS0 panic=-1 loglevel=5 random.trust_cpu=on",
+            ])
+            .stdout(Stdio::null())
+            .stderr(errors)
+            .process_group(0)
+            .spawn()
+            .context("cannot start qemu-system-x86_64: run `cargo xtask setup`")?;
+        let ended = run::supervise(child, LIMIT, || ());
+        guest.seconds = begin.elapsed().as_secs_f64();
+        let lines = fs::read(&results).unwrap_or_default();
+        guest.read(&String::from_utf8_lossy(&lines));
+        let _ = fs::remove_file(&initramfs); // the next run makes it anew
+        if self.verbose || ended.is_err() || !guest.finished {
+            eprintln!("{}", run::tail(&console));
+        }
+        let status = ended?;
+        if !status.success() {
+            bail!("qemu failed ({status}), see {}", run::shown(&dir));
+        }
+        if !guest.finished {
+            bail!(
+                "the guest stopped before its end, see {}",
+                run::shown(&console)
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Where everything about virtual machines is kept.
+pub(crate) fn dir() -> PathBuf {
+    run::target_dir().join("vm")
+}
+
+/// What is known about a run of one kernel.
+#[derive(Debug, Default)]
+pub(crate) struct Guest {
+    /// The series that was asked for.
+    pub(crate) series: String,
+    /// The kernel's release.
+    pub(crate) release: String,
+    /// Names of the checks that passed.
+    pub(crate) passed: Vec<String>,
+    /// The checks that failed, with what the guest said about them.
+    pub(crate) failed: Vec<String>,
+    /// The checks that were skipped, with the reason.
+    pub(crate) skips: Vec<String>,
+    /// Instructions that the verifier looked at, per program.
+    pub(crate) instructions: BTreeMap<String, u64>,
+    /// How long boot and run took.
+    pub(crate) seconds: f64,
+    /// Why there was no run, if so.
+    pub(crate) skipped: Option<String>,
+    /// What went wrong with the run itself.
+    pub(crate) trouble: Option<String>,
+    /// Whether the guest came to its end.
+    finished: bool,
+}
+
+impl Guest {
+    /// Whether the run shows what it should; a skipped one does not show the opposite.
+    pub(crate) fn good(&self) -> bool {
+        self.skipped.is_some()
+            || (self.failed.is_empty() && self.trouble.is_none() && !self.passed.is_empty())
+    }
+
+    /// Takes in the lines that the guest printed:
+    /// `CHECK name ok|failed|skipped details`, `INSNS program count`, `END`.
+    fn read(&mut self, text: &str) {
+        for line in text.lines() {
+            let mut words = line.trim().splitn(4, ' ');
+            let mut word = || words.next().unwrap_or_default();
+            let (kind, name, value, details) = (word(), word(), word(), word());
+            match (kind, value) {
+                ("CHECK", "ok") => self.passed.push(name.to_owned()),
+                ("CHECK", "skipped") => self.skips.push(format!("{name}: {details}")),
+                ("CHECK", _) => self.failed.push(format!("{name}: {details}")),
+                ("INSNS", count) => {
+                    let count = count.parse().unwrap_or_default();
+                    self.instructions.insert(name.to_owned(), count);
+                }
+                ("END", _) => self.finished = true,
+                _ => {}
+            }
+        }
+    }
+
+    /// The result in a few words.
+    fn summary(&self) -> String {
+        if let Some(reason) = &self.skipped {
+            return format!("skipped, {reason}");
+        }
+        let mut text = format!(
+            "{} passed, {} failed in {:.0} s",
+            self.passed.len(),
+            self.failed.len(),
+            self.seconds
+        );
+        for failed in self.failed.iter().chain(&self.trouble) {
+            let _ = write!(text, "\n        {failed}"); // a string takes everything
+        }
+        text
+    }
+}
+
+/// All runs as a table.
+pub(crate) fn table(guests: &[Guest]) -> String {
+    let mut text = format!(
+        "{:<8} {:<28} {:>6} {:>6} {:>5}  instructions verified\n",
+        "kernel", "release", "passed", "failed", "s"
+    );
+    for guest in guests {
+        let instructions = if guest.instructions.is_empty() {
+            "-".to_owned()
+        } else {
+            let each: Vec<String> = guest
+                .instructions
+                .iter()
+                .map(|(program, count)| format!("{program} {count}"))
+                .collect();
+            each.join(", ")
+        };
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            text,
+            "{:<8} {:<28} {:>6} {:>6} {:>5.0}  {instructions}",
+            guest.series,
+            guest.release,
+            guest.passed.len(),
+            guest.failed.len(),
+            guest.seconds
+        );
+        for failed in guest.failed.iter().chain(&guest.trouble) {
+            let _ = writeln!(text, "         failed: {failed}");
+        }
+        for skipped in guest.skips.iter().chain(&guest.skipped) {
+            let _ = writeln!(text, "         skipped: {skipped}");
+        }
+    }
+    text
+}
+
+/// The script that the guest's kernel starts.
+const INIT: &str = r#"#!/bin/busybox sh
+export PATH=/bin
+/bin/busybox --install -s /bin
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+mount -t bpf bpf /sys/fs/bpf
+mount -t tmpfs tmp /tmp
+mount -t tmpfs run /run
+mkdir -p /dev/pts /etc
+hostname guest
+while read -r module; do
+    insmod "/modules/$module" || echo "cannot insert $module"
+done </modules/list
+ip link set lo up
+echo "nameserver 127.0.0.1" >/etc/resolv.conf
+echo "127.0.0.1 localhost" >/etc/hosts
+export EGRESS_AGENT=/bin/egress-agent RUST_BACKTRACE=1
+vm-check >/dev/ttyS1 2>/dev/ttyS0 || echo "CHECK vm-check failed exited with status $?" >/dev/ttyS1
+echo END >/dev/ttyS1
+poweroff -f
+"#;
+
+/// Makes the guest's file system.
+fn initramfs(kernel: &kernels::Kernel, agent: &Path, check: &Path, dir: &Path) -> Result<PathBuf> {
+    let tree = dir.join("tree");
+    for name in ["bin", "dev", "etc", "modules", "proc", "run", "sys", "tmp"] {
+        fs::create_dir_all(tree.join(name)).context("cannot create the guest's folders")?;
+    }
+    let busybox = run::find_program("busybox").context("no busybox: run `cargo xtask setup`")?;
+    let bin = tree.join("bin");
+    for (from, name) in [
+        (busybox.as_path(), "busybox"),
+        (agent, "egress-agent"),
+        (check, "vm-check"),
+    ] {
+        fs::copy(from, bin.join(name))
+            .with_context(|| format!("cannot copy {}", from.display()))?;
+    }
+    kernels::copy_modules(&kernel.modules, &tree.join("modules"))?;
+    let init = tree.join("init");
+    fs::write(&init, INIT)
+        .and_then(|()| fs::set_permissions(&init, fs::Permissions::from_mode(0o755)))
+        .context("cannot write the guest's init")?;
+    let archive = dir.join("initramfs.cpio");
+    let status = run::command("sh")
+        .arg("-c")
+        .arg("find . | cpio --quiet --create --format=newc --owner=0:0 >\"$1\"")
+        .arg("sh")
+        .arg(&archive)
+        .current_dir(&tree)
+        .status()
+        .context("cannot start sh")?;
+    if !status.success() {
+        bail!("cpio failed: is it installed? `cargo xtask setup`");
+    }
+    setup::remove_dir(&tree)?;
+    Ok(archive)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_the_guest_are_read() {
+        let mut guest = Guest::default();
+        guest.read("CHECK a ok\r\nnoise\nCHECK b failed it broke badly\nINSNS egress 1234\nEND\n");
+        assert_eq!(guest.passed, ["a"]);
+        assert_eq!(guest.failed, ["b: it broke badly"]);
+        assert_eq!(guest.instructions.get("egress"), Some(&1234));
+        assert!(guest.finished && !guest.good());
+    }
+
+    #[test]
+    fn a_guest_that_checks_nothing_is_not_good() {
+        let mut guest = Guest::default();
+        guest.read("END\n");
+        assert!(!guest.good());
+    }
+}
