@@ -6,9 +6,11 @@ use clap::{Parser, Subcommand};
 
 mod build;
 mod ebpf;
+mod fuzz;
 mod kernels;
 mod run;
 mod setup;
+mod test;
 mod toolchain;
 mod vm;
 
@@ -29,6 +31,10 @@ enum Command {
     BuildEbpf(ebpf::BuildEbpf),
     /// Build the static release agent with the eBPF object inside.
     Build(build::Build),
+    /// Set up, build, and run every test there is.
+    Test(test::Test),
+    /// Compare the DNS step machine with hickory-proto on random and mutated messages.
+    Fuzz(fuzz::Fuzz),
     /// Try the agent on other kernels, in QEMU.
     Vm(vm::Vm),
 }
@@ -38,6 +44,8 @@ fn main() -> ExitCode {
         Command::Setup(command) => command.run(),
         Command::BuildEbpf(command) => command.run(),
         Command::Build(command) => command.run(),
+        Command::Test(command) => command.run(),
+        Command::Fuzz(command) => command.run(),
         Command::Vm(command) => command.run(),
     };
     match result {

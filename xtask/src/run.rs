@@ -125,7 +125,16 @@ impl Stage {
     ///
     /// The log cannot be created.
     pub(crate) fn begin(name: &str, title: impl Into<String>) -> Result<Self> {
-        let dir = target_dir().join("logs");
+        Self::begin_in("logs", name, title)
+    }
+
+    /// Begins a stage whose tools write to `target/<folder>/<name>.log`.
+    ///
+    /// # Errors
+    ///
+    /// The log cannot be created.
+    pub(crate) fn begin_in(folder: &str, name: &str, title: impl Into<String>) -> Result<Self> {
+        let dir = target_dir().join(folder);
         fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
         let log = dir.join(format!("{name}.log"));
         File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
@@ -144,6 +153,28 @@ impl Stage {
     ///
     /// The tool cannot be started or fails: then the end of its log has been printed.
     pub(crate) fn run(&self, command: &mut Command) -> Result<()> {
+        let status = self.status(command)?;
+        if !status.success() {
+            eprintln!("{}", tail(&self.log));
+            bail!(
+                "{}: {} failed ({status}); all of its output is in {}",
+                self.title,
+                Path::new(command.get_program())
+                    .file_name()
+                    .unwrap_or_default()
+                    .display(),
+                shown(&self.log)
+            );
+        }
+        Ok(())
+    }
+
+    /// Runs one tool of the stage with its output in the log, and tells how it ended.
+    ///
+    /// # Errors
+    ///
+    /// The tool cannot be started or takes too long, or we are interrupted.
+    pub(crate) fn status(&self, command: &mut Command) -> Result<ExitStatus> {
         let mut log = File::options()
             .append(true)
             .open(&self.log)
@@ -178,20 +209,22 @@ impl Stage {
         if terminal {
             eprint!("\r\x1b[K");
         }
-        let status = status?;
-        if !status.success() {
-            eprintln!("{}", tail(&self.log));
-            bail!(
-                "{}: {} failed ({status}); all of its output is in {}",
-                self.title,
-                Path::new(command.get_program())
-                    .file_name()
-                    .unwrap_or_default()
-                    .display(),
-                shown(&self.log)
-            );
-        }
-        Ok(())
+        status
+    }
+
+    /// What the stage's tools have printed up to now.
+    pub(crate) fn output(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    /// Where that is.
+    pub(crate) fn log(&self) -> &Path {
+        &self.log
+    }
+
+    /// For how long the stage has been running.
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.begin.elapsed()
     }
 
     /// Says that the stage is done, and how long it took, unless that was no time at all.
