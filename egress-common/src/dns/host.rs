@@ -83,6 +83,10 @@ pub fn read_answer(
                 }
             }
             Next::Teach => {
+                if reader.addresses == 1 {
+                    // A further pass begins to count again.
+                    unteachable = 0;
+                }
                 if is_unteachable(&reader.address, reader.from_aaaa != 0) {
                     unteachable = unteachable.wrapping_add(1);
                 } else {

@@ -11,6 +11,9 @@ mod host;
 mod message;
 mod name_reader;
 mod question;
+#[cfg(test)]
+#[expect(clippy::arithmetic_side_effects, reason = "test code")]
+mod tests;
 
 pub use answer::{ALIASES, ANSWER_STEPS, AnswerReader, Next};
 pub use host::{Answer, Taught, read_answer};

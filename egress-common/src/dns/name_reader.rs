@@ -224,3 +224,134 @@ fn key_from(key: &[u8; KEY_BYTES], at: usize) -> *const u8 {
     // SAFETY: `at` is at most 258, and 258 + 260 bytes are in the buffer.
     unsafe { key.as_ptr().add(at) }
 }
+
+#[cfg(test)]
+#[expect(clippy::arithmetic_side_effects, reason = "test code")]
+mod tests {
+    use std::vec::Vec;
+
+    use hickory_proto::{
+        rr::Name,
+        serialize::binary::{BinDecodable, BinDecoder},
+    };
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+    use crate::name::{NAME_KEY_BYTES, trie_key};
+
+    fn read(reader: &mut NameReader, bytes: &[u8], at: u32) -> bool {
+        let message = Message::from_slice(bytes).expect("a message that fits");
+        reader.start(at, 1);
+        for _ in 0..NAME_STEPS {
+            match reader.step(&message) {
+                NameStep::More => {}
+                NameStep::Done => return true,
+                NameStep::Malformed => return false,
+            }
+        }
+        false
+    }
+
+    /// The key as the kernel's helper sees it: 260 bytes from the pointer.
+    fn key_at_pointer(reader: &mut NameReader, policy_id: u16) -> (u32, [u8; NAME_KEY_BYTES]) {
+        let pointer = reader.trie_key(policy_id);
+        let at = pointer.addr() - reader.key.as_ptr().addr();
+        let key = &reader.key[at..at + TRIE_KEY_BYTES as usize];
+        let (bits, data) = key.split_at(4);
+        (
+            u32::from_ne_bytes(bits.try_into().expect("four bytes")),
+            data.try_into().expect("256 bytes"),
+        )
+    }
+
+    /// Labels of any bytes, often ordinary ones, up to the greatest length of a name.
+    fn labels() -> impl Strategy<Value = Vec<Vec<u8>>> {
+        let ordinary = "[a-zA-Z0-9_-]{1,63}".prop_map(|text| text.into_bytes());
+        let label = prop_oneof![3 => ordinary, 1 => vec(any::<u8>(), 1..=63)];
+        vec(label, 0..9).prop_map(|mut labels| {
+            let mut room = 254;
+            labels.retain(|label| {
+                let fits = label.len() < room;
+                if fits {
+                    room -= label.len() + 1;
+                }
+                fits
+            });
+            labels
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 1_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn text_and_key_are_what_hickory_reads(
+            names in vec(labels(), 1..4),
+            policy_id: u16,
+        ) {
+            // One reader for all of them: what an earlier name left must not matter.
+            let mut reader = NameReader::new();
+            for labels in names {
+                let mut wire = Vec::new();
+                for label in &labels {
+                    wire.push(u8::try_from(label.len()).expect("a label"));
+                    wire.extend(label);
+                }
+                wire.push(0);
+                let name = Name::read(&mut BinDecoder::new(&wire)).expect("a name");
+                let mut text = Vec::new();
+                for label in name.to_lowercase().iter() {
+                    if !text.is_empty() {
+                        text.push(b'.');
+                    }
+                    text.extend(label);
+                }
+                prop_assert!(read(&mut reader, &wire, 0));
+                let read_text: Vec<u8> = reader.reversed_text().iter().rev().copied().collect();
+                prop_assert_eq!(&read_text, &text);
+                prop_assert_eq!(reader.end as usize, wire.len());
+                let odd = labels.iter().flatten().any(|byte| !is_matchable(byte.to_ascii_lowercase()));
+                prop_assert_eq!(reader.is_unmatchable != 0, odd);
+
+                let (bits, data) = key_at_pointer(&mut reader, policy_id);
+                let (expected_bits, expected) = trie_key(policy_id, &text, false);
+                prop_assert_eq!(bits, expected_bits);
+                let bytes = bits as usize / 8;
+                prop_assert_eq!(&data[..bytes], &expected[..bytes]);
+                // The text is still there after the key was made.
+                let again: Vec<u8> = reader.reversed_text().iter().rev().copied().collect();
+                prop_assert_eq!(&again, &text);
+            }
+        }
+    }
+
+    #[test]
+    fn the_key_stays_in_the_buffer_for_every_length() {
+        let mut reader = NameReader::new();
+        for length in 0..=u32::try_from(NAME_TEXT_BYTES).expect("a length") {
+            reader.text_bytes = length;
+            let (bits, _) = key_at_pointer(&mut reader, 7);
+            assert_eq!(bits, 16 + (length + 1) * 8);
+            assert_eq!(reader.key[264..], [0; KEY_BYTES - 264]);
+        }
+    }
+
+    #[test]
+    fn a_dead_end_is_malformed() {
+        let mut reader = NameReader::new();
+        for bytes in [
+            &b""[..],
+            b"\x01",
+            b"\x01a",
+            b"\x02a\x00",
+            b"\xc0",
+            b"\xc0\x00",
+            b"\x40a",
+            b"\x80a",
+        ] {
+            assert!(!read(&mut reader, bytes, 0), "{bytes:?}");
+        }
+        assert!(!read(&mut reader, b"\x00", 1));
+        assert!(read(&mut reader, b"\x00", 0));
+    }
+}

@@ -1,0 +1,573 @@
+//! The machines on messages written by hand.
+
+use std::{string::String, vec, vec::Vec};
+
+use super::{
+    ALIASES, Answer, MESSAGE_BYTES, Message, NameReader, QuestionHasher, QuestionStep, Taught,
+    question_hash, read_answer,
+};
+use crate::{
+    address::{Address, from_v4},
+    tally::Tally,
+};
+
+const SEED: u64 = 0x5eed;
+const A: u16 = 1;
+const CNAME: u16 = 5;
+const TXT: u16 = 16;
+const AAAA: u16 = 28;
+const OPT: u16 = 41;
+const RRSIG: u16 = 46;
+/// A pointer to the question.
+const QUESTION: &[u8] = &[0xc0, 12];
+
+/// A name in wire form.
+fn wire(text: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for label in text.split('.').filter(|label| !label.is_empty()) {
+        bytes.push(u8::try_from(label.len()).expect("a label"));
+        bytes.extend(label.bytes());
+    }
+    bytes.push(0);
+    bytes
+}
+
+/// An answer to an A question that holds these records.
+fn answer(question: &str, records: &[Vec<u8>]) -> Vec<u8> {
+    let count = u16::try_from(records.len()).expect("a count");
+    let mut bytes = vec![0x12, 0x34, 0x81, 0x80, 0, 1];
+    bytes.extend(count.to_be_bytes());
+    bytes.extend([0; 4]);
+    bytes.extend(wire(question));
+    bytes.extend([0, 1, 0, 1]);
+    bytes.extend(records.iter().flatten());
+    bytes
+}
+
+fn record(owner: &[u8], kind: u16, ttl_s: u32, data: &[u8]) -> Vec<u8> {
+    let mut bytes = owner.to_vec();
+    bytes.extend(kind.to_be_bytes());
+    bytes.extend([0, 1]);
+    bytes.extend(ttl_s.to_be_bytes());
+    bytes.extend(u16::try_from(data.len()).expect("a length").to_be_bytes());
+    bytes.extend(data);
+    bytes
+}
+
+fn a(owner: &[u8], ttl_s: u32, last: u8) -> Vec<u8> {
+    record(owner, A, ttl_s, &[192, 0, 2, last])
+}
+
+fn cname(from: &[u8], to: &str, ttl_s: u32) -> Vec<u8> {
+    record(from, CNAME, ttl_s, &wire(to))
+}
+
+fn v4(last: u8) -> Address {
+    from_v4([192, 0, 2, last])
+}
+
+/// What is taught, in order, and how the answer ends.
+fn read(bytes: &[u8]) -> (Vec<(Address, u32)>, Result<Answer, Tally>) {
+    let message = Message::from_slice(bytes).expect("a message that fits");
+    let mut taught = Vec::new();
+    let outcome = read_answer(
+        &message,
+        SEED,
+        |_| true,
+        |Taught { address, ttl_s }| taught.push((address, ttl_s)),
+    );
+    (taught, outcome)
+}
+
+fn refusal(bytes: &[u8]) -> Option<Tally> {
+    read(bytes).1.err()
+}
+
+#[test]
+fn addresses_of_the_question_are_taught_with_their_ttl() {
+    let v6 = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7];
+    let (taught, outcome) = read(&answer(
+        "api.example.com",
+        &[
+            a(QUESTION, 300, 1),
+            a(&wire("API.Example.COM"), 60, 2),
+            record(QUESTION, AAAA, 30, &v6),
+        ],
+    ));
+    assert_eq!(taught, [(v4(1), 300), (v4(2), 60), (v6, 30)]);
+    let outcome = outcome.expect("an answer");
+    assert_eq!((outcome.addresses, outcome.off_chain), (3, 0));
+}
+
+#[test]
+fn an_alias_chain_gives_its_shortest_ttl() {
+    let (taught, _) = read(&answer(
+        "a.example",
+        &[
+            cname(QUESTION, "b.example", 300),
+            cname(&wire("b.example"), "c.example", 20),
+            a(&wire("c.example"), 60, 1),
+            a(QUESTION, 600, 2),
+        ],
+    ));
+    assert_eq!(taught, [(v4(1), 20), (v4(2), 600)]);
+}
+
+#[test]
+fn aliases_out_of_order_are_followed() {
+    let (mut taught, outcome) = read(&answer(
+        "a.example",
+        &[
+            a(&wire("c.example"), 60, 1),
+            cname(&wire("b.example"), "c.example", 20),
+            cname(QUESTION, "b.example", 300),
+        ],
+    ));
+    taught.dedup();
+    assert_eq!(taught, [(v4(1), 20)]);
+    assert_eq!(outcome.map(|outcome| outcome.off_chain), Ok(0));
+}
+
+/// Names `n0.example` … that are aliases in a row, then an address of the last.
+fn chain(aliases: usize, is_backwards: bool) -> Vec<u8> {
+    let name = |index: usize| wire(&std::format!("n{index}.example"));
+    let mut records: Vec<_> = (0..aliases)
+        .map(|index| record(&name(index), CNAME, 60, &name(index + 1)))
+        .collect();
+    records.push(a(&name(aliases), 60, 1));
+    if is_backwards {
+        records.reverse();
+    }
+    answer("n0.example", &records)
+}
+
+#[test]
+fn the_longest_chain_is_followed_in_any_order_and_one_more_alias_is_refused() {
+    for is_backwards in [false, true] {
+        let (taught, outcome) = read(&chain(ALIASES, is_backwards));
+        assert!(outcome.is_ok(), "{outcome:?}");
+        assert_eq!(taught.first(), Some(&(v4(1), 60)));
+        let (taught, outcome) = read(&chain(ALIASES + 1, is_backwards));
+        assert_eq!(outcome, Err(Tally::AnswerOversized));
+        assert!(taught.is_empty());
+    }
+}
+
+#[test]
+fn an_alias_loop_ends() {
+    let (taught, outcome) = read(&answer(
+        "a.example",
+        &[
+            cname(QUESTION, "b.example", 9),
+            cname(&wire("b.example"), "a.example", 3),
+            cname(&wire("b.example"), "b.example", 3),
+            a(QUESTION, 60, 1),
+            a(&wire("b.example"), 60, 2),
+        ],
+    ));
+    assert_eq!(taught, [(v4(1), 60), (v4(2), 9)]);
+    assert!(outcome.is_ok());
+}
+
+#[test]
+fn owners_off_the_chain_teach_nothing() {
+    let (taught, outcome) = read(&answer(
+        "a.example",
+        &[
+            a(&wire("evil.example"), 60, 1),
+            cname(&wire("evil.example"), "a.example", 60),
+            a(&wire("aa.example"), 60, 2),
+            a(&wire("example"), 60, 3),
+            a(QUESTION, 60, 4),
+        ],
+    ));
+    assert_eq!(taught, [(v4(4), 60)]);
+    assert_eq!(outcome.map(|outcome| outcome.off_chain), Ok(4));
+}
+
+#[test]
+fn a_pointer_that_was_off_the_chain_is_looked_at_again_after_an_alias() {
+    // The first owner stands whole, the others point to it.
+    let mut first = a(&wire("b.example"), 60, 1);
+    let at = u8::try_from(answer("a.example", &[]).len()).expect("a place");
+    first.extend(a(&[0xc0, at], 60, 2));
+    first.extend(cname(QUESTION, "b.example", 60));
+    first.extend(a(&[0xc0, at], 60, 3));
+    let mut bytes = answer("a.example", &[first]);
+    bytes[7] = 4;
+    let (taught, outcome) = read(&bytes);
+    let last: Vec<_> = taught.iter().map(|(address, _)| address[15]).collect();
+    assert_eq!(last, [3, 1, 2, 3]);
+    assert_eq!(outcome.map(|outcome| outcome.addresses), Ok(3));
+}
+
+#[test]
+fn labels_with_a_dot_inside_are_not_two_labels() {
+    let dotted = b"\x0bapi.example\x03com\x00";
+    let (taught, outcome) = read(&answer("api.example.com", &[a(dotted, 60, 1)]));
+    assert!(taught.is_empty());
+    assert_eq!(outcome.map(|outcome| outcome.off_chain), Ok(1));
+}
+
+#[test]
+fn ttl_edges_are_read_as_rfc_2181_says() {
+    for (ttl_s, expected) in [
+        (0, 0),
+        (1, 1),
+        (0x7fff_ffff, 0x7fff_ffff),
+        (0x8000_0000, 0),
+        (u32::MAX, 0),
+    ] {
+        assert_eq!(
+            read(&answer("a.example", &[a(QUESTION, ttl_s, 1)])).0,
+            [(v4(1), expected)]
+        );
+    }
+}
+
+#[test]
+fn records_of_other_types_are_passed_over() {
+    let (taught, outcome) = read(&answer(
+        "a.example",
+        &[
+            record(QUESTION, TXT, 60, b"\x02hi"),
+            record(QUESTION, RRSIG, 60, &[7; 40]),
+            record(&[0], OPT, 0, &[]),
+            record(QUESTION, 0xff00, 60, &[]),
+            a(QUESTION, 60, 1),
+        ],
+    ));
+    assert_eq!(taught, [(v4(1), 60)]);
+    assert!(outcome.is_ok());
+}
+
+#[test]
+fn an_address_of_another_class_teaches_nothing() {
+    let mut chaos = a(QUESTION, 60, 1);
+    chaos[5] = 3;
+    let (taught, outcome) = read(&answer("a.example", &[chaos]));
+    assert!(taught.is_empty() && outcome.is_ok());
+}
+
+#[test]
+fn as_many_records_as_the_documented_limit_are_read() {
+    // Every owner spelled out, the most steps that a record takes.
+    let records: Vec<_> = (0..250).map(|last| a(&wire("a.b"), 60, last)).collect();
+    let (taught, outcome) = read(&answer("a.b", &records[..180]));
+    assert_eq!((taught.len(), outcome.is_ok()), (180, true));
+    let records: Vec<_> = (0..255).map(|last| a(QUESTION, 60, last)).collect();
+    let (taught, outcome) = read(&answer("a", &records[..254]));
+    assert_eq!((taught.len(), outcome.is_ok()), (254, true));
+}
+
+#[test]
+fn a_message_of_exactly_the_buffer_is_read_and_one_byte_more_is_not() {
+    let mut bytes = answer("a", &[a(QUESTION, 60, 1)]);
+    let rest = MESSAGE_BYTES - bytes.len() - 12;
+    bytes.extend(record(QUESTION, TXT, 60, &vec![1; rest]));
+    bytes[7] = 2;
+    assert_eq!(bytes.len(), MESSAGE_BYTES);
+    assert!(read(&bytes).1.is_ok());
+    let last = bytes.len() - rest - 1;
+    bytes[last] += 1;
+    assert_eq!(refusal(&bytes), Some(Tally::AnswerMalformed));
+    bytes.push(0);
+    assert!(Message::from_slice(&bytes).is_none());
+}
+
+#[test]
+fn a_wrong_data_length_is_refused() {
+    for (kind, data) in [
+        (A, &[1, 2, 3][..]),
+        (A, &[1, 2, 3, 4, 5]),
+        (A, &[]),
+        (AAAA, &[1; 15]),
+        (AAAA, &[1; 17]),
+        (AAAA, &[1; 4]),
+        (CNAME, b"\x01b\x00\x00"),
+        (CNAME, b"\x01b"),
+        (CNAME, b"\x04b\x00"),
+        (CNAME, &[]),
+    ] {
+        let bytes = answer("a", &[record(QUESTION, kind, 60, data)]);
+        assert_eq!(
+            refusal(&bytes),
+            Some(Tally::AnswerMalformed),
+            "{kind} {data:?}"
+        );
+    }
+}
+
+#[test]
+fn counts_that_promise_more_are_refused_and_ones_that_hide_records_are_obeyed() {
+    let mut bytes = answer("a.example", &[a(QUESTION, 60, 1), a(QUESTION, 60, 2)]);
+    bytes[7] = 3;
+    assert_eq!(refusal(&bytes), Some(Tally::AnswerMalformed));
+    bytes[7] = 1;
+    assert_eq!(read(&bytes).0, [(v4(1), 60)]);
+    for questions in [0, 2] {
+        bytes[5] = questions;
+        assert_eq!(refusal(&bytes), Some(Tally::AnswerMalformed));
+    }
+}
+
+#[test]
+fn the_header_decides_what_is_an_answer() {
+    let plain = answer("a.example", &[a(QUESTION, 60, 1)]);
+    let with = |high: u8, low: u8| {
+        let mut bytes = plain.clone();
+        bytes[2] = high;
+        bytes[3] = low;
+        bytes
+    };
+    assert_eq!(refusal(&with(0x01, 0x80)), Some(Tally::AnswerMalformed));
+    assert_eq!(refusal(&with(0x89, 0x80)), Some(Tally::AnswerMalformed));
+    assert_eq!(refusal(&with(0xa9, 0x80)), Some(Tally::AnswerMalformed));
+    for code in 1..16 {
+        let bytes = with(0x81, 0x80 | code);
+        assert_eq!(refusal(&bytes), Some(Tally::AnswerErrorCode));
+    }
+    let truncated = read(&with(0x83, 0x80)).1.map(|answer| answer.is_truncated);
+    assert_eq!(truncated, Ok(true));
+    assert_eq!(read(&with(0x85, 0xb0)).0, [(v4(1), 60)]);
+}
+
+#[test]
+fn every_cut_is_refused() {
+    let bytes = answer(
+        "a.example",
+        &[
+            cname(QUESTION, "b.example", 60),
+            a(&wire("b.example"), 60, 1),
+        ],
+    );
+    assert!(read(&bytes).1.is_ok());
+    for end in 0..bytes.len() {
+        let (taught, outcome) = read(&bytes[..end]);
+        assert_eq!(outcome, Err(Tally::AnswerMalformed), "{end}");
+        assert!(taught.is_empty());
+    }
+}
+
+#[test]
+fn pointers_forward_to_themselves_and_in_a_loop_are_refused() {
+    let place = u8::try_from(answer("a.example", &[]).len()).expect("a place");
+    for target in [place, place + 1, place + 2, 255] {
+        let bytes = answer("a.example", &[a(&[0xc0, target], 60, 1)]);
+        assert_eq!(refusal(&bytes), Some(Tally::AnswerMalformed), "{target}");
+    }
+    let question_loop = {
+        let mut bytes = answer("a.example", &[]);
+        bytes.splice(12..bytes.len() - 4, [1, b'a', 0xc0, 12]);
+        bytes
+    };
+    assert_eq!(refusal(&question_loop), Some(Tally::AnswerMalformed));
+    for reserved in [0x40, 0x80] {
+        let bytes = answer("a.example", &[a(&[reserved, 12], 60, 1)]);
+        assert_eq!(refusal(&bytes), Some(Tally::AnswerMalformed));
+    }
+}
+
+/// An answer whose last owner goes through this many pointers, one to the next.
+fn through_pointers(pointers: u8) -> Vec<u8> {
+    let question = wire("a.example");
+    let mut steps = Vec::new();
+    let first = u8::try_from(answer("a.example", &[]).len()).expect("a place") + 11;
+    for index in 0..pointers - 1 {
+        let target = if index == 0 {
+            12
+        } else {
+            first + 2 * (index - 1)
+        };
+        steps.extend([0xc0, target]);
+    }
+    let last = if pointers == 1 {
+        12
+    } else {
+        first + 2 * (pointers - 2)
+    };
+    assert_eq!(question.len(), 11);
+    answer(
+        "a.example",
+        &[record(&[0], TXT, 60, &steps), a(&[0xc0, last], 60, 1)],
+    )
+}
+
+#[test]
+fn sixteen_pointers_in_one_name_are_followed_and_seventeen_are_not() {
+    for pointers in [1, 2, 16] {
+        assert_eq!(
+            read(&through_pointers(pointers)).0,
+            [(v4(1), 60)],
+            "{pointers}"
+        );
+    }
+    assert_eq!(refusal(&through_pointers(17)), Some(Tally::AnswerMalformed));
+}
+
+/// A name of `wire_bytes` bytes.
+fn long_name(wire_bytes: usize) -> String {
+    let mut text = String::new();
+    let mut left = wire_bytes - 1;
+    while left > 0 {
+        // A length byte and the label; never leave one byte over.
+        let label = if left == 65 { 62 } else { (left - 1).min(63) };
+        if !text.is_empty() {
+            text.push('.');
+        }
+        text.extend(core::iter::repeat_n('x', label));
+        left -= label + 1;
+    }
+    assert_eq!(wire(&text).len(), wire_bytes);
+    text
+}
+
+#[test]
+fn the_longest_name_is_read_and_a_longer_one_is_not() {
+    for wire_bytes in [254, 255] {
+        let name = long_name(wire_bytes);
+        let (taught, _) = read(&answer(
+            &name,
+            &[a(&wire(&name), 60, 1), a(QUESTION, 60, 2)],
+        ));
+        assert_eq!(taught.len(), 2, "{wire_bytes}");
+    }
+    let too_long = answer(&long_name(256), &[a(QUESTION, 60, 1)]);
+    assert_eq!(refusal(&too_long), Some(Tally::AnswerMalformed));
+}
+
+#[test]
+fn the_longest_name_behind_sixteen_pointers_is_read() {
+    // 255 steps for the name and 16 for the pointers: the most that is honest.
+    let name = long_name(255);
+    let mut steps = Vec::new();
+    let first = u16::try_from(answer(&name, &[]).len()).expect("a place") + 11;
+    for index in 0..15_u16 {
+        let target = if index == 0 {
+            12
+        } else {
+            first + 2 * (index - 1)
+        };
+        steps.extend((0xc000 | target).to_be_bytes());
+    }
+    let last = (0xc000 | (first + 28)).to_be_bytes();
+    let bytes = answer(&name, &[record(&[0], TXT, 60, &steps), a(&last, 60, 1)]);
+    assert_eq!(read(&bytes).0, [(v4(1), 60)]);
+}
+
+#[test]
+fn the_root_is_a_name() {
+    assert_eq!(read(&answer("", &[a(&[0], 60, 1)])).0, [(v4(1), 60)]);
+}
+
+#[test]
+fn unteachable_addresses_are_counted_and_not_taught() {
+    let (taught, outcome) = read(&answer(
+        "a.example",
+        &[
+            record(QUESTION, A, 60, &[169, 254, 169, 254]),
+            record(QUESTION, A, 60, &[127, 0, 0, 1]),
+            record(QUESTION, AAAA, 60, &v4(9)),
+            a(QUESTION, 60, 1),
+        ],
+    ));
+    assert_eq!(taught, [(v4(1), 60)]);
+    let outcome = outcome.expect("an answer");
+    assert_eq!((outcome.addresses, outcome.unteachable), (4, 3));
+}
+
+#[test]
+fn unteachable_addresses_are_counted_once_when_an_answer_is_read_again() {
+    let (_, outcome) = read(&answer(
+        "a.example",
+        &[
+            record(&wire("b.example"), A, 60, &[127, 0, 0, 1]),
+            record(QUESTION, A, 60, &[127, 0, 0, 2]),
+            cname(QUESTION, "b.example", 60),
+        ],
+    ));
+    let outcome = outcome.expect("an answer");
+    assert_eq!((outcome.addresses, outcome.unteachable), (2, 2));
+}
+
+#[test]
+fn a_refused_name_ends_the_reading() {
+    let bytes = answer(
+        "a.example",
+        &[
+            a(QUESTION, 60, 1),
+            cname(QUESTION, "Denied.Example", 60),
+            a(&wire("denied.example"), 60, 2),
+            a(QUESTION, 60, 3),
+        ],
+    );
+    let message = Message::from_slice(&bytes).expect("a message");
+    let run = |refused: &[u8]| {
+        let mut taught = Vec::new();
+        let reversed: Vec<u8> = refused.iter().rev().copied().collect();
+        let names = |name: &NameReader| name.reversed_text() != reversed;
+        let outcome = read_answer(&message, SEED, names, |one| taught.push(one.address));
+        (taught, outcome.err())
+    };
+    assert_eq!(run(b"other"), (vec![v4(1), v4(2), v4(3)], None));
+    assert_eq!(
+        run(b"denied.example"),
+        (vec![v4(1)], Some(Tally::AliasDenied))
+    );
+    assert_eq!(run(b"a.example"), (vec![], Some(Tally::AnswerNoRule)));
+}
+
+/// The hash that a query's question gets.
+fn query_hash(question: &[u8]) -> Option<u64> {
+    let mut hasher = QuestionHasher::new(SEED);
+    for byte in question {
+        match hasher.step(*byte) {
+            QuestionStep::More => {}
+            QuestionStep::Done => return Some(hasher.hash()),
+            QuestionStep::Malformed => return None,
+        }
+    }
+    None
+}
+
+#[test]
+fn the_hash_of_a_question_is_that_of_its_query_whatever_its_case() {
+    let hash = read(&answer("Api.EXAMPLE.com", &[]))
+        .1
+        .map(|answer| answer.question);
+    let mut query = wire("aPI.example.COM");
+    query.extend([0, 1, 0, 1]);
+    assert_eq!(hash.ok(), query_hash(&query));
+
+    let mut others: Vec<Vec<u8>> = [
+        "api.example.co",
+        "apiexample.com",
+        "api.example.con",
+        "x.api.example.com",
+        "",
+    ]
+    .iter()
+    .map(|text| {
+        let mut bytes = wire(text);
+        bytes.extend([0, 1, 0, 1]);
+        bytes
+    })
+    .collect();
+    for (high, low) in [((0, 28), (0, 1)), ((0, 1), (0, 3)), ((1, 1), (0, 1))] {
+        let mut bytes = wire("api.example.com");
+        bytes.extend([high.0, high.1, low.0, low.1]);
+        others.push(bytes);
+    }
+    for other in others {
+        assert!(
+            query_hash(&other).is_some() && query_hash(&other) != hash.ok(),
+            "{other:?}"
+        );
+    }
+}
+
+#[test]
+fn a_question_with_a_pointer_is_none_in_a_query() {
+    assert_eq!(query_hash(&[1, b'a', 0xc0, 12, 0, 1, 0, 1]), None);
+    assert_ne!(question_hash(1, 2), question_hash(2, 2));
+}
