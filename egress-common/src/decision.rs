@@ -68,6 +68,9 @@ pub fn decide<'a>(
         };
         return Decision::new(reason, entry.rule, binding);
     }
+    if let Origin::Resting(rule) = flow.origin {
+        return Decision::new(Reason::EstablishedFlow, rule, binding);
+    }
     let found = match learned() {
         Some((entry, owner)) => entry.find(owner, flow.proto, flow.dport, now_ns),
         None => Found::Unknown,
@@ -79,9 +82,11 @@ pub fn decide<'a>(
         Found::OtherPorts => Decision::without_rule(Reason::PortNotAllowed, binding),
         Found::Unknown => match flow.origin {
             Origin::WorkloadServing => Decision::without_rule(Reason::ReplyForgotten, binding),
-            Origin::Workload | Origin::FarEnd | Origin::Preexisting | Origin::Kernel => {
-                Decision::without_rule(Reason::NoRule, binding)
-            }
+            Origin::Workload
+            | Origin::FarEnd
+            | Origin::Preexisting
+            | Origin::Kernel
+            | Origin::Resting(_) => Decision::without_rule(Reason::NoRule, binding),
         },
     }
 }
@@ -101,7 +106,9 @@ const fn standing_reason(flow: &Flow, binding: &Binding) -> Option<Reason> {
         Origin::Preexisting if binding.flags & KEEP_PREEXISTING != 0 => {
             Some(Reason::PreexistingFlow)
         }
-        Origin::Preexisting | Origin::Workload | Origin::WorkloadServing => None,
+        Origin::Preexisting | Origin::Workload | Origin::WorkloadServing | Origin::Resting(_) => {
+            None
+        }
     }
 }
 
@@ -269,6 +276,19 @@ mod tests {
         };
         let decision = decide(&local, &ENFORCED, 100, || unreachable!(), || unreachable!());
         assert_eq!(decision.reason, Reason::Loopback);
+    }
+
+    #[test]
+    fn a_flow_outlives_its_ttl_but_not_a_deny_rule() {
+        let resting = flow(Origin::Resting(5));
+        assert_eq!(
+            reason(&resting, None, Some(&learned(443, 100))),
+            Reason::EstablishedFlow
+        );
+        assert_eq!(
+            reason(&resting, Some(&cidr(EntryKind::Deny)), None),
+            Reason::DeniedCidr
+        );
     }
 
     #[test]

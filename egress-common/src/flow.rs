@@ -18,6 +18,8 @@ pub enum Origin {
     Kernel,
     /// This workload by a UDP socket that has also served inbound flows.
     WorkloadServing,
+    /// This workload, and it was allowed under a name rule that the policy still has.
+    Resting(u64),
 }
 
 /// What is judged: the far end of a flow.

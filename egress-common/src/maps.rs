@@ -4,8 +4,9 @@
 //! | --- | --- | --- |
 //! | `CONFIG` | agent, whole value | every hook |
 //! | `WORKLOADS` | agent; replacing an entry is the switch | every hook, on a flow's first packet |
-//! | `NAMES`, `CIDRS` | agent, only under policy ids that no workload uses yet or any more | DNS; first packets |
+//! | `NAMES`, `CIDRS`, `RULES` | agent, only under policy ids that no workload uses yet or any more | DNS; first packets |
 //! | `RESOLVERS`, `LOCAL` | agent | DNS |
+//! | `INTERFACES` | agent, before it attaches | tc hooks |
 //! | `LEARNED` | kernel only (`learn`, `sweep`), under the entry's lock | first packets |
 //! | `QUERIES` | kernel | kernel, on the answer |
 //! | `SOCKETS`, `FLOWS` | kernel | every packet |
@@ -101,6 +102,10 @@ pub const QUERIES_CAPACITY: u32 = 131_072;
 pub const FLOWS_CAPACITY: u32 = 131_072;
 /// Capacity of `RULE_COUNTERS`.
 pub const RULE_COUNTERS_CAPACITY: u32 = 262_144;
+/// Capacity of `RULES`.
+pub const RULES_CAPACITY: u32 = 262_144;
+/// Capacity of `INTERFACES`.
+pub const INTERFACES_CAPACITY: u32 = 1_024;
 /// Bytes of `EVENTS`.
 pub const EVENTS_BYTES: u32 = 1 << 20;
 /// Bytes of `DNS_COPIES`.
@@ -112,6 +117,8 @@ pub const MAP_NAMES: &[&str] = &[
     "WORKLOADS",
     "NAMES",
     "CIDRS",
+    "RULES",
+    "INTERFACES",
     "RESOLVERS",
     "LOCAL",
     "LEARNED",
@@ -136,7 +143,7 @@ mod user {
         event::EventBudget,
         flow::{FlowKey, FlowState, SocketState},
         learned::{Learned, LearnedKey},
-        policy::{CidrRules, NameRules, Workload},
+        policy::{CidrRules, NameRules, RuleKey, Workload},
     };
 
     macro_rules! pod {

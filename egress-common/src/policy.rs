@@ -136,13 +136,18 @@ impl CidrRules {
     }
 }
 
-/// Data of a CIDR trie key: policy id (big endian), then the address. Prefix lengths count the id's 16 bits.
+/// Bytes of a CIDR trie key: the trie puts the value behind it, which has to be aligned.
+pub const CIDR_KEY_BYTES: usize = 24;
+
+/// Data of a CIDR trie key: policy id (big endian), the address, zeros. Prefix lengths count the id's 16 bits.
 #[must_use]
 #[inline(always)]
-pub const fn cidr_key(policy_id: u16, address: &Address) -> [u8; 18] {
+pub const fn cidr_key(policy_id: u16, address: &Address) -> [u8; CIDR_KEY_BYTES] {
     let [high, low] = policy_id.to_be_bytes();
     let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *address;
-    [high, low, a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
+    [
+        high, low, a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, 0, 0, 0, 0, 0, 0,
+    ]
 }
 
 /// Bits of the policy id that every trie key starts with.
@@ -233,10 +238,23 @@ pub struct Workload {
     pub next: Binding,
     /// 1 for the node's own processes, whose kernel replies pass.
     pub is_node: u32,
-    /// Padding, always zero.
-    pub _pad: u32,
+    /// Number of the workload that no switch changes; owns its UDP flows.
+    pub identity: u32,
 }
 const _: () = assert!(size_of::<Workload>() == 24);
+
+/// Key of `RULES`: the name rules that a policy has. A flow that rests on one of them goes on after its TTL.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RuleKey {
+    /// Identity of the rule.
+    pub rule: u64,
+    /// The policy.
+    pub policy_id: u16,
+    /// Padding, always zero: the kernel hashes every byte of a key.
+    pub _pad: [u8; 6],
+}
+const _: () = assert!(size_of::<RuleKey>() == 16);
 
 #[cfg(test)]
 mod tests {

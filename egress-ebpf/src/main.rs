@@ -1,19 +1,92 @@
 //! The kernel programs: hooks and maps, thin.
+//!
+//! An entry function reads, decides, records, returns. What is decided is in
+//! `egress_common::decision`, what is parsed in `egress_common`.
+//!
+//! | program | attached to | minimum kernel |
+//! | --- | --- | --- |
+//! | `connect4`, `connect6` | cgroup, `BPF_CGROUP_INET4_CONNECT`, `BPF_CGROUP_INET6_CONNECT` | 5.10 |
+//! | `skb_egress`, `skb_ingress` | cgroup, `BPF_CGROUP_INET_EGRESS`, `BPF_CGROUP_INET_INGRESS` | 5.10 |
+//! | `tc_egress`, `tc_ingress` | interface, TCX (6.6) or clsact | 5.10 |
+//! | `learn`, `sweep` | nothing: the agent runs them | 5.10 |
+
 #![no_std]
 #![no_main]
+// Two uses: an atomic add, which the target's `core` lacks, and keeping a bound check from being folded away.
+#![feature(asm_experimental_arch)]
 
-use aya_ebpf::{macros::cgroup_skb, programs::SkBuffContext};
+mod agent;
+mod connect;
+mod dns;
+mod egress;
+mod ingress;
+mod learn;
+mod lookup;
+mod maps;
+mod query;
+mod record;
+mod scratch;
+mod skb;
+mod tc;
+mod time;
+mod udp;
+mod workload;
 
-#[cgroup_skb]
-fn egress_skb(_ctx: SkBuffContext) -> i32 {
-    1
+use aya_ebpf::{
+    macros::{cgroup_skb, cgroup_sock_addr, classifier},
+    programs::{SkBuffContext, SockAddrContext, TcContext},
+};
+use egress_common::verdict::Verdict;
+
+#[cgroup_sock_addr(connect4)]
+fn connect4(ctx: SockAddrContext) -> i32 {
+    connect::connect4(&ctx).cgroup_code()
 }
 
+#[cgroup_sock_addr(connect6)]
+fn connect6(ctx: SockAddrContext) -> i32 {
+    connect::connect6(&ctx).cgroup_code()
+}
+
+#[cgroup_skb(egress)]
+fn skb_egress(ctx: SkBuffContext) -> i32 {
+    egress::skb_egress(&ctx).cgroup_code()
+}
+
+#[cgroup_skb(ingress)]
+fn skb_ingress(ctx: SkBuffContext) -> i32 {
+    ingress::skb_ingress(&ctx);
+    Verdict::Allow.cgroup_code()
+}
+
+#[classifier]
+fn tc_egress(ctx: TcContext) -> i32 {
+    tc::tc_egress(&ctx).tc_code()
+}
+
+#[classifier]
+fn tc_ingress(ctx: TcContext) -> i32 {
+    tc::tc_ingress(&ctx);
+    Verdict::Allow.tc_code()
+}
+
+#[classifier]
+fn learn(ctx: TcContext) -> i32 {
+    agent::learn(&ctx)
+}
+
+#[classifier]
+fn sweep(ctx: TcContext) -> i32 {
+    agent::sweep(&ctx)
+}
+
+/// Loops, so that a panic that can be reached fails at load.
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 
+/// GPL-compatible, as the helpers want it (kernel/module/main.c, `license_is_gpl_compatible`).
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

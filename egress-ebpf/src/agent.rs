@@ -1,0 +1,74 @@
+//! Programs that only the agent runs, with `BPF_PROG_TEST_RUN`: so that the
+//! kernel stays the only writer of `LEARNED`.
+
+use aya_ebpf::programs::TcContext;
+use egress_common::{
+    learned::{LEARN_BATCH, LearnRequest},
+    packet::PacketBytes,
+    tally::Tally,
+};
+
+use crate::{
+    learn::{learn_grant, sweep_entry},
+    record,
+    scratch::{AGENT, Scratch},
+    skb::Skb,
+};
+
+/// Bytes before the first request: the kernel wants a link-layer header, and reads no more of it than its type.
+const HEAD_BYTES: u32 = 16;
+
+/// Reads one request of the batch into the agent's slot.
+#[inline(always)]
+fn take(skb: &Skb, index: u32) -> bool {
+    let at = HEAD_BYTES.wrapping_add(index.wrapping_mul(size_of::<LearnRequest>() as u32));
+    let Some(bytes) = skb.load::<{ size_of::<LearnRequest>() }>(at) else {
+        return false;
+    };
+    let Some(scratch) = Scratch::get(AGENT) else {
+        return false;
+    };
+    // SAFETY: any bytes are a request, and the array has its size.
+    scratch.request = unsafe { core::ptr::read_unaligned(bytes.as_ptr().cast()) };
+    scratch.request.key.scope_id != 0
+}
+
+/// Learns a batch of grants; returns how many were stored.
+#[inline(always)]
+pub fn learn(ctx: &TcContext) -> i32 {
+    let skb = Skb {
+        raw: ctx.skb.skb,
+        base: 0,
+    };
+    let mut stored = 0;
+    for index in 0..LEARN_BATCH as u32 {
+        if !take(&skb, index) {
+            break;
+        }
+        let outcome = learn_grant(AGENT);
+        if outcome == Tally::AddressLearned as u32 {
+            record::tally(Tally::AddressPushed);
+            stored += 1;
+        } else {
+            record::tally_number(outcome);
+        }
+    }
+    stored
+}
+
+/// Removes a batch of entries whose grants have all ended; returns how many.
+#[inline(always)]
+pub fn sweep(ctx: &TcContext) -> i32 {
+    let skb = Skb {
+        raw: ctx.skb.skb,
+        base: 0,
+    };
+    let mut swept = 0;
+    for index in 0..LEARN_BATCH as u32 {
+        if !take(&skb, index) {
+            break;
+        }
+        swept += sweep_entry(AGENT) as i32;
+    }
+    swept
+}

@@ -1,0 +1,443 @@
+//! DNS answers that arrive: parsed, matched and learned before they are queued to the socket.
+//!
+//! The machines of `egress_common::dns` do the work, a step at a time. Each
+//! function below with a C name is verified once for itself, which keeps their
+//! nested loops small; what they share lies in the slot of this CPU.
+
+use aya_ebpf::{
+    bindings::bpf_sock,
+    helpers::{
+        bpf_get_socket_cookie, bpf_map_lookup_elem, bpf_ringbuf_output, bpf_skb_load_bytes,
+        bpf_tcp_sock,
+    },
+};
+use egress_common::{
+    address::is_unteachable,
+    dns::{
+        ANSWER_STEPS, HEADER_BYTES, MESSAGE_BYTES, NAME_STEPS, NameReader, NameStep, Next,
+    },
+    event::DnsCopy,
+    learned::{Grant, LearnRequest, LearnedKey},
+    maps::{ANSWER_LATE_NS, Config, QueryKey},
+    packet::{Packet, PacketBytes},
+    policy::{Binding, EntryKind, HAS_DENIED_NAMES, NameRules, Workload, protocol},
+    tally::Tally,
+};
+
+use crate::{
+    learn::learn_grant,
+    maps::{DNS_COPIES, LOCAL, NAMES, QUERIES, RESOLVERS},
+    record,
+    scratch::{HOOK, Scratch},
+    skb::Skb,
+    time::now_ns,
+};
+
+/// Most parts of [`MESSAGE_BYTES`] in which a longer message or segment is copied.
+const COPY_PARTS: u32 = 16;
+
+/// The driver's results that are not a `Next`.
+const CONTINUE: u32 = 0;
+const STOP: u32 = 1;
+
+/// Who gets an answer, and how it came.
+pub struct Arrival {
+    /// What tells the receiver's queries from others.
+    pub cookie: u64,
+    /// TCP: the sequence number that the receiver expects.
+    pub expected_sequence: u32,
+}
+
+/// The arrival of a packet at a socket.
+#[inline(always)]
+pub fn arrival_at_socket(skb: &Skb, packet: &Packet, sk: *mut bpf_sock) -> Arrival {
+    // SAFETY: the context is valid while the program runs.
+    let cookie = unsafe { bpf_get_socket_cookie(skb.raw.cast()) };
+    let mut expected_sequence = 0;
+    if packet.proto == protocol::TCP {
+        // SAFETY: `sk` is a full socket, which the verifier checks.
+        let tcp = unsafe { bpf_tcp_sock(sk) };
+        if !tcp.is_null() {
+            // SAFETY: `tcp` is not null.
+            expected_sequence = unsafe { (*tcp).rcv_nxt };
+        }
+    }
+    Arrival {
+        cookie,
+        expected_sequence,
+    }
+}
+
+/// Learns from an answer of a trusted resolver, and copies it to the agent.
+#[inline(always)]
+pub fn answer(config: &Config, skb: &Skb, packet: &Packet, workload: &Workload, arrival: &Arrival) {
+    let payload_bytes = packet.payload_bytes();
+    if payload_bytes == 0 {
+        return;
+    }
+    if RESOLVERS.get_ptr(&packet.saddr).is_none() {
+        if packet.proto == protocol::UDP {
+            record::tally(Tally::AnswerUntrusted);
+        }
+        return;
+    }
+    let Some(scratch) = Scratch::get(HOOK) else {
+        return;
+    };
+    if scratch.busy != 0 {
+        return record::tally(Tally::AnswerReentered);
+    }
+    scratch.busy = 1;
+    scratch.seed = config.seed;
+    scratch.now_ns = now_ns();
+    scratch.current = workload.current;
+    scratch.next = workload.next;
+    scratch.learned = 0;
+    scratch.copy = DnsCopy {
+        at_ns: scratch.now_ns,
+        cookie: arrival.cookie,
+        resolver: packet.saddr,
+        scope_id: workload.current.scope_id,
+        policy_id: workload.current.policy_id,
+        port: packet.dport,
+        sequence: packet.sequence,
+        expected_sequence: arrival.expected_sequence,
+        total_bytes: payload_bytes,
+        offset_bytes: 0,
+        payload_bytes: 0,
+        outcome: 0,
+        proto: packet.proto,
+        _pad: [0; 2],
+    };
+    let outcome = learn(scratch, skb, packet, arrival);
+    record::tally_number(outcome);
+    scratch.copy.outcome = outcome as u8;
+    copy(scratch, skb, packet, payload_bytes);
+    scratch.busy = 0;
+}
+
+/// Loads the message into the slot and runs the machines over it; returns a [`Tally`] as a number.
+#[inline(always)]
+fn learn(scratch: &mut Scratch, skb: &Skb, packet: &Packet, arrival: &Arrival) -> u32 {
+    let mut at = packet.payload_at;
+    let mut length = packet.payload_bytes();
+    if packet.proto == protocol::TCP {
+        // RFC 1035 section 4.2.2: two bytes of length come first.
+        let Some(prefix) = skb.load::<2>(at) else {
+            return Tally::AnswerSegmented as u32;
+        };
+        let message_bytes = u32::from(u16::from_be_bytes(prefix));
+        if packet.sequence != arrival.expected_sequence || message_bytes.wrapping_add(2) != length {
+            return Tally::AnswerSegmented as u32;
+        }
+        at = at.wrapping_add(2);
+        length = message_bytes;
+    }
+    if length < HEADER_BYTES {
+        return Tally::AnswerMalformed as u32;
+    }
+    if length > MESSAGE_BYTES as u32 {
+        return Tally::AnswerOversized as u32;
+    }
+    if !load_message(scratch, skb, at, length) {
+        return Tally::AnswerMalformed as u32;
+    }
+    let key = QueryKey {
+        cookie: arrival.cookie,
+        resolver: packet.saddr,
+        id: [scratch.message.byte(0), scratch.message.byte(1)],
+        port: packet.dport,
+        proto: packet.proto,
+        _pad: [0; 3],
+    };
+    let Some(query) = QUERIES.get_ptr(&key) else {
+        return Tally::AnswerUnsolicited as u32;
+    };
+    // SAFETY: the entry may be reused while it is read: a wrong question then refuses the answer.
+    scratch.asked = unsafe { (*query).question };
+    // SAFETY: as above.
+    scratch.asked_at_ns = unsafe { (*query).sent_at_ns };
+    if scratch.now_ns.wrapping_sub(scratch.asked_at_ns) > ANSWER_LATE_NS {
+        return Tally::AnswerLate as u32;
+    }
+    scratch.answer.start();
+    for _ in 0..ANSWER_STEPS {
+        let result = dns_step(HOOK);
+        if result != CONTINUE {
+            return result.wrapping_sub(STOP);
+        }
+    }
+    Tally::AnswerOversized as u32
+}
+
+/// Copies `length` bytes (1 to [`MESSAGE_BYTES`]) of the packet into the slot.
+#[inline(always)]
+fn load_message(scratch: &mut Scratch, skb: &Skb, at: u32, length: u32) -> bool {
+    // Older verifiers do not learn "not zero" from a comparison, and the mask
+    // must survive the compiler, which knows that it changes nothing.
+    let masked = (opaque(length.wrapping_sub(1)) & (MESSAGE_BYTES as u32 - 1)).wrapping_add(1);
+    scratch.message.length = length;
+    // SAFETY: the buffer has MESSAGE_BYTES bytes, and `masked` is at most that.
+    let error = unsafe {
+        bpf_skb_load_bytes(
+            skb.raw.cast(),
+            skb.base.wrapping_add(at),
+            scratch.message.bytes.as_mut_ptr().cast(),
+            masked,
+        )
+    };
+    error == 0
+}
+
+/// Hides where a number comes from, so that the compiler keeps a bound check that the verifier needs.
+#[inline(always)]
+fn opaque(number: u32) -> u32 {
+    let mut number = u64::from(number);
+    // SAFETY: no instruction at all.
+    unsafe { core::arch::asm!("/* {0} */", inout(reg) number) };
+    number as u32
+}
+
+/// Reads the name at `name_at` of the answer machine; returns a [`NameStep`] as a number.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn dns_name(slot: u32) -> u32 {
+    let Some(scratch) = Scratch::get(slot) else {
+        return NameStep::Malformed as u32;
+    };
+    scratch.name.start(scratch.answer.name_at, scratch.seed);
+    for _ in 0..NAME_STEPS {
+        match scratch.name.step(&scratch.message) {
+            NameStep::More => {}
+            NameStep::Done => return NameStep::Done as u32,
+            NameStep::Malformed => return NameStep::Malformed as u32,
+        }
+    }
+    NameStep::Malformed as u32
+}
+
+/// One step of the answer machine and what it asks for; returns `CONTINUE`, or `STOP` plus a [`Tally`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn dns_step(slot: u32) -> u32 {
+    let Some(scratch) = Scratch::get(slot) else {
+        return STOP + Tally::AnswerReentered as u32;
+    };
+    match scratch.answer.step(&scratch.message, &scratch.name) {
+        Next::Step => CONTINUE,
+        Next::ReadName => {
+            if dns_name(slot) == NameStep::Done as u32 {
+                CONTINUE
+            } else {
+                STOP + Tally::AnswerMalformed as u32
+            }
+        }
+        Next::Match => {
+            if scratch.answer.question != scratch.asked {
+                STOP + Tally::AnswerOtherQuestion as u32
+            } else {
+                dns_match(slot)
+            }
+        }
+        Next::Teach => {
+            dns_teach(slot);
+            CONTINUE
+        }
+        Next::Alias => dns_alias(slot),
+        Next::Done => STOP + conclude(scratch) as u32,
+        Next::Refused => STOP.wrapping_add(scratch.answer.refusal),
+    }
+}
+
+/// What became of an answer that was read to its end.
+#[inline(always)]
+fn conclude(scratch: &Scratch) -> Tally {
+    if scratch.answer.off_chain() != 0 {
+        record::tally(Tally::AddressOffChain);
+    }
+    if scratch.learned != 0 {
+        Tally::AnswerLearned
+    } else if scratch.answer.is_truncated != 0 {
+        Tally::AnswerTruncated
+    } else {
+        Tally::AnswerEmpty
+    }
+}
+
+/// Finds the rules of the name in the slot.
+#[inline(always)]
+fn rules_of(name: &mut NameReader, binding: &Binding) -> Option<&'static NameRules> {
+    if binding.policy_id == 0 || name.is_unmatchable != 0 || name.text_bytes == 0 {
+        return None;
+    }
+    let key = name.trie_key(binding.policy_id);
+    let map = (&raw const NAMES).cast_mut().cast();
+    // SAFETY: `trie_key` returns a pointer to 260 bytes, which is the key's size.
+    let rules = unsafe { bpf_map_lookup_elem(map, key.cast()) };
+    if rules.is_null() {
+        return None;
+    }
+    // SAFETY: not null; entries are written under policy ids that nobody uses yet, and never changed in place.
+    Some(unsafe { &*rules.cast::<NameRules>() })
+}
+
+/// Finds the rules of the question, for now and for after the switch.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn dns_match(slot: u32) -> u32 {
+    let Some(scratch) = Scratch::get(slot) else {
+        return STOP + Tally::AnswerReentered as u32;
+    };
+    let mut is_allowed = false;
+    let mut is_denied = false;
+    let [first, ..] = &mut scratch.rules.entries;
+    first.kind = 0;
+    let [first, ..] = &mut scratch.next_rules.entries;
+    first.kind = 0;
+    if let Some(rules) = rules_of(&mut scratch.name, &scratch.current) {
+        if rules.deny == 0 {
+            scratch.rules = *rules;
+            is_allowed = true;
+        } else {
+            is_denied = true;
+        }
+    }
+    if let Some(rules) = rules_of(&mut scratch.name, &scratch.next) {
+        if rules.deny == 0 {
+            scratch.next_rules = *rules;
+            is_allowed = true;
+        }
+    }
+    if is_allowed {
+        CONTINUE
+    } else if is_denied {
+        STOP + Tally::AnswerDeniedName as u32
+    } else {
+        STOP + Tally::AnswerNoRule as u32
+    }
+}
+
+/// Stops at an alias whose name is denied.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn dns_alias(slot: u32) -> u32 {
+    let Some(scratch) = Scratch::get(slot) else {
+        return STOP + Tally::AnswerReentered as u32;
+    };
+    if scratch.current.flags & HAS_DENIED_NAMES != 0
+        && rules_of(&mut scratch.name, &scratch.current).is_some_and(|rules| rules.deny != 0)
+    {
+        let [first, ..] = &mut scratch.rules.entries;
+        first.kind = 0;
+    }
+    if scratch.next.flags & HAS_DENIED_NAMES != 0
+        && rules_of(&mut scratch.name, &scratch.next).is_some_and(|rules| rules.deny != 0)
+    {
+        let [first, ..] = &mut scratch.next_rules.entries;
+        first.kind = 0;
+    }
+    let [current, ..] = scratch.rules.entries;
+    let [next, ..] = scratch.next_rules.entries;
+    if current.kind == 0 && next.kind == 0 {
+        STOP + Tally::AliasDenied as u32
+    } else {
+        CONTINUE
+    }
+}
+
+/// Learns the address that the answer machine holds, on the ports of every rule.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn dns_teach(slot: u32) -> u32 {
+    let Some(scratch) = Scratch::get(slot) else {
+        return 0;
+    };
+    scratch.address = scratch.answer.address;
+    if is_unteachable(&scratch.address, scratch.answer.from_aaaa != 0)
+        || LOCAL.get_ptr(&scratch.address).is_some()
+    {
+        record::tally(Tally::AddressUnteachable);
+        return 0;
+    }
+    dns_grant(slot, 0).wrapping_add(dns_grant(slot, 1))
+}
+
+/// Learns the address under the current rules (`which` 0) or those after the switch (1).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn dns_grant(slot: u32, which: u32) -> u32 {
+    let Some(scratch) = Scratch::get(slot) else {
+        return 0;
+    };
+    let (binding, rules) = if which == 0 {
+        (scratch.current, &scratch.rules)
+    } else {
+        (scratch.next, &scratch.next_rules)
+    };
+    let lifetime_ns = u64::from(rules.lifetime_s(scratch.answer.ttl_s)).wrapping_mul(1_000_000_000);
+    let expires_at_ns = scratch.now_ns.wrapping_add(lifetime_ns);
+    let mut stored = 0_u32;
+    for entry in &rules.entries {
+        if entry.kind != EntryKind::Allow as u8 {
+            break;
+        }
+        scratch.request = LearnRequest {
+            key: LearnedKey::new(binding.scope_id, scratch.address),
+            grant: Grant {
+                expires_at_ns,
+                rule: entry.rule,
+                ports: entry.ports,
+                _pad: 0,
+            },
+        };
+        let outcome = learn_grant(slot);
+        record::tally_number(outcome);
+        if outcome == Tally::AddressLearned as u32 {
+            stored = stored.wrapping_add(1);
+        }
+    }
+    if which == 0 && stored != 0 {
+        scratch.learned = scratch.learned.wrapping_add(1);
+    }
+    stored
+}
+
+/// Copies the payload to the agent: as it lies in the slot, or, when it is longer, in parts.
+#[inline(always)]
+fn copy(scratch: &mut Scratch, skb: &Skb, packet: &Packet, payload_bytes: u32) {
+    let mut offset = 0_u32;
+    for _ in 0..COPY_PARTS {
+        let left = payload_bytes.wrapping_sub(offset);
+        if offset >= payload_bytes {
+            return;
+        }
+        let part = if left > MESSAGE_BYTES as u32 {
+            MESSAGE_BYTES as u32
+        } else {
+            left
+        };
+        if !load_message(scratch, skb, packet.payload_at.wrapping_add(offset), part) {
+            return record::tally(Tally::CopiesLost);
+        }
+        scratch.copy.offset_bytes = offset;
+        scratch.copy.payload_bytes = part;
+        let masked = (opaque(part.wrapping_sub(1)) & (MESSAGE_BYTES as u32 - 1)).wrapping_add(1);
+        let map = (&raw const DNS_COPIES).cast_mut().cast();
+        // SAFETY: the message follows the head at once, and `masked` is at most its size.
+        let error = unsafe {
+            bpf_ringbuf_output(
+                map,
+                (&raw mut scratch.copy).cast(),
+                u64::from(masked).wrapping_add(size_of::<DnsCopy>() as u64),
+                0,
+            )
+        };
+        if error != 0 {
+            return record::tally(Tally::CopiesLost);
+        }
+        offset = offset.wrapping_add(part);
+    }
+    if offset < payload_bytes {
+        record::tally(Tally::CopiesLost);
+    }
+}

@@ -1,0 +1,150 @@
+//! Storing learned addresses. The only code that writes `LEARNED`.
+//!
+//! Writers hold the entry's lock. A new slot is filled before its end is
+//! written, which is what readers look at first; the ports of a used slot
+//! never change. `sweep` deletes an entry whose grants have all ended; should
+//! one be prolonged between its look and the deletion, it puts the entry back,
+//! and `learn` looks once more whether what it wrote is still there: between
+//! the two, no grant is lost.
+
+use aya_ebpf::helpers::{bpf_spin_lock, bpf_spin_unlock};
+use egress_common::{
+    learned::{Grant, Learned},
+    tally::Tally,
+};
+
+use crate::{
+    maps::LEARNED,
+    record::{self, NO_EXIST},
+    scratch::Scratch,
+};
+
+/// `-EEXIST`.
+const EEXIST: i32 = -17;
+
+/// Stores the grant in a slot's `request`; returns a [`Tally`] as a number.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn learn_grant(slot: u32) -> u32 {
+    let Some(scratch) = Scratch::get(slot) else {
+        return Tally::LearnedFull as u32;
+    };
+    let mut outcome = store(scratch);
+    // Once more if the entry was swept away meanwhile.
+    if outcome == Tally::AddressLearned as u32 && LEARNED.get_ptr(&scratch.request.key).is_none() {
+        outcome = store(scratch);
+    }
+    outcome
+}
+
+#[inline(always)]
+fn store(scratch: &mut Scratch) -> u32 {
+    let request = &scratch.request;
+    if let Some(entry) = LEARNED.get_ptr_mut(&request.key) {
+        return prolong(entry, &request.grant) as u32;
+    }
+    scratch.fresh.owner = request.key.owner();
+    let [first, rest @ ..] = &mut scratch.fresh.grants;
+    *first = request.grant;
+    for grant in rest {
+        grant.expires_at_ns = 0;
+    }
+    match LEARNED.insert(&request.key, &scratch.fresh, NO_EXIST) {
+        Ok(()) => Tally::AddressLearned as u32,
+        // Another CPU was faster.
+        Err(EEXIST) => match LEARNED.get_ptr_mut(&request.key) {
+            Some(entry) => prolong(entry, &request.grant) as u32,
+            None => Tally::LearnedFull as u32,
+        },
+        Err(_) => Tally::LearnedFull as u32,
+    }
+}
+
+/// Prolongs a grant of an entry, or adds it.
+#[inline(always)]
+fn prolong(entry: *mut Learned, grant: &Grant) -> Tally {
+    let wanted = *grant;
+    let mut is_stored = false;
+    // SAFETY: the entry is a map value with a lock that the kernel knows.
+    let lock = unsafe { &raw mut (*entry).lock };
+    // SAFETY: no lock is held, and nothing below calls a function before the unlock.
+    unsafe { bpf_spin_lock(lock.cast()) };
+    // SAFETY: the lock is held.
+    for held in unsafe { &mut (*entry).grants } {
+        if held.expires_at_ns == 0 {
+            held.rule = wanted.rule;
+            held.ports.proto = wanted.ports.proto;
+            held.ports.first = wanted.ports.first;
+            held.ports.last = wanted.ports.last;
+            publish(held, wanted.expires_at_ns);
+            is_stored = true;
+            break;
+        }
+        if held.ports.proto == wanted.ports.proto
+            && held.ports.first == wanted.ports.first
+            && held.ports.last == wanted.ports.last
+        {
+            if held.expires_at_ns < wanted.expires_at_ns {
+                held.rule = wanted.rule;
+                publish(held, wanted.expires_at_ns);
+            }
+            is_stored = true;
+            break;
+        }
+    }
+    // SAFETY: the lock is held.
+    unsafe { bpf_spin_unlock(lock.cast()) };
+    if is_stored {
+        Tally::AddressLearned
+    } else {
+        Tally::GrantsFull
+    }
+}
+
+/// Writes the end, after everything else of the grant.
+#[inline(always)]
+fn publish(grant: &mut Grant, expires_at_ns: u64) {
+    // SAFETY: the pointer comes from a reference.
+    unsafe { core::ptr::write_volatile(&raw mut grant.expires_at_ns, expires_at_ns) };
+}
+
+/// Deletes the entry of a slot's `request.key` if all its grants ended before `request.grant.expires_at_ns`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn sweep_entry(slot: u32) -> u32 {
+    let Some(scratch) = Scratch::get(slot) else {
+        return 0;
+    };
+    let key = scratch.request.key;
+    let ended_before_ns = scratch.request.grant.expires_at_ns;
+    let Some(entry) = LEARNED.get_ptr_mut(&key) else {
+        return 0;
+    };
+    // SAFETY: the entry is a map value; its ends only grow.
+    let entry = unsafe { &*entry };
+    if is_live(entry, ended_before_ns) {
+        return 0;
+    }
+    if LEARNED.remove(&key).is_err() {
+        return 0;
+    }
+    record::tally(Tally::LearnedSwept);
+    // What was written between the look and the deletion is put back.
+    if is_live(entry, ended_before_ns) && entry.owner == key.owner() {
+        scratch.fresh.owner = entry.owner;
+        scratch.fresh.grants = entry.grants;
+        let _ = LEARNED.insert(&key, &scratch.fresh, NO_EXIST);
+    }
+    1
+}
+
+#[inline(always)]
+fn is_live(entry: &Learned, now_ns: u64) -> bool {
+    let mut is_live = false;
+    for grant in &entry.grants {
+        // SAFETY: the pointer comes from a reference; another CPU may prolong the grant.
+        let expires_at_ns = unsafe { core::ptr::read_volatile(&raw const grant.expires_at_ns) };
+        is_live |= expires_at_ns > now_ns;
+    }
+    is_live
+}

@@ -1,0 +1,138 @@
+//! The maps. `egress_common::maps` says who writes which, and when.
+
+use aya_ebpf::{
+    bindings::{
+        BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type, bpf_sock,
+    },
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
+    helpers::bpf_sk_storage_get,
+    macros::btf_map,
+};
+use egress_common::{
+    address::Address,
+    event::{EventBudget, VerdictEvent},
+    flow::{FlowKey, FlowState, SocketState},
+    learned::{Learned, LearnedKey},
+    maps::{
+        CIDRS_CAPACITY, Config, DNS_COPIES_BYTES, EVENTS_BYTES, FLOWS_CAPACITY,
+        INTERFACES_CAPACITY, LEARNED_CAPACITY, LOCAL_CAPACITY, NAMES_CAPACITY, QUERIES_CAPACITY,
+        Query, QueryKey, RESOLVERS_CAPACITY, RULE_COUNTERS_CAPACITY, RULES_CAPACITY, RuleCounters,
+        WORKLOADS_CAPACITY,
+    },
+    name::NAME_KEY_BYTES,
+    policy::{CIDR_KEY_BYTES, CidrRules, NameRules, RuleKey, Workload},
+    tally::TALLIES as TALLY_COUNT,
+    verdict::COUNTERS as COUNTER_COUNT,
+};
+
+/// Maps whose entries grant something: a freed entry is not handed out again at once on kernels below 6.1,
+/// and `LEARNED` entries name their owner for those above.
+const GRANTING: usize = BPF_F_NO_PREALLOC as usize;
+
+#[btf_map]
+pub static CONFIG: Array<Config, 1> = Array::new();
+
+#[btf_map]
+pub static WORKLOADS: HashMap<u64, Workload, { WORKLOADS_CAPACITY as usize }, GRANTING> =
+    HashMap::new();
+
+#[btf_map]
+pub static NAMES: LpmTrie<[u8; NAME_KEY_BYTES], NameRules, { NAMES_CAPACITY as usize }> =
+    LpmTrie::new();
+
+#[btf_map]
+pub static CIDRS: LpmTrie<[u8; CIDR_KEY_BYTES], CidrRules, { CIDRS_CAPACITY as usize }> = LpmTrie::new();
+
+#[btf_map]
+pub static RULES: HashMap<RuleKey, u32, { RULES_CAPACITY as usize }, GRANTING> = HashMap::new();
+
+#[btf_map]
+pub static RESOLVERS: HashMap<Address, u32, { RESOLVERS_CAPACITY as usize }, GRANTING> =
+    HashMap::new();
+
+#[btf_map]
+pub static LOCAL: HashMap<Address, u32, { LOCAL_CAPACITY as usize }, GRANTING> = HashMap::new();
+
+/// Interface index to bytes of link-layer header.
+#[btf_map]
+pub static INTERFACES: HashMap<u32, u32, { INTERFACES_CAPACITY as usize }, GRANTING> =
+    HashMap::new();
+
+#[btf_map]
+pub static LEARNED: HashMap<LearnedKey, Learned, { LEARNED_CAPACITY as usize }, GRANTING> =
+    HashMap::new();
+
+/// Grants nothing by itself: a query that is evicted leaves its answer to the agent.
+#[btf_map]
+pub static QUERIES: LruHashMap<QueryKey, Query, { QUERIES_CAPACITY as usize }> = LruHashMap::new();
+
+/// Least recently used, because it must clean itself when no agent does. An
+/// entry carries a tag of its own key, so that a reused one matches nothing;
+/// a reply whose entry was evicted is denied with a reason of its own.
+#[btf_map]
+pub static FLOWS: LruHashMap<FlowKey, FlowState, { FLOWS_CAPACITY as usize }> = LruHashMap::new();
+
+#[btf_map]
+pub static COUNTERS: PerCpuArray<u64, { COUNTER_COUNT as usize }> = PerCpuArray::new();
+
+#[btf_map]
+pub static TALLIES: PerCpuArray<u64, { TALLY_COUNT as usize }> = PerCpuArray::new();
+
+#[btf_map]
+pub static RULE_COUNTERS: HashMap<u64, RuleCounters, { RULE_COUNTERS_CAPACITY as usize }, GRANTING> =
+    HashMap::new();
+
+/// One budget for denials, one for allowed flows.
+#[btf_map]
+pub static EVENT_BUDGETS: PerCpuArray<EventBudget, 2> = PerCpuArray::new();
+
+#[btf_map]
+pub static EVENTS: RingBuf<VerdictEvent, { EVENTS_BYTES as usize }> = RingBuf::new();
+
+#[btf_map]
+pub static DNS_COPIES: RingBuf<u8, { DNS_COPIES_BYTES as usize }> = RingBuf::new();
+
+/// Socket storage that the sockets which a listener makes inherit. As aya's
+/// `SkStorage`, which has neither the flag nor access by socket.
+#[repr(C)]
+pub struct Sockets {
+    r#type: *const [i32; bpf_map_type::BPF_MAP_TYPE_SK_STORAGE as usize],
+    key: *const i32,
+    value: *const SocketState,
+    max_entries: *const [i32; 0],
+    map_flags: *const [i32; (BPF_F_NO_PREALLOC | BPF_F_CLONE) as usize],
+}
+
+// SAFETY: the pointers are placeholders for the loader and never read.
+unsafe impl Sync for Sockets {}
+
+#[btf_map]
+pub static SOCKETS: Sockets = Sockets {
+    r#type: core::ptr::null(),
+    key: core::ptr::null(),
+    value: core::ptr::null(),
+    max_entries: core::ptr::null(),
+    map_flags: core::ptr::null(),
+};
+
+impl Sockets {
+    /// The state of a full socket, made when it has none; `None` when there is no memory for it.
+    #[inline(always)]
+    pub fn get_or_create(&self, sk: *mut bpf_sock) -> Option<*mut SocketState> {
+        let map = core::ptr::from_ref(self).cast_mut().cast();
+        // SAFETY: `sk` is a full socket, which the verifier checks.
+        let state = unsafe {
+            bpf_sk_storage_get(
+                map,
+                sk.cast(),
+                core::ptr::null_mut(),
+                u64::from(BPF_SK_STORAGE_GET_F_CREATE),
+            )
+        };
+        if state.is_null() {
+            None
+        } else {
+            Some(state.cast())
+        }
+    }
+}

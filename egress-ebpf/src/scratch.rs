@@ -1,0 +1,76 @@
+//! Per-CPU memory of what is too large for the stack.
+//!
+//! Slot 0 belongs to the hooks that receive packets. They run in softirq,
+//! which does not nest; should a program find the slot in use all the same (a
+//! test run that a softirq interrupts), it leaves the answer to the agent.
+//! Slot 1 belongs to the programs that the agent runs, one at a time.
+
+use aya_ebpf::{btf_maps::PerCpuArray, macros::btf_map};
+use egress_common::{
+    address::Address,
+    dns::{AnswerReader, Message, NameReader},
+    event::DnsCopy,
+    learned::{Learned, LearnRequest},
+    policy::{Binding, NameRules},
+};
+
+/// Slot of the hooks.
+pub const HOOK: u32 = 0;
+/// Slot of the agent's programs.
+pub const AGENT: u32 = 1;
+
+/// What lies in a slot.
+#[repr(C)]
+pub struct Scratch {
+    /// 1 while a program uses the slot.
+    pub busy: u64,
+    /// Key of every hash.
+    pub seed: u64,
+    /// When the packet was met.
+    pub now_ns: u64,
+    /// Hash of the question that was asked; 0 when no query is known.
+    pub asked: u64,
+    /// When it was asked.
+    pub asked_at_ns: u64,
+    /// What judges the receiver now.
+    pub current: Binding,
+    /// What will judge it after the switch that is being prepared.
+    pub next: Binding,
+    /// Rules of the name under `current`.
+    pub rules: NameRules,
+    /// Rules of the name under `next`.
+    pub next_rules: NameRules,
+    /// What `learn` is to store.
+    pub request: LearnRequest,
+    /// A new entry on its way into the map.
+    pub fresh: Learned,
+    /// Own key of `LOCAL` lookups.
+    pub address: Address,
+    /// Addresses that were learned from the message.
+    pub learned: u64,
+    /// The answer machine.
+    pub answer: AnswerReader,
+    /// The name machine.
+    pub name: NameReader,
+    /// Head of the copy for the agent; the message follows it at once.
+    pub copy: DnsCopy,
+    /// The message.
+    pub message: Message,
+}
+const _: () = assert!(
+    core::mem::offset_of!(Scratch, message)
+        == core::mem::offset_of!(Scratch, copy) + size_of::<DnsCopy>()
+);
+
+#[btf_map]
+static SCRATCH: PerCpuArray<Scratch, 2> = PerCpuArray::new();
+
+impl Scratch {
+    /// The slot on this CPU.
+    #[inline(always)]
+    pub fn get(slot: u32) -> Option<&'static mut Self> {
+        let scratch = SCRATCH.get_ptr_mut(slot)?;
+        // SAFETY: the value belongs to this CPU and, while `busy`, to this program.
+        Some(unsafe { &mut *scratch })
+    }
+}

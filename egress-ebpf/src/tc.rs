@@ -1,0 +1,274 @@
+//! Packets on given interfaces: those without an INET socket (forwarded, or
+//! made by packet sockets), which no cgroup hook sees. They are judged under
+//! the node's policy.
+
+use aya_ebpf::programs::TcContext;
+use aya_log_ebpf::debug;
+use egress_common::{
+    decision::Decision,
+    dns::DNS_PORT,
+    flow::{FLOW_IDLE_NS, Flow, FlowKey, Origin},
+    hash::{mix, mix_address},
+    maps::Config,
+    packet::{Packet, PacketBytes, TCP_ACK, TCP_SYN},
+    policy::{Binding, protocol},
+    verdict::{Hook, Reason, Verdict},
+};
+
+use crate::{
+    dns,
+    egress::UNCONFIGURED,
+    lookup::{has_rule, judge},
+    maps::{INTERFACES, RESOLVERS},
+    query, record,
+    skb::{AF_INET, AF_INET6, Skb, read_packet},
+    udp, workload,
+};
+
+/// Ethertypes, IEEE 802 numbers.
+const ETH_P_IP: u16 = 0x0800;
+const ETH_P_ARP: u16 = 0x0806;
+const ETH_P_IPV6: u16 = 0x86dd;
+const ETH_P_8021Q: u16 = 0x8100;
+const ETH_P_8021AD: u16 = 0x88a8;
+
+/// Most VLAN tags in a frame.
+const VLAN_TAGS: u32 = 2;
+
+/// A forwarded TCP flow without a packet for this long is over: longer than the
+/// established connection idle-timeout of RFC 5382 (REQ-5), two hours and four minutes.
+const TCP_IDLE_NS: u64 = 7_500 * 1_000_000_000;
+
+/// What a frame holds.
+enum Frame {
+    /// An IP packet.
+    Ip(Skb),
+    /// ARP, or a frame to an address that no bridge forwards (IEEE 802.1D section 7.12.6).
+    LinkControl,
+    /// Anything else.
+    Other,
+}
+
+#[inline(always)]
+fn frame(ctx: &TcContext) -> Option<Frame> {
+    let raw = ctx.skb.skb;
+    // SAFETY: the context is valid while the program runs.
+    let interface = unsafe { (*raw).ifindex };
+    // SAFETY: the entry is a number that is written before the programs are attached.
+    let header_bytes = *unsafe { INTERFACES.get(interface) }?;
+    if header_bytes == 0 {
+        return Some(Frame::Ip(Skb { raw, base: 0 }));
+    }
+    let bytes = Skb { raw, base: 0 };
+    let Some([d0, d1, d2, d3, d4, d5]) = bytes.load::<6>(0) else {
+        return Some(Frame::Other);
+    };
+    let mut at = 12_u32;
+    for _ in 0..=VLAN_TAGS {
+        let Some(kind) = bytes.load::<2>(at) else {
+            return Some(Frame::Other);
+        };
+        at = at.wrapping_add(2);
+        match u16::from_be_bytes(kind) {
+            ETH_P_IP | ETH_P_IPV6 => return Some(Frame::Ip(Skb { raw, base: at })),
+            ETH_P_ARP => return Some(Frame::LinkControl),
+            ETH_P_8021Q | ETH_P_8021AD => at = at.wrapping_add(2),
+            _ => break,
+        }
+    }
+    if [d0, d1, d2, d3, d4] == [0x01, 0x80, 0xc2, 0, 0] && d5 < 0x10 {
+        return Some(Frame::LinkControl);
+    }
+    Some(Frame::Other)
+}
+
+/// Whether an INET socket sends the packet: the cgroup hooks have judged it.
+#[inline(always)]
+fn has_inet_socket(ctx: &TcContext) -> bool {
+    // SAFETY: the context is valid while the program runs.
+    let sk = unsafe { (*ctx.skb.skb).__bindgen_anon_2.sk };
+    if sk.is_null() {
+        return false;
+    }
+    // SAFETY: not null; the family is there for every kind of socket.
+    let family = unsafe { (*sk).family };
+    family == AF_INET || family == AF_INET6
+}
+
+#[inline(always)]
+fn key(ctx: &TcContext, far: (&[u8; 16], u16), near: (&[u8; 16], u16), proto: u8) -> FlowKey {
+    FlowKey {
+        far: *far.0,
+        near: *near.0,
+        // SAFETY: the context is valid while the program runs.
+        owner: unsafe { (*ctx.skb.skb).ifindex },
+        far_port: far.1,
+        near_port: near.1,
+        proto,
+        by_interface: 1,
+        _pad: [0; 2],
+    }
+}
+
+/// What tells the queries of forwarded senders apart: the near address, and the interface.
+#[inline(always)]
+fn cookie(config: &Config, ctx: &TcContext, near: &[u8; 16]) -> u64 {
+    // SAFETY: the context is valid while the program runs.
+    let interface = unsafe { (*ctx.skb.skb).ifindex };
+    // The top bit keeps it apart from socket cookies, which count up from 1.
+    mix_address(mix(config.seed, u64::from(interface)), near) | 1 << 63
+}
+
+/// Time without a packet after which a flow is over.
+#[inline(always)]
+fn idle_ns(proto: u8) -> u64 {
+    if proto == protocol::TCP {
+        TCP_IDLE_NS
+    } else {
+        FLOW_IDLE_NS
+    }
+}
+
+/// Judges a packet that leaves through the interface.
+#[inline(always)]
+pub fn tc_egress(ctx: &TcContext) -> Verdict {
+    let Some(config) = workload::config() else {
+        return refuse(Reason::NotConfigured, &UNCONFIGURED);
+    };
+    let Some(workload) = workload::node() else {
+        return refuse(Reason::NotConfigured, &UNCONFIGURED);
+    };
+    let binding = workload.current;
+    if has_inet_socket(ctx) {
+        return pass(Reason::SocketJudged);
+    }
+    let skb = match frame(ctx) {
+        Some(Frame::Ip(skb)) => skb,
+        Some(Frame::LinkControl) => return pass(Reason::LinkControl),
+        Some(Frame::Other) => return refuse(Reason::UnknownEthertype, &binding),
+        None => return refuse(Reason::NotConfigured, &binding),
+    };
+    let packet = match read_packet(&skb) {
+        Ok(packet) => packet,
+        Err(reason) => return refuse(reason, &binding),
+    };
+    if packet.is_link_control() {
+        return pass(Reason::LinkControl);
+    }
+    let mut flow = Flow {
+        daddr: packet.daddr,
+        dport: packet.rule_port(),
+        proto: packet.proto,
+        is_fragment: packet.is_later_fragment,
+        origin: Origin::Workload,
+    };
+    let key = key(
+        ctx,
+        (&packet.daddr, packet.dport),
+        (&packet.saddr, packet.sport),
+        packet.proto,
+    );
+    let has_flow = !packet.is_later_fragment && !packet.opens_tcp();
+    if has_flow {
+        match udp::find(config, &key, &flow, idle_ns(packet.proto)) {
+            udp::Recalled::Started => flow.origin = Origin::FarEnd,
+            udp::Recalled::Allowed => {
+                note_query(config, ctx, &skb, &packet);
+                return pass(Reason::EstablishedFlow);
+            }
+            udp::Recalled::Rested(rule) if has_rule(&binding, rule) => {
+                flow.origin = Origin::Resting(rule);
+            }
+            udp::Recalled::Rested(_) | udp::Recalled::Nothing => {}
+        }
+    }
+    let decision = judge(&flow, &binding);
+    record::count(Hook::TcEgress, decision.verdict, decision.reason);
+    record::count_rule(&decision);
+    if decision.rule != 0 || !decision.reason.allows() {
+        record::report(Hook::TcEgress, &decision, &binding, |event| {
+            record::fill_packet(event, &packet);
+        });
+    }
+    debug!(
+        ctx,
+        "tc_egress: proto {} port {} verdict {} reason {}",
+        packet.proto,
+        packet.dport,
+        decision.verdict as u8,
+        decision.reason as u8
+    );
+    if matches!(decision.verdict, Verdict::Allow) && decision.rule != 0 && packet.has_ports {
+        udp::store_allowed(config, &key, &flow, &decision);
+    }
+    if !matches!(decision.verdict, Verdict::Deny) {
+        note_query(config, ctx, &skb, &packet);
+    }
+    decision.verdict
+}
+
+#[inline(always)]
+fn note_query(config: &Config, ctx: &TcContext, skb: &Skb, packet: &Packet) {
+    if packet.proto == protocol::UDP
+        && packet.dport == DNS_PORT
+        && !packet.is_later_fragment
+        && RESOLVERS.get_ptr(&packet.daddr).is_some()
+    {
+        let cookie = cookie(config, ctx, &packet.saddr);
+        query::store(config, skb, packet, packet.daddr, cookie);
+    }
+}
+
+/// Notes who started a flow, and learns from DNS answers to forwarded queries.
+#[inline(always)]
+pub fn tc_ingress(ctx: &TcContext) {
+    let Some(config) = workload::config() else {
+        return;
+    };
+    let Some(Frame::Ip(skb)) = frame(ctx) else {
+        return;
+    };
+    let Ok(packet) = read_packet(&skb) else {
+        return;
+    };
+    if packet.is_later_fragment {
+        return;
+    }
+    let opens = packet.proto != protocol::TCP || packet.flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
+    if opens {
+        let key = key(
+            ctx,
+            (&packet.saddr, packet.sport),
+            (&packet.daddr, packet.dport),
+            packet.proto,
+        );
+        udp::store_far_end(config, &key, idle_ns(packet.proto));
+    }
+    // DNS over TCP of forwarded senders is not learned: without a socket nothing here tells a forged segment.
+    if packet.proto == protocol::UDP && packet.sport == DNS_PORT {
+        let Some(workload) = workload::node() else {
+            return;
+        };
+        let arrival = dns::Arrival {
+            cookie: cookie(config, ctx, &packet.daddr),
+            expected_sequence: 0,
+        };
+        dns::answer(config, &skb, &packet, workload, &arrival);
+    }
+}
+
+/// Passes a packet that needs no decision: counted, not reported.
+#[inline(always)]
+fn pass(reason: Reason) -> Verdict {
+    record::count(Hook::TcEgress, Verdict::Allow, reason);
+    Verdict::Allow
+}
+
+/// The verdict on a frame that could not be judged by its flow.
+#[inline(always)]
+fn refuse(reason: Reason, binding: &Binding) -> Verdict {
+    let decision = Decision::without_rule(reason, binding);
+    record::count(Hook::TcEgress, decision.verdict, reason);
+    record::report(Hook::TcEgress, &decision, binding, |_| {});
+    decision.verdict
+}

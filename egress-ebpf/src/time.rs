@@ -1,0 +1,23 @@
+//! The clock.
+
+use aya_ebpf::{
+    Global,
+    helpers::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns},
+};
+
+/// 1 when the kernel has `bpf_ktime_get_coarse_ns` (5.11). Set by the agent before loading; the verifier then
+/// removes the branch that is not taken.
+#[unsafe(no_mangle)]
+static COARSE_CLOCK: Global<u8> = Global::new(0);
+
+/// Nanoseconds of the monotonic clock. The coarse clock is one tick behind at most, which TTLs do not feel.
+#[inline(always)]
+pub fn now_ns() -> u64 {
+    if COARSE_CLOCK.load() != 0 {
+        // SAFETY: the helper takes no arguments and cannot fail.
+        unsafe { bpf_ktime_get_coarse_ns() }
+    } else {
+        // SAFETY: as above.
+        unsafe { bpf_ktime_get_ns() }
+    }
+}

@@ -1,0 +1,58 @@
+//! Which workload a packet belongs to, by the cgroup of its socket.
+
+use aya_ebpf::{
+    bindings::__sk_buff,
+    helpers::{bpf_get_current_ancestor_cgroup_id, bpf_skb_ancestor_cgroup_id},
+};
+use egress_common::{
+    maps::{Config, NODE_CGROUP, NO_LEVEL},
+    policy::Workload,
+};
+
+use crate::maps::{CONFIG, WORKLOADS};
+
+/// The configuration; `None` while the agent has written none.
+#[inline(always)]
+pub fn config() -> Option<&'static Config> {
+    CONFIG.get(0).filter(|config| config.layout_version != 0)
+}
+
+/// The workload bound at the deepest level, else the node.
+#[inline(always)]
+fn find(config: &Config, ancestor: impl Fn(i32) -> u64) -> Option<&'static Workload> {
+    for level in config.levels {
+        if level == NO_LEVEL {
+            break;
+        }
+        // SAFETY: an entry is replaced as a whole and never changed in place.
+        if let Some(workload) = unsafe { WORKLOADS.get(ancestor(level)) } {
+            return Some(workload);
+        }
+    }
+    node()
+}
+
+/// The node's own workload.
+#[inline(always)]
+pub fn node() -> Option<&'static Workload> {
+    // SAFETY: as above.
+    unsafe { WORKLOADS.get(NODE_CGROUP) }
+}
+
+/// The workload of a packet's socket.
+#[inline(always)]
+pub fn of_skb(config: &Config, skb: *mut __sk_buff) -> Option<&'static Workload> {
+    // SAFETY: the context is valid while the program runs.
+    find(config, |level| unsafe {
+        bpf_skb_ancestor_cgroup_id(skb, level)
+    })
+}
+
+/// The workload of the current task.
+#[inline(always)]
+pub fn of_current(config: &Config) -> Option<&'static Workload> {
+    // SAFETY: the helper reads the current task only.
+    find(config, |level| unsafe {
+        bpf_get_current_ancestor_cgroup_id(level)
+    })
+}
