@@ -8,6 +8,8 @@ use egress_common::{
     verdict::Mode,
 };
 
+use super::cidr::Cidr;
+
 /// A pattern as the name trie stores it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NamePattern {
@@ -85,5 +87,14 @@ impl Compiled {
             rest = parent;
         }
         None
+    }
+
+    /// The rules of the longest prefix that covers `address`, as the kernel finds them.
+    #[must_use]
+    pub fn rules_of_address(&self, address: &Address) -> Option<&CidrRules> {
+        (0..=128_u8).rev().find_map(|bits| {
+            let network = Cidr::containing(address, bits);
+            self.cidrs.get(&(*network.address(), bits))
+        })
     }
 }

@@ -1,5 +1,39 @@
 //! Policies: parse, validate, compile. Pure: no clock, no kernel, no runtime.
+//!
+//! [`load`] reads files and is the only function here that does I/O;
+//! [`PolicySet::from_texts`] takes texts; [`compile`] makes the entries of the
+//! kernel's tries from a set and the [`Lifeline`]. Every error says where it
+//! is, what is wrong and what would be right, and all of a set are reported.
 
+mod cidr;
+mod compile;
 mod compiled;
+mod decode;
+mod error;
+mod lifeline;
+mod load;
+mod name;
+mod ports;
+mod schema;
+mod set;
+pub mod text;
+mod ttl;
+mod yaml;
 
+#[cfg(test)]
+mod tests;
+
+pub use cidr::{Cidr, CidrError};
+pub use compile::compile;
 pub use compiled::{Compiled, NamePattern, RuleList, RuleSource};
+pub use error::{Place, PolicyError, PolicyErrors, Problem};
+pub use lifeline::{Lifeline, LifelineEntry};
+pub use load::{MAX_FILE_BYTES, load};
+pub use name::{NameError, parse_name_pattern};
+pub use ports::{PortsError, parse_port_range};
+pub use schema::{
+    API_VERSION, EgressPolicy, KIND, Metadata, Preexisting, Spec, SpecMode, SpecRule, SpecTtl,
+};
+pub use set::{Located, Policy, PolicySet, Rule, parse};
+pub use text::{address_from, address_text, port_range_text, ports_text, protocol_text};
+pub use ttl::{MAX_TTL_S, Ttl, TtlError, parse_duration_s};

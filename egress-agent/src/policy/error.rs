@@ -1,0 +1,309 @@
+//! What can be wrong with policies: always where, what, and what would be right.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use thiserror::Error;
+
+use super::{cidr::CidrError, name::NameError, ports::PortsError, ttl::TtlError};
+
+/// Most messages that are printed of one set of errors.
+const SHOWN: usize = 50;
+
+/// A place in a policy file.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// The file, as it was given.
+    pub file: PathBuf,
+    /// Line, from 1; `None` for the file as a whole.
+    pub line: Option<usize>,
+    /// Field path such as `spec.allow[1].ports[0]`; empty for the document as a whole.
+    pub field: String,
+}
+
+impl Place {
+    /// The file as a whole.
+    #[must_use]
+    pub fn file(file: &Path) -> Self {
+        Self {
+            file: file.to_owned(),
+            line: None,
+            field: String::new(),
+        }
+    }
+
+    /// A field on a line.
+    #[must_use]
+    pub fn field(file: &Path, line: usize, field: impl Into<String>) -> Self {
+        Self {
+            file: file.to_owned(),
+            line: Some(line),
+            field: field.into(),
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.file.display())?;
+        if let Some(line) = self.line {
+            write!(f, ":{line}")?;
+        }
+        if !self.field.is_empty() {
+            write!(f, ": {}", self.field)?;
+        }
+        Ok(())
+    }
+}
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{place}: {problem}")]
+pub struct PolicyError {
+    /// Where.
+    pub place: Place,
+    /// What, and what would be right.
+    pub problem: Problem,
+}
+
+/// What is wrong at a place. Every text ends with what would be right.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum Problem {
+    /// The file or folder cannot be read.
+    #[error("cannot be read: {0}; check the path and its permissions")]
+    Unreadable(String),
+    /// The file is larger than [`super::MAX_FILE_BYTES`].
+    #[error("has more than {0} bytes, the most that a policy file may have; split it")]
+    TooLarge(u64),
+    /// The bytes are not text.
+    #[error("is not UTF-8 text; save the policy as UTF-8")]
+    NotText,
+    /// No path was given.
+    #[error("no policy file was given; name at least one file or folder")]
+    NoFiles,
+    /// The folder holds no policy file.
+    #[error("holds no *.yaml or *.yml file; put at least one policy there")]
+    EmptyFolder,
+    /// The file holds no document.
+    #[error("holds no policy; write one, starting with apiVersion: {0}")]
+    EmptyFile(&'static str),
+    /// The same file is given twice.
+    #[error("is the same file as {0}; give it once")]
+    SameFile(String),
+    /// The text is not YAML.
+    #[error(
+        "is not valid YAML: {0}; check indentation, colons and quotes here and in the line above"
+    )]
+    Yaml(String),
+    /// Nested deeper than any policy is.
+    #[error("is nested more than {0} levels deep; a policy has at most 6")]
+    TooDeep(usize),
+    /// An alias repeats too much, or itself.
+    #[error("aliases expand to more than {0} values or to themselves; write the values out")]
+    AliasBomb(usize),
+    /// A key is not a plain word.
+    #[error("a key is {0}; write a field name")]
+    BadKey(&'static str),
+    /// The field stands there twice.
+    #[error("stands here a second time, first in line {first}; keep one of them")]
+    DuplicateField {
+        /// Line of the first.
+        first: usize,
+    },
+    /// The field is not in the schema.
+    #[error("unknown field {name}; write {nearest} (the fields here are {known})")]
+    UnknownField {
+        /// The field, quoted.
+        name: String,
+        /// The known one that is most like it.
+        nearest: &'static str,
+        /// All known ones.
+        known: String,
+    },
+    /// A field that must be there is not.
+    #[error("is missing; write {0}")]
+    Missing(&'static str),
+    /// The value has another shape.
+    #[error("is {found} where {wanted} is needed; write {example}")]
+    Shape {
+        /// What it is.
+        found: &'static str,
+        /// What it should be.
+        wanted: &'static str,
+        /// An example.
+        example: &'static str,
+    },
+    /// The value is not one of those that exist.
+    #[error("{found} is not known here; write {known}")]
+    Choice {
+        /// The value, quoted.
+        found: String,
+        /// All possible ones.
+        known: &'static str,
+    },
+    /// A policy name that Kubernetes would refuse.
+    #[error(
+        "{0} is not a policy name; write 1 to 253 lower-case letters, digits, - and ., with a letter or digit at both ends"
+    )]
+    BadPolicyName(String),
+    /// A policy name that the agent needs for itself.
+    #[error("{0} is reserved for the agent's own rules; choose another name")]
+    ReservedName(String),
+    /// Two policies have one name.
+    #[error("policy {name} is already defined at {first}; rename one of them")]
+    DuplicatePolicy {
+        /// The name, quoted.
+        name: String,
+        /// Where the first one is.
+        first: String,
+    },
+    /// A rule without destination.
+    #[error(r#"names no destination; write names: [api.example.com] or cidrs: [192.0.2.0/24]"#)]
+    NoDestination,
+    /// A list of ports without ports.
+    #[error(r#"is empty, so that nothing would match; write ["443/tcp"], or leave ports out for any port"#)]
+    NoPorts,
+    /// A deny rule with names and ports.
+    #[error(
+        "a denied name teaches no address at all, whatever the port; leave ports out, or deny the port in a rule with cidrs alone"
+    )]
+    DeniedNameWithPorts,
+    /// A bad name.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// A bad CIDR.
+    #[error(transparent)]
+    Cidr(#[from] CidrError),
+    /// Bad ports.
+    #[error(transparent)]
+    Ports(#[from] PortsError),
+    /// A bad length of time.
+    #[error(transparent)]
+    Ttl(#[from] TtlError),
+    /// Policies of one set have different modes.
+    #[error(
+        "policy {policy} has mode {mode}, but policy {other} at {other_place} has mode {other_mode}; in this version all policies of a node have one mode: write the same in each, or run with --mode enforce or --mode audit"
+    )]
+    MixedModes {
+        /// This policy.
+        policy: String,
+        /// Its mode.
+        mode: &'static str,
+        /// The policy that was there first.
+        other: String,
+        /// Where it is.
+        other_place: String,
+        /// Its mode.
+        other_mode: &'static str,
+    },
+    /// Too many port ranges for one name.
+    #[error(
+        "{count} different port ranges meet at {name}, but a name can have {max}: {rules}; join ranges, or use any/tcp"
+    )]
+    NameFull {
+        /// The pattern.
+        name: String,
+        /// How many meet.
+        count: usize,
+        /// How many can.
+        max: usize,
+        /// The rules that meet.
+        rules: String,
+    },
+    /// Too many entries for one CIDR.
+    #[error(
+        "{count} different entries meet at {cidr}, but a CIDR can have {max}: {rules}; join port ranges, or use any/tcp"
+    )]
+    CidrFull {
+        /// The CIDR.
+        cidr: String,
+        /// How many meet.
+        count: usize,
+        /// How many can.
+        max: usize,
+        /// The rules that meet.
+        rules: String,
+    },
+}
+
+/// Everything that is wrong with a set of policies, in the order of files and lines. Never empty.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub struct PolicyErrors(Vec<PolicyError>);
+
+impl PolicyErrors {
+    /// One error.
+    #[must_use]
+    pub fn one(place: Place, problem: impl Into<Problem>) -> Self {
+        let problem = problem.into();
+        Self(vec![PolicyError { place, problem }])
+    }
+
+    /// The errors.
+    #[must_use]
+    pub fn errors(&self) -> &[PolicyError] {
+        &self.0
+    }
+}
+
+impl fmt::Display for PolicyErrors {
+    /// One line for each error, without a final line break.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (number, error) in self.0.iter().take(SHOWN).enumerate() {
+            if number > 0 {
+                f.write_str("\n")?;
+            }
+            write!(f, "{error}")?;
+        }
+        let hidden = self.0.len().saturating_sub(SHOWN);
+        if hidden > 0 {
+            write!(f, "\n... and {hidden} more errors; correct these first")?;
+        }
+        Ok(())
+    }
+}
+
+/// Collects errors while work goes on.
+#[derive(Debug, Default)]
+pub(super) struct Report(Vec<PolicyError>);
+
+impl Report {
+    /// Adds an error.
+    pub(super) fn add(&mut self, place: Place, problem: impl Into<Problem>) {
+        let problem = problem.into();
+        self.0.push(PolicyError { place, problem });
+    }
+
+    /// Adds all errors of another set.
+    pub(super) fn extend(&mut self, errors: PolicyErrors) {
+        self.0.extend(errors.0);
+    }
+
+    /// `value`, or the errors if there are any.
+    ///
+    /// # Errors
+    /// If something was added.
+    pub(super) fn finish<T>(self, value: T) -> Result<T, PolicyErrors> {
+        if self.0.is_empty() {
+            Ok(value)
+        } else {
+            Err(PolicyErrors(self.0))
+        }
+    }
+}
+
+/// The text in quotes for a message: control characters escaped, long ones cut.
+pub(super) fn quoted(text: &str) -> String {
+    const MOST: usize = 80;
+    let mut shown: String = text
+        .chars()
+        .take(MOST)
+        .flat_map(char::escape_debug)
+        .collect();
+    if text.chars().nth(MOST).is_some() {
+        shown.push_str("...");
+    }
+    format!("\"{shown}\"")
+}

@@ -1,0 +1,223 @@
+//! Reads policy files and folders. The only part of the module that touches the file system.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
+
+use super::{
+    error::{Place, PolicyErrors, Problem, Report},
+    set::PolicySet,
+};
+
+/// Largest policy file.
+pub const MAX_FILE_BYTES: u64 = 32 * 1024 * 1024;
+
+/// Reads and checks policies from files and folders.
+///
+/// Of a folder: every `*.yaml` and `*.yml` directly in it, sorted, without
+/// names that start with a dot, so that a ConfigMap volume (whose files are
+/// symlinks into `..data`) is read once.
+///
+/// # Errors
+/// Everything that is wrong: files that cannot be read, bad policies, a file
+/// or a policy name that occurs twice, an empty folder.
+pub fn load(paths: &[PathBuf]) -> Result<PolicySet, PolicyErrors> {
+    if paths.is_empty() {
+        return Err(PolicyErrors::one(
+            Place::file(Path::new("--policy")),
+            Problem::NoFiles,
+        ));
+    }
+    let mut report = Report::default();
+    let mut texts = Vec::new();
+    let mut seen: HashMap<PathBuf, PathBuf> = HashMap::new();
+    for path in paths {
+        for file in files_of(path, &mut report) {
+            match read_once(&file, &mut seen) {
+                Ok(text) => texts.push((file, text)),
+                Err(problem) => report.add(Place::file(&file), problem),
+            }
+        }
+    }
+    let named = texts
+        .iter()
+        .map(|(file, text)| (file.as_path(), text.as_str()));
+    match PolicySet::from_texts(named) {
+        Ok(set) => report.finish(set),
+        Err(errors) => {
+            report.extend(errors);
+            report.finish(PolicySet::default())
+        }
+    }
+}
+
+/// The files that a path stands for.
+fn files_of(path: &Path, report: &mut Report) -> Vec<PathBuf> {
+    match list(path) {
+        Ok(Some(files)) => {
+            if files.is_empty() {
+                report.add(Place::file(path), Problem::EmptyFolder);
+            }
+            files
+        }
+        Ok(None) => vec![path.to_owned()],
+        Err(error) => {
+            report.add(Place::file(path), unreadable(&error));
+            Vec::new()
+        }
+    }
+}
+
+/// The policy files of a folder, or `None` if the path is no folder.
+fn list(path: &Path) -> io::Result<Option<Vec<PathBuf>>> {
+    if !fs::metadata(path)?.is_dir() {
+        return Ok(None);
+    }
+    let mut files = Vec::new();
+    for entry in fs::read_dir(path)? {
+        let file = entry?.path();
+        let is_hidden = file
+            .file_name()
+            .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        let is_yaml = file
+            .extension()
+            .is_some_and(|extension| extension == "yaml" || extension == "yml");
+        // A broken symlink stays in, so that reading it tells.
+        let is_file = fs::metadata(&file).is_ok_and(|metadata| metadata.is_file());
+        let is_broken = fs::metadata(&file).is_err();
+        if !is_hidden && is_yaml && (is_file || is_broken) {
+            files.push(file);
+        }
+    }
+    files.sort();
+    Ok(Some(files))
+}
+
+/// The text of a file that was not read before.
+fn read_once(file: &Path, seen: &mut HashMap<PathBuf, PathBuf>) -> Result<String, Problem> {
+    let real = fs::canonicalize(file).map_err(|error| unreadable(&error))?;
+    if let Some(first) = seen.insert(real, file.to_owned()) {
+        return Err(Problem::SameFile(first.display().to_string()));
+    }
+    let mut bytes = Vec::new();
+    File::open(file)
+        .and_then(|opened| {
+            opened
+                .take(MAX_FILE_BYTES.saturating_add(1))
+                .read_to_end(&mut bytes)
+        })
+        .map_err(|error| unreadable(&error))?;
+    if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > MAX_FILE_BYTES {
+        return Err(Problem::TooLarge(MAX_FILE_BYTES));
+    }
+    // Where the text stops being UTF-8 helps nobody.
+    String::from_utf8(bytes).map_err(|_not_text| Problem::NotText)
+}
+
+/// The system's error without Rust's `(os error 2)`.
+fn unreadable(error: &io::Error) -> Problem {
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or(&text);
+    Problem::Unreadable(text.to_lowercase())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn policy(name: &str) -> String {
+        format!(
+            "apiVersion: egress.dev/v1alpha1\nkind: EgressPolicy\nmetadata: {{ name: {name} }}\nspec: {{}}\n"
+        )
+    }
+
+    fn names(set: &PolicySet) -> Vec<&str> {
+        set.policies().iter().map(|policy| policy.name()).collect()
+    }
+
+    #[test]
+    fn a_folder_is_read_in_order_without_hidden_and_other_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |file: &str, text: &str| fs::write(folder.path().join(file), text).unwrap();
+        write("b.yaml", &policy("b"));
+        write("a.yml", &policy("a"));
+        write(
+            "c.yaml",
+            &format!("{}---\n{}---\n", policy("c1"), policy("c2")),
+        );
+        write(".hidden.yaml", "not a policy");
+        write("notes.txt", "not a policy");
+        fs::create_dir(folder.path().join("sub.yaml")).unwrap();
+        let set = load(&[folder.path().to_owned()]).unwrap();
+        assert_eq!(names(&set), ["a", "b", "c1", "c2"]);
+        assert_eq!(set.policies()[0].file, folder.path().join("a.yml"));
+        assert_eq!(set.policies()[3].line, 6);
+    }
+
+    #[test]
+    fn a_config_map_volume_is_read_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("..2026_01_01");
+        fs::create_dir(&data).unwrap();
+        fs::write(data.join("node.yaml"), policy("node")).unwrap();
+        symlink("..2026_01_01", folder.path().join("..data")).unwrap();
+        symlink("..data/node.yaml", folder.path().join("node.yaml")).unwrap();
+        assert_eq!(names(&load(&[folder.path().to_owned()]).unwrap()), ["node"]);
+    }
+
+    #[test]
+    fn every_file_that_cannot_be_used_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |file: &str| folder.path().join(file);
+        fs::write(at("a.yaml"), policy("a")).unwrap();
+        symlink("a.yaml", at("link.yaml")).unwrap();
+        symlink("nowhere", at("broken.yaml")).unwrap();
+        fs::write(at("latin.yaml"), b"\xe4").unwrap();
+        fs::write(at("twice.yaml"), policy("a")).unwrap();
+        let errors = load(&[folder.path().to_owned(), at("missing.yaml")]).unwrap_err();
+        let root = folder.path().display().to_string();
+        assert_eq!(
+            errors.to_string().replace(&root, "F"),
+            "F/broken.yaml: cannot be read: no such file or directory; check the path and its permissions\n\
+             F/latin.yaml: is not UTF-8 text; save the policy as UTF-8\n\
+             F/link.yaml: is the same file as F/a.yaml; give it once\n\
+             F/missing.yaml: cannot be read: no such file or directory; check the path and its permissions\n\
+             F/twice.yaml:1: metadata.name: policy \"a\" is already defined at F/a.yaml:1; rename one of them"
+        );
+    }
+
+    #[test]
+    fn an_empty_folder_and_no_path_are_errors() {
+        let folder = tempfile::tempdir().unwrap();
+        let errors = load(&[folder.path().to_owned()]).unwrap_err();
+        let root = folder.path().display().to_string();
+        assert_eq!(
+            errors.to_string().replace(&root, "F"),
+            "F: holds no *.yaml or *.yml file; put at least one policy there"
+        );
+        assert_eq!(
+            load(&[]).unwrap_err().to_string(),
+            "--policy: no policy file was given; name at least one file or folder"
+        );
+    }
+
+    #[test]
+    fn a_file_that_is_too_large_is_not_parsed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("large.yaml");
+        File::create(&path).unwrap().set_len(100_000_000).unwrap();
+        let errors = load(std::slice::from_ref(&path)).unwrap_err();
+        assert_eq!(
+            errors.to_string(),
+            format!(
+                "{}: has more than 33554432 bytes, the most that a policy file may have; split it",
+                path.display()
+            )
+        );
+    }
+}

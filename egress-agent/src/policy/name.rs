@@ -1,0 +1,307 @@
+//! Name patterns as rules write them, after the FQDN rules of the Kubernetes network-policy-api.
+//!
+//! An exact name, or `*.` and a name: one or more labels below it, the name
+//! itself excluded. `*` alone is refused: it would be "every name", which is
+//! what CIDRs are for. `*.com` is not refused, although that API wants two
+//! labels: the compiler cannot know which single labels are public, and private
+//! zones such as `*.internal` or `*.corp` are single labels in practice.
+
+use std::net::IpAddr;
+
+use egress_common::name::{NAME_TEXT_BYTES, is_matchable};
+use thiserror::Error;
+
+use super::{cidr::Cidr, compiled::NamePattern, error::quoted};
+
+/// Longest label (RFC 1035 section 2.3.4).
+const LABEL_BYTES: usize = 63;
+
+/// Why a text is no name or pattern.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{text} is not a name: {why}; write {hint}")]
+pub struct NameError {
+    /// The text, quoted.
+    pub text: String,
+    /// What is wrong.
+    pub why: String,
+    /// What would be right.
+    pub hint: String,
+}
+
+/// The hint when the right form cannot be guessed.
+const FORMS: &str = "api.example.com or \"*.example.com\"";
+
+type Wrong = (String, String);
+
+/// Reads a name or pattern: lower case, without one final dot, in A-label form.
+///
+/// # Errors
+/// If it is none; with the form that was probably meant.
+pub fn parse_name_pattern(text: &str) -> Result<NamePattern, NameError> {
+    parse(text).map_err(|(why, hint)| NameError {
+        text: quoted(text),
+        why,
+        hint,
+    })
+}
+
+fn parse(text: &str) -> Result<NamePattern, Wrong> {
+    let wrong = |why: &str, hint: &str| Err((why.to_owned(), hint.to_owned()));
+    refuse_other_kinds(text)?;
+    let (base, below) = match text.strip_prefix("*.") {
+        Some(base) => (base, true),
+        None => (text, false),
+    };
+    if base == "*" || (base.is_empty() && below) {
+        return wrong(
+            "* alone would be every name",
+            "a name below it such as \"*.example.com\", or cidrs: [0.0.0.0/0, \"::/0\"]",
+        );
+    }
+    if base.contains('*') {
+        return wrong(
+            "in this version * works only as \"*.\" at the beginning",
+            "\"*.example.com\" for all names below example.com",
+        );
+    }
+    if base.starts_with('.') {
+        let rest = base.trim_matches('.');
+        if rest.is_empty() {
+            return wrong("a label is empty", FORMS);
+        }
+        return wrong(
+            "it starts with a dot",
+            &format!("\"*.{rest}\" for the names below {rest}"),
+        );
+    }
+    let name = base.strip_suffix('.').unwrap_or(base);
+    let name = if name.is_ascii() {
+        name.to_ascii_lowercase()
+    } else {
+        a_labels(name)?
+    };
+    for label in name.split('.') {
+        if label.is_empty() {
+            return wrong("a label is empty", FORMS);
+        }
+        if let Some(bad) = label
+            .chars()
+            .find(|c| !c.is_ascii() || !is_matchable(*c as u8))
+        {
+            let why = format!("{} cannot stand in a name", quoted(&bad.to_string()));
+            return wrong(&why, "letters, digits, - and _ between dots");
+        }
+        if label.len() > LABEL_BYTES {
+            let why = format!("a label has {} bytes", label.len());
+            return wrong(&why, "labels of at most 63 bytes");
+        }
+    }
+    let star = if below { 2_usize } else { 0 };
+    let bytes = name.len().saturating_add(star);
+    if bytes > NAME_TEXT_BYTES {
+        let why = format!("it has {bytes} bytes");
+        return wrong(&why, "at most 253 bytes, which is the longest name in DNS");
+    }
+    if name
+        .bytes()
+        .all(|byte| byte.is_ascii_digit() || byte == b'.')
+    {
+        return wrong("it has digits only", "addresses under cidrs");
+    }
+    Ok(NamePattern { name, below })
+}
+
+/// Refuses what is clearly meant as something else: addresses, URLs, ports.
+fn refuse_other_kinds(text: &str) -> Result<(), Wrong> {
+    let wrong = |why: &str, hint: String| Err((why.to_owned(), hint));
+    if text.is_empty() {
+        return wrong("it is empty", FORMS.to_owned());
+    }
+    let inner = text
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'))
+        .unwrap_or(text);
+    if let Ok(address) = inner.parse::<IpAddr>() {
+        let cidr = Cidr::from(address);
+        return wrong("it is an address", format!("cidrs: [\"{cidr}\"]"));
+    }
+    if let Ok(cidr) = text.parse::<Cidr>() {
+        return wrong("it is a CIDR", format!("cidrs: [\"{cidr}\"]"));
+    }
+    if let Some((scheme, rest)) = text.split_once("://") {
+        let authority = rest.split(['/', '?', '#']).next().unwrap_or(rest);
+        let authority = authority.rsplit('@').next().unwrap_or(authority);
+        let (host, port) = match authority.rsplit_once(':') {
+            Some((host, port)) => (host, port),
+            None if scheme.eq_ignore_ascii_case("http") => (authority, "80"),
+            None => (authority, "443"),
+        };
+        return wrong(
+            "it is a URL",
+            format!("names: [\"{host}\"] and ports: [\"{port}/tcp\"]"),
+        );
+    }
+    if let Some((host, _)) = text.split_once('/') {
+        return wrong("a name has no path", format!("\"{host}\""));
+    }
+    if let Some((host, port)) = text.rsplit_once(':') {
+        let hint = if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) {
+            format!("names: [\"{host}\"] and ports: [\"{port}/tcp\"]")
+        } else {
+            FORMS.to_owned()
+        };
+        return wrong("ports stand apart", hint);
+    }
+    Ok(())
+}
+
+/// The A-label form of a name with other than ASCII letters.
+fn a_labels(name: &str) -> Result<String, Wrong> {
+    match idna::domain_to_ascii(name) {
+        Ok(ascii) => Ok(ascii.strip_suffix('.').unwrap_or(&ascii).to_owned()),
+        // The crate's error says nothing more.
+        Err(_) => Err((
+            "it is no valid international name".to_owned(),
+            "its A-label form, such as xn--bcher-kva.example".to_owned(),
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(text: &str) -> String {
+        parse_name_pattern(text).unwrap().to_string()
+    }
+
+    fn refused(text: &str) -> (String, String) {
+        let error = parse_name_pattern(text).unwrap_err();
+        (error.why, error.hint)
+    }
+
+    #[test]
+    fn names_are_normalised() {
+        for (text, normal) in [
+            ("api.example.com", "api.example.com"),
+            ("API.Example.COM.", "api.example.com"),
+            ("*.Example.com.", "*.example.com"),
+            ("*.com", "*.com"),
+            ("localhost", "localhost"),
+            ("_sip._tcp.example.com", "_sip._tcp.example.com"),
+            ("-odd-.example.com", "-odd-.example.com"),
+            (
+                "r3---sn-4g5e6nsz.example.com",
+                "r3---sn-4g5e6nsz.example.com",
+            ),
+            ("xn--bcher-kva.example", "xn--bcher-kva.example"),
+            ("bücher.example", "xn--bcher-kva.example"),
+            ("*.BÜCHER.example.", "*.xn--bcher-kva.example"),
+            ("1.2.3.example", "1.2.3.example"),
+            ("4.3.2.1.in-addr.arpa", "4.3.2.1.in-addr.arpa"),
+        ] {
+            assert_eq!(parsed(text), normal, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_label_has_at_most_63_bytes() {
+        let name = |bytes: usize| format!("{}.example.com", "a".repeat(bytes));
+        assert_eq!(parsed(&name(63)), name(63));
+        assert_eq!(refused(&name(64)).0, "a label has 64 bytes");
+    }
+
+    #[test]
+    fn a_name_has_at_most_253_bytes() {
+        let label = "a".repeat(63);
+        let name = |last: usize| format!("{label}.{label}.{label}.{}", "b".repeat(last));
+        assert_eq!(name(61).len(), 253);
+        assert_eq!(parsed(&name(61)).len(), 253);
+        assert_eq!(parsed(&format!("{}.", name(61))).len(), 253);
+        assert_eq!(refused(&name(62)).0, "it has 254 bytes");
+        assert_eq!(parsed(&format!("*.{}", name(59))).len(), 253);
+        assert_eq!(refused(&format!("*.{}", name(60))).0, "it has 254 bytes");
+    }
+
+    #[test]
+    fn what_is_no_name_gets_the_right_form_as_hint() {
+        let star = "a name below it such as \"*.example.com\", or cidrs: [0.0.0.0/0, \"::/0\"]";
+        let early = "in this version * works only as \"*.\" at the beginning";
+        let below = "\"*.example.com\" for all names below example.com";
+        let bytes = "letters, digits, - and _ between dots";
+        for (text, why, hint) in [
+            ("", "it is empty", FORMS),
+            ("*", "* alone would be every name", star),
+            ("*.", "* alone would be every name", star),
+            ("*.*", "* alone would be every name", star),
+            ("md-*.example.com", early, below),
+            ("a.*.example.com", early, below),
+            ("**.example.com", early, below),
+            ("*example.com", early, below),
+            ("*.*.example.com", early, below),
+            (
+                ".example.com",
+                "it starts with a dot",
+                "\"*.example.com\" for the names below example.com",
+            ),
+            (
+                "*..example.com",
+                "it starts with a dot",
+                "\"*.example.com\" for the names below example.com",
+            ),
+            ("a..b", "a label is empty", FORMS),
+            ("a.b..", "a label is empty", FORMS),
+            (".", "a label is empty", FORMS),
+            ("192.0.2.1", "it is an address", "cidrs: [\"192.0.2.1/32\"]"),
+            (
+                "2001:db8::1",
+                "it is an address",
+                "cidrs: [\"2001:db8::1/128\"]",
+            ),
+            (
+                "[2001:db8::1]",
+                "it is an address",
+                "cidrs: [\"2001:db8::1/128\"]",
+            ),
+            ("10.0.0.0/8", "it is a CIDR", "cidrs: [\"10.0.0.0/8\"]"),
+            ("10.0.0.256", "it has digits only", "addresses under cidrs"),
+            (
+                "https://api.example.com/v1",
+                "it is a URL",
+                "names: [\"api.example.com\"] and ports: [\"443/tcp\"]",
+            ),
+            (
+                "http://api.example.com",
+                "it is a URL",
+                "names: [\"api.example.com\"] and ports: [\"80/tcp\"]",
+            ),
+            (
+                "https://me@api.example.com:8443/",
+                "it is a URL",
+                "names: [\"api.example.com\"] and ports: [\"8443/tcp\"]",
+            ),
+            (
+                "api.example.com/v1",
+                "a name has no path",
+                "\"api.example.com\"",
+            ),
+            (
+                "api.example.com:8443",
+                "ports stand apart",
+                "names: [\"api.example.com\"] and ports: [\"8443/tcp\"]",
+            ),
+            ("api.example.com:https", "ports stand apart", FORMS),
+            ("api example.com", "\" \" cannot stand in a name", bytes),
+            ("a@b.example", "\"@\" cannot stand in a name", bytes),
+            ("a\u{0}b.example", "\"\\0\" cannot stand in a name", bytes),
+            (
+                "\u{378}.example",
+                "it is no valid international name",
+                "its A-label form, such as xn--bcher-kva.example",
+            ),
+        ] {
+            let expected = (why.to_owned(), hint.to_owned());
+            assert_eq!(refused(text), expected, "{text}");
+        }
+    }
+}

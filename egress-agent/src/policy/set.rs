@@ -1,0 +1,160 @@
+//! Checked policies, and sets of them.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
+
+use egress_common::{policy::PortRange, verdict::Mode};
+use serde::{Serialize, Serializer};
+
+use super::{
+    cidr::Cidr,
+    compiled::{NamePattern, RuleList},
+    decode::decode,
+    error::{Place, PolicyErrors, Problem, Report, quoted},
+    schema::{API_VERSION, EgressPolicy},
+    ttl::Ttl,
+    yaml,
+};
+
+/// A checked value, as it was written, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Located<T> {
+    /// The value.
+    pub value: T,
+    /// What the user wrote.
+    pub text: String,
+    /// Line in the file, from 1.
+    pub line: usize,
+}
+
+/// A checked rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Line in the file, from 1.
+    pub line: usize,
+    /// Names and patterns.
+    pub names: Vec<Located<NamePattern>>,
+    /// Networks and addresses.
+    pub cidrs: Vec<Located<Cidr>>,
+    /// Ports as the user wrote them, without repetitions; empty means any.
+    pub ports: Vec<PortRange>,
+}
+
+/// A checked policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// The document as it was written, with defaults filled in.
+    pub document: EgressPolicy,
+    /// The file that it stands in.
+    pub file: PathBuf,
+    /// Line where the document starts.
+    pub line: usize,
+    /// Whether denials stand.
+    pub mode: Mode,
+    /// How long learned addresses live.
+    pub ttl: Ttl,
+    /// Whether TCP flows that are older than the enforcement go on.
+    pub keeps_preexisting: bool,
+    /// Rules of `spec.allow`.
+    pub allow: Vec<Rule>,
+    /// Rules of `spec.deny`.
+    pub deny: Vec<Rule>,
+}
+
+impl Policy {
+    /// `metadata.name`.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.document.metadata.name
+    }
+
+    /// The rules of a list; none for the lifeline, which no policy holds.
+    #[must_use]
+    pub fn rules(&self, list: RuleList) -> &[Rule] {
+        match list {
+            RuleList::Allow => &self.allow,
+            RuleList::Deny => &self.deny,
+            RuleList::Lifeline => &[],
+        }
+    }
+}
+
+impl Serialize for Policy {
+    /// The document.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.document.serialize(serializer)
+    }
+}
+
+/// Reads the policies of one text. `file` is what messages call it.
+///
+/// # Errors
+/// Everything that is wrong with the text.
+pub fn parse(file: &Path, text: &str) -> Result<Vec<Policy>, PolicyErrors> {
+    let mut report = Report::default();
+    let (documents, wrong) = yaml::documents(text);
+    let mut policies = Vec::new();
+    let mut holds_any = false;
+    for document in &documents {
+        // `---` at the end of a file starts an empty document.
+        if !matches!(document.value, yaml::Value::Null) {
+            holds_any = true;
+            policies.extend(decode(file, document, &mut report));
+        }
+    }
+    if let Some((line, problem)) = wrong {
+        report.add(Place::field(file, line, ""), problem);
+    } else if !holds_any {
+        report.add(Place::file(file), Problem::EmptyFile(API_VERSION));
+    }
+    report.finish(policies)
+}
+
+/// Policies that apply together, with unique names.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct PolicySet {
+    policies: Vec<Policy>,
+}
+
+impl PolicySet {
+    /// Reads the policies of several texts, each with what messages call it.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the texts, and names that are used twice.
+    pub fn from_texts<'a>(
+        texts: impl IntoIterator<Item = (&'a Path, &'a str)>,
+    ) -> Result<Self, PolicyErrors> {
+        let mut report = Report::default();
+        let mut policies: Vec<Policy> = Vec::new();
+        for (file, text) in texts {
+            match parse(file, text) {
+                Ok(parsed) => policies.extend(parsed),
+                Err(errors) => report.extend(errors),
+            }
+        }
+        let mut first_of: HashMap<&str, &Policy> = HashMap::new();
+        for policy in &policies {
+            if let Some(first) = first_of.get(policy.name()) {
+                report.add(
+                    Place::field(&policy.file, policy.line, "metadata.name"),
+                    Problem::DuplicatePolicy {
+                        name: quoted(policy.name()),
+                        first: format!("{}:{}", first.file.display(), first.line),
+                    },
+                );
+            } else {
+                first_of.insert(policy.name(), policy);
+            }
+        }
+        report.finish(Self { policies })
+    }
+
+    /// The policies, in the order of files and documents.
+    #[must_use]
+    pub fn policies(&self) -> &[Policy] {
+        &self.policies
+    }
+}

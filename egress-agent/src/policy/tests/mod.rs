@@ -1,0 +1,44 @@
+//! Tests of the module as a whole: schema, messages, compiled entries, properties.
+
+mod compiled;
+mod golden;
+mod oracle;
+mod schema;
+
+use std::path::Path;
+
+use super::{Compiled, Lifeline, PolicySet, compile};
+
+/// The example of issue 2.
+const EXAMPLE: &str = r#"apiVersion: egress.dev/v1alpha1
+kind: EgressPolicy
+metadata: { name: node }
+spec:
+  mode: enforce                  # enforce | audit
+  ttl: { min: 30s, max: 24h }    # these are the defaults
+  allow:
+    - names: [api.example.com, "*.cdn.example.net"]
+      ports: ["443/tcp", "8000-8080/tcp"]   # omitted: any port and protocol
+    - cidrs: [10.0.0.0/8, "fd00::/8"]
+      ports: ["any"]
+  deny:
+    - names: [evil.cdn.example.net]
+    - cidrs: [10.99.0.0/16]
+"#;
+
+/// A policy with this `spec`, in flow style.
+fn policy(name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: egress.dev/v1alpha1\nkind: EgressPolicy\nmetadata: {{ name: {name} }}\nspec: {spec}\n"
+    )
+}
+
+/// The set of one text.
+fn set(text: &str) -> PolicySet {
+    PolicySet::from_texts([(Path::new("policy.yaml"), text)]).unwrap()
+}
+
+/// The compiled text, without lifeline.
+fn compiled(text: &str) -> Compiled {
+    compile(&set(text), &Lifeline::new(), None).unwrap()
+}

@@ -1,0 +1,251 @@
+//! YAML as a tree that knows its lines.
+//!
+//! All values are kept as text: whether `443` or `no` is a number or a word is
+//! not YAML's to say here. Aliases work, within [`ALIAS_VALUES`].
+
+use std::collections::HashMap;
+
+use saphyr_parser::{Event, Parser, ScalarStyle};
+
+use super::error::Problem;
+
+/// Most levels of lists and mappings.
+const DEPTH: usize = 32;
+
+/// Most values that the aliases of one file may repeat.
+const ALIAS_VALUES: usize = 100_000;
+
+/// A value and the line on which it starts.
+#[derive(Clone, Debug)]
+pub(super) struct Node {
+    /// Line, from 1.
+    pub(super) line: usize,
+    /// The value.
+    pub(super) value: Value,
+}
+
+/// A value.
+#[derive(Clone, Debug)]
+pub(super) enum Value {
+    /// Nothing, `~` or `null`.
+    Null,
+    /// Any text, number or truth value.
+    Text(String),
+    /// A list.
+    List(Vec<Node>),
+    /// A mapping in the order of the file; keys may repeat.
+    Map(Vec<(Node, Node)>),
+}
+
+impl Value {
+    /// What it is, for messages.
+    pub(super) const fn kind(&self) -> &'static str {
+        match self {
+            Self::Null => "empty",
+            Self::Text(_) => "text",
+            Self::List(_) => "a list",
+            Self::Map(_) => "a mapping",
+        }
+    }
+}
+
+/// What went wrong on a line.
+pub(super) type Wrong = (usize, Problem);
+
+/// The documents of a text, those before the error too.
+pub(super) fn documents(text: &str) -> (Vec<Node>, Option<Wrong>) {
+    let mut builder = Builder::default();
+    let mut last_line = 1;
+    for event in Parser::new_from_str(text.strip_prefix('\u{feff}').unwrap_or(text)) {
+        let (event, span) = match event {
+            Ok(pair) => pair,
+            Err(error) => {
+                let line = error.marker().line().max(1);
+                let problem = Problem::Yaml(error.info().to_owned());
+                return (builder.documents, Some((line, problem)));
+            }
+        };
+        last_line = span.start.line().max(last_line);
+        if let Err(problem) = builder.take(event, span.start.line()) {
+            return (builder.documents, Some((last_line, problem)));
+        }
+    }
+    (builder.documents, None)
+}
+
+/// A list or mapping that is not complete.
+struct Open {
+    line: usize,
+    anchor: usize,
+    kind: OpenKind,
+}
+
+enum OpenKind {
+    List(Vec<Node>),
+    Map(Vec<(Node, Node)>, Option<Node>),
+}
+
+#[derive(Default)]
+struct Builder {
+    documents: Vec<Node>,
+    open: Vec<Open>,
+    anchors: HashMap<usize, Node>,
+    repeated: usize,
+}
+
+impl Builder {
+    fn take(&mut self, event: Event<'_>, line: usize) -> Result<(), Problem> {
+        match event {
+            Event::Scalar(text, style, anchor, _) => {
+                let is_null = style == ScalarStyle::Plain
+                    && matches!(text.as_ref(), "" | "~" | "null" | "Null" | "NULL");
+                let value = if is_null {
+                    Value::Null
+                } else {
+                    Value::Text(text.into_owned())
+                };
+                self.put(Node { line, value }, anchor);
+            }
+            Event::SequenceStart(anchor, _) => {
+                self.open(line, anchor, OpenKind::List(Vec::new()))?
+            }
+            Event::MappingStart(anchor, _) => {
+                self.open(line, anchor, OpenKind::Map(Vec::new(), None))?;
+            }
+            Event::SequenceEnd | Event::MappingEnd => self.close(),
+            Event::Alias(anchor) => {
+                // An anchor that is still open would hold itself.
+                let node = self
+                    .anchors
+                    .get(&anchor)
+                    .ok_or(Problem::AliasBomb(ALIAS_VALUES))?;
+                self.repeated = self.repeated.saturating_add(count(node));
+                if self.repeated > ALIAS_VALUES {
+                    return Err(Problem::AliasBomb(ALIAS_VALUES));
+                }
+                let node = node.clone();
+                self.put(node, 0);
+            }
+            Event::DocumentStart(_) => self.anchors.clear(),
+            Event::Nothing | Event::StreamStart | Event::StreamEnd | Event::DocumentEnd => {}
+        }
+        Ok(())
+    }
+
+    fn open(&mut self, line: usize, anchor: usize, kind: OpenKind) -> Result<(), Problem> {
+        if self.open.len() >= DEPTH {
+            return Err(Problem::TooDeep(DEPTH));
+        }
+        self.open.push(Open { line, anchor, kind });
+        Ok(())
+    }
+
+    fn close(&mut self) {
+        if let Some(Open { line, anchor, kind }) = self.open.pop() {
+            let value = match kind {
+                OpenKind::List(items) => Value::List(items),
+                OpenKind::Map(pairs, _) => Value::Map(pairs),
+            };
+            self.put(Node { line, value }, anchor);
+        }
+    }
+
+    fn put(&mut self, node: Node, anchor: usize) {
+        if anchor > 0 {
+            self.anchors.insert(anchor, node.clone());
+        }
+        match self.open.last_mut().map(|open| &mut open.kind) {
+            None => self.documents.push(node),
+            Some(OpenKind::List(items)) => items.push(node),
+            Some(OpenKind::Map(pairs, key)) => match key.take() {
+                None => *key = Some(node),
+                Some(key) => pairs.push((key, node)),
+            },
+        }
+    }
+}
+
+/// Number of values in a tree, itself included.
+fn count(node: &Node) -> usize {
+    let below: usize = match &node.value {
+        Value::Null | Value::Text(_) => 0,
+        Value::List(items) => items.iter().map(count).sum(),
+        Value::Map(pairs) => pairs.iter().map(|(_, value)| count(value)).sum(),
+    };
+    below.saturating_add(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(text: &str) -> (usize, Problem) {
+        documents(text).1.unwrap()
+    }
+
+    #[test]
+    fn every_value_knows_its_line() {
+        let (documents, wrong) = documents("# comment\na: 1\nb:\n  - x\n  - [y,\n     z]\n");
+        assert_eq!(wrong, None);
+        let Value::Map(pairs) = &documents[0].value else {
+            panic!("no mapping");
+        };
+        let lines: Vec<_> = pairs
+            .iter()
+            .map(|(key, value)| (key.line, value.line))
+            .collect();
+        assert_eq!(lines, [(2, 2), (3, 4)]);
+        let Value::List(items) = &pairs[1].1.value else {
+            panic!("no list");
+        };
+        let Value::List(inner) = &items[1].value else {
+            panic!("no list");
+        };
+        assert_eq!((items[0].line, items[1].line, inner[1].line), (4, 5, 6));
+    }
+
+    #[test]
+    fn documents_before_an_error_are_kept() {
+        let (documents, wrong) = documents("a: 1\n---\nb: [\n---\n");
+        assert_eq!(documents.len(), 1);
+        assert!(matches!(wrong, Some((4, Problem::Yaml(_)))), "{wrong:?}");
+    }
+
+    #[test]
+    fn an_alias_repeats_a_value_but_not_without_end() {
+        let (docs, wrong) = documents("a: &x [1, 2]\nb: *x\n");
+        assert_eq!((count(&docs[0]), wrong), (7, None));
+
+        let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+        for level in 1..12 {
+            let below = level - 1;
+            let items = vec![format!("*a{below}"); 10].join(", ");
+            bomb.push_str(&format!("a{level}: &a{level} [{items}]\n"));
+        }
+        assert_eq!(problem(&bomb).1, Problem::AliasBomb(ALIAS_VALUES));
+        assert_eq!(problem("a: &a [*a]\n").1, Problem::AliasBomb(ALIAS_VALUES));
+    }
+
+    #[test]
+    fn depth_is_limited() {
+        assert_eq!(problem(&"[".repeat(33)).1, Problem::TooDeep(DEPTH));
+        assert_eq!(problem(&"- ".repeat(33)).1, Problem::TooDeep(DEPTH));
+        // The parser has a limit of its own, for it reads ahead.
+        for text in ["[", "{a: ", "- ", "? "] {
+            assert!(documents(&text.repeat(100_000)).1.is_some(), "{text}");
+        }
+    }
+
+    #[test]
+    fn only_plain_words_are_null() {
+        let (documents, _) = documents("- ~\n- null\n-\n- ''\n- \"null\"\n- no\n");
+        let Value::List(items) = &documents[0].value else {
+            panic!("no list");
+        };
+        let nulls: Vec<_> = items
+            .iter()
+            .map(|item| matches!(item.value, Value::Null))
+            .collect();
+        assert_eq!(nulls, [true, true, true, false, false, false]);
+    }
+}
