@@ -1,1 +1,65 @@
 //! Network-namespace worlds that drive the real agent.
+//!
+//! A [`World`] is three or four network namespaces joined by veth pairs: the
+//! *node* whose processes are judged, *dns* with a real resolver, *web* with
+//! allowed and forbidden servers, and on demand a *pod* whose packets the node
+//! forwards. An [`Agent`] is the real binary, attached to a fresh cgroup of the
+//! world; a [`Workload`] runs programs in a cgroup below that one. All of them
+//! are guards: what they made is gone when they are dropped, also by a panic,
+//! and what a killed run left behind is removed by the next one.
+//!
+//! Nothing here touches the machine's own interfaces or its root cgroup, and
+//! no packet leaves the namespaces.
+//!
+//! | environment | meaning |
+//! | --- | --- |
+//! | `EGRESS_AGENT` | the agent; default `target/release/egress-agent` |
+//! | `EGRESS_PROBE` | the client and server program; default beside the tests |
+//! | `EGRESS_TEST_KEEP` | keep logs and generated files of failed tests |
+
+#![allow(
+    clippy::arithmetic_side_effects,
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    reason = "a fixture that is wrong about itself should panic (STYLE §10)"
+)]
+
+pub mod agent;
+pub mod cgroup;
+pub mod dns;
+pub mod forge;
+pub mod interrupt;
+pub mod leftovers;
+pub mod namespace;
+pub mod process;
+pub mod programs;
+pub mod report;
+pub mod skip;
+pub mod workload;
+pub mod world;
+pub mod zone;
+
+pub use agent::{Agent, AgentOptions, Counters, Learned};
+pub use skip::ready;
+pub use workload::Workload;
+pub use world::{Resolver, World};
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+/// Asks until the answer is yes; false when `limit` has passed without one.
+pub fn eventually(limit: Duration, mut question: impl FnMut() -> bool) -> bool {
+    let end = Instant::now() + limit;
+    loop {
+        if question() {
+            return true;
+        }
+        if Instant::now() >= end {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}

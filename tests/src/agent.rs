@@ -1,0 +1,660 @@
+//! The real agent, as a guard.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::signal::Signal;
+use serde::{Deserialize, de::DeserializeOwned};
+
+use crate::{
+    eventually, interrupt, leftovers,
+    process::{self, Output, Place, Running},
+    programs, zone,
+};
+
+/// Longest time until an agent enforces.
+const START_LIMIT: Duration = Duration::from_secs(20);
+/// Longest time that a question to the agent may take.
+const ASK_LIMIT: Duration = Duration::from_secs(10);
+/// Longest time that the agent may take to end after SIGTERM.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+
+/// How an agent shall be started.
+#[derive(Clone, Debug)]
+pub struct AgentOptions {
+    place: Place,
+    policy: PathBuf,
+    cgroup: PathBuf,
+    socket: PathBuf,
+    pins: PathBuf,
+    log: PathBuf,
+    resolvers: Vec<String>,
+    more: Vec<String>,
+    cpu: Option<usize>,
+}
+
+impl AgentOptions {
+    pub(crate) fn new(
+        place: Place,
+        cgroup: PathBuf,
+        dir: &Path,
+        pins: PathBuf,
+        policy: &Path,
+    ) -> Self {
+        Self {
+            place,
+            policy: policy.to_path_buf(),
+            cgroup,
+            socket: dir.join("agent.sock"),
+            pins,
+            log: dir.join("agent.log"),
+            resolvers: zone::RESOLVER.iter().map(ToString::to_string).collect(),
+            more: Vec::new(),
+            cpu: None,
+        }
+    }
+
+    /// Trusts this resolver too.
+    #[must_use]
+    pub fn resolver(mut self, address: &str) -> Self {
+        self.resolvers.push(address.to_owned());
+        self
+    }
+
+    /// Overrides the mode of the policies.
+    #[must_use]
+    pub fn mode(self, mode: &str) -> Self {
+        self.arg("--mode").arg(mode)
+    }
+
+    /// Judges what leaves through this interface.
+    #[must_use]
+    pub fn interface(self, name: &str) -> Self {
+        self.arg("--interface").arg(name)
+    }
+
+    /// Makes a scope of a cgroup.
+    #[must_use]
+    pub fn scope(self, name: &str, cgroup: &Path) -> Self {
+        self.arg("--scope")
+            .arg(format!("{name}={}", cgroup.display()))
+    }
+
+    /// Adds one argument.
+    #[must_use]
+    pub fn arg(mut self, arg: impl Into<String>) -> Self {
+        self.more.push(arg.into());
+        self
+    }
+
+    /// Runs the agent on this CPU only.
+    #[must_use]
+    pub const fn cpu(mut self, cpu: usize) -> Self {
+        self.cpu = Some(cpu);
+        self
+    }
+
+    /// Starts it and waits until it enforces.
+    ///
+    /// # Panics
+    ///
+    /// If it does not.
+    #[track_caller]
+    #[must_use]
+    pub fn start(self) -> Agent {
+        self.try_start()
+            .unwrap_or_else(|error| panic!("the agent does not enforce: {error:#}"))
+    }
+
+    /// Starts it and waits until it enforces, or says why it does not.
+    ///
+    /// # Errors
+    ///
+    /// It ends, or does not enforce in time.
+    pub fn try_start(self) -> Result<Agent> {
+        let mut agent = Agent {
+            running: self.spawn()?,
+            options: self,
+            unloaded: false,
+        };
+        agent.wait_until_enforcing()?;
+        Ok(agent)
+    }
+
+    /// Runs it to its end, for starts that must fail.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be started or does not end.
+    #[track_caller]
+    #[must_use]
+    pub fn run_to_end(&self) -> Output {
+        process::run(&mut self.command(), START_LIMIT).unwrap_or_else(|error| panic!("{error:#}"))
+    }
+
+    /// Where it pins what it loads.
+    #[must_use]
+    pub fn pins(&self) -> &Path {
+        &self.pins
+    }
+
+    fn command(&self) -> std::process::Command {
+        let mut command = match self.cpu {
+            Some(cpu) => {
+                let mut command = self.place.command("taskset");
+                command
+                    .arg("-c")
+                    .arg(cpu.to_string())
+                    .arg(programs::agent());
+                command
+            }
+            None => self.place.command(programs::agent()),
+        };
+        command
+            .arg("run")
+            .arg("--policy")
+            .arg(&self.policy)
+            .arg("--cgroup")
+            .arg(&self.cgroup)
+            .arg("--socket")
+            .arg(&self.socket)
+            .arg("--pin-dir")
+            .arg(&self.pins);
+        for resolver in &self.resolvers {
+            command.arg("--resolver").arg(resolver);
+        }
+        command.args(&self.more);
+        command
+    }
+
+    fn spawn(&self) -> Result<Running> {
+        Running::start(&mut self.command(), &self.log)
+    }
+}
+
+/// A running agent. Dropping it ends it and removes everything from the kernel.
+#[derive(Debug)]
+pub struct Agent {
+    running: Running,
+    options: AgentOptions,
+    unloaded: bool,
+}
+
+impl Agent {
+    fn wait_until_enforcing(&mut self) -> Result<()> {
+        let end = Instant::now() + START_LIMIT;
+        loop {
+            let status = self.cli(&["status", "-o", "json"])?;
+            if status.code() == Some(0) {
+                let report: Status = parse(&status)?;
+                for hook in ["connect4", "connect6", "skb_egress", "skb_ingress"] {
+                    ensure!(
+                        report.has(hook),
+                        "{hook} is not attached: {}",
+                        status.shown()
+                    );
+                }
+                return Ok(());
+            }
+            if let Some(end) = self.running.ended() {
+                bail!("it ended ({end}): {}", self.log().trim());
+            }
+            if interrupt::requested() {
+                bail!("interrupted");
+            }
+            if Instant::now() >= end {
+                bail!(
+                    "status says: {}; its log: {}",
+                    status.shown(),
+                    self.log().trim()
+                );
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// What it has logged.
+    #[must_use]
+    pub fn log(&self) -> String {
+        format!(
+            "{}{}",
+            self.running.lines().join("\n"),
+            self.running.errors()
+        )
+    }
+
+    /// Its process number.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.running.pid()
+    }
+
+    /// The socket that it serves.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.options.socket
+    }
+
+    /// Where it pins what it loads.
+    #[must_use]
+    pub fn pins(&self) -> &Path {
+        &self.options.pins
+    }
+
+    /// Runs one of its subcommands.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be started or does not end.
+    pub fn cli(&self, args: &[&str]) -> Result<Output> {
+        let mut command = std::process::Command::new(programs::agent());
+        command.args(args).arg("--socket").arg(&self.options.socket);
+        process::run(command.stdin(std::process::Stdio::null()), ASK_LIMIT)
+    }
+
+    /// Runs a subcommand that must succeed with JSON output.
+    #[track_caller]
+    fn ask<T: DeserializeOwned>(&self, args: &[&str]) -> T {
+        self.try_ask(args)
+            .unwrap_or_else(|error| panic!("{error:#}"))
+    }
+
+    /// Runs a subcommand with JSON output.
+    ///
+    /// # Errors
+    ///
+    /// It fails, or its output is not what is documented.
+    pub fn try_ask<T: DeserializeOwned>(&self, args: &[&str]) -> Result<T> {
+        let output = self.cli(&[args, &["-o", "json"]].concat())?;
+        ensure!(
+            output.code() == Some(0),
+            "{} failed: {}",
+            args.join(" "),
+            output.shown()
+        );
+        parse(&output)
+    }
+
+    /// What the kernel has counted.
+    #[track_caller]
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.ask(&["counters"])
+    }
+
+    /// Learned addresses.
+    #[track_caller]
+    #[must_use]
+    pub fn learned(&self) -> Vec<Learned> {
+        self.ask(&["learned"])
+    }
+
+    /// Whether an address is learned, in any scope.
+    #[track_caller]
+    #[must_use]
+    pub fn knows(&self, address: IpAddr) -> bool {
+        self.learned().iter().any(|one| one.address == address)
+    }
+
+    /// Recent verdicts.
+    #[track_caller]
+    #[must_use]
+    pub fn flows(&self) -> Vec<Flow> {
+        self.ask(&["flows"])
+    }
+
+    /// Waits for the newest verdict on a destination: events arrive a little later than what they tell of.
+    #[must_use]
+    pub fn flow_to(&self, destination: IpAddr, wanted: impl Fn(&Flow) -> bool) -> Option<Flow> {
+        let mut found = None;
+        eventually(Duration::from_secs(2), || {
+            found = self
+                .flows()
+                .into_iter()
+                .filter(|flow| flow.destination == destination && wanted(flow))
+                .max_by(|one, other| one.at.cmp(&other.at));
+            found.is_some()
+        });
+        found
+    }
+
+    /// Its state, whether it enforces or not.
+    #[track_caller]
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let output = self
+            .cli(&["status", "-o", "json"])
+            .unwrap_or_else(|error| panic!("{error:#}"));
+        parse(&output).unwrap_or_else(|error| panic!("{error:#}"))
+    }
+
+    /// What was counted while `work` ran.
+    #[track_caller]
+    pub fn counted<T>(&self, work: impl FnOnce() -> T) -> (T, Counters) {
+        let before = self.counters();
+        let result = work();
+        (result, self.counters().since(&before))
+    }
+
+    /// Writes the policy file anew and waits until it is switched to.
+    ///
+    /// # Panics
+    ///
+    /// If the switch does not come.
+    #[track_caller]
+    pub fn reload(&self, policy: &str) {
+        let before = self.status().policy.generation;
+        fs::write(&self.options.policy, policy).expect("the policy is written");
+        let switched = eventually(Duration::from_secs(5), || {
+            self.status().policy.generation > before
+        });
+        assert!(
+            switched,
+            "the new policy is not in force: {:?}",
+            self.status().policy
+        );
+    }
+
+    /// Kills it as `kill -9` does.
+    pub fn kill(&mut self) {
+        self.running.kill();
+    }
+
+    /// Ends it as a service manager does.
+    ///
+    /// # Panics
+    ///
+    /// If it does not end.
+    #[track_caller]
+    pub fn stop(&mut self) {
+        self.running.signal(Signal::SIGTERM);
+        let status = self.running.wait(STOP_LIMIT);
+        assert!(
+            status.is_some(),
+            "still running {STOP_LIMIT:?} after SIGTERM"
+        );
+    }
+
+    /// Starts it again, after [`Agent::kill`] or [`Agent::stop`], with the same options.
+    ///
+    /// # Panics
+    ///
+    /// If it does not enforce.
+    #[track_caller]
+    pub fn start_again(&mut self) {
+        self.running = self
+            .options
+            .spawn()
+            .unwrap_or_else(|error| panic!("{error:#}"));
+        self.wait_until_enforcing()
+            .unwrap_or_else(|error| panic!("the agent does not enforce again: {error:#}"));
+    }
+
+    /// Removes everything from the kernel, as a user would.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be run.
+    pub fn unload(&mut self) -> Result<Output> {
+        self.unloaded = true;
+        let mut command = std::process::Command::new(programs::agent());
+        command
+            .arg("unload")
+            .arg("--pin-dir")
+            .arg(&self.options.pins);
+        process::run(command.stdin(std::process::Stdio::null()), ASK_LIMIT)
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let panicking = std::thread::panicking();
+        if panicking {
+            eprintln!("--- the agent's log:\n{}", self.log().trim());
+        }
+        self.running.signal(Signal::SIGTERM);
+        let ended = self.running.wait(STOP_LIMIT).is_some();
+        self.running.kill();
+        if self.unloaded {
+            return;
+        }
+        let output = self.unload();
+        let left = self.options.pins.exists();
+        // What holds the test's cgroup must go even if the agent failed to remove it.
+        let _ = leftovers::remove_pins(&self.options.pins);
+        if !panicking {
+            assert!(ended, "the agent still ran {STOP_LIMIT:?} after SIGTERM");
+            match output {
+                Ok(output) => assert!(
+                    output.code() == Some(0) && !left,
+                    "unload left {} behind: {}",
+                    self.options.pins.display(),
+                    output.shown()
+                ),
+                Err(error) => panic!("unload: {error:#}"),
+            }
+        }
+    }
+}
+
+fn parse<T: DeserializeOwned>(output: &Output) -> Result<T> {
+    serde_json::from_str(&output.stdout)
+        .with_context(|| format!("not the documented JSON: {}", output.shown()))
+}
+
+/// `counters -o json`, as far as it is documented.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct Counters {
+    /// Packets that passed.
+    pub allowed: u64,
+    /// Packets dropped and connects refused.
+    pub denied: u64,
+    /// The same in audit mode.
+    pub would_deny: u64,
+    /// Split by reason and verdict.
+    pub by_reason: Vec<ReasonCount>,
+    /// Split by hook.
+    pub by_hook: Vec<HookCount>,
+    /// Decisions that rest on rules.
+    pub by_rule: Vec<RuleCount>,
+    /// What became of DNS messages, and what was lost.
+    pub dns: BTreeMap<String, u64>,
+}
+
+/// One entry of `by_reason`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct ReasonCount {
+    /// Name of the reason.
+    pub reason: String,
+    /// Name of the verdict.
+    pub verdict: String,
+    /// How often.
+    pub count: u64,
+}
+
+/// One entry of `by_hook`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct HookCount {
+    /// Name of the hook.
+    pub hook: String,
+    /// Packets or connects that passed.
+    pub allowed: u64,
+    /// Packets dropped or connects refused.
+    pub denied: u64,
+    /// The same in audit mode.
+    pub would_deny: u64,
+}
+
+/// One entry of `by_rule`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct RuleCount {
+    /// The rule in one line.
+    pub rule: String,
+    /// Name pattern or CIDR.
+    pub destination: String,
+    /// First packets of flows that it allowed.
+    pub allowed: u64,
+    /// Packets and connects that it denied.
+    pub denied: u64,
+    /// The same in audit mode.
+    pub would_deny: u64,
+}
+
+impl Counters {
+    /// Count of one reason, all verdicts together.
+    #[must_use]
+    pub fn reason(&self, name: &str) -> u64 {
+        let entries = self.by_reason.iter();
+        entries
+            .filter(|one| one.reason == name)
+            .map(|one| one.count)
+            .sum()
+    }
+
+    /// Denials and would-be denials of one hook.
+    #[must_use]
+    pub fn denied_by(&self, hook: &str) -> u64 {
+        let entries = self.by_hook.iter();
+        entries
+            .filter(|one| one.hook == hook)
+            .map(|one| one.denied + one.would_deny)
+            .sum()
+    }
+
+    /// Count of one tally.
+    #[must_use]
+    pub fn dns(&self, name: &str) -> u64 {
+        self.dns.get(name).copied().unwrap_or_default()
+    }
+
+    /// What was added since `before`; rules are left as they are now.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> Self {
+        let by_reason = self.by_reason.iter().map(|now| {
+            let then = before
+                .by_reason
+                .iter()
+                .find(|then| then.reason == now.reason && then.verdict == now.verdict);
+            ReasonCount {
+                count: now.count - then.map_or(0, |then| then.count),
+                ..now.clone()
+            }
+        });
+        let by_hook = self.by_hook.iter().map(|now| {
+            let then = before.by_hook.iter().find(|then| then.hook == now.hook);
+            HookCount {
+                hook: now.hook.clone(),
+                allowed: now.allowed - then.map_or(0, |then| then.allowed),
+                denied: now.denied - then.map_or(0, |then| then.denied),
+                would_deny: now.would_deny - then.map_or(0, |then| then.would_deny),
+            }
+        });
+        Self {
+            allowed: self.allowed - before.allowed,
+            denied: self.denied - before.denied,
+            would_deny: self.would_deny - before.would_deny,
+            by_reason: by_reason.filter(|one| one.count > 0).collect(),
+            by_hook: by_hook.collect(),
+            by_rule: self.by_rule.clone(),
+            dns: self
+                .dns
+                .iter()
+                .map(|(name, now)| (name.clone(), now - before.dns(name)))
+                .filter(|(_, count)| *count > 0)
+                .collect(),
+        }
+    }
+}
+
+/// One entry of `learned -o json`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Learned {
+    /// The name that was asked for.
+    pub name: String,
+    /// The address.
+    pub address: IpAddr,
+    /// Ports that are open to it.
+    pub ports: Vec<String>,
+    /// Seconds until the last of them closes.
+    pub expires_in_s: u64,
+    /// Who profits.
+    pub scope: String,
+}
+
+/// One entry of `flows -o json`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Flow {
+    /// When, in a form that sorts.
+    pub at: String,
+    /// Who sent.
+    pub scope: String,
+    /// Destination address.
+    pub destination: IpAddr,
+    /// Destination port.
+    pub port: Option<u16>,
+    /// Protocol by name.
+    pub protocol: String,
+    /// Names that resolved to the destination.
+    pub names: Vec<String>,
+    /// Name of the verdict.
+    pub verdict: String,
+    /// Name of the reason.
+    pub reason: String,
+    /// The rule, in one line.
+    pub rule: Option<String>,
+    /// Name of the hook.
+    pub hook: String,
+}
+
+/// `status -o json`, as far as it matters here.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Status {
+    /// Whether it does what it should.
+    pub enforcing: bool,
+    /// `enforce`, `audit` or `mixed`.
+    pub mode: String,
+    /// The policy that applies.
+    pub policy: PolicyStatus,
+    /// Hooks.
+    pub hooks: Vec<HookStatus>,
+    /// Sentences for an operator.
+    pub alarms: Vec<String>,
+}
+
+/// The policy that applies.
+#[derive(Clone, Debug, Deserialize)]
+pub struct PolicyStatus {
+    /// Raised at every switch.
+    pub generation: u32,
+    /// Why the newest change was refused.
+    pub error: Option<String>,
+}
+
+/// A hook.
+#[derive(Clone, Debug, Deserialize)]
+pub struct HookStatus {
+    /// Name.
+    pub hook: String,
+    /// Cgroup path or interface.
+    pub target: String,
+    /// `link`, `tcx` or `clsact`.
+    pub kind: String,
+    /// Whether it is attached.
+    pub attached: bool,
+}
+
+impl Status {
+    /// Whether a hook is attached somewhere.
+    #[must_use]
+    pub fn has(&self, hook: &str) -> bool {
+        self.hooks
+            .iter()
+            .any(|one| one.hook == hook && one.attached)
+    }
+}

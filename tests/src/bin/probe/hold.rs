@@ -1,0 +1,71 @@
+//! A flow that is kept open.
+
+use std::{
+    io::{self, Read as _, Write as _},
+    net::{IpAddr, TcpStream, UdpSocket},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+use egress_tests::dns::any_like;
+
+use crate::client::name_of;
+
+/// Options of `probe hold`.
+#[derive(Args, Debug)]
+pub(crate) struct Hold {
+    address: IpAddr,
+    port: u16,
+    /// By a connected UDP socket.
+    #[arg(long)]
+    udp: bool,
+}
+
+impl Hold {
+    /// Prints `open`, then `alive N` for each byte that came back, then `broken ERROR`.
+    pub(crate) fn run(&self) -> Result<()> {
+        if self.udp {
+            let socket = UdpSocket::bind(any_like(self.address)).context("cannot bind")?;
+            socket
+                .connect((self.address, self.port))
+                .context("cannot connect")?;
+            socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+            keep(|| {
+                socket.send(b"x")?;
+                socket.recv(&mut [0; 16]).map(|_| ())
+            });
+        } else {
+            let mut stream = TcpStream::connect_timeout(
+                &(self.address, self.port).into(),
+                Duration::from_secs(2),
+            )
+            .context("cannot connect")?;
+            stream.set_nodelay(true)?;
+            stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+            keep(|| {
+                stream.write_all(b"x")?;
+                match stream.read(&mut [0; 16])? {
+                    0 => Err(io::ErrorKind::UnexpectedEof.into()),
+                    _ => Ok(()),
+                }
+            });
+        }
+        Ok(())
+    }
+}
+
+fn keep(mut exchange: impl FnMut() -> io::Result<()>) {
+    for round in 0_u64.. {
+        match exchange() {
+            Ok(()) if round == 0 => println!("open"),
+            Ok(()) => println!("alive {round}"),
+            Err(error) => {
+                println!("broken {}", name_of(&error));
+                return;
+            }
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+}

@@ -1,0 +1,81 @@
+//! What the probe prints, one JSON object in a line, as the tests read it.
+
+use std::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+/// One attempt to reach somebody.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// Whether what was sent came back.
+    pub ok: bool,
+    /// Where it ended: `connect`, `send`, `receive`, or `done`.
+    pub stage: String,
+    /// Name of the error, such as `EPERM`; `ETIMEDOUT` also where nothing came back in time.
+    pub errno: Option<String>,
+    /// How long it took.
+    pub elapsed_ms: f64,
+    /// Port that it was sent from; 0 where that is not known.
+    pub local_port: u16,
+}
+
+impl Attempt {
+    /// Whether the kernel refused it at once, as the programs do.
+    #[must_use]
+    pub fn is_refused(&self) -> bool {
+        !self.ok && self.errno.as_deref() == Some("EPERM")
+    }
+
+    /// Whether nothing came back.
+    #[must_use]
+    pub fn is_silent(&self) -> bool {
+        !self.ok && self.errno.as_deref() == Some("ETIMEDOUT")
+    }
+}
+
+/// A DNS message as it arrived.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Arrived {
+    /// Sender.
+    pub from: SocketAddr,
+    /// Bytes in hexadecimal.
+    pub hex: String,
+}
+
+/// One DNS lookup.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Lookup {
+    /// Response code, such as `NOERROR`; `None` without a readable answer.
+    pub rcode: Option<String>,
+    /// Addresses of the answer, in its order.
+    pub addresses: Vec<IpAddr>,
+    /// Smallest TTL among them.
+    pub ttl: Option<u32>,
+    /// Whether the answer was cut short.
+    pub truncated: bool,
+    /// Everything that arrived.
+    pub arrived: Vec<Arrived>,
+    /// Why there is no answer.
+    pub error: Option<String>,
+    /// How long it took.
+    pub elapsed_ms: f64,
+}
+
+/// Many lookups, each followed by a connect.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Series {
+    /// Names that were resolved and connected to.
+    pub count: u32,
+    /// Connects that were refused with EPERM.
+    pub refused: u32,
+    /// Connects that failed otherwise.
+    pub failed: u32,
+    /// Lookups without an answer.
+    pub unresolved: u32,
+    /// The first few that went wrong.
+    pub examples: Vec<String>,
+    /// Median of a lookup with its connect.
+    pub median_us: f64,
+    /// How long all of it took.
+    pub elapsed_ms: f64,
+}

@@ -1,0 +1,52 @@
+//! Tests that cannot run here say so.
+
+use std::io::Write as _;
+
+use nix::unistd::Uid;
+
+use crate::programs;
+
+/// Tools without which no world can be built.
+const TOOLS: &[&str] = &["ip", "nsenter", "unbound", "dnsmasq"];
+
+/// Whether a test that needs a world can run; if not, the reason is printed.
+#[must_use]
+pub fn world_ready() -> bool {
+    if !Uid::effective().is_root() {
+        return skip("needs root");
+    }
+    for tool in TOOLS {
+        if programs::find(tool).is_none() {
+            return skip(&format!("{tool} is missing: run `cargo xtask setup`"));
+        }
+    }
+    if !programs::probe().is_file() {
+        return skip("the probe is missing: run `cargo build -p egress-tests`");
+    }
+    true
+}
+
+/// Whether a test that needs a world and the agent can run; if not, the reason is printed.
+#[must_use]
+pub fn ready() -> bool {
+    if !world_ready() {
+        return false;
+    }
+    let agent = programs::agent();
+    if !agent.is_file() {
+        return skip(&format!(
+            "{} is missing: run `cargo xtask build`",
+            agent.display()
+        ));
+    }
+    true
+}
+
+/// Prints why this test does not run, past libtest's capture; always false.
+pub fn skip(reason: &str) -> bool {
+    let thread = std::thread::current();
+    let name = thread.name().unwrap_or("test");
+    // Not eprintln: the runner counts these lines, also those of passed tests.
+    let _ = writeln!(std::io::stderr(), "SKIPPED {name}: {reason}");
+    false
+}
