@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 mod build;
 mod ebpf;
 mod fuzz;
+mod image;
 mod kernels;
 mod run;
 mod setup;
@@ -35,6 +36,8 @@ enum Command {
     Test(test::Test),
     /// Compare the DNS step machine with hickory-proto on random and mutated messages.
     Fuzz(fuzz::Fuzz),
+    /// Make the container image, as an OCI archive.
+    Image(image::Image),
     /// Try the agent on other kernels, in QEMU.
     Vm(vm::Vm),
 }
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Command::Build(command) => command.run(),
         Command::Test(command) => command.run(),
         Command::Fuzz(command) => command.run(),
+        Command::Image(command) => command.run(),
         Command::Vm(command) => command.run(),
     };
     match result {

@@ -237,26 +237,34 @@ impl Suite {
     fn read(&mut self, text: &str, status: ExitStatus) {
         let mut counted_failed: usize = 0;
         let mut returned_early: usize = 0;
+        let mut in_list = false;
         for line in text.lines() {
-            if let Some(counts) = line.strip_prefix("test result: ") {
+            if let Some((_, skip)) = line.split_once("SKIPPED ")
+                && let Some((name, reason)) = skip.split_once(": ")
+            {
+                // Printed past libtest's capture, so that it may follow the test's name on the line.
+                // The test returns after it, and libtest counts it as passed.
+                self.skipped.push((name.to_owned(), reason.to_owned()));
+                returned_early = returned_early.saturating_add(1);
+            } else if let Some(counts) = line.strip_prefix("test result: ") {
                 self.passed = self.passed.saturating_add(count(counts, "passed"));
                 counted_failed = counted_failed.saturating_add(count(counts, "failed"));
             } else if let Some(test) = line.strip_prefix("test ") {
-                if let Some(name) = test.strip_suffix(" ... FAILED") {
-                    self.failed.push(name.to_owned());
-                } else if let Some((name, reason)) = test.split_once(" ... ignored") {
+                if let Some((name, reason)) = test.split_once(" ... ignored") {
                     let reason = reason.strip_prefix(", ").unwrap_or("ignored");
                     self.skipped.push((name.to_owned(), reason.to_owned()));
                 }
-            } else if let Some(skip) = line.trim_start().strip_prefix("SKIPPED ") {
-                // The test returns after this line, and libtest counts it as passed.
-                let (name, reason) = skip.split_once(": ").unwrap_or((skip, "no reason given"));
-                self.skipped.push((name.to_owned(), reason.to_owned()));
-                returned_early = returned_early.saturating_add(1);
+            } else if line == "failures:" {
+                // Twice: what failed tests have printed follows an empty line, their names follow at once.
+                in_list = true;
+            } else if let Some(name) = line.strip_prefix("    ").filter(|_| in_list) {
+                self.failed.push(name.to_owned());
+            } else {
+                in_list = false;
             }
         }
         self.passed = self.passed.saturating_sub(returned_early);
-        // Output in between may hide a name, and a crashed test program prints no result.
+        // A crashed test program prints no result.
         while self.failed.len() < counted_failed {
             self.failed.push(format!("a test of {}", self.name));
         }
@@ -373,14 +381,15 @@ mod tests {
     const TEXT: &str = "
 running 4 tests
 test a::works ... ok
-test a::cannot_here ... ok
+test a::cannot_here ... SKIPPED a::cannot_here: no netem in this kernel
+ok
 test a::breaks ... FAILED
 test a::slow ... ignored, takes an hour
 
 successes:
 
----- a::cannot_here stdout ----
-SKIPPED a::cannot_here: no netem in this kernel
+---- a::works stdout ----
+some output
 
 failures:
 
@@ -403,8 +412,8 @@ test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 7 filtered out; fini
         assert_eq!(suite.passed, 4);
         assert_eq!(suite.failed, ["a::breaks"]);
         let skipped = [
-            ("a::slow", "takes an hour"),
             ("a::cannot_here", "no netem in this kernel"),
+            ("a::slow", "takes an hour"),
         ];
         assert_eq!(
             suite.skipped,
