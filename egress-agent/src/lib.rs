@@ -5,5 +5,7 @@ pub mod api;
 pub mod cli;
 pub mod datapath;
 pub mod dns;
+pub mod metrics;
 pub mod policy;
+pub mod shutdown;
 pub mod workload;

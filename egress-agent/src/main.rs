@@ -1,2 +1,14 @@
-//! Placeholder.
-fn main() {}
+//! The `egress-agent` program: parse, start tracing, do, exit.
+
+use clap::Parser;
+use egress_agent::cli::{Cli, ExitCode, say, start_logging};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_logging(&cli);
+    let result = cli.execute();
+    if let Err(error) = &result {
+        say(&format!("error: {error:#}"));
+    }
+    ExitCode::of(&result)
+}

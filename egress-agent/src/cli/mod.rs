@@ -1,1 +1,107 @@
-//! To come.
+//! The command line: one file for each subcommand, its options at the top.
+
+mod counters;
+mod detect;
+mod doctor;
+mod exit;
+mod flows;
+mod learned;
+mod logging;
+mod output;
+mod policy;
+mod remote;
+pub mod run;
+mod status;
+mod table;
+#[cfg(test)]
+mod tests;
+mod unload;
+
+use clap::{Parser, Subcommand};
+
+pub use detect::{cgroup2_root, resolvers};
+pub use exit::{ExitCode, UsageError};
+pub use logging::start as start_logging;
+pub use output::{Format, OutputArgs, Screen, say};
+pub use remote::{DEFAULT_PIN_DIR, DEFAULT_SOCKET};
+pub use run::{LogLevel, RunOptions, ScopeOption};
+
+const EXAMPLES: &str = "\
+Examples:
+  egress-agent policy check /etc/egress/          what run would say of it
+  egress-agent doctor                             what this node lacks
+  egress-agent run --policy /etc/egress/ --mode audit
+  egress-agent status                             exit 1: not all is enforced
+  egress-agent flows --denied --follow            who is denied what, and why
+  egress-agent learned api.example.com -o json
+
+Exit status: 0 done; 1 failed; 2 command line, policy or environment not usable.";
+
+/// Lets this node reach only the outside names that its owner lists.
+#[derive(Debug, Parser)]
+#[command(name = "egress-agent", version, after_help = EXAMPLES, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to log on stderr: a level or a filter such as `info,egress_agent::dns=debug`
+    /// [default: info for run, warn for the rest]
+    #[arg(
+        long,
+        global = true,
+        env = "EGRESS_LOG",
+        value_name = "FILTER",
+        value_parser = logging::filter
+    )]
+    pub log: Option<String>,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Enforce policies on this node until told to end
+    Run(Box<run::Run>),
+    /// Show what is attached, loaded, filled and lost; exit 1 when not all is enforced
+    Status(status::Status),
+    /// Show what was allowed and denied, and why
+    Counters(counters::Counters),
+    /// Show the addresses that DNS answers taught, and how long they stay
+    Learned(learned::Learned),
+    /// Show the latest verdicts, with names and reasons
+    Flows(flows::Flows),
+    /// Work on policy files, without an agent
+    Policy(policy::Policy),
+    /// Remove everything from the kernel: nothing is enforced any more
+    Unload(unload::Unload),
+    /// Check whether this node has what the agent needs; exit 2 if not
+    Doctor(doctor::Doctor),
+}
+
+impl Cli {
+    /// What to log when neither option nor variable says.
+    #[must_use]
+    pub const fn default_log(&self) -> &'static str {
+        match self.command {
+            Command::Run(_) => "info",
+            _ => "warn",
+        }
+    }
+
+    /// Does what the command line says.
+    ///
+    /// # Errors
+    ///
+    /// What keeps it from being done, for [`ExitCode::of`] and the person at the terminal.
+    pub fn execute(self) -> anyhow::Result<ExitCode> {
+        match self.command {
+            Command::Run(run) => run.execute(),
+            Command::Status(status) => status.execute(),
+            Command::Counters(counters) => counters.execute(),
+            Command::Learned(learned) => learned.execute(),
+            Command::Flows(flows) => flows.execute(),
+            Command::Policy(policy) => policy.execute(),
+            Command::Unload(unload) => unload.execute(),
+            Command::Doctor(doctor) => doctor.execute(),
+        }
+    }
+}

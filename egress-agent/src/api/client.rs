@@ -1,0 +1,309 @@
+//! The other end of the socket, for the CLI.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use http_body_util::{BodyExt, Empty};
+use hyper::{
+    Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    client::conn::http1,
+    header,
+};
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+use tokio::net::UnixStream;
+use tracing::debug;
+
+use super::{
+    listener::is_trusted,
+    model::{CountersReport, ErrorReport, FlowReport, FollowLine, LearnedReport, Status},
+    state::FlowFilter,
+};
+
+/// How long an answer may take.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why there is no answer.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// Nobody listens.
+    #[error(
+        "no agent is listening on {}: start it with `systemctl start egress-agent` \
+         or `egress-agent run --policy …`",
+        socket.display()
+    )]
+    NotListening {
+        /// The socket.
+        socket: PathBuf,
+    },
+    /// The socket is not for this user.
+    #[error("no permission to use {}: run this as root", socket.display())]
+    Permission {
+        /// The socket.
+        socket: PathBuf,
+    },
+    /// Somebody listens who is neither root nor this user.
+    #[error("{} is served by user {uid}, who is not root: not trusted", socket.display())]
+    Untrusted {
+        /// The socket.
+        socket: PathBuf,
+        /// The user.
+        uid: u32,
+    },
+    /// The socket cannot be connected to.
+    #[error("cannot connect to {}", socket.display())]
+    Connect {
+        /// The socket.
+        socket: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The path cannot be asked for.
+    #[error("cannot ask the agent")]
+    Request(#[source] hyper::http::Error),
+    /// The connection broke.
+    #[error("the agent closed the connection: see its log (`journalctl -u egress-agent`)")]
+    Broken(#[source] hyper::Error),
+    /// Too slow.
+    #[error(
+        "the agent did not answer within {} s: see its log (`journalctl -u egress-agent`)",
+        TIMEOUT.as_secs()
+    )]
+    Timeout,
+    /// The agent could not answer.
+    #[error("the agent answered {status}: {error}")]
+    Refused {
+        /// HTTP status.
+        status: StatusCode,
+        /// What the agent says.
+        error: String,
+    },
+    /// The answer is not what this version expects.
+    #[error("cannot read the agent's answer: are agent and CLI of one version?")]
+    Unreadable(#[source] serde_json::Error),
+}
+
+/// Asks an agent.
+#[derive(Clone, Debug)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+impl Client {
+    /// A client of the agent that listens on `socket`.
+    #[must_use]
+    pub fn new(socket: &Path) -> Self {
+        Self {
+            socket: socket.to_owned(),
+        }
+    }
+
+    /// Asks for the status.
+    ///
+    /// # Errors
+    ///
+    /// No agent answers, or it cannot.
+    pub async fn status(&self) -> Result<Status, ClientError> {
+        self.get("/v1/status").await
+    }
+
+    /// Asks for the counters.
+    ///
+    /// # Errors
+    ///
+    /// No agent answers, or it cannot.
+    pub async fn counters(&self) -> Result<CountersReport, ClientError> {
+        self.get("/v1/counters").await
+    }
+
+    /// Asks for learned addresses: all, or those of a name or an address.
+    ///
+    /// # Errors
+    ///
+    /// No agent answers, or it cannot.
+    pub async fn learned(&self, query: Option<&str>) -> Result<LearnedReport, ClientError> {
+        match query {
+            None => self.get("/v1/learned").await,
+            Some(query) => {
+                let path = format!("/v1/learned?query={}", percent_encoded(query));
+                self.get(&path).await
+            }
+        }
+    }
+
+    /// Asks for the latest verdicts, oldest first.
+    ///
+    /// # Errors
+    ///
+    /// No agent answers, or it cannot.
+    pub async fn flows(&self, filter: FlowFilter) -> Result<Vec<FlowReport>, ClientError> {
+        let mut path = format!("/v1/flows?denied={}", filter.denied);
+        if let Some(limit) = filter.limit {
+            path.push_str(&format!("&limit={limit}"));
+        }
+        self.get(&path).await
+    }
+
+    /// Asks for verdicts as they come.
+    ///
+    /// # Errors
+    ///
+    /// No agent answers, or it cannot.
+    pub async fn follow(&self, filter: FlowFilter) -> Result<Following, ClientError> {
+        let path = format!("/v1/flows/follow?denied={}", filter.denied);
+        let response = in_time(self.send(&path)).await?;
+        Ok(Following {
+            body: response.into_body(),
+            buffer: Vec::new(),
+        })
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        let body = in_time(async { collect(self.send(path).await?.into_body()).await }).await?;
+        serde_json::from_slice(&body).map_err(ClientError::Unreadable)
+    }
+
+    async fn connect(&self) -> Result<UnixStream, ClientError> {
+        let socket = || self.socket.clone();
+        let connect = |error: io::Error| match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                ClientError::NotListening { socket: socket() }
+            }
+            io::ErrorKind::PermissionDenied => ClientError::Permission { socket: socket() },
+            _ => ClientError::Connect {
+                socket: socket(),
+                source: error,
+            },
+        };
+        let stream = UnixStream::connect(&self.socket).await.map_err(connect)?;
+        let uid = stream.peer_cred().map_err(connect)?.uid();
+        if !is_trusted(uid) {
+            return Err(ClientError::Untrusted {
+                socket: socket(),
+                uid,
+            });
+        }
+        Ok(stream)
+    }
+
+    /// Sends a request; an answer other than 200 is an error.
+    async fn send(&self, path: &str) -> Result<Response<Incoming>, ClientError> {
+        let stream = TokioIo::new(self.connect().await?);
+        let handshake = http1::handshake::<_, Empty<Bytes>>(stream).await;
+        let (mut sender, connection) = handshake.map_err(ClientError::Broken)?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                debug!(%error, "connection ended");
+            }
+        });
+        let request = Request::get(path)
+            .header(header::HOST, "localhost")
+            .body(Empty::new())
+            .map_err(ClientError::Request)?;
+        let response = sender.send_request(request).await;
+        let response = response.map_err(ClientError::Broken)?;
+        let status = response.status();
+        if status == StatusCode::OK {
+            return Ok(response);
+        }
+        let body = collect(response.into_body()).await?;
+        let error = match serde_json::from_slice::<ErrorReport>(&body) {
+            Ok(report) => report.error,
+            Err(_) => String::from_utf8_lossy(&body).into_owned(),
+        };
+        Err(ClientError::Refused { status, error })
+    }
+}
+
+async fn collect(body: Incoming) -> Result<Bytes, ClientError> {
+    let collected = body.collect().await.map_err(ClientError::Broken)?;
+    Ok(collected.to_bytes())
+}
+
+async fn in_time<T>(
+    answer: impl Future<Output = Result<T, ClientError>>,
+) -> Result<T, ClientError> {
+    match tokio::time::timeout(TIMEOUT, answer).await {
+        Ok(answer) => answer,
+        Err(_elapsed) => Err(ClientError::Timeout),
+    }
+}
+
+/// Verdicts as they come.
+#[derive(Debug)]
+pub struct Following {
+    body: Incoming,
+    buffer: Vec<u8>,
+}
+
+impl Following {
+    /// The next line; `None` when the agent ends.
+    ///
+    /// # Errors
+    ///
+    /// The connection broke, or the line is not what this version expects.
+    pub async fn next(&mut self) -> Result<Option<FollowLine>, ClientError> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.buffer.drain(..=end).collect();
+                let line = serde_json::from_slice(&line).map_err(ClientError::Unreadable)?;
+                return Ok(Some(line));
+            }
+            match self.body.frame().await {
+                None => return Ok(None),
+                Some(frame) => {
+                    let frame = frame.map_err(ClientError::Broken)?;
+                    if let Some(data) = frame.data_ref() {
+                        self.buffer.extend_from_slice(data);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Text as the value of a query parameter (RFC 3986 section 2.3: unreserved characters stay).
+fn percent_encoded(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_cannot_add_parameters() {
+        assert_eq!(percent_encoded("*.a-b.example"), "%2A.a-b.example");
+        assert_eq!(
+            percent_encoded("2001:db8::1&x=ä"),
+            "2001%3Adb8%3A%3A1%26x%3D%C3%A4"
+        );
+    }
+
+    #[tokio::test]
+    async fn nobody_there_says_how_to_start_an_agent() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let socket = folder.path().join("agent.sock");
+        let asked = || async { Client::new(&socket).status().await.expect_err("nobody") };
+        let missing = asked().await.to_string();
+        drop(std::os::unix::net::UnixListener::bind(&socket).expect("a socket"));
+        let stale = asked().await.to_string();
+        assert_eq!(missing, stale);
+        let start = format!("no agent is listening on {}: start it", socket.display());
+        assert!(missing.starts_with(&start), "{missing}");
+    }
+}

@@ -1,0 +1,390 @@
+//! The socket: one agent for each, root only, stale ones replaced.
+
+use std::{
+    fmt,
+    fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError},
+    io::{self, Write},
+    os::unix::{
+        fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt},
+        net::{UnixListener, UnixStream},
+    },
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use nix::{
+    sys::socket::{getsockopt, sockopt::PeerCredentials},
+    unistd::geteuid,
+};
+use thiserror::Error;
+use tokio::net;
+use tracing::{debug, warn};
+
+/// Why the socket cannot be had.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ListenError {
+    /// The folder of the socket cannot be made.
+    #[error("cannot make the folder {}", path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The lock beside the socket cannot be taken.
+    #[error("cannot lock {}", path.display())]
+    Lock {
+        /// The lock.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Somebody listens.
+    #[error(
+        "{holder} is already listening on {}: stop it first (`systemctl stop egress-agent`), \
+         or give this agent another --socket, --pin-dir and --cgroup",
+        path.display()
+    )]
+    InUse {
+        /// The socket.
+        path: PathBuf,
+        /// Who listens.
+        holder: Holder,
+    },
+    /// Something else has the name.
+    #[error("{} is not a socket: remove it, or give another --socket", path.display())]
+    NotASocket {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The socket cannot be made.
+    #[error("cannot listen on {}", path.display())]
+    Bind {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Who listens on a socket.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Holder {
+    /// Its process id; none when it lives in another process id namespace or does not answer.
+    pub pid: Option<i32>,
+    /// Its command name.
+    pub command: Option<String>,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.command, self.pid) {
+            (Some(command), Some(pid)) => write!(f, "another process ({command}, pid {pid})"),
+            (None, Some(pid)) => write!(f, "another process (pid {pid})"),
+            (_, None) => f.write_str("another process"),
+        }
+    }
+}
+
+impl Holder {
+    fn of_pid(pid: i32) -> Self {
+        let command = fs::read_to_string(format!("/proc/{pid}/comm")).ok();
+        Self {
+            pid: (pid > 0).then_some(pid),
+            command: command.map(|comm| comm.trim_end().to_owned()),
+        }
+    }
+
+    /// Who accepts connections on a socket; `None` when nobody does.
+    ///
+    /// # Errors
+    ///
+    /// The socket is there and cannot be connected to for another reason, such as its mode.
+    pub fn of_socket(path: &Path) -> io::Result<Option<Self>> {
+        match UnixStream::connect(path) {
+            Ok(stream) => Ok(Some(match getsockopt(&stream, PeerCredentials) {
+                Ok(credentials) => Self::of_pid(credentials.pid()),
+                Err(_) => Self::default(),
+            })),
+            Err(error) => match error.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Ok(None),
+                _ => Err(error),
+            },
+        }
+    }
+}
+
+/// The agent's socket. Dropping it removes the file.
+#[derive(Debug)]
+pub struct ApiListener {
+    listener: UnixListener,
+    name: SocketFile,
+    // Held as long as the agent lives: two that start at once cannot both replace a stale socket.
+    _lock: File,
+}
+
+impl ApiListener {
+    /// Listens on `path`, for root and the agent's own user only.
+    ///
+    /// # Errors
+    ///
+    /// Somebody listens there, or the file system refuses.
+    pub fn bind(path: &Path) -> Result<Self, ListenError> {
+        make_folder(path)?;
+        let lock = take_lock(path)?;
+        remove_stale(path)?;
+        let bind_error = |source| ListenError::Bind {
+            path: path.to_owned(),
+            source,
+        };
+        let listener = UnixListener::bind(path).map_err(bind_error)?;
+        let name = SocketFile::of(path).map_err(bind_error)?;
+        // Until here the umask rules; whoever is faster than this is sent away by `accept`.
+        fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(bind_error)?;
+        listener.set_nonblocking(true).map_err(bind_error)?;
+        Ok(Self {
+            listener,
+            name,
+            _lock: lock,
+        })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.name.path
+    }
+
+    /// Makes it usable by axum, which needs a runtime. The second part keeps the name.
+    pub(super) fn into_parts(self) -> io::Result<(TrustedPeers, impl Sized + Send)> {
+        let listener = net::UnixListener::from_std(self.listener)?;
+        Ok((TrustedPeers { listener }, (self.name, self._lock)))
+    }
+}
+
+fn make_folder(socket: &Path) -> Result<(), ListenError> {
+    let Some(folder) = socket.parent().filter(|path| !path.as_os_str().is_empty()) else {
+        return Ok(());
+    };
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(folder)
+        .map_err(|source| ListenError::Folder {
+            path: folder.to_owned(),
+            source,
+        })
+}
+
+fn take_lock(socket: &Path) -> Result<File, ListenError> {
+    let mut path = socket.as_os_str().to_owned();
+    path.push(".lock");
+    let path = PathBuf::from(path);
+    let lock_error = |source| ListenError::Lock {
+        path: path.clone(),
+        source,
+    };
+    let mut lock = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(lock_error)?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let holder = fs::read_to_string(&path).ok();
+            let pid = holder.and_then(|pid| pid.trim().parse().ok());
+            return Err(ListenError::InUse {
+                path: socket.to_owned(),
+                holder: pid.map(Holder::of_pid).unwrap_or_default(),
+            });
+        }
+        Err(TryLockError::Error(source)) => return Err(lock_error(source)),
+    }
+    lock.set_len(0).map_err(lock_error)?;
+    writeln!(lock, "{}", std::process::id()).map_err(lock_error)?;
+    Ok(lock)
+}
+
+fn remove_stale(path: &Path) -> Result<(), ListenError> {
+    let bind_error = |source| ListenError::Bind {
+        path: path.to_owned(),
+        source,
+    };
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(bind_error(error)),
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            return Err(ListenError::NotASocket {
+                path: path.to_owned(),
+            });
+        }
+        Ok(_) => {}
+    }
+    if let Some(holder) = Holder::of_socket(path).map_err(bind_error)? {
+        return Err(ListenError::InUse {
+            path: path.to_owned(),
+            holder,
+        });
+    }
+    debug!(path = %path.display(), "replacing a stale socket");
+    fs::remove_file(path).map_err(bind_error)
+}
+
+/// The name of a socket in the file system. Dropping it removes the file.
+#[derive(Debug)]
+struct SocketFile {
+    path: PathBuf,
+    identity: (u64, u64),
+}
+
+/// Device and inode of a file.
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let metadata = fs::symlink_metadata(path)?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+impl SocketFile {
+    fn of(path: &Path) -> io::Result<Self> {
+        Ok(Self {
+            path: path.to_owned(),
+            identity: identity(path)?,
+        })
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // The name may belong to somebody else by now.
+        let is_ours = identity(&self.path).is_ok_and(|now| now == self.identity);
+        if is_ours && let Err(error) = fs::remove_file(&self.path) {
+            warn!(path = %self.path.display(), %error, "cannot remove the socket");
+        }
+    }
+}
+
+/// Accepts connections of root and of the agent's own user, and closes all others.
+#[derive(Debug)]
+pub(super) struct TrustedPeers {
+    listener: net::UnixListener,
+}
+
+/// Whether a process of this user may talk to the agent (and be believed to be the agent).
+pub(super) fn is_trusted(uid: u32) -> bool {
+    uid == 0 || uid == geteuid().as_raw()
+}
+
+impl axum::serve::Listener for TrustedPeers {
+    type Io = net::UnixStream;
+    type Addr = net::unix::SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, address)) => match stream.peer_cred() {
+                    Ok(peer) if is_trusted(peer.uid()) => return (stream, address),
+                    Ok(peer) => warn!(uid = peer.uid(), "refused a client that is not root"),
+                    Err(error) => warn!(%error, "refused a client that cannot be identified"),
+                },
+                Err(error) => {
+                    // Out of file descriptors, most likely: they come back.
+                    warn!(%error, "cannot accept a client");
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                }
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<Self::Addr> {
+        self.listener.local_addr()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder() -> tempfile::TempDir {
+        tempfile::tempdir().expect("a folder")
+    }
+
+    #[test]
+    fn the_socket_is_for_its_owner_only_and_goes_with_the_listener() {
+        let folder = folder();
+        let path = folder.path().join("below/agent.sock");
+        let listener = ApiListener::bind(&path).expect("listens");
+        let mode = fs::metadata(&path).expect("is there").permissions().mode();
+        assert_eq!(mode & 0o7777, 0o600);
+        assert_eq!(listener.path(), path);
+        drop(listener);
+        assert!(!path.exists());
+        drop(ApiListener::bind(&path).expect("listens again"));
+    }
+
+    #[test]
+    fn a_stale_socket_is_replaced() {
+        let folder = folder();
+        let path = folder.path().join("agent.sock");
+        drop(UnixListener::bind(&path).expect("a socket"));
+        assert!(path.exists());
+        ApiListener::bind(&path).expect("replaces it");
+    }
+
+    #[test]
+    fn a_live_socket_is_refused_with_its_holder() {
+        let folder = folder();
+        let path = folder.path().join("agent.sock");
+        let _live = UnixListener::bind(&path).expect("a socket");
+        let error = ApiListener::bind(&path).expect_err("is in use").to_string();
+        assert!(
+            error.contains(&format!("pid {}", std::process::id())),
+            "{error}"
+        );
+        assert!(error.contains("systemctl stop egress-agent"), "{error}");
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn a_second_agent_is_refused_even_before_the_first_listens() {
+        let folder = folder();
+        let path = folder.path().join("agent.sock");
+        let _lock = take_lock(&path).expect("the lock");
+        let error = ApiListener::bind(&path).expect_err("is in use");
+        let ListenError::InUse { holder, .. } = error else {
+            panic!("{error}");
+        };
+        assert_eq!(holder.pid.map(i32::unsigned_abs), Some(std::process::id()));
+    }
+
+    #[test]
+    fn a_file_that_is_no_socket_is_left_alone() {
+        let folder = folder();
+        let path = folder.path().join("agent.sock");
+        fs::write(&path, "precious").expect("a file");
+        let error = ApiListener::bind(&path).expect_err("is no socket");
+        assert!(matches!(error, ListenError::NotASocket { .. }), "{error}");
+        assert_eq!(fs::read_to_string(&path).expect("is there"), "precious");
+    }
+
+    #[test]
+    fn a_socket_of_another_agent_is_not_removed() {
+        let folder = folder();
+        let path = folder.path().join("agent.sock");
+        let listener = ApiListener::bind(&path).expect("listens");
+        fs::remove_file(&path).expect("removed by somebody");
+        let _other = UnixListener::bind(&path).expect("another one");
+        drop(listener);
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn only_root_and_the_own_user_are_trusted() {
+        assert!(is_trusted(0));
+        assert!(is_trusted(geteuid().as_raw()));
+        assert!(!is_trusted(geteuid().as_raw().wrapping_add(65_534)));
+    }
+}

@@ -1,0 +1,315 @@
+//! What the socket serves. Field names are an interface: add, never rename.
+
+use std::{borrow::Cow, collections::BTreeMap, net::IpAddr, path::PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::Timestamp;
+use crate::datapath::{AttachedHook, MapFill};
+
+/// Text that is nearly always a constant.
+pub type Text = Cow<'static, str>;
+
+/// Answer of `/v1/status`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the agent.
+    pub version: String,
+    /// How long the agent has been running, seconds.
+    pub uptime_s: u64,
+    /// Its process id.
+    pub pid: u32,
+    /// Whether everything that should be enforced (or, in audit mode, reported) is.
+    pub enforcing: bool,
+    /// `enforce`, `audit`, or `mixed` where scopes differ.
+    pub mode: String,
+    /// The policy that applies.
+    pub policy: PolicyStatus,
+    /// Hooks that are, or should be, attached.
+    pub hooks: Vec<HookStatus>,
+    /// Fill of the kernel's maps.
+    pub maps: Vec<MapStatus>,
+    /// What was lost or refused for lack of room, by name; zero counts included.
+    pub lost: BTreeMap<String, u64>,
+    /// Trusted resolvers.
+    pub resolvers: Vec<IpAddr>,
+    /// What is allowed whatever the policy says.
+    pub lifeline: Vec<LifelineStatus>,
+    /// Scopes, the node's own first.
+    pub scopes: Vec<ScopeStatus>,
+    /// What an operator should look at, in sentences.
+    pub alarms: Vec<String>,
+    /// What DNS itself can still carry out of the node.
+    pub dns_tunnelling: String,
+}
+
+/// The policy that applies.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyStatus {
+    /// Raised at every switch.
+    pub generation: u32,
+    /// Files that it was read from.
+    pub files: Vec<PathBuf>,
+    /// When it was switched to.
+    pub loaded_at: Option<Timestamp>,
+    /// Rules in it, the lifeline's excluded.
+    pub rules: u64,
+    /// Entries of the name trie.
+    pub names: u64,
+    /// Entries of the CIDR trie.
+    pub cidrs: u64,
+    /// Why the newest change was refused, if it was: the policy before it still applies.
+    pub error: Option<String>,
+}
+
+/// A hook that is, or should be, attached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HookStatus {
+    /// Name of the hook.
+    pub hook: Text,
+    /// Cgroup path or interface name.
+    pub target: String,
+    /// `link` (cgroup), `tcx` or `clsact`.
+    pub kind: Text,
+    /// Whether the kernel still has it.
+    pub attached: bool,
+}
+
+impl From<&AttachedHook> for HookStatus {
+    fn from(hook: &AttachedHook) -> Self {
+        Self {
+            hook: hook.hook.name().into(),
+            target: hook.target.clone(),
+            kind: hook.kind.into(),
+            attached: hook.is_attached,
+        }
+    }
+}
+
+/// Fill of one map.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MapStatus {
+    /// Name of the map.
+    pub name: Text,
+    /// Entries in it.
+    pub entries: u64,
+    /// Most that fit.
+    pub capacity: u64,
+}
+
+impl From<&MapFill> for MapStatus {
+    fn from(map: &MapFill) -> Self {
+        Self {
+            name: map.name.into(),
+            entries: map.entries,
+            capacity: map.capacity,
+        }
+    }
+}
+
+/// One thing that the lifeline allows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LifelineStatus {
+    /// What it is: `resolver`, `api-server` …; `--no-lifeline` takes this name.
+    pub name: String,
+    /// Address or range.
+    pub destination: String,
+    /// Ports, as a policy would write them.
+    pub ports: Vec<String>,
+}
+
+/// A scope: who profits from what was resolved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScopeStatus {
+    /// Its name.
+    pub name: String,
+    /// Its number in the kernel.
+    pub id: u32,
+    /// The cgroup that it is bound to.
+    pub cgroup: Option<PathBuf>,
+}
+
+/// Answer of `/v1/counters`.
+///
+/// The totals and `by_reason` count packets judged by the packet hooks and
+/// refused connects: see [`super::report::counters_report`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CountersReport {
+    /// Packets that passed.
+    pub allowed: u64,
+    /// Packets dropped and connects refused.
+    pub denied: u64,
+    /// The same in audit mode: they passed.
+    pub would_deny: u64,
+    /// The totals, split by reason and verdict.
+    pub by_reason: Vec<ReasonCount>,
+    /// Decisions that rest on a rule: first packets of flows, refused connects.
+    pub by_rule: Vec<RuleCount>,
+    /// Every verdict of every hook, allowed connects included.
+    pub by_hook: Vec<HookCount>,
+    /// The raw counters that everything above is made of.
+    pub verdicts: Vec<VerdictCount>,
+    /// What became of DNS queries and answers, and what was lost; zero counts included.
+    pub dns: BTreeMap<Text, u64>,
+}
+
+/// Count of one reason and verdict.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReasonCount {
+    /// Name of the reason.
+    pub reason: Text,
+    /// Name of the verdict.
+    pub verdict: Text,
+    /// How often.
+    pub count: u64,
+    /// The reason in a sentence.
+    pub words: Text,
+}
+
+/// Decisions that rest on one rule.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleCount {
+    /// The rule in one line: `policy/node allow[0] *.example.com 443/tcp`.
+    pub rule: String,
+    /// Name of its policy; `lifeline` for the lifeline, empty for a rule that is gone.
+    pub policy: String,
+    /// `allow`, `deny` or `lifeline`; empty for a rule that is gone.
+    pub list: Text,
+    /// Position in the list, from 0.
+    pub index: usize,
+    /// Name pattern or CIDR.
+    pub destination: String,
+    /// Ports, as a policy would write them.
+    pub ports: Vec<String>,
+    /// File, if it came from one.
+    pub file: Option<PathBuf>,
+    /// Line in the file, from 1.
+    pub line: Option<usize>,
+    /// First packets of flows that it allowed.
+    pub allowed: u64,
+    /// Packets and connects that it denied.
+    pub denied: u64,
+    /// The same in audit mode.
+    pub would_deny: u64,
+}
+
+/// Verdicts of one hook.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HookCount {
+    /// Name of the hook.
+    pub hook: Text,
+    /// Packets or connects that passed.
+    pub allowed: u64,
+    /// Packets dropped or connects refused.
+    pub denied: u64,
+    /// The same in audit mode: they passed.
+    pub would_deny: u64,
+}
+
+/// One raw counter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerdictCount {
+    /// Name of the hook.
+    pub hook: Text,
+    /// Name of the verdict.
+    pub verdict: Text,
+    /// Name of the reason.
+    pub reason: Text,
+    /// How often.
+    pub count: u64,
+}
+
+/// Answer of `/v1/learned`.
+pub type LearnedReport = Vec<LearnedAddress>;
+
+/// An address that a name taught a scope: one for each name, address and scope.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LearnedAddress {
+    /// The name that was asked for; `?` when the agent did not see the answer.
+    pub name: String,
+    /// The address.
+    pub address: IpAddr,
+    /// Ports that are open to it.
+    pub ports: Vec<String>,
+    /// Seconds until the last of the ports closes, rounded up.
+    pub expires_in_s: u64,
+    /// Name of the scope that profits.
+    pub scope: String,
+    /// The rules that it rests on.
+    pub rules: Vec<String>,
+}
+
+/// A verdict on a flow.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowReport {
+    /// When.
+    pub at: Timestamp,
+    /// Name of the sender's scope.
+    pub scope: String,
+    /// The sender's cgroup, as a path where it still exists, else its number.
+    pub cgroup: String,
+    /// Source address; none at connect, where it is not chosen yet.
+    pub source: Option<IpAddr>,
+    /// Destination address.
+    pub destination: IpAddr,
+    /// Destination port; none where the protocol has none or a fragment hides it.
+    pub port: Option<u16>,
+    /// Protocol: `tcp`, `udp`, `icmp` …, else its number.
+    pub protocol: Text,
+    /// Names that this scope resolved to the destination, allowed or not.
+    pub names: Vec<String>,
+    /// Name of the verdict.
+    pub verdict: Text,
+    /// Name of the reason.
+    pub reason: Text,
+    /// The reason in a sentence.
+    pub words: Text,
+    /// The rule that it rests on, in one line.
+    pub rule: Option<String>,
+    /// Name of the hook.
+    pub hook: Text,
+}
+
+/// One line of `/v1/flows/follow`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum FollowLine {
+    /// The client reads too slowly.
+    Lost {
+        /// This many verdicts were left out here.
+        lost: u64,
+    },
+    /// A verdict.
+    Flow(Box<FlowReport>),
+}
+
+/// Body of an answer that is an error.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorReport {
+    /// What went wrong.
+    pub error: String,
+}
+
+/// One line of `doctor`: something that the agent needs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    /// What is looked at: `kernel version`, `CAP_BPF`, `cgroup v2` …
+    pub name: Text,
+    /// Whether it is enough.
+    pub ok: bool,
+    /// What is there.
+    pub found: String,
+    /// What would be enough.
+    pub needed: Text,
+    /// What to do when it is not; empty when it is.
+    pub fix: Text,
+}
+
+/// Answer of `unload`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnloadReport {
+    /// Where it was pinned.
+    pub pin_dir: PathBuf,
+    /// What was removed: links, programs and maps by name.
+    pub removed: Vec<String>,
+}

@@ -1,0 +1,288 @@
+//! Learned addresses.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+};
+
+use egress_common::{address::Address, learned::Grant};
+
+use super::rule::{gone_rule_text, rule_text};
+use crate::{
+    api::{
+        LearnedQuery,
+        model::{LearnedAddress, LearnedReport},
+        state::is_below,
+    },
+    datapath::LearnedEntry,
+    policy::{RuleSource, address_text, port_range_text},
+};
+
+/// Stands for a name that the agent did not see resolved.
+const UNKNOWN_NAME: &str = "?";
+
+const NS_PER_S: u64 = 1_000_000_000;
+
+/// What the agent knows about learned addresses and the kernel does not.
+pub struct LearnedContext<'a> {
+    /// Now, nanoseconds of the monotonic clock.
+    pub now_ns: u64,
+    /// Names that a scope resolved to an address: lower case, without the final dot.
+    pub names: &'a dyn Fn(u32, &Address) -> Vec<String>,
+    /// Name of a scope; `None` for a scope that is gone, whose entries are left out.
+    pub scope: &'a dyn Fn(u32) -> Option<String>,
+    /// Source of a rule, if a loaded policy holds it.
+    pub rule: &'a dyn Fn(u64) -> Option<&'a RuleSource>,
+}
+
+impl fmt::Debug for LearnedContext<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LearnedContext")
+            .field("now_ns", &self.now_ns)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What one name has of an address.
+#[derive(Default)]
+struct Share {
+    ports: BTreeSet<(u8, u16, u16)>,
+    port_texts: Vec<String>,
+    rules: BTreeSet<String>,
+    expires_at_ns: u64,
+}
+
+impl Share {
+    fn add(&mut self, grant: &Grant, rule: &str) {
+        let ports = &grant.ports;
+        if self.ports.insert((ports.proto, ports.first, ports.last)) {
+            self.port_texts.push(port_range_text(ports));
+        }
+        self.rules.insert(rule.to_owned());
+        self.expires_at_ns = self.expires_at_ns.max(grant.expires_at_ns);
+    }
+}
+
+/// Makes the report of learned addresses: live grants only, by name, address and scope.
+///
+/// A grant belongs to those known names that its rule covers.
+#[must_use]
+pub fn learned_report(
+    entries: &[LearnedEntry],
+    query: Option<&LearnedQuery>,
+    context: &LearnedContext<'_>,
+) -> LearnedReport {
+    let mut report = LearnedReport::new();
+    for entry in entries {
+        let address = address_text(&entry.address);
+        if matches!(query, Some(LearnedQuery::Address(wanted)) if *wanted != address) {
+            continue;
+        }
+        let Some(scope) = (context.scope)(entry.scope_id) else {
+            continue;
+        };
+        for (name, share) in shares(entry, context) {
+            if query.is_none_or(|query| query.shows(&name, address)) {
+                report.push(learned_address(
+                    name,
+                    address,
+                    &scope,
+                    share,
+                    context.now_ns,
+                ));
+            }
+        }
+    }
+    report.sort_by(|a, b| {
+        let order = |learned: &LearnedAddress| (learned.address, learned.scope.clone());
+        a.name.cmp(&b.name).then_with(|| order(a).cmp(&order(b)))
+    });
+    report
+}
+
+fn shares(entry: &LearnedEntry, context: &LearnedContext<'_>) -> BTreeMap<String, Share> {
+    let mut shares: BTreeMap<String, Share> = BTreeMap::new();
+    let live = entry
+        .grants
+        .iter()
+        .filter(|grant| grant.expires_at_ns > context.now_ns);
+    let mut names = None;
+    for grant in live {
+        let known = names.get_or_insert_with(|| (context.names)(entry.scope_id, &entry.address));
+        let source = (context.rule)(grant.rule);
+        let text = source.map_or_else(|| gone_rule_text(grant.rule), rule_text);
+        let pattern = source.map(|source| source.destination.as_str());
+        let mut covered = known
+            .iter()
+            .filter(|name| pattern.is_some_and(|pattern| covers(pattern, name)))
+            .peekable();
+        if covered.peek().is_none() {
+            let share = shares.entry(UNKNOWN_NAME.to_owned()).or_default();
+            share.add(grant, &text);
+        }
+        for name in covered {
+            let share = shares.entry(name.clone()).or_default();
+            share.add(grant, &text);
+        }
+    }
+    shares
+}
+
+fn learned_address(
+    name: String,
+    address: IpAddr,
+    scope: &str,
+    share: Share,
+    now_ns: u64,
+) -> LearnedAddress {
+    LearnedAddress {
+        name,
+        address,
+        ports: share.port_texts,
+        expires_in_s: share
+            .expires_at_ns
+            .saturating_sub(now_ns)
+            .div_ceil(NS_PER_S),
+        scope: scope.to_owned(),
+        rules: share.rules.into_iter().collect(),
+    }
+}
+
+/// Whether a pattern of a rule covers a name; for display, the kernel decides by its trie.
+fn covers(pattern: &str, name: &str) -> bool {
+    let pattern = pattern.trim_end_matches('.').to_ascii_lowercase();
+    if let Some(parent) = pattern.strip_prefix("*.") {
+        return is_below(name, parent);
+    }
+    let Some((before, after)) = pattern.split_once('*') else {
+        return pattern == name;
+    };
+    let inside = name
+        .strip_prefix(before)
+        .and_then(|rest| rest.strip_suffix(after));
+    inside.is_some_and(|inside| !inside.contains('.'))
+}
+
+#[cfg(test)]
+mod tests {
+    use egress_common::{
+        address::from_v4,
+        policy::{PortRange, protocol::TCP},
+    };
+
+    use super::*;
+    use crate::{api::testing::rule, policy::RuleList};
+
+    const NOW_NS: u64 = 1_000 * NS_PER_S;
+
+    fn grant(rule: u64, port: u16, expires_at_ns: u64) -> Grant {
+        Grant {
+            expires_at_ns,
+            rule,
+            ports: PortRange::new(TCP, port, port),
+            _pad: 0,
+        }
+    }
+
+    fn entry(grants: Vec<Grant>) -> LearnedEntry {
+        LearnedEntry {
+            scope_id: 1,
+            address: from_v4([192, 0, 2, 1]),
+            grants,
+        }
+    }
+
+    fn report(entries: &[LearnedEntry], names: &[&str], query: Option<&str>) -> LearnedReport {
+        let rules = [
+            rule(RuleList::Allow, "*.example.com"),
+            rule(RuleList::Allow, "www.example.net"),
+        ];
+        let query = query.map(|text| text.parse().expect("infallible"));
+        let context = LearnedContext {
+            now_ns: NOW_NS,
+            names: &|_, _| names.iter().map(|name| (*name).to_owned()).collect(),
+            scope: &|scope| (scope == 1).then(|| "node".to_owned()),
+            rule: &|number| rules.get(usize::try_from(number).expect("small")),
+        };
+        learned_report(entries, query.as_ref(), &context)
+    }
+
+    #[test]
+    fn each_name_has_the_ports_of_the_rules_that_cover_it() {
+        let shared = entry(vec![
+            grant(0, 443, NOW_NS + 30 * NS_PER_S),
+            grant(0, 80, NOW_NS + 60 * NS_PER_S),
+            grant(1, 22, NOW_NS + 1),
+        ]);
+        let names = ["a.example.com", "www.example.net", "evil.example.org"];
+        let report = report(&[shared], &names, None);
+        let rows: Vec<_> = report
+            .iter()
+            .map(|row| (row.name.as_str(), row.ports.join(" "), row.expires_in_s))
+            .collect();
+        assert_eq!(
+            rows,
+            [
+                ("a.example.com", "443/tcp 80/tcp".to_owned(), 60),
+                ("www.example.net", "22/tcp".to_owned(), 1),
+            ]
+        );
+        assert_eq!(report[0].scope, "node");
+        assert_eq!(report[0].rules.len(), 1);
+    }
+
+    #[test]
+    fn an_end_is_exclusive() {
+        let at = |end| report(&[entry(vec![grant(0, 443, end)])], &["a.example.com"], None);
+        assert!(at(NOW_NS - 1).is_empty());
+        assert!(at(NOW_NS).is_empty());
+        assert_eq!(at(NOW_NS + 1)[0].expires_in_s, 1);
+    }
+
+    #[test]
+    fn an_unknown_name_is_a_question_mark_with_its_rule() {
+        let live = NOW_NS + NS_PER_S;
+        let report = report(
+            &[entry(vec![grant(0, 443, live), grant(9, 80, live)])],
+            &[],
+            None,
+        );
+        assert_eq!(report.len(), 1);
+        assert_eq!(report[0].name, "?");
+        assert_eq!(
+            report[0].rules,
+            [
+                "policy/node allow[0] *.example.com 443/tcp",
+                "removed rule 0000000000000009"
+            ]
+        );
+    }
+
+    #[test]
+    fn entries_of_scopes_that_are_gone_are_left_out() {
+        let mut gone = entry(vec![grant(0, 443, NOW_NS + 1)]);
+        gone.scope_id = 2;
+        assert!(report(&[gone], &["a.example.com"], None).is_empty());
+    }
+
+    #[test]
+    fn a_query_picks_by_name_or_address() {
+        let entries = [entry(vec![grant(0, 443, NOW_NS + 1)])];
+        let found = |query| report(&entries, &["a.example.com"], Some(query)).len();
+        assert_eq!(found("a.example.com"), 1);
+        assert_eq!(found("b.example.com"), 0);
+        assert_eq!(found("192.0.2.1"), 1);
+        assert_eq!(found("192.0.2.2"), 0);
+    }
+
+    #[test]
+    fn a_pattern_covers_what_a_policy_means_by_it() {
+        assert!(covers("*.Example.com.", "a.b.example.com"));
+        assert!(!covers("*.example.com", "example.com"));
+        assert!(covers("md-*.example.com", "md-1.example.com"));
+        assert!(!covers("md-*.example.com", "md-1.x.example.com"));
+        assert!(!covers("md-*.example.com", "md-1.example.org"));
+        assert!(!covers("10.0.0.0/8", "a.example.com"));
+    }
+}

@@ -1,0 +1,124 @@
+//! What the service asks of the daemon.
+
+use std::{convert::Infallible, net::IpAddr, str::FromStr};
+
+use tokio::sync::broadcast;
+
+use super::model::{CountersReport, FlowReport, LearnedReport, Status};
+
+/// The daemon as the service sees it.
+///
+/// Calls read kernel maps and may take milliseconds: the service makes them on
+/// threads for blocking work.
+pub trait AgentState: Send + Sync + 'static {
+    /// What is attached, loaded, filled and lost.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's maps cannot be read.
+    fn status(&self) -> anyhow::Result<Status>;
+
+    /// What was counted.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's maps cannot be read.
+    fn counters(&self) -> anyhow::Result<CountersReport>;
+
+    /// Live learned addresses, all or those that `query` is about.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's maps cannot be read.
+    fn learned(&self, query: Option<&LearnedQuery>) -> anyhow::Result<LearnedReport>;
+
+    /// Verdicts lately reported by the kernel, oldest first: [`super::RecentFlows::recent`].
+    ///
+    /// # Errors
+    ///
+    /// None that the ring itself has.
+    fn recent_flows(&self, filter: FlowFilter) -> anyhow::Result<Vec<FlowReport>>;
+
+    /// Verdicts from now on.
+    fn subscribe(&self) -> broadcast::Receiver<FlowReport>;
+}
+
+/// Which verdicts to show.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowFilter {
+    /// Only denied ones, and those that audit mode let pass.
+    pub denied: bool,
+    /// At most this many, the newest.
+    pub limit: Option<usize>,
+}
+
+impl FlowFilter {
+    /// Whether a verdict is shown; `limit` is for the caller.
+    #[must_use]
+    pub fn shows(&self, flow: &FlowReport) -> bool {
+        !self.denied || flow.verdict != egress_common::verdict::Verdict::Allow.name()
+    }
+}
+
+/// Which learned addresses to show.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LearnedQuery {
+    /// This address.
+    Address(IpAddr),
+    /// This name.
+    Name(String),
+    /// All names below this one (`*.example.com`).
+    Below(String),
+}
+
+impl FromStr for LearnedQuery {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        if let Ok(address) = text.parse::<IpAddr>() {
+            return Ok(Self::Address(address.to_canonical()));
+        }
+        let name = text.trim_end_matches('.').to_ascii_lowercase();
+        Ok(match name.strip_prefix("*.") {
+            Some(parent) => Self::Below(parent.to_owned()),
+            None => Self::Name(name),
+        })
+    }
+}
+
+impl LearnedQuery {
+    /// Whether an address, learned through a name, is asked for.
+    #[must_use]
+    pub fn shows(&self, name: &str, address: IpAddr) -> bool {
+        match self {
+            Self::Address(wanted) => *wanted == address,
+            Self::Name(wanted) => wanted == name,
+            Self::Below(parent) => is_below(name, parent),
+        }
+    }
+}
+
+/// Whether `name` is one or more labels below `parent`.
+pub(super) fn is_below(name: &str, parent: &str) -> bool {
+    name.strip_suffix(parent)
+        .is_some_and(|labels| labels.len() > 1 && labels.ends_with('.'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_is_an_address_a_name_or_what_is_below_it() {
+        let parse = |text: &str| text.parse::<LearnedQuery>().expect("infallible");
+        let here: IpAddr = "192.0.2.1".parse().expect("an address");
+        assert!(parse("192.0.2.1").shows("a.example.com", here));
+        assert!(parse("::ffff:192.0.2.1").shows("a.example.com", here));
+        assert!(!parse("192.0.2.2").shows("a.example.com", here));
+        assert!(parse("A.Example.com.").shows("a.example.com", here));
+        assert!(!parse("example.com").shows("a.example.com", here));
+        assert!(parse("*.example.com").shows("a.example.com", here));
+        assert!(!parse("*.example.com").shows("example.com", here));
+        assert!(!parse("*.example.com").shows("badexample.com", here));
+    }
+}

@@ -1,0 +1,226 @@
+//! What the tests of the API and the CLI share.
+
+use std::{
+    net::IpAddr,
+    path::PathBuf,
+    sync::{Mutex, PoisonError},
+    time::{Duration, UNIX_EPOCH},
+};
+
+use egress_common::{
+    policy::{PortRange, protocol},
+    tally::Tally,
+    verdict::{Hook, Reason, Verdict},
+};
+use tokio::sync::broadcast;
+
+use super::{
+    AgentState, FlowFilter, LearnedQuery, RecentFlows, Timestamp,
+    model::{
+        CountersReport, FlowReport, HookStatus, LearnedAddress, LearnedReport, LifelineStatus,
+        MapStatus, PolicyStatus, ScopeStatus, Status,
+    },
+    report::counters_report,
+};
+use crate::{
+    datapath::{Counter, Counters, RuleCounter},
+    policy::{RuleList, RuleSource},
+};
+
+pub(crate) fn rule(list: RuleList, destination: &str) -> RuleSource {
+    RuleSource {
+        policy: "node".to_owned(),
+        list,
+        index: 0,
+        destination: destination.to_owned(),
+        ports: vec![PortRange::new(protocol::TCP, 443, 443)],
+        file: Some(PathBuf::from("/etc/egress/node.yaml")),
+        line: Some(9),
+    }
+}
+
+fn address(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+fn instant() -> Timestamp {
+    Timestamp::from(UNIX_EPOCH + Duration::from_millis(1_795_315_795_120))
+}
+
+pub(crate) fn flow(port: u16, verdict: Verdict, reason: Reason) -> FlowReport {
+    FlowReport {
+        at: instant(),
+        scope: "node".to_owned(),
+        cgroup: "/system.slice/cron.service".to_owned(),
+        source: Some(address("192.0.2.10")),
+        destination: address("203.0.113.7"),
+        port: Some(port),
+        protocol: "tcp".into(),
+        names: vec!["www.example.org".to_owned()],
+        verdict: verdict.name().into(),
+        reason: reason.name().into(),
+        words: reason.words().into(),
+        rule: None,
+        hook: Hook::SkbEgress.name().into(),
+    }
+}
+
+pub(crate) fn allowed_flow(port: u16) -> FlowReport {
+    flow(port, Verdict::Allow, Reason::NameRule)
+}
+
+pub(crate) fn denied_flow(port: u16) -> FlowReport {
+    flow(port, Verdict::Deny, Reason::NoRule)
+}
+
+pub(crate) fn status() -> Status {
+    Status {
+        version: "0.1.0".to_owned(),
+        uptime_s: 93_784,
+        pid: 4711,
+        enforcing: true,
+        mode: "enforce".to_owned(),
+        policy: PolicyStatus {
+            generation: 3,
+            files: vec![PathBuf::from("/etc/egress/node.yaml")],
+            loaded_at: Some(instant()),
+            rules: 2,
+            names: 2,
+            cidrs: 4,
+            error: None,
+        },
+        hooks: vec![
+            HookStatus {
+                hook: "connect4".into(),
+                target: "/sys/fs/cgroup".to_owned(),
+                kind: "link".into(),
+                attached: true,
+            },
+            HookStatus {
+                hook: "tc_egress".into(),
+                target: "eth0".to_owned(),
+                kind: "tcx".into(),
+                attached: true,
+            },
+        ],
+        maps: vec![
+            MapStatus {
+                name: "LEARNED".into(),
+                entries: 12,
+                capacity: 262_144,
+            },
+            MapStatus {
+                name: "FLOWS".into(),
+                entries: 130_000,
+                capacity: 131_072,
+            },
+        ],
+        lost: [
+            ("events_lost".to_owned(), 0),
+            ("learned_full".to_owned(), 7),
+        ]
+        .into(),
+        resolvers: vec![address("192.0.2.53"), address("2001:db8::53")],
+        lifeline: vec![LifelineStatus {
+            name: "resolver".to_owned(),
+            destination: "192.0.2.53/32".to_owned(),
+            ports: vec!["53/udp".to_owned(), "53/tcp".to_owned()],
+        }],
+        scopes: vec![ScopeStatus {
+            name: "node".to_owned(),
+            id: 1,
+            cgroup: None,
+        }],
+        alarms: vec![],
+        dns_tunnelling: "allowed resolvers forward any name".to_owned(),
+    }
+}
+
+pub(crate) fn counters() -> CountersReport {
+    let source = rule(RuleList::Allow, "*.example.com");
+    let counter = |hook, reason, verdict, count| Counter {
+        hook,
+        verdict,
+        reason,
+        count,
+    };
+    let counters = Counters {
+        verdicts: vec![
+            counter(Hook::Connect4, Reason::NameRule, Verdict::Allow, 3),
+            counter(Hook::Connect4, Reason::NoRule, Verdict::Deny, 2),
+            counter(
+                Hook::SkbEgress,
+                Reason::EstablishedFlow,
+                Verdict::Allow,
+                1_234_567,
+            ),
+            counter(Hook::SkbEgress, Reason::NoRule, Verdict::Deny, 40),
+        ],
+        rules: vec![RuleCounter {
+            rule: 7,
+            allowed: 3,
+            denied: 0,
+            would_deny: 0,
+        }],
+        tallies: vec![(Tally::AnswerLearned, 5), (Tally::EventsLost, 0)],
+    };
+    counters_report(&counters, |number| (number == 7).then_some(&source))
+}
+
+pub(crate) fn learned() -> LearnedReport {
+    let one = |name: &str, at: &str| LearnedAddress {
+        name: name.to_owned(),
+        address: address(at),
+        ports: vec!["443/tcp".to_owned()],
+        expires_in_s: 29,
+        scope: "node".to_owned(),
+        rules: vec!["policy/node allow[0] *.example.com 443/tcp".to_owned()],
+    };
+    vec![
+        one("a.example.com", "192.0.2.1"),
+        one("b.example.com", "2001:db8::1"),
+    ]
+}
+
+/// An agent that a test drives.
+pub(crate) struct FakeAgent {
+    pub(crate) status: Mutex<Result<Status, String>>,
+    pub(crate) recent: Mutex<RecentFlows>,
+    pub(crate) flows: broadcast::Sender<FlowReport>,
+}
+
+impl Default for FakeAgent {
+    fn default() -> Self {
+        Self {
+            status: Mutex::new(Ok(status())),
+            recent: Mutex::default(),
+            flows: broadcast::channel(4).0,
+        }
+    }
+}
+
+impl AgentState for FakeAgent {
+    fn status(&self) -> anyhow::Result<Status> {
+        let status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        status.clone().map_err(anyhow::Error::msg)
+    }
+
+    fn counters(&self) -> anyhow::Result<CountersReport> {
+        Ok(counters())
+    }
+
+    fn learned(&self, query: Option<&LearnedQuery>) -> anyhow::Result<LearnedReport> {
+        let mut learned = learned();
+        learned.retain(|row| query.is_none_or(|query| query.shows(&row.name, row.address)));
+        Ok(learned)
+    }
+
+    fn recent_flows(&self, filter: FlowFilter) -> anyhow::Result<Vec<FlowReport>> {
+        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(recent.recent(filter))
+    }
+
+    fn subscribe(&self) -> broadcast::Receiver<FlowReport> {
+        self.flows.subscribe()
+    }
+}

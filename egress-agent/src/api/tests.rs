@@ -1,0 +1,311 @@
+//! Client and service over a real socket, with a made-up agent behind it.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use serde_json::Value;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+    task::JoinHandle,
+    time::timeout,
+};
+
+use super::{
+    model::FollowLine,
+    testing::{FakeAgent, allowed_flow, counters, denied_flow, learned, status},
+    *,
+};
+use crate::shutdown::{self, Trigger};
+
+const SOON: Duration = Duration::from_secs(5);
+
+struct World {
+    agent: Arc<FakeAgent>,
+    client: Client,
+    socket: PathBuf,
+    trigger: Trigger,
+    serving: JoinHandle<Result<(), ServiceError>>,
+    _folder: tempfile::TempDir,
+}
+
+impl World {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let socket = folder.path().join("agent.sock");
+        let agent = Arc::new(FakeAgent::default());
+        let (trigger, shutdown) = shutdown::channel();
+        let listener = ApiListener::bind(&socket).expect("listens");
+        let serving = tokio::spawn(serve(listener, agent.clone(), shutdown));
+        Self {
+            agent,
+            client: Client::new(&socket),
+            socket,
+            trigger,
+            serving,
+            _folder: folder,
+        }
+    }
+
+    /// Head and body of an answer, as curl would get them.
+    async fn get(&self, path: &str) -> (String, String) {
+        let mut stream = UnixStream::connect(&self.socket).await.expect("connects");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("writes");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("reads");
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+        (head.to_owned(), body.to_owned())
+    }
+
+    async fn json(&self, path: &str) -> Value {
+        let (head, body) = self.get(path).await;
+        assert!(head.starts_with("HTTP/1.1 200 OK"), "{head}");
+        serde_json::from_str(&body).expect("JSON")
+    }
+}
+
+fn has_fields(value: &Value, fields: &[&str]) {
+    for field in fields {
+        assert!(value.get(field).is_some(), "{field} is missing in {value}");
+    }
+}
+
+#[tokio::test]
+async fn what_the_agent_says_reaches_the_client_unchanged() {
+    let world = World::new();
+    let mut expected = status();
+    expected.lost.insert("flow_followers_lost".to_owned(), 0);
+    assert_eq!(world.client.status().await.expect("status"), expected);
+    assert_eq!(world.client.counters().await.expect("counters"), counters());
+    assert_eq!(world.client.learned(None).await.expect("all"), learned());
+}
+
+#[tokio::test]
+async fn a_query_is_passed_on() {
+    let world = World::new();
+    let found = |query| {
+        let client = world.client.clone();
+        async move {
+            let learned = client.learned(Some(query)).await.expect("learned");
+            learned.into_iter().map(|row| row.name).collect::<Vec<_>>()
+        }
+    };
+    assert_eq!(found("a.example.com").await, ["a.example.com"]);
+    assert_eq!(found("2001:db8::1").await, ["b.example.com"]);
+    assert_eq!(found("*.example.com").await.len(), 2);
+    assert!(found("x&query=a.example.com").await.is_empty());
+}
+
+#[tokio::test]
+async fn recent_flows_are_filtered_and_limited() {
+    let world = World::new();
+    {
+        let mut recent = world.agent.recent.lock().expect("not poisoned");
+        recent.push(denied_flow(1));
+        recent.push(allowed_flow(2));
+        recent.push(denied_flow(3));
+    }
+    let ports = |filter| {
+        let client = world.client.clone();
+        async move {
+            let flows = client.flows(filter).await.expect("flows");
+            flows
+                .iter()
+                .filter_map(|flow| flow.port)
+                .collect::<Vec<_>>()
+        }
+    };
+    assert_eq!(ports(FlowFilter::default()).await, [1, 2, 3]);
+    let mut filter = FlowFilter {
+        denied: true,
+        limit: None,
+    };
+    assert_eq!(ports(filter).await, [1, 3]);
+    filter.limit = Some(1);
+    assert_eq!(ports(filter).await, [3]);
+}
+
+#[tokio::test]
+async fn a_follower_sees_verdicts_as_they_come_and_the_end() {
+    let world = World::new();
+    let filter = FlowFilter {
+        denied: true,
+        limit: None,
+    };
+    let mut following = world.client.follow(filter).await.expect("follows");
+    for port in 1..=3 {
+        world.agent.flows.send(allowed_flow(port)).expect("heard");
+        world.agent.flows.send(denied_flow(port)).expect("heard");
+        let line = timeout(SOON, following.next()).await.expect("in time");
+        let expected = FollowLine::Flow(Box::new(denied_flow(port)));
+        assert_eq!(line.expect("a line"), Some(expected));
+    }
+    world.trigger.shut_down();
+    let end = timeout(SOON, following.next()).await.expect("in time");
+    assert_eq!(end.expect("no error"), None);
+    timeout(SOON, world.serving)
+        .await
+        .expect("ends in time")
+        .expect("no panic")
+        .expect("no error");
+    assert!(!world.socket.exists());
+}
+
+#[tokio::test]
+async fn a_follower_is_told_what_it_missed_and_status_counts_it() {
+    let world = World::new();
+    let filter = FlowFilter::default();
+    let mut following = world.client.follow(filter).await.expect("follows");
+    // The channel holds four, and this thread does not let the service run in between.
+    for port in 1..=10 {
+        world.agent.flows.send(denied_flow(port)).expect("heard");
+    }
+    let line = timeout(SOON, following.next()).await.expect("in time");
+    assert_eq!(line.expect("a line"), Some(FollowLine::Lost { lost: 6 }));
+    let line = timeout(SOON, following.next()).await.expect("in time");
+    let expected = FollowLine::Flow(Box::new(denied_flow(7)));
+    assert_eq!(line.expect("a line"), Some(expected));
+    let lost = world.client.status().await.expect("status").lost;
+    assert_eq!(lost.get("flow_followers_lost"), Some(&6));
+}
+
+#[tokio::test]
+async fn a_follower_that_leaves_is_forgotten() {
+    let world = World::new();
+    let following = world.client.follow(FlowFilter::default()).await;
+    assert_eq!(world.agent.flows.receiver_count(), 1);
+    drop(following.expect("follows"));
+    let forgotten = async {
+        while world.agent.flows.receiver_count() > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(SOON, forgotten).await.expect("in time");
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_does_not_keep_the_agent_alive() {
+    let world = World::new();
+    let mut stream = UnixStream::connect(&world.socket).await.expect("connects");
+    let request = b"GET /v1/flows/follow HTTP/1.1\r\nHost: x\r\n\r\n";
+    stream.write_all(request).await.expect("writes");
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    world.trigger.shut_down();
+    timeout(SOON, world.serving)
+        .await
+        .expect("ends in time")
+        .expect("no panic")
+        .expect("no error");
+}
+
+#[tokio::test]
+async fn an_agent_that_cannot_answer_says_why() {
+    let world = World::new();
+    *world.agent.status.lock().expect("not poisoned") = Err("map LEARNED is gone".to_owned());
+    let error = world.client.status().await.expect_err("fails");
+    let text = "the agent answered 500 Internal Server Error: map LEARNED is gone";
+    assert_eq!(error.to_string(), text);
+    let (head, _) = world.get("/metrics").await;
+    assert!(head.starts_with("HTTP/1.1 500"), "{head}");
+}
+
+#[tokio::test]
+async fn wrong_requests_are_refused_in_json() {
+    let world = World::new();
+    for (path, status) in [
+        ("/v1/flows?denied=maybe", "400"),
+        ("/v1/flows?limit=-1", "400"),
+        ("/v1/learned?name=x", "400"),
+        ("/v2/status", "404"),
+    ] {
+        let (head, body) = world.get(path).await;
+        assert!(
+            head.starts_with(&format!("HTTP/1.1 {status}")),
+            "{path}: {head}"
+        );
+        let body: Value = serde_json::from_str(&body).expect("JSON");
+        has_fields(&body, &["error"]);
+    }
+}
+
+#[tokio::test]
+async fn prometheus_can_read_the_metrics() {
+    let world = World::new();
+    let (head, body) = world.get("/metrics").await;
+    assert!(head.starts_with("HTTP/1.1 200 OK"), "{head}");
+    assert!(
+        head.contains("content-type: text/plain; version=0.0.4"),
+        "{head}"
+    );
+    assert!(body.contains("\negress_enforcing 1\n"), "{body}");
+}
+
+#[tokio::test]
+async fn every_field_that_is_promised_is_there() {
+    let world = World::new();
+    let status = world.json("/v1/status").await;
+    let fields = [
+        "hooks",
+        "mode",
+        "policy",
+        "maps",
+        "lost",
+        "alarms",
+        "enforcing",
+    ];
+    has_fields(&status, &fields);
+    has_fields(&status["policy"], &["generation", "error"]);
+    has_fields(&status["maps"][0], &["name", "entries", "capacity"]);
+    has_fields(&status["hooks"][0], &["hook", "target", "attached"]);
+
+    let counters = world.json("/v1/counters").await;
+    for total in ["allowed", "denied", "would_deny"] {
+        assert!(counters[total].is_u64(), "{total}");
+    }
+    for list in ["by_reason", "by_rule", "by_hook"] {
+        assert!(counters[list].is_array(), "{list}");
+    }
+    has_fields(
+        &counters["by_reason"][0],
+        &["reason", "verdict", "count", "words"],
+    );
+    let fields = [
+        "rule",
+        "allowed",
+        "denied",
+        "would_deny",
+        "policy",
+        "file",
+        "line",
+    ];
+    has_fields(&counters["by_rule"][0], &fields);
+    let fields = ["hook", "allowed", "denied", "would_deny"];
+    has_fields(&counters["by_hook"][0], &fields);
+
+    let learned = world.json("/v1/learned").await;
+    let row = &learned.as_array().expect("a list")[0];
+    has_fields(row, &["name", "address", "ports", "expires_in_s", "scope"]);
+    assert!(row["ports"].is_array() && row["expires_in_s"].is_u64());
+    assert!(row["name"].is_string() && row["scope"].is_string());
+
+    let flow = denied_flow(443);
+    world.agent.recent.lock().expect("not poisoned").push(flow);
+    let flows = world.json("/v1/flows?denied=true").await;
+    let fields = [
+        "at",
+        "scope",
+        "cgroup",
+        "source",
+        "destination",
+        "port",
+        "protocol",
+        "names",
+        "verdict",
+        "reason",
+        "words",
+        "rule",
+        "hook",
+    ];
+    has_fields(&flows[0], &fields);
+    assert_eq!(flows[0]["at"], "2026-11-22T02:49:55.120Z");
+}

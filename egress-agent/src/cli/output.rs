@@ -1,0 +1,147 @@
+//! How results are printed: stdout is data, stderr is talk.
+
+use std::{
+    env,
+    io::{self, IsTerminal, Write},
+    ops::ControlFlow,
+};
+
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+/// Columns of a terminal that does not say how many it has.
+const COLUMNS: usize = 80;
+
+/// The form of a result.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people
+    #[default]
+    Table,
+    /// For programs: field names stay as they are
+    Json,
+}
+
+/// Options of every subcommand that prints a result.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub struct OutputArgs {
+    /// Form of the result
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub output: Format,
+}
+
+impl OutputArgs {
+    /// Prints a result in the form that is asked for.
+    ///
+    /// # Errors
+    ///
+    /// Stdout cannot be written, other than because its reader left.
+    pub fn print<T: Serialize + ?Sized>(
+        self,
+        result: &T,
+        table: impl FnOnce(Screen) -> String,
+    ) -> anyhow::Result<()> {
+        let text = match self.output {
+            Format::Table => table(Screen::of_stdout()),
+            Format::Json => {
+                let mut json = serde_json::to_string_pretty(result).context("cannot write JSON")?;
+                json.push('\n');
+                json
+            }
+        };
+        print(&text).map(|_closed| ())
+    }
+}
+
+/// Writes text to stdout. `Break` means that its reader left, which is no error.
+///
+/// # Errors
+///
+/// Stdout cannot be written for another reason.
+pub(super) fn print(text: &str) -> anyhow::Result<ControlFlow<()>> {
+    let mut stdout = io::stdout().lock();
+    let written = stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush());
+    match written {
+        Ok(()) => Ok(ControlFlow::Continue(())),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(ControlFlow::Break(())),
+        Err(error) => Err(error).context("cannot write to stdout"),
+    }
+}
+
+/// Says something to the person at the terminal, on stderr.
+pub fn say(text: &str) {
+    // Nobody is left to be told that stderr is gone.
+    let _gone = writeln!(io::stderr().lock(), "{text}");
+}
+
+/// What the place that is written to can show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Screen {
+    /// Columns; none where lines may have any length.
+    pub width: Option<usize>,
+    /// Whether colours are wanted.
+    pub colours: bool,
+}
+
+impl Screen {
+    /// A file or a pipe.
+    pub const PLAIN: Self = Self {
+        width: None,
+        colours: false,
+    };
+
+    /// What stdout can show. `COLUMNS` tells its width, `NO_COLOR` forbids colours.
+    #[must_use]
+    pub fn of_stdout() -> Self {
+        let variable = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
+        Self::of(io::stdout().is_terminal(), variable)
+    }
+
+    fn of(is_terminal: bool, variable: impl Fn(&str) -> Option<String>) -> Self {
+        if !is_terminal {
+            return Self::PLAIN;
+        }
+        let columns = variable("COLUMNS").and_then(|columns| columns.parse().ok());
+        Self {
+            width: Some(columns.filter(|columns| *columns > 0).unwrap_or(COLUMNS)),
+            colours: variable("NO_COLOR").is_none()
+                && variable("TERM").is_none_or(|term| term != "dumb"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn screen(is_terminal: bool, variables: &[(&str, &str)]) -> Screen {
+        Screen::of(is_terminal, |name| {
+            let mut variables = variables.iter();
+            let found = variables.find(|(key, _)| *key == name);
+            found.map(|(_, value)| (*value).to_owned())
+        })
+    }
+
+    #[test]
+    fn a_pipe_has_neither_width_nor_colours() {
+        assert_eq!(screen(false, &[("COLUMNS", "100")]), Screen::PLAIN);
+    }
+
+    #[test]
+    fn a_terminal_has_colours_unless_told_otherwise() {
+        assert!(screen(true, &[]).colours);
+        assert!(!screen(true, &[("NO_COLOR", "1")]).colours);
+        assert!(!screen(true, &[("TERM", "dumb")]).colours);
+    }
+
+    #[test]
+    fn a_terminal_has_eighty_columns_unless_it_says_so() {
+        assert_eq!(screen(true, &[]).width, Some(80));
+        assert_eq!(screen(true, &[("COLUMNS", "132")]).width, Some(132));
+        assert_eq!(screen(true, &[("COLUMNS", "many")]).width, Some(80));
+        assert_eq!(screen(true, &[("COLUMNS", "0")]).width, Some(80));
+    }
+}

@@ -1,0 +1,171 @@
+//! `policy`: work on policy files, without an agent.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use egress_common::verdict::Mode;
+use serde::Serialize;
+
+use super::{
+    exit::{ExitCode, UsageError},
+    output::OutputArgs,
+    run::ModeArg,
+    table::{Table, number},
+};
+use crate::policy::{self, Compiled, Lifeline, PolicyErrors, PolicySet};
+
+const EXAMPLES: &str = "\
+Examples:
+  egress-agent policy check node.yaml
+  egress-agent policy check /etc/egress/ extra.yaml -o json
+
+Runs what `run` runs before it touches the kernel.
+Exit status: 0 usable; 2 not, and every error is on stderr.";
+
+/// Options of `policy`.
+#[derive(Clone, Debug, Args)]
+pub struct Policy {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: PolicyCommand,
+}
+
+/// What to do with policy files.
+#[derive(Clone, Debug, Subcommand)]
+pub enum PolicyCommand {
+    /// Check files or folders as `run` would; exit 2 if it would refuse them
+    Check(Check),
+}
+
+/// Options of `policy check`.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Check {
+    /// Policy files or folders, which apply together
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// Mode instead of the policies' own, as `run` would be given
+    #[arg(long, value_name = "MODE")]
+    pub mode: Option<ModeArg>,
+    /// Form of the result.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// What `policy check` found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub(super) struct CheckReport {
+    /// Whether `run` would take the files.
+    pub(super) ok: bool,
+    /// The mode that would apply; none if they are not usable.
+    pub(super) mode: Option<&'static str>,
+    /// The policies.
+    pub(super) policies: Vec<PolicyReport>,
+    /// Entries of the name trie.
+    pub(super) names: usize,
+    /// Entries of the CIDR trie, without the lifeline's.
+    pub(super) cidrs: usize,
+    /// What is wrong.
+    pub(super) errors: Vec<String>,
+}
+
+/// One policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct PolicyReport {
+    /// Its name.
+    pub(super) name: String,
+    /// Its file.
+    pub(super) file: PathBuf,
+    /// Its own mode.
+    pub(super) mode: &'static str,
+    /// Rules that allow.
+    pub(super) allow: usize,
+    /// Rules that deny.
+    pub(super) deny: usize,
+}
+
+impl Policy {
+    /// Does what is asked for.
+    ///
+    /// # Errors
+    ///
+    /// The policies are not usable.
+    pub fn execute(self) -> anyhow::Result<ExitCode> {
+        match self.command {
+            PolicyCommand::Check(check) => check.execute(),
+        }
+    }
+}
+
+impl Check {
+    fn execute(self) -> anyhow::Result<ExitCode> {
+        let (report, errors) = match self.check() {
+            Ok((set, compiled)) => (report(&set, &compiled), None),
+            Err(errors) => {
+                let texts = errors.errors().iter().map(ToString::to_string);
+                let report = CheckReport {
+                    errors: texts.collect(),
+                    ..CheckReport::default()
+                };
+                (report, Some(errors))
+            }
+        };
+        self.output.print(&report, |screen| {
+            if report.ok {
+                render(&report).render(screen)
+            } else {
+                String::new()
+            }
+        })?;
+        match errors {
+            None => Ok(ExitCode::Ok),
+            Some(errors) => Err(UsageError::new(errors).into()),
+        }
+    }
+
+    fn check(&self) -> Result<(PolicySet, Compiled), PolicyErrors> {
+        let set = policy::load(&self.files)?;
+        let compiled = policy::compile(&set, &Lifeline::new(), self.mode.map(Mode::from))?;
+        Ok((set, compiled))
+    }
+}
+
+fn report(set: &PolicySet, compiled: &Compiled) -> CheckReport {
+    let policies = set.policies().iter().map(|policy| PolicyReport {
+        name: policy.name().to_owned(),
+        file: policy.file.clone(),
+        mode: policy.mode.name(),
+        allow: policy.allow.len(),
+        deny: policy.deny.len(),
+    });
+    CheckReport {
+        ok: true,
+        mode: Some(compiled.mode.name()),
+        policies: policies.collect(),
+        names: compiled.names.len(),
+        cidrs: compiled.cidrs.len(),
+        errors: Vec::new(),
+    }
+}
+
+fn render(report: &CheckReport) -> Table {
+    let mut table = Table::new()
+        .text("POLICY")
+        .word("MODE")
+        .number("ALLOW")
+        .number("DENY")
+        .text("FILE");
+    let count = |count: usize| number(u64::try_from(count).unwrap_or(u64::MAX));
+    for policy in &report.policies {
+        // The mode that would apply, which --mode can change.
+        let mode = report.mode.unwrap_or(policy.mode);
+        table.row([
+            policy.name.as_str().into(),
+            mode.into(),
+            count(policy.allow),
+            count(policy.deny),
+            policy.file.to_string_lossy().into(),
+        ]);
+    }
+    table
+}

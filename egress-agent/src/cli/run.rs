@@ -1,0 +1,284 @@
+//! `run`: the daemon.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    str::FromStr,
+};
+
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+use egress_common::{maps::LEARNED_CAPACITY, verdict::Mode};
+
+use super::{
+    detect,
+    exit::{ExitCode, UsageError},
+    remote::{DEFAULT_PIN_DIR, SocketArgs},
+};
+use crate::policy::Cidr;
+
+const EXAMPLES: &str = "\
+Examples:
+  egress-agent run --policy /etc/egress/
+      every *.yaml there, on the whole node; changes are picked up
+  egress-agent run --policy node.yaml --mode audit
+      nothing is dropped; `flows --denied` shows what would be
+  egress-agent run --policy node.yaml --resolver 10.96.0.10 \\
+      --api-server 10.0.0.4:6443 --lifeline-cidr 10.244.0.0/16
+      a Kubernetes node: cluster DNS, API server and pods stay reachable";
+
+/// Options of `run`.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Run {
+    /// Policy files or folders; may be repeated
+    #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
+    pub policy: Vec<PathBuf>,
+    /// Cgroup whose processes are judged [default: the cgroup v2 root]
+    #[arg(long, value_name = "PATH")]
+    pub cgroup: Option<PathBuf>,
+    /// Interfaces on which forwarded and raw packets are judged too; may be repeated
+    #[arg(long, num_args = 1.., value_name = "IF")]
+    pub interface: Vec<String>,
+    /// Resolvers whose answers are trusted; may be repeated [default: those of /etc/resolv.conf]
+    #[arg(long, num_args = 1.., value_name = "IP")]
+    pub resolver: Vec<IpAddr>,
+    /// Where to listen.
+    #[command(flatten)]
+    pub socket: SocketArgs,
+    /// Folder in a bpffs where everything is pinned, so that it outlives the agent
+    #[arg(long, default_value = DEFAULT_PIN_DIR, value_name = "PATH")]
+    pub pin_dir: PathBuf,
+    /// Mode instead of the policies' own
+    #[arg(long, value_name = "MODE")]
+    pub mode: Option<ModeArg>,
+    /// A cgroup that is a scope of its own: what it resolves is open to it alone; may be repeated
+    #[arg(long, num_args = 1.., value_name = "NAME=CGROUP_PATH")]
+    pub scope: Vec<ScopeOption>,
+    /// Ranges that are always allowed, such as the cluster's pods and services; may be repeated
+    #[arg(long, num_args = 1.., value_name = "CIDR")]
+    pub lifeline_cidr: Vec<Cidr>,
+    /// The Kubernetes API server, which is always allowed
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub api_server: Option<SocketAddr>,
+    /// Parts of the lifeline to leave out: policies then have to allow them; may be repeated
+    #[arg(long, num_args = 1.., value_name = "NAME")]
+    pub no_lifeline: Vec<LifelinePart>,
+    /// Most learned addresses
+    #[arg(
+        long,
+        default_value_t = LEARNED_CAPACITY,
+        value_parser = clap::value_parser!(u32).range(1..),
+        value_name = "N"
+    )]
+    pub max_learned: u32,
+    /// Debug messages of the kernel programs
+    #[arg(long, value_enum, default_value_t, value_name = "LEVEL")]
+    pub ebpf_log: LogLevel,
+}
+
+/// A [`Mode`] on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ModeArg {
+    /// Drop what is denied
+    Enforce,
+    /// Let it pass and report it
+    Audit,
+}
+
+impl From<ModeArg> for Mode {
+    fn from(mode: ModeArg) -> Self {
+        match mode {
+            ModeArg::Enforce => Self::Enforce,
+            ModeArg::Audit => Self::Audit,
+        }
+    }
+}
+
+/// A part of the lifeline, by the name that `status` shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum)]
+pub enum LifelinePart {
+    /// The trusted resolvers, 53/udp and 53/tcp
+    Resolvers,
+    /// The node's own addresses
+    NodeAddresses,
+    /// DHCP, IPv4 and IPv6
+    Dhcp,
+    /// What --api-server gives
+    ApiServer,
+    /// What --lifeline-cidr gives
+    ClusterRanges,
+}
+
+/// How much the kernel programs say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum LogLevel {
+    /// Nothing; the programs do not even make the messages
+    #[default]
+    Off,
+    /// Errors
+    Error,
+    /// And warnings
+    Warn,
+    /// And decisions
+    Info,
+    /// And what they rest on
+    Debug,
+    /// And every packet
+    Trace,
+}
+
+impl LogLevel {
+    /// The level as aya-log numbers it: 0 off, 1 error … 5 trace.
+    #[must_use]
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Off => 0,
+            Self::Error => 1,
+            Self::Warn => 2,
+            Self::Info => 3,
+            Self::Debug => 4,
+            Self::Trace => 5,
+        }
+    }
+}
+
+/// A cgroup that is a scope of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScopeOption {
+    /// Its name.
+    pub name: String,
+    /// Its cgroup.
+    pub cgroup: PathBuf,
+}
+
+/// Name of the scope of everything that is in no other.
+pub const NODE_SCOPE: &str = "node";
+
+impl FromStr for ScopeOption {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let Some((name, cgroup)) = text.split_once('=') else {
+            return Err("write NAME=CGROUP_PATH".to_owned());
+        };
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./".contains(&byte);
+        if name.is_empty() || !name.bytes().all(is_plain) {
+            return Err("a scope's name is made of letters, digits, `-`, `_`, `.` and `/`".into());
+        }
+        if name == NODE_SCOPE {
+            return Err(format!(
+                "`{NODE_SCOPE}` is the scope of all other processes"
+            ));
+        }
+        let cgroup = PathBuf::from(cgroup);
+        if !cgroup.is_absolute() {
+            return Err("a cgroup's path starts with `/`, like /sys/fs/cgroup/web.slice".into());
+        }
+        Ok(Self {
+            name: name.to_owned(),
+            cgroup,
+        })
+    }
+}
+
+/// What the daemon is told to do: options with their defaults found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunOptions {
+    /// Policy files and folders; at least one.
+    pub policies: Vec<PathBuf>,
+    /// Cgroup whose processes are judged.
+    pub cgroup: PathBuf,
+    /// Interfaces on which forwarded and raw packets are judged too.
+    pub interfaces: Vec<String>,
+    /// Trusted resolvers, as given or found.
+    pub resolvers: Vec<IpAddr>,
+    /// Whether the resolvers were given; if not, [`super::resolvers`] finds them anew.
+    pub are_resolvers_given: bool,
+    /// Where to listen.
+    pub socket: PathBuf,
+    /// Where everything is pinned.
+    pub pin_dir: PathBuf,
+    /// Mode instead of the policies' own.
+    pub mode: Option<Mode>,
+    /// Cgroups that are scopes of their own, with unique names and paths.
+    pub scopes: Vec<ScopeOption>,
+    /// Ranges that are always allowed.
+    pub lifeline_cidrs: Vec<Cidr>,
+    /// The Kubernetes API server.
+    pub api_server: Option<SocketAddr>,
+    /// Parts of the lifeline to leave out.
+    pub no_lifeline: Vec<LifelinePart>,
+    /// Most learned addresses.
+    pub max_learned: u32,
+    /// How much the kernel programs say.
+    pub ebpf_log: LogLevel,
+}
+
+impl Run {
+    /// Runs the daemon.
+    ///
+    /// # Errors
+    ///
+    /// What keeps it from starting, or ends it.
+    pub fn execute(self) -> anyhow::Result<ExitCode> {
+        let options = self.into_options()?;
+        start(options)
+    }
+
+    /// Finds what is not given.
+    fn into_options(self) -> anyhow::Result<RunOptions> {
+        for (index, scope) in self.scope.iter().enumerate() {
+            let mut before = self.scope.iter().take(index);
+            if before.any(|other| other.name == scope.name || other.cgroup == scope.cgroup) {
+                let error = format!(
+                    "--scope {}={} repeats a name or a cgroup: give each once",
+                    scope.name,
+                    scope.cgroup.display()
+                );
+                return Err(UsageError::new(error).into());
+            }
+        }
+        let cgroup = match self.cgroup {
+            Some(cgroup) => cgroup,
+            None => found_cgroup()?,
+        };
+        let are_resolvers_given = !self.resolver.is_empty();
+        let resolvers = if are_resolvers_given {
+            let given = self.resolver.into_iter();
+            given.map(|address| address.to_canonical()).collect()
+        } else {
+            detect::resolvers().context("cannot find the resolvers: give --resolver")?
+        };
+        Ok(RunOptions {
+            policies: self.policy,
+            cgroup,
+            interfaces: self.interface,
+            resolvers,
+            are_resolvers_given,
+            socket: self.socket.socket,
+            pin_dir: self.pin_dir,
+            mode: self.mode.map(Mode::from),
+            scopes: self.scope,
+            lifeline_cidrs: self.lifeline_cidr,
+            api_server: self.api_server,
+            no_lifeline: self.no_lifeline,
+            max_learned: self.max_learned,
+            ebpf_log: self.ebpf_log,
+        })
+    }
+}
+
+pub(super) fn found_cgroup() -> anyhow::Result<PathBuf> {
+    let found = detect::cgroup2_root().context("cannot find the cgroup v2 root: give --cgroup")?;
+    found.ok_or_else(|| {
+        let error = "no cgroup v2 is mounted: boot with systemd.unified_cgroup_hierarchy=1, \
+                     or `mount -t cgroup2 none /sys/fs/cgroup` and give --cgroup";
+        UsageError::new(error).into()
+    })
+}
+
+fn start(options: RunOptions) -> anyhow::Result<ExitCode> {
+    drop(options);
+    Err(anyhow::anyhow!("the daemon is not built yet"))
+}

@@ -1,0 +1,206 @@
+//! `status`: what is attached, loaded, filled and lost.
+
+use clap::Args;
+
+use super::{
+    exit::ExitCode,
+    output::Screen,
+    remote::{RemoteArgs, wait_for},
+    table::{Cell, Paint, Table, number},
+};
+use crate::api::model;
+
+const EXAMPLES: &str = "\
+Examples:
+  egress-agent status
+  egress-agent status -o json | jq .alarms
+
+Exit status: 0 enforces all it should; 1 does not, or no agent answers.";
+
+/// Options of `status`.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Status {
+    /// Where to ask and what to print.
+    #[command(flatten)]
+    pub remote: RemoteArgs,
+}
+
+impl Status {
+    /// Prints the status.
+    ///
+    /// # Errors
+    ///
+    /// No agent answers.
+    pub fn execute(self) -> anyhow::Result<ExitCode> {
+        let client = self.remote.client();
+        let status = wait_for(client.status())?;
+        let output = self.remote.output;
+        output.print(&status, |screen| render(&status, screen))?;
+        Ok(if status.enforcing {
+            ExitCode::Ok
+        } else {
+            ExitCode::Failure
+        })
+    }
+}
+
+/// The status for people.
+pub(super) fn render(status: &model::Status, screen: Screen) -> String {
+    let mut parts = vec![
+        facts(status).render(screen),
+        hooks(status).render(screen),
+        maps(status).render(screen),
+        lifeline(status).render(screen),
+        scopes(status).render(screen),
+    ];
+    parts.retain(|part| part.lines().count() > 1);
+    parts.join("\n")
+}
+
+fn facts(status: &model::Status) -> Table {
+    let mut facts = Table::new().word("").text("");
+    let agent = format!(
+        "{}, pid {}, up {}",
+        status.version,
+        status.pid,
+        duration(status.uptime_s)
+    );
+    facts.row(["agent".into(), agent.into()]);
+    let (word, paint) = match (status.enforcing, status.mode.as_str()) {
+        (true, "enforce") => ("yes", Paint::Good),
+        (true, "audit") => ("audit only: nothing is dropped", Paint::Doubtful),
+        (true, _) => ("yes, some scopes audit only", Paint::Doubtful),
+        (false, _) => ("NO: not all that it should", Paint::Bad),
+    };
+    facts.row(["enforcing".into(), Cell::painted(word, paint)]);
+    for alarm in &status.alarms {
+        facts.row(["alarm".into(), Cell::painted(alarm, Paint::Bad)]);
+    }
+    let policy = &status.policy;
+    let loaded = policy
+        .loaded_at
+        .map_or_else(String::new, |at| format!(", loaded {at}"));
+    let text = format!(
+        "generation {}, {} rules ({} names, {} CIDRs){loaded}",
+        policy.generation, policy.rules, policy.names, policy.cidrs
+    );
+    facts.row(["policy".into(), text.into()]);
+    for file in &policy.files {
+        facts.row(["file".into(), file.to_string_lossy().into()]);
+    }
+    if let Some(error) = &policy.error {
+        let text = format!("change refused, the policy before it applies: {error}");
+        for line in text.lines() {
+            facts.row(["reload".into(), Cell::painted(line, Paint::Bad)]);
+        }
+    }
+    let resolvers: Vec<_> = status.resolvers.iter().map(ToString::to_string).collect();
+    facts.row(["resolvers".into(), resolvers.join(", ").into()]);
+    let losses: Vec<_> = status
+        .lost
+        .iter()
+        .filter(|(_, count)| **count > 0)
+        .map(|(name, count)| format!("{name} {count}"))
+        .collect();
+    facts.row(if losses.is_empty() {
+        ["lost".into(), "nothing".into()]
+    } else {
+        ["lost".into(), Cell::painted(losses.join(", "), Paint::Bad)]
+    });
+    if !status.dns_tunnelling.is_empty() {
+        facts.row(["note".into(), status.dns_tunnelling.as_str().into()]);
+    }
+    facts
+}
+
+fn hooks(status: &model::Status) -> Table {
+    let mut table = Table::new()
+        .word("HOOK")
+        .word("ATTACHED")
+        .word("BY")
+        .text("TO");
+    for hook in &status.hooks {
+        let attached = if hook.attached {
+            Cell::painted("yes", Paint::Good)
+        } else {
+            Cell::painted("NO", Paint::Bad)
+        };
+        table.row([
+            (&*hook.hook).into(),
+            attached,
+            (&*hook.kind).into(),
+            hook.target.as_str().into(),
+        ]);
+    }
+    table
+}
+
+fn maps(status: &model::Status) -> Table {
+    let mut table = Table::new()
+        .word("MAP")
+        .number("ENTRIES")
+        .number("CAPACITY")
+        .number("FULL");
+    for map in &status.maps {
+        let percent = map
+            .entries
+            .saturating_mul(100)
+            .checked_div(map.capacity)
+            .unwrap_or(0);
+        let paint = match percent {
+            0..80 => Paint::Plain,
+            80..95 => Paint::Doubtful,
+            _ => Paint::Bad,
+        };
+        table.row([
+            (&*map.name).into(),
+            number(map.entries),
+            number(map.capacity),
+            Cell::painted(format!("{percent}%"), paint),
+        ]);
+    }
+    table
+}
+
+fn lifeline(status: &model::Status) -> Table {
+    let mut table = Table::new()
+        .word("LIFELINE")
+        .text("DESTINATION")
+        .text("PORTS");
+    for part in &status.lifeline {
+        table.row([
+            part.name.as_str().into(),
+            part.destination.as_str().into(),
+            part.ports.join(", ").into(),
+        ]);
+    }
+    table
+}
+
+fn scopes(status: &model::Status) -> Table {
+    let mut table = Table::new().word("SCOPE").number("ID").text("CGROUP");
+    for scope in &status.scopes {
+        let cgroup = scope.cgroup.as_deref().map(|path| path.to_string_lossy());
+        table.row([
+            scope.name.as_str().into(),
+            number(scope.id.into()),
+            cgroup.map_or_else(|| "all others".into(), Cell::from),
+        ]);
+    }
+    table
+}
+
+/// Seconds in the two largest units that they fill.
+pub(super) fn duration(seconds: u64) -> String {
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    if days > 0 {
+        format!("{days}d {}h", hours % 24)
+    } else if hours > 0 {
+        format!("{hours}h {}m", minutes % 60)
+    } else if minutes > 0 {
+        format!("{minutes}m {}s", seconds % 60)
+    } else {
+        format!("{seconds}s")
+    }
+}

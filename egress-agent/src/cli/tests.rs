@@ -1,0 +1,211 @@
+//! The command line as a whole.
+
+mod tables;
+
+use std::{fs, path::PathBuf};
+
+use clap::{CommandFactory, Parser, error::ErrorKind};
+
+use super::{
+    Cli, Command, ExitCode,
+    run::{LifelinePart, LogLevel, ModeArg},
+};
+
+#[test]
+fn the_command_line_is_consistent() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn every_subcommand_has_examples_and_every_option_a_help() {
+    fn check(command: &clap::Command) {
+        for argument in command.get_arguments() {
+            assert!(
+                argument.get_help().is_some(),
+                "{} of {}",
+                argument.get_id(),
+                command.get_name()
+            );
+        }
+        if command.get_subcommands().next().is_none() {
+            let after = command
+                .get_after_help()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            assert!(after.contains("Examples:"), "{}", command.get_name());
+        }
+        command.get_subcommands().for_each(check);
+    }
+    check(&Cli::command());
+}
+
+fn run_options(arguments: &[&str]) -> super::run::Run {
+    let cli = Cli::try_parse_from([&["egress-agent", "run"], arguments].concat()).expect("parses");
+    let Command::Run(run) = cli.command else {
+        panic!("not run");
+    };
+    *run
+}
+
+#[test]
+fn run_takes_lists_and_repetitions() {
+    let run = run_options(&[
+        "--policy",
+        "a.yaml",
+        "b.yaml",
+        "--policy",
+        "c",
+        "--resolver",
+        "192.0.2.53",
+        "2001:db8::53",
+        "--interface",
+        "eth0",
+        "--mode",
+        "audit",
+        "--scope",
+        "web=/sys/fs/cgroup/web",
+        "--lifeline-cidr",
+        "10.0.0.0/8",
+        "--api-server",
+        "10.0.0.1:6443",
+        "--no-lifeline",
+        "dhcp",
+        "--max-learned",
+        "5",
+        "--ebpf-log",
+        "debug",
+    ]);
+    let paths: Vec<_> = ["a.yaml", "b.yaml", "c"].map(PathBuf::from).into();
+    assert_eq!(run.policy, paths);
+    assert_eq!(run.resolver.len(), 2);
+    assert_eq!(run.mode, Some(ModeArg::Audit));
+    assert_eq!(run.scope[0].name, "web");
+    assert_eq!(run.no_lifeline, [LifelinePart::Dhcp]);
+    assert_eq!((run.max_learned, run.ebpf_log), (5, LogLevel::Debug));
+    assert_eq!(run.ebpf_log.number(), 4);
+}
+
+#[test]
+fn defaults_are_right_for_a_node() {
+    let run = run_options(&["--policy", "a.yaml"]);
+    assert_eq!(run.socket.socket, PathBuf::from("/run/egress/agent.sock"));
+    assert_eq!(run.pin_dir, PathBuf::from("/sys/fs/bpf/egress"));
+    assert_eq!((run.mode, run.ebpf_log), (None, LogLevel::Off));
+    assert_eq!(run.max_learned, egress_common::maps::LEARNED_CAPACITY);
+    assert!(run.interface.is_empty() && run.cgroup.is_none());
+}
+
+#[test]
+fn wrong_command_lines_are_usage_errors() {
+    for (arguments, kind) in [
+        (&["run"][..], ErrorKind::MissingRequiredArgument),
+        (
+            &["run", "--policy", "a", "--mode", "maybe"],
+            ErrorKind::InvalidValue,
+        ),
+        (
+            &["run", "--policy", "a", "--resolver", "dns.example"],
+            ErrorKind::ValueValidation,
+        ),
+        (
+            &["run", "--policy", "a", "--scope", "web"],
+            ErrorKind::ValueValidation,
+        ),
+        (
+            &["run", "--policy", "a", "--scope", "node=/x"],
+            ErrorKind::ValueValidation,
+        ),
+        (
+            &["run", "--policy", "a", "--scope", "web=x"],
+            ErrorKind::ValueValidation,
+        ),
+        (
+            &["run", "--policy", "a", "--max-learned", "0"],
+            ErrorKind::ValueValidation,
+        ),
+        (
+            &["run", "--policy", "a", "--lifeline-cidr", "10.0.0.1/8"],
+            ErrorKind::ValueValidation,
+        ),
+        (
+            &["--log", "egress=loud", "status"],
+            ErrorKind::ValueValidation,
+        ),
+        (
+            &["flows", "--follow", "--limit", "3"],
+            ErrorKind::ArgumentConflict,
+        ),
+        (&["status", "-o", "xml"], ErrorKind::InvalidValue),
+        (&["policy", "check"], ErrorKind::MissingRequiredArgument),
+        (&["enforce"], ErrorKind::InvalidSubcommand),
+    ] {
+        let error = Cli::try_parse_from([&["egress-agent"], arguments].concat());
+        let error = error.expect_err("is wrong");
+        assert_eq!(error.kind(), kind, "{arguments:?}");
+        assert_eq!(error.exit_code(), ExitCode::Usage as i32, "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_repeated_scope_is_a_usage_error() {
+    let repeated = ["--policy", "a", "--scope", "web=/a", "--scope", "web=/b"];
+    let result = run_options(&repeated).execute();
+    assert_eq!(ExitCode::of(&result), ExitCode::Usage);
+    let error = format!("{:#}", result.expect_err("fails"));
+    assert!(error.starts_with("--scope web=/b repeats"), "{error}");
+}
+
+fn execute(arguments: &[&str]) -> anyhow::Result<ExitCode> {
+    let cli = Cli::try_parse_from([&["egress-agent"], arguments].concat());
+    cli.expect("parses").execute()
+}
+
+#[test]
+fn without_an_agent_every_question_fails_with_one_line() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = folder.path().join("agent.sock");
+    let socket = socket.to_str().expect("plain");
+    for question in ["status", "counters", "learned", "flows"] {
+        let result = execute(&[question, "--socket", socket]);
+        assert_eq!(ExitCode::of(&result), ExitCode::Failure, "{question}");
+        let error = format!("{:#}", result.expect_err("fails"));
+        assert!(error.starts_with("no agent is listening on "), "{error}");
+        assert_eq!(error.lines().count(), 1);
+    }
+}
+
+#[test]
+fn unload_refuses_while_an_agent_listens() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = folder.path().join("agent.sock");
+    let _agent = std::os::unix::net::UnixListener::bind(&socket).expect("listens");
+    let pins = folder.path().join("pins");
+    let arguments = [
+        "unload",
+        "--socket",
+        socket.to_str().expect("plain"),
+        "--pin-dir",
+        pins.to_str().expect("plain"),
+    ];
+    let error = execute(&arguments).expect_err("refuses").to_string();
+    assert!(error.starts_with("an agent is running"), "{error}");
+    assert!(error.contains("systemctl stop egress-agent"), "{error}");
+}
+
+#[test]
+fn policy_check_ends_with_two_for_what_run_would_refuse() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("node.yaml");
+    let policy = "apiVersion: egress.dev/v1alpha1\nkind: EgressPolicy\n\
+                  metadata: { name: node }\nspec:\n  allow:\n  - names: [api.example.com]\n";
+    fs::write(&file, policy).expect("writes");
+    let path = file.to_str().expect("plain");
+    let check = || execute(&["policy", "check", path, "-o", "json"]);
+    assert_eq!(ExitCode::of(&check()), ExitCode::Ok);
+    fs::write(&file, policy.replace("names", "nmaes")).expect("writes");
+    let refused = check();
+    assert_eq!(ExitCode::of(&refused), ExitCode::Usage);
+    let error = format!("{:#}", refused.expect_err("fails"));
+    assert!(error.contains("node.yaml:6"), "{error}");
+    assert!(error.contains("nmaes"), "{error}");
+}

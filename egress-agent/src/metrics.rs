@@ -1,0 +1,213 @@
+//! Metrics as Prometheus reads them. No name or address is ever in a label.
+
+use std::fmt::{Display, Write};
+
+use crate::api::model::{CountersReport, Status};
+
+/// Content type of [`render`].
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// The text of `/metrics`, <https://prometheus.io/docs/instrumenting/exposition_formats/>.
+#[must_use]
+pub fn render(status: &Status, counters: &CountersReport) -> String {
+    let mut text = Text::default();
+    text.family("egress_build_info", "gauge", "Version of the agent.");
+    text.sample(&[("version", &status.version)], 1);
+    text.family(
+        "egress_uptime_seconds",
+        "gauge",
+        "How long the agent has been running.",
+    );
+    text.sample(&[], status.uptime_s);
+    text.family(
+        "egress_enforcing",
+        "gauge",
+        "1 when everything that should be enforced or audited is.",
+    );
+    text.sample(&[], u8::from(status.enforcing));
+    text.family("egress_alarms", "gauge", "Alarms that status shows.");
+    text.sample(&[], status.alarms.len());
+    policy(&mut text, status);
+    kernel(&mut text, status);
+    verdicts(&mut text, counters);
+    text.text
+}
+
+fn policy(text: &mut Text, status: &Status) {
+    text.family(
+        "egress_policy_generation",
+        "gauge",
+        "Raised at every policy switch.",
+    );
+    text.sample(&[], status.policy.generation);
+    text.family(
+        "egress_policy_reload_failed",
+        "gauge",
+        "1 while the newest policy change is refused and the one before it applies.",
+    );
+    text.sample(&[], u8::from(status.policy.error.is_some()));
+    text.family("egress_policy_rules", "gauge", "Rules in the policy.");
+    text.sample(&[], status.policy.rules);
+}
+
+fn kernel(text: &mut Text, status: &Status) {
+    text.family(
+        "egress_hook_attached",
+        "gauge",
+        "1 for a hook that is attached, 0 for one that should be.",
+    );
+    for hook in &status.hooks {
+        let labels = [
+            ("hook", &*hook.hook),
+            ("kind", &*hook.kind),
+            ("target", hook.target.as_str()),
+        ];
+        text.sample(&labels, u8::from(hook.attached));
+    }
+    text.family("egress_map_entries", "gauge", "Entries in a kernel map.");
+    for map in &status.maps {
+        text.sample(&[("map", &map.name)], map.entries);
+    }
+    text.family("egress_map_capacity", "gauge", "Most entries that fit.");
+    for map in &status.maps {
+        text.sample(&[("map", &map.name)], map.capacity);
+    }
+    text.family(
+        "egress_lost_total",
+        "counter",
+        "What was lost or refused for lack of room.",
+    );
+    for (what, count) in &status.lost {
+        text.sample(&[("what", what)], count);
+    }
+}
+
+fn verdicts(text: &mut Text, counters: &CountersReport) {
+    text.family(
+        "egress_verdicts_total",
+        "counter",
+        "Packets and connects by hook, verdict and reason.",
+    );
+    for counter in &counters.verdicts {
+        let labels = [
+            ("hook", &*counter.hook),
+            ("verdict", &*counter.verdict),
+            ("reason", &*counter.reason),
+        ];
+        text.sample(&labels, counter.count);
+    }
+    text.family(
+        "egress_tallies_total",
+        "counter",
+        "What became of DNS queries and answers, and of what they teach.",
+    );
+    for (tally, count) in &counters.dns {
+        text.sample(&[("tally", tally)], count);
+    }
+}
+
+#[derive(Default)]
+struct Text {
+    text: String,
+    family: &'static str,
+}
+
+impl Text {
+    fn family(&mut self, name: &'static str, kind: &str, help: &str) {
+        self.family = name;
+        self.line(format_args!("# HELP {name} {help}"));
+        self.line(format_args!("# TYPE {name} {kind}"));
+    }
+
+    fn sample(&mut self, labels: &[(&str, &str)], value: impl Display) {
+        let labels: Vec<String> = labels
+            .iter()
+            .map(|(name, value)| format!("{name}=\"{}\"", escaped(value)))
+            .collect();
+        let family = self.family;
+        if labels.is_empty() {
+            self.line(format_args!("{family} {value}"));
+        } else {
+            self.line(format_args!("{family}{{{}}} {value}", labels.join(",")));
+        }
+    }
+
+    fn line(&mut self, line: impl Display) {
+        // Writing to a string cannot fail.
+        let _ok = writeln!(self.text, "{line}");
+    }
+}
+
+fn escaped(value: &str) -> String {
+    value
+        .replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::testing::{counters, status};
+
+    #[test]
+    fn everything_an_alert_needs_is_there() {
+        let text = render(&status(), &counters());
+        for line in [
+            "egress_build_info{version=\"0.1.0\"} 1",
+            "egress_enforcing 1",
+            "egress_policy_generation 3",
+            "egress_policy_reload_failed 0",
+            "egress_hook_attached{hook=\"tc_egress\",kind=\"tcx\",target=\"eth0\"} 1",
+            "egress_map_entries{map=\"LEARNED\"} 12",
+            "egress_map_capacity{map=\"LEARNED\"} 262144",
+            "egress_lost_total{what=\"learned_full\"} 7",
+            "egress_verdicts_total{hook=\"connect4\",verdict=\"denied\",reason=\"no_rule\"} 2",
+            "egress_tallies_total{tally=\"dns_answer_learned\"} 5",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn no_label_holds_a_name_or_an_address() {
+        let text = render(&status(), &counters());
+        for word in ["example", "192.0.2", "2001:db8", "203.0.113"] {
+            assert!(!text.contains(word), "{word}");
+        }
+    }
+
+    #[test]
+    fn every_family_has_help_type_and_samples_of_its_name() {
+        let text = render(&status(), &counters());
+        let mut family = "";
+        for line in text.lines() {
+            if let Some(help) = line.strip_prefix("# HELP ") {
+                family = help.split(' ').next().expect("a name");
+            } else if let Some(kind) = line.strip_prefix("# TYPE ") {
+                assert!(kind.starts_with(family), "{line}");
+            } else {
+                let name = line.split(['{', ' ']).next();
+                assert_eq!(name, Some(family), "{line}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_failed_reload_and_a_missing_hook_show() {
+        let mut status = status();
+        status.enforcing = false;
+        status.policy.error = Some("node.yaml:3: unknown field".to_owned());
+        status.hooks[0].attached = false;
+        let text = render(&status, &counters());
+        assert!(text.contains("\negress_enforcing 0\n"));
+        assert!(text.contains("\negress_policy_reload_failed 1\n"));
+        assert!(text.contains("target=\"/sys/fs/cgroup\"} 0\n"));
+        assert!(!text.contains("unknown field"));
+    }
+
+    #[test]
+    fn label_values_are_escaped() {
+        assert_eq!(escaped("a\"b\\c\nd"), "a\\\"b\\\\c\\nd");
+    }
+}
