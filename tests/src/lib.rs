@@ -28,6 +28,7 @@
 pub mod agent;
 pub mod cgroup;
 pub mod dns;
+pub mod expect;
 pub mod forge;
 pub mod interrupt;
 pub mod leftovers;

@@ -20,11 +20,16 @@ const LIMIT: Duration = Duration::from_secs(20);
 pub struct Workload {
     place: Place,
     errors: PathBuf,
+    resolv_conf: PathBuf,
 }
 
 impl Workload {
-    pub(crate) const fn new(place: Place, errors: PathBuf) -> Self {
-        Self { place, errors }
+    pub(crate) const fn new(place: Place, errors: PathBuf, resolv_conf: PathBuf) -> Self {
+        Self {
+            place,
+            errors,
+            resolv_conf,
+        }
     }
 
     /// Its cgroup.
@@ -60,6 +65,29 @@ impl Workload {
     #[track_caller]
     pub fn run(&self, program: &str, args: &[&str]) -> Output {
         self.try_run(program, args, LIMIT)
+            .unwrap_or_else(|error| panic!("{error:#}"))
+    }
+
+    /// A command that sees the world's resolver in /etc/resolv.conf, for clients that ask the C library.
+    pub fn command_with_resolver(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = self.command("unshare");
+        command
+            .args(["--mount", "--", "/bin/sh", "-c"])
+            .arg("mount --bind \"$1\" /etc/resolv.conf && shift && exec \"$@\"")
+            .arg("sh")
+            .arg(&self.resolv_conf)
+            .arg(program);
+        command
+    }
+
+    /// Runs a program that asks the C library for names.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be started or does not end.
+    #[track_caller]
+    pub fn run_with_resolver(&self, program: &str, args: &[&str]) -> Output {
+        process::run(self.command_with_resolver(program).args(args), LIMIT)
             .unwrap_or_else(|error| panic!("{error:#}"))
     }
 

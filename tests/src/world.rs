@@ -236,6 +236,12 @@ impl World {
 
     /// Starts the resolver and the servers, and waits until they answer.
     fn serve(&mut self, resolver: Resolver) -> Result<()> {
+        let [v4, v6] = zone::RESOLVER;
+        fs::write(
+            self.resolv_conf(),
+            format!("nameserver {v4}\nnameserver {v6}\noptions timeout:1 attempts:2\n"),
+        )
+        .context("cannot write resolv.conf")?;
         match resolver {
             Resolver::Unbound => {
                 let config = zone::write_unbound(&self.dir.0)?;
@@ -374,6 +380,11 @@ impl World {
         self.id.pins()
     }
 
+    /// A resolv.conf that names the world's resolver.
+    fn resolv_conf(&self) -> PathBuf {
+        self.dir.0.join("resolv.conf")
+    }
+
     /// Name that everything of this world carries.
     #[must_use]
     pub fn name(&self) -> String {
@@ -391,9 +402,11 @@ impl World {
             .cgroup
             .child(&format!("judged/{name}"))
             .expect("a cgroup for the workload");
+        let errors = format!("{}.err", name.replace('/', "-"));
         Workload::new(
             self.place(Role::Node, cgroup),
-            self.dir.0.join(format!("{name}.err")),
+            self.dir.0.join(errors),
+            self.resolv_conf(),
         )
     }
 
@@ -405,7 +418,11 @@ impl World {
     #[must_use]
     pub fn outsider(&self, role: Role) -> Workload {
         let cgroup = self.cgroup.child("outside").expect("a cgroup for clients");
-        Workload::new(self.place(role, cgroup), self.dir.0.join("outsider.err"))
+        Workload::new(
+            self.place(role, cgroup),
+            self.dir.0.join("outsider.err"),
+            self.resolv_conf(),
+        )
     }
 
     /// An agent for this world with this policy, still to be started.

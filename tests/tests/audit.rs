@@ -1,0 +1,84 @@
+//! Audit mode: the real verdict is reported, and the packet passes.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::wildcard_enum_match_arm,
+    reason = "tests panic"
+)]
+
+use egress_tests::{
+    Agent, World,
+    expect::{counted, policy, reached, refused},
+    ready, zone,
+};
+
+fn everything_passes(world: &World, agent: &Agent) {
+    let client = world.workload("client");
+    for v6 in [false, true] {
+        let address = zone::address("forbidden.example.org", v6);
+        let (_, moved) = agent.counted(|| {
+            reached(&client.connect(address, 80));
+            reached(&client.udp(address, 443, true));
+            reached(&client.udp(address, 443, false));
+            reached(&client.ping(address));
+        });
+        assert!(moved.would_deny >= 4, "{moved:?}");
+        assert_eq!(moved.denied, 0, "{moved:?}");
+        counted(&moved, "no_rule");
+        let flow = agent.flow_to(address, |flow| flow.verdict == "would_deny");
+        assert!(flow.is_some_and(|flow| flow.reason == "no_rule"));
+        // What is allowed is not reported as a denial.
+        client.resolve("api.example.com", v6);
+        let (_, moved) = agent.counted(|| {
+            reached(&client.connect(zone::address("api.example.com", v6), 80));
+        });
+        assert_eq!((moved.would_deny, moved.denied), (0, 0), "{moved:?}");
+        counted(&moved, "name_rule");
+    }
+    assert_eq!(agent.status().mode, "audit");
+}
+
+#[test]
+fn an_auditing_policy_passes_everything_and_counts_what_it_would_deny() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let allow = "allow: [{ names: [api.example.com] }]";
+    let agent = world
+        .agent(&policy(&format!("mode: audit\n{allow}")))
+        .start();
+    everything_passes(&world, &agent);
+    // The twin: the same policy, enforced.
+    agent.reload(&policy(&format!("mode: enforce\n{allow}")));
+    let client = world.workload("client");
+    for v6 in [false, true] {
+        refused(&client.connect(zone::address("forbidden.example.org", v6), 80));
+        reached(&client.connect(zone::address("api.example.com", v6), 80));
+    }
+    assert_eq!(agent.status().mode, "enforce");
+}
+
+#[test]
+fn the_mode_flag_overrides_the_policies() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let agent = world
+        .agent(&policy(
+            "mode: enforce\nallow: [{ names: [api.example.com] }]",
+        ))
+        .mode("audit")
+        .start();
+    everything_passes(&world, &agent);
+    drop(agent);
+    let agent = world
+        .agent(&policy("mode: audit\nallow: []"))
+        .mode("enforce")
+        .start();
+    refused(&world.workload("client").connect("10.78.9.1", 80));
+    assert_eq!(agent.status().mode, "enforce");
+}

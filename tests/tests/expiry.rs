@@ -1,0 +1,160 @@
+//! When a learned address ends.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::wildcard_enum_match_arm,
+    reason = "tests panic"
+)]
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use egress_tests::{
+    Workload, World, eventually,
+    expect::{policy, reached, refused},
+    ready, zone,
+};
+
+/// Connects again and again until it is refused; the instants of the last success and the first refusal.
+fn until_refused(
+    client: &Workload,
+    address: std::net::IpAddr,
+    limit: Duration,
+) -> (Instant, Instant) {
+    let end = Instant::now() + limit;
+    let mut last = Instant::now();
+    while Instant::now() < end {
+        let before = Instant::now();
+        let attempt = client.connect(address, 80);
+        if attempt.is_refused() {
+            return (last, Instant::now());
+        }
+        reached(&attempt);
+        last = before;
+    }
+    panic!("{address} is still allowed after {limit:?}");
+}
+
+#[test]
+fn an_address_is_allowed_until_its_ttl_ends_and_not_longer() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let agent = world
+        .agent(&policy(
+            "ttl: { min: 1s, max: 1h }\nallow: [{ names: [brief.example.com] }]",
+        ))
+        .start();
+    let client = world.workload("client");
+    for v6 in [false] {
+        let asked = Instant::now();
+        client.resolve("brief.example.com", v6);
+        let answered = Instant::now();
+        let address = zone::address("brief.example.com", v6);
+        let ttl = Duration::from_secs(2);
+        let (last, first) = until_refused(&client, address, Duration::from_secs(6));
+        assert!(
+            first >= asked + ttl,
+            "refused {:?} after the lookup",
+            first - asked
+        );
+        // The coarse clock and one more attempt.
+        let slack = Duration::from_millis(150);
+        assert!(
+            last <= answered + ttl + slack,
+            "allowed {:?} after the lookup",
+            last - answered
+        );
+        let flow = agent
+            .flow_to(address, |flow| flow.verdict == "denied")
+            .unwrap();
+        assert_eq!(flow.reason, "expired");
+        // Asking again opens it again.
+        client.resolve("brief.example.com", v6);
+        reached(&client.connect(address, 80));
+    }
+}
+
+#[test]
+fn a_flow_that_is_open_at_the_end_of_the_ttl_goes_on() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let _agent = world
+        .agent(&policy(
+            "ttl: { min: 1s, max: 1h }\nallow: [{ names: [short.example.com, fleeting.example.com] }]",
+        ))
+        .start();
+    let client = world.workload("client");
+    client.resolve("short.example.com", false);
+    let mut tcp4 = client.hold(zone::address("short.example.com", false), 80);
+    client.resolve("short.example.com", true);
+    let mut tcp6 = client.hold(zone::address("short.example.com", true), 80);
+    client.resolve("short.example.com", false);
+    let address = zone::address("short.example.com", false).to_string();
+    let mut udp = client.hold_with(&[&address, "443", "--udp"]);
+    client.resolve("fleeting.example.com", false);
+    let idle = zone::address("fleeting.example.com", false);
+    reached(&client.connect(idle, 80));
+
+    thread::sleep(Duration::from_millis(2500));
+    assert!(tcp4.is_alive(), "{:?}", tcp4.lines());
+    assert!(tcp6.is_alive(), "{:?}", tcp6.lines());
+    assert!(udp.is_alive(), "{:?}", udp.lines());
+    refused(&client.connect(idle, 80));
+}
+
+#[test]
+fn a_ttl_below_the_minimum_is_raised_and_one_above_the_maximum_is_lowered() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let _agent = world
+        .agent(&policy(
+            "ttl: { min: 3s, max: 4s }\nallow: [{ names: [fleeting.example.com, api.example.com] }]",
+        ))
+        .start();
+    let client = world.workload("client");
+    let asked = Instant::now();
+    client.resolve("fleeting.example.com", false);
+    client.resolve("api.example.com", false);
+    let fleeting = zone::address("fleeting.example.com", false);
+    let api = zone::address("api.example.com", false);
+    thread::sleep((asked + Duration::from_millis(2500)).saturating_duration_since(Instant::now()));
+    reached(&client.connect(fleeting, 80));
+    thread::sleep((asked + Duration::from_millis(3500)).saturating_duration_since(Instant::now()));
+    refused(&client.connect(fleeting, 80));
+    reached(&client.connect(api, 80));
+    thread::sleep((asked + Duration::from_millis(4500)).saturating_duration_since(Instant::now()));
+    refused(&client.connect(api, 80));
+}
+
+#[test]
+fn expired_addresses_leave_the_table() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let agent = world
+        .agent(&policy(
+            "ttl: { min: 1s, max: 1h }\nallow: [{ names: [short.example.com, api.example.com] }]",
+        ))
+        .start();
+    let client = world.workload("client");
+    client.resolve("short.example.com", false);
+    client.resolve("api.example.com", false);
+    let (short, api) = (
+        zone::address("short.example.com", false),
+        zone::address("api.example.com", false),
+    );
+    assert!(agent.knows(short) && agent.knows(api));
+    assert!(eventually(Duration::from_secs(10), || !agent.knows(short)));
+    assert!(agent.knows(api));
+}

@@ -1,0 +1,219 @@
+//! Every way to send: TCP, UDP connected and not, ICMP, raw sockets; each allowed and denied, IPv4 and IPv6.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::wildcard_enum_match_arm,
+    reason = "tests panic"
+)]
+
+use egress_tests::{
+    Workload, World,
+    expect::{counted, policy, reached, refused},
+    ready,
+    report::Attempt,
+    zone,
+};
+
+/// Every way to send, by name.
+fn every_way(client: &Workload, address: &str) -> Vec<(&'static str, Attempt)> {
+    vec![
+        ("tcp", client.connect(address, 443)),
+        ("connected udp", client.udp(address, 443, true)),
+        ("unconnected udp", client.udp(address, 443, false)),
+        ("ping", client.ping(address)),
+        ("ping socket", client.probe(&["ping", "--dgram", address])),
+    ]
+}
+
+#[test]
+fn every_transport_is_judged_by_networks() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let agent = world
+        .agent(&policy("allow: [{ cidrs: [10.79.0.0/16, \"fd79::/32\"] }]"))
+        .start();
+    let client = world.workload("client");
+    for (inside, outside) in [("10.79.0.1", "10.78.9.1"), ("fd79::1", "fd78::9:1")] {
+        let (attempts, moved) = agent.counted(|| every_way(&client, inside));
+        for (way, attempt) in attempts {
+            assert!(attempt.ok, "{way} to {inside}: {attempt:?}");
+        }
+        assert_eq!(moved.denied, 0, "{moved:?}");
+        let (attempts, moved) = agent.counted(|| every_way(&client, outside));
+        for (way, attempt) in &attempts {
+            assert!(attempt.is_refused(), "{way} to {outside}: {attempt:?}");
+        }
+        assert!(moved.denied >= attempts.len() as u64, "{moved:?}");
+        assert!(moved.denied_by("skb_egress") >= 4, "{moved:?}");
+        counted(&moved, "no_rule");
+    }
+}
+
+#[test]
+fn every_transport_is_judged_by_names() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let agent = world
+        .agent(&policy("allow: [{ names: [api.example.com] }]"))
+        .start();
+    let client = world.workload("client");
+    for v6 in [false, true] {
+        client.resolve("api.example.com", v6);
+        let address = zone::address("api.example.com", v6).to_string();
+        for (way, attempt) in every_way(&client, &address) {
+            assert!(attempt.ok, "{way} to {address}: {attempt:?}");
+        }
+        client.resolve("forbidden.example.org", v6);
+        let address = zone::address("forbidden.example.org", v6).to_string();
+        for (way, attempt) in every_way(&client, &address) {
+            assert!(attempt.is_refused(), "{way} to {address}: {attempt:?}");
+        }
+    }
+    assert_eq!(agent.status().alarms, Vec::<String>::new());
+}
+
+#[test]
+fn a_denied_connect_fails_with_eperm_at_once() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let agent = world
+        .agent(&policy("allow: [{ cidrs: [10.79.0.0/16, \"fd79::/32\"] }]"))
+        .start();
+    let client = world.workload("client");
+    for (hook, inside, outside) in [
+        ("connect4", "10.79.0.1", "10.78.9.1"),
+        ("connect6", "fd79::1", "fd78::9:1"),
+        // An IPv6 socket that is given an IPv4 address.
+        ("connect6", "::ffff:10.79.0.1", "::ffff:10.78.9.1"),
+    ] {
+        reached(&client.connect(inside, 80));
+        let (attempt, moved) = agent.counted(|| client.connect(outside, 80));
+        refused(&attempt);
+        assert_eq!(attempt.stage, "connect");
+        assert!(attempt.elapsed_ms < 100.0, "{attempt:?}");
+        assert_eq!(moved.denied_by(hook), 1, "{moved:?}");
+        assert_eq!(moved.denied_by("skb_egress"), 0, "{moved:?}");
+    }
+}
+
+#[test]
+fn tcp_fast_open_does_not_get_around_connect() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let _agent = world
+        .agent(&policy("allow: [{ cidrs: [10.79.0.0/16] }]"))
+        .start();
+    let client = world.workload("client");
+    let fast_open =
+        |address: &str| -> Attempt { client.probe(&["connect", address, "80", "--fast-open"]) };
+    reached(&fast_open("10.79.0.1"));
+    let attempt = fast_open("10.78.9.1");
+    assert!(!attempt.ok, "{attempt:?}");
+    assert_eq!(world.web_saw("tcp 10.78.9.1:80"), 0);
+}
+
+#[test]
+fn raw_sockets_are_judged_like_any_other() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let agent = world
+        .agent(&policy("allow: [{ cidrs: [10.79.0.0/16, \"fd79::/32\"] }]"))
+        .start();
+    let client = world.workload("client");
+    let options = ["--source", zone::NODE[0], "--options", "8"];
+    for more in [&[][..], &options[..2], &options] {
+        let raw = |address: &str| -> Attempt {
+            client.probe(&[&["raw-ip", address, "9000"], more].concat())
+        };
+        assert!(raw("10.79.0.1").ok, "{more:?}");
+        let (attempt, moved) = agent.counted(|| raw("10.78.9.1"));
+        refused(&attempt);
+        counted(&moved, "no_rule");
+    }
+    assert!(client.probe::<Attempt>(&["raw-ip", "fd79::1", "9000"]).ok);
+    refused(
+        &client.probe(
+            "raw-ip fd78::9:1 9000"
+                .split(' ')
+                .collect::<Vec<_>>()
+                .as_slice(),
+        ),
+    );
+    let arrived = egress_tests::eventually(std::time::Duration::from_secs(1), || {
+        world.web_saw("udp 10.79.0.1:9000") == 3
+    });
+    assert!(arrived, "{:?}", world.seen(egress_tests::world::Role::Web));
+    assert_eq!(world.web_saw("udp 10.78.9.1:9000"), 0);
+}
+
+#[test]
+fn a_later_fragment_passes_only_where_every_port_is_open() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let agent = world
+        .agent(&policy(
+            "allow:\n- { cidrs: [10.79.1.0/24] }\n- { cidrs: [10.79.2.0/24], ports: [\"9000/udp\"] }",
+        ))
+        .start();
+    let client = world.workload("client");
+    let fragment = |address: &str| -> Attempt {
+        client.probe(&[
+            "raw-ip",
+            address,
+            "9000",
+            "--source",
+            zone::NODE[0],
+            "--fragment",
+        ])
+    };
+    reached(&fragment("10.79.1.1"));
+    let (attempt, moved) = agent.counted(|| fragment("10.79.2.1"));
+    refused(&attempt);
+    counted(&moved, "fragment");
+    refused(&fragment("10.78.9.1"));
+}
+
+#[test]
+fn a_udp_socket_is_judged_for_each_destination_that_it_sends_to() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let _agent = world
+        .agent(&policy("allow: [{ cidrs: [10.79.0.0/16] }]"))
+        .start();
+    let client = world.workload("client");
+    // One unconnected socket: the echo server of the workload itself, told where to send.
+    let mut server = client.background(&["serve", "--udp", "7000"]);
+    server
+        .wait_for_line(0, std::time::Duration::from_secs(5), |line| line == "ready")
+        .unwrap();
+    for round in 0..2 {
+        for (address, is_allowed) in [
+            ("10.79.0.1", true),
+            ("10.78.9.1", false),
+            ("10.79.0.2", true),
+        ] {
+            let text = format!("relay {address} 9000");
+            let attempt: Attempt = client.probe(&["udp", "127.0.0.1", "7000", "--text", &text]);
+            assert_eq!(
+                attempt.ok, is_allowed,
+                "round {round}, {address}: {attempt:?}"
+            );
+        }
+    }
+}
