@@ -20,7 +20,7 @@ use tokio::net::UnixStream;
 use tracing::debug;
 
 use super::{
-    listener::is_trusted,
+    listener::{Unreachable, is_trusted},
     model::{CountersReport, ErrorReport, FlowReport, FollowLine, LearnedReport, Status},
     state::FlowFilter,
 };
@@ -171,14 +171,12 @@ impl Client {
 
     async fn connect(&self) -> Result<UnixStream, ClientError> {
         let socket = || self.socket.clone();
-        let connect = |error: io::Error| match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-                ClientError::NotListening { socket: socket() }
-            }
-            io::ErrorKind::PermissionDenied => ClientError::Permission { socket: socket() },
-            _ => ClientError::Connect {
+        let connect = |source: io::Error| match Unreachable::of(&source) {
+            Some(Unreachable::NobodyListens) => ClientError::NotListening { socket: socket() },
+            Some(Unreachable::NotPermitted) => ClientError::Permission { socket: socket() },
+            None => ClientError::Connect {
                 socket: socket(),
-                source: error,
+                source,
             },
         };
         let stream = UnixStream::connect(&self.socket).await.map_err(connect)?;

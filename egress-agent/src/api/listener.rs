@@ -13,6 +13,7 @@ use std::{
 };
 
 use nix::{
+    fcntl::OFlag,
     sys::socket::{getsockopt, sockopt::PeerCredentials},
     unistd::geteuid,
 };
@@ -68,6 +69,28 @@ pub enum ListenError {
     },
 }
 
+/// Common reasons why a socket cannot be connected to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unreachable {
+    /// There is no socket, or nobody accepts on it any more.
+    NobodyListens,
+    /// Its mode, or that of a folder, forbids it.
+    NotPermitted,
+}
+
+impl Unreachable {
+    pub(super) fn of(error: &io::Error) -> Option<Self> {
+        let kind = error.kind();
+        if [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused].contains(&kind) {
+            Some(Self::NobodyListens)
+        } else if kind == io::ErrorKind::PermissionDenied {
+            Some(Self::NotPermitted)
+        } else {
+            None
+        }
+    }
+}
+
 /// Who listens on a socket.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Holder {
@@ -107,9 +130,9 @@ impl Holder {
                 Ok(credentials) => Self::of_pid(credentials.pid()),
                 Err(_) => Self::default(),
             })),
-            Err(error) => match error.kind() {
-                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Ok(None),
-                _ => Err(error),
+            Err(error) => match Unreachable::of(&error) {
+                Some(Unreachable::NobodyListens) => Ok(None),
+                Some(Unreachable::NotPermitted) | None => Err(error),
             },
         }
     }
@@ -191,6 +214,8 @@ fn take_lock(socket: &Path) -> Result<File, ListenError> {
         .create(true)
         .truncate(false)
         .mode(0o600)
+        // In a folder for all, somebody could have left a link to a file of ours.
+        .custom_flags(OFlag::O_NOFOLLOW.bits())
         .open(&path)
         .map_err(lock_error)?;
     match lock.try_lock() {
@@ -306,6 +331,8 @@ impl axum::serve::Listener for TrustedPeers {
 
 #[cfg(test)]
 mod tests {
+    use std::{io::Read, os::unix::process::CommandExt};
+
     use super::*;
 
     fn folder() -> tempfile::TempDir {
@@ -382,9 +409,69 @@ mod tests {
     }
 
     #[test]
+    fn a_lock_that_is_a_link_is_not_followed() {
+        let folder = folder();
+        let path = folder.path().join("agent.sock");
+        let victim = folder.path().join("victim");
+        fs::write(&victim, "precious").expect("a file");
+        std::os::unix::fs::symlink(&victim, folder.path().join("agent.sock.lock")).expect("a link");
+        let error = ApiListener::bind(&path).expect_err("is refused");
+        assert!(matches!(error, ListenError::Lock { .. }), "{error}");
+        assert_eq!(fs::read_to_string(&victim).expect("is there"), "precious");
+    }
+
+    #[test]
     fn only_root_and_the_own_user_are_trusted() {
         assert!(is_trusted(0));
         assert!(is_trusted(geteuid().as_raw()));
         assert!(!is_trusted(geteuid().as_raw().wrapping_add(65_534)));
+    }
+    const SOCKET_OF_PARENT: &str = "EGRESS_TEST_SOCKET";
+
+    /// Does nothing but in the child of the next test.
+    #[test]
+    fn child_is_sent_away_without_an_answer() {
+        let Some(path) = std::env::var_os(SOCKET_OF_PARENT) else {
+            return;
+        };
+        assert_ne!(geteuid().as_raw(), 0);
+        let mut stream = UnixStream::connect(path).expect("connects");
+        // The other end may be closed already.
+        let _sent = stream.write_all(b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n");
+        let mut answer = Vec::new();
+        let _end = stream.read_to_end(&mut answer);
+        assert!(answer.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_user_who_is_not_root_is_sent_away_whatever_the_mode() {
+        if !geteuid().is_root() {
+            eprintln!("skipped: needs root to become another user");
+            return;
+        }
+        let folder = folder();
+        fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).expect("opens it");
+        let path = folder.path().join("agent.sock");
+        let listener = ApiListener::bind(&path).expect("listens");
+        fs::set_permissions(&path, Permissions::from_mode(0o666)).expect("opens it");
+        let (_trigger, shutdown) = crate::shutdown::channel();
+        let agent = std::sync::Arc::new(crate::api::testing::FakeAgent::default());
+        tokio::spawn(crate::api::serve(listener, agent, shutdown));
+        let child = tokio::task::spawn_blocking(move || {
+            std::process::Command::new("/proc/self/exe")
+                .args([
+                    "--exact",
+                    "api::listener::tests::child_is_sent_away_without_an_answer",
+                ])
+                .env(SOCKET_OF_PARENT, path)
+                .uid(65_534)
+                .output()
+        });
+        let output = child.await.expect("no panic").expect("starts");
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success() && text.contains("1 passed"),
+            "{text}"
+        );
     }
 }

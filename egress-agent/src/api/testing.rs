@@ -4,7 +4,6 @@ use std::{
     net::IpAddr,
     path::PathBuf,
     sync::{Mutex, PoisonError},
-    time::{Duration, UNIX_EPOCH},
 };
 
 use egress_common::{
@@ -44,7 +43,7 @@ fn address(text: &str) -> IpAddr {
 }
 
 fn instant() -> Timestamp {
-    Timestamp::from(UNIX_EPOCH + Duration::from_millis(1_795_315_795_120))
+    "2026-11-22T02:49:55.120Z".parse().expect("a time")
 }
 
 pub(crate) fn flow(port: u16, verdict: Verdict, reason: Reason) -> FlowReport {

@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     fn at(unix_ms: u64) -> Timestamp {
-        Timestamp::from(UNIX_EPOCH + Duration::from_millis(unix_ms))
+        Timestamp { unix_ms }
     }
 
     #[test]
@@ -173,6 +173,10 @@ mod tests {
             assert_eq!(text.parse(), Ok(at(unix_ms)), "{text}");
         }
         assert_eq!(at(1_795_315_795_120).time_of_day(), "02:49:55");
+        let later = UNIX_EPOCH
+            .checked_add(Duration::from_millis(7))
+            .expect("fits");
+        assert_eq!(Timestamp::from(later), at(7));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use clap::Args;
 use super::{
     counters::verdict,
     exit::ExitCode,
-    output::{self, Format, Screen, say},
+    output::{self, Format, Screen, note, say},
     remote::{RemoteArgs, wait_for},
     table::{Table, printable},
 };
@@ -63,7 +63,7 @@ impl Flows {
         let output = self.remote.output;
         output.print(&flows, |screen| render(&flows, screen))?;
         if flows.is_empty() && output.output == Format::Table {
-            say("no verdicts yet");
+            note("no verdicts yet");
         }
         Ok(ExitCode::Ok)
     }

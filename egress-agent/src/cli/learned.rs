@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::{
     exit::ExitCode,
-    output::{Format, Screen, say},
+    output::{Format, Screen, note},
     remote::{RemoteArgs, wait_for},
     status::duration,
     table::{Cell, Table},
@@ -42,7 +42,7 @@ impl Learned {
         let output = self.remote.output;
         output.print(&learned, |screen| render(&learned, screen))?;
         if learned.is_empty() && output.output == Format::Table {
-            say(match self.query {
+            note(match self.query {
                 None => "nothing is learned yet, or all of it has expired",
                 Some(_) => "nothing like that is learned, or it has expired",
             });

@@ -20,11 +20,11 @@ pub fn start(cli: &Cli) {
         .with_env_filter(filter)
         .with_writer(io::stderr)
         .with_ansi(colours);
-    let started = if is_terminal {
-        tracing::subscriber::set_global_default(subscriber.with_target(false).finish())
+    // Messages of crates that use `log`, such as aya, come along. It fails when
+    // tracing was started before, which is what is wanted.
+    let _started = if is_terminal {
+        subscriber.with_target(false).try_init()
     } else {
-        tracing::subscriber::set_global_default(subscriber.compact().finish())
+        subscriber.compact().try_init()
     };
-    // It fails when tracing was started before, which is what is wanted.
-    drop(started);
 }

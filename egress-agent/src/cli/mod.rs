@@ -83,7 +83,13 @@ impl Cli {
     pub const fn default_log(&self) -> &'static str {
         match self.command {
             Command::Run(_) => "info",
-            _ => "warn",
+            Command::Status(_)
+            | Command::Counters(_)
+            | Command::Learned(_)
+            | Command::Flows(_)
+            | Command::Policy(_)
+            | Command::Unload(_)
+            | Command::Doctor(_) => "warn",
         }
     }
 

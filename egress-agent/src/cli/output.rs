@@ -77,6 +77,13 @@ pub fn say(text: &str) {
     let _gone = writeln!(io::stderr().lock(), "{text}");
 }
 
+/// Says something that only a person at a terminal wants to know.
+pub(super) fn note(text: &str) {
+    if io::stderr().is_terminal() {
+        say(text);
+    }
+}
+
 /// What the place that is written to can show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Screen {

@@ -175,24 +175,6 @@ fn without_an_agent_every_question_fails_with_one_line() {
 }
 
 #[test]
-fn unload_refuses_while_an_agent_listens() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let socket = folder.path().join("agent.sock");
-    let _agent = std::os::unix::net::UnixListener::bind(&socket).expect("listens");
-    let pins = folder.path().join("pins");
-    let arguments = [
-        "unload",
-        "--socket",
-        socket.to_str().expect("plain"),
-        "--pin-dir",
-        pins.to_str().expect("plain"),
-    ];
-    let error = execute(&arguments).expect_err("refuses").to_string();
-    assert!(error.starts_with("an agent is running"), "{error}");
-    assert!(error.contains("systemctl stop egress-agent"), "{error}");
-}
-
-#[test]
 fn policy_check_ends_with_two_for_what_run_would_refuse() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("node.yaml");

@@ -1,17 +1,19 @@
 //! `unload`: remove everything from the kernel.
+//!
+//! A running agent holds its pin directory, which is what refuses here; the
+//! socket would tell less, as an agent can have any.
 
 use std::path::PathBuf;
 
-use anyhow::Context;
 use clap::Args;
 
 use super::{
     exit::ExitCode,
-    output::{OutputArgs, Screen, say},
-    remote::{DEFAULT_PIN_DIR, SocketArgs},
+    output::{OutputArgs, Screen, note},
+    remote::DEFAULT_PIN_DIR,
     table::Table,
 };
-use crate::api::{Holder, model::UnloadReport};
+use crate::api::model::UnloadReport;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -27,9 +29,6 @@ pub struct Unload {
     /// Folder where everything is pinned
     #[arg(long, default_value = DEFAULT_PIN_DIR, value_name = "PATH")]
     pub pin_dir: PathBuf,
-    /// Where a running agent would listen.
-    #[command(flatten)]
-    pub socket: SocketArgs,
     /// Form of the result.
     #[command(flatten)]
     pub output: OutputArgs,
@@ -42,32 +41,13 @@ impl Unload {
     ///
     /// An agent is running, or the kernel refuses.
     pub fn execute(self) -> anyhow::Result<ExitCode> {
-        self.refuse_if_running()?;
         let report = unload(&self.pin_dir)?;
         self.output
             .print(&report, |screen| render(&report, screen))?;
         if report.removed.is_empty() {
-            say(&format!("nothing was loaded at {}", self.pin_dir.display()));
+            note(&format!("nothing was loaded at {}", self.pin_dir.display()));
         }
         Ok(ExitCode::Ok)
-    }
-
-    fn refuse_if_running(&self) -> anyhow::Result<()> {
-        let socket = &self.socket.socket;
-        let holder = Holder::of_socket(socket).with_context(|| {
-            format!(
-                "cannot tell whether an agent listens on {}",
-                socket.display()
-            )
-        })?;
-        match holder {
-            None => Ok(()),
-            Some(holder) => anyhow::bail!(
-                "an agent is running ({holder} listens on {}): stop it first with \
-                 `systemctl stop egress-agent`",
-                socket.display()
-            ),
-        }
     }
 }
 
