@@ -9,11 +9,11 @@
 //! minima and the larger of their maxima: for every TTL that is the longest
 //! life that any of them gives.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, path::Path};
 
 use egress_common::{
     address::Address,
-    hash::fnv1a,
+    hash::rule_identity,
     policy::{
         CIDR_ENTRIES, CidrRules, EntryKind, HAS_DENIED_NAMES, KEEP_PREEXISTING, NAME_ENTRIES,
         NameRules, PortRange, RuleEntry,
@@ -24,7 +24,7 @@ use egress_common::{
 use super::{
     cidr::{Cidr, V4_OFFSET},
     compiled::{Compiled, NamePattern, RuleList, RuleSource},
-    error::{Place, PolicyErrors, Problem, Report, quoted},
+    error::{Meeting, Place, PolicyErrors, Problem, Report, quoted},
     lifeline::{self, Lifeline},
     set::{Policy, PolicySet},
     text::ports_text,
@@ -33,6 +33,9 @@ use super::{
 
 /// Most rules that a message about a full entry lists.
 const LISTED: usize = 20;
+
+/// Most port ranges of one pattern or network that are kept, for the message that they are too many.
+const MEETING: usize = 64;
 
 /// What a rule without ports is about.
 const ANY_PORT: &[PortRange] = &[PortRange::ANY];
@@ -60,6 +63,7 @@ pub fn compile(
     if set.policies().iter().any(denies_names) {
         flags |= HAS_DENIED_NAMES;
     }
+    report.sort();
     report.finish(Compiled {
         mode,
         flags,
@@ -89,14 +93,11 @@ fn common_mode(set: &PolicySet, report: &mut Report) -> Mode {
     first.mode
 }
 
-/// One destination of one rule.
+/// One destination of one rule: where it stands.
+#[derive(Clone, Copy)]
 struct Item<'a> {
     /// Identity of the rule.
     id: u64,
-    kind: EntryKind,
-    /// Never empty.
-    ports: &'a [PortRange],
-    ttl: Ttl,
     /// `None` for the lifeline.
     policy: Option<&'a Policy>,
     list: RuleList,
@@ -112,7 +113,7 @@ struct Item<'a> {
 impl Item<'_> {
     fn place(&self) -> Place {
         let Some(policy) = self.policy else {
-            return Place::file(std::path::Path::new(lifeline::POLICY));
+            return Place::file(Path::new(lifeline::POLICY));
         };
         let Self {
             rule,
@@ -123,16 +124,113 @@ impl Item<'_> {
         let field = format!("spec.{}[{rule}].{field}[{position}]", self.list.name());
         Place::field(&policy.file, self.line, field)
     }
+}
 
-    fn told(&self) -> String {
-        format!("{} ({})", self.place(), ports_text(self.ports))
+/// A port range of an item: what becomes an entry.
+#[derive(Clone, Copy)]
+struct Grant<'a> {
+    item: Item<'a>,
+    kind: EntryKind,
+    ports: PortRange,
+}
+
+impl Grant<'_> {
+    const fn entry(&self) -> RuleEntry {
+        RuleEntry {
+            rule: self.item.id,
+            ports: self.ports,
+            kind: self.kind as u8,
+            _pad: 0,
+        }
+    }
+}
+
+/// Grants in their order, up to [`MEETING`], so that no input makes the work quadratic.
+#[derive(Default)]
+struct Grants<'a> {
+    list: Vec<Grant<'a>>,
+    /// More were offered than fit: an error in any case.
+    is_over: bool,
+}
+
+impl<'a> Grants<'a> {
+    /// Adds a grant unless `is_known` says of an earlier one that it makes this one useless.
+    fn add(&mut self, grant: Grant<'a>, is_known: impl Fn(&Grant<'a>) -> bool) {
+        if self.list.iter().any(is_known) {
+            return;
+        }
+        if self.list.len() < MEETING {
+            self.list.push(grant);
+        } else {
+            self.is_over = true;
+        }
+    }
+
+    /// Adds a grant of a name, unless the same ports are there.
+    fn add_of_name(&mut self, grant: Grant<'a>) {
+        self.add(grant, |known| known.ports == grant.ports);
+    }
+
+    /// Adds a grant of a network, unless an earlier one decides for all its ports.
+    fn add_of_cidr(&mut self, grant: Grant<'a>) {
+        self.add(grant, |known| {
+            known.kind <= grant.kind && covers(&known.ports, &grant.ports)
+        });
+    }
+
+    /// The entries, and a problem at the first grant that stands in a file if there are more than `max`.
+    fn entries(
+        &self,
+        max: usize,
+        report: &mut Report,
+        problem: impl FnOnce(Meeting) -> Problem,
+    ) -> impl Iterator<Item = RuleEntry> {
+        if self.is_over || self.list.len() > max {
+            let written = self.list.iter().find(|grant| grant.item.policy.is_some());
+            if let Some(grant) = written.or(self.list.first()) {
+                report.add(grant.item.place(), problem(self.meeting(max)));
+            }
+        }
+        self.list.iter().map(Grant::entry)
+    }
+
+    fn meeting(&self, max: usize) -> Meeting {
+        let count = self.list.len();
+        let mut told: Vec<(Place, Vec<PortRange>)> = Vec::new();
+        for grant in &self.list {
+            let place = grant.item.place();
+            match told.last_mut().filter(|(last, _)| *last == place) {
+                Some((_, ports)) => ports.push(grant.ports),
+                None => told.push((place, vec![grant.ports])),
+            }
+        }
+        let hidden = told.len().saturating_sub(LISTED);
+        let mut rules: Vec<String> = told
+            .iter()
+            .take(LISTED)
+            .map(|(place, ports)| format!("{place} ({})", ports_text(ports)))
+            .collect();
+        if hidden > 0 {
+            rules.push(format!("and {hidden} more"));
+        }
+        Meeting {
+            count: if self.is_over {
+                format!("more than {count}")
+            } else {
+                count.to_string()
+            },
+            max,
+            rules: rules.join(", "),
+        }
     }
 }
 
 /// The rules of one pattern.
 #[derive(Default)]
 struct OfPattern<'a> {
-    allow: Vec<Item<'a>>,
+    allow: Grants<'a>,
+    /// Bounds of the policies that allow it.
+    ttl: Option<Ttl>,
     deny: Option<u64>,
 }
 
@@ -141,7 +239,7 @@ struct OfPattern<'a> {
 struct Items<'a> {
     exact: HashMap<&'a str, OfPattern<'a>>,
     below: HashMap<&'a str, OfPattern<'a>>,
-    cidrs: HashMap<(Address, u8), Vec<Item<'a>>>,
+    cidrs: HashMap<(Address, u8), Grants<'a>>,
     sources: HashMap<u64, RuleSource>,
 }
 
@@ -161,9 +259,6 @@ impl<'a> Items<'a> {
             let destination = source.destination.clone();
             let item = Item {
                 id: all.register(source, &destination),
-                kind: EntryKind::Lifeline,
-                ports: or_any(&entry.ports),
-                ttl: Ttl::default(),
                 policy: None,
                 list: RuleList::Lifeline,
                 rule: index,
@@ -171,7 +266,7 @@ impl<'a> Items<'a> {
                 position: 0,
                 line: 0,
             };
-            all.add_cidr(&entry.cidr, item);
+            all.add_cidr(&entry.cidr, item, EntryKind::Lifeline, &entry.ports);
         }
         for policy in set.policies() {
             all.collect_rules(policy, RuleList::Deny, EntryKind::Deny);
@@ -193,9 +288,6 @@ impl<'a> Items<'a> {
             };
             let item = |id, field, position, line| Item {
                 id,
-                kind,
-                ports: or_any(&rule.ports),
-                ttl: policy.ttl,
                 policy: Some(policy),
                 list,
                 rule: index,
@@ -213,13 +305,18 @@ impl<'a> Items<'a> {
                 let rules = patterns.entry(&name.value.name).or_default();
                 if kind == EntryKind::Deny {
                     rules.deny.get_or_insert(id);
-                } else {
-                    rules.allow.push(item(id, "names", position, name.line));
+                    continue;
+                }
+                rules.ttl = Some(rules.ttl.map_or(policy.ttl, |ttl| longest(ttl, policy.ttl)));
+                let item = item(id, "names", position, name.line);
+                for ports in or_any(&rule.ports).iter().copied() {
+                    rules.allow.add_of_name(Grant { item, kind, ports });
                 }
             }
             for (position, cidr) in rule.cidrs.iter().enumerate() {
                 let id = self.register(source(&cidr.text, cidr.line), &cidr.value.to_string());
-                self.add_cidr(&cidr.value, item(id, "cidrs", position, cidr.line));
+                let item = item(id, "cidrs", position, cidr.line);
+                self.add_cidr(&cidr.value, item, kind, &rule.ports);
             }
         }
     }
@@ -235,14 +332,19 @@ impl<'a> Items<'a> {
             ports_text(&ports)
         );
         // 0 means "no rule".
-        let id = fnv1a(identity.as_bytes()).max(1);
+        let id = rule_identity(identity.as_bytes());
         self.sources.entry(id).or_insert(source);
         id
     }
 
-    fn add_cidr(&mut self, cidr: &Cidr, item: Item<'a>) {
-        let key = (*cidr.address(), cidr.bits());
-        self.cidrs.entry(key).or_default().push(item);
+    fn add_cidr(&mut self, cidr: &Cidr, item: Item<'a>, kind: EntryKind, ports: &[PortRange]) {
+        let grants = self
+            .cidrs
+            .entry((*cidr.address(), cidr.bits()))
+            .or_default();
+        for ports in or_any(ports).iter().copied() {
+            grants.add_of_cidr(Grant { item, kind, ports });
+        }
     }
 
     /// Every pattern with the union of the rules that cover it.
@@ -275,36 +377,26 @@ impl<'a> Items<'a> {
             deny: covering.iter().find_map(|of| of.deny).unwrap_or(0),
             ..NameRules::default()
         };
-        let items: Vec<&Item<'_>> = covering.iter().flat_map(|of| &of.allow).collect();
-        let ttl = items.iter().map(|item| item.ttl).reduce(longest);
+        let ttl = covering.iter().filter_map(|of| of.ttl).reduce(longest);
         let ttl = ttl.unwrap_or_default();
         (rules.ttl_min_s, rules.ttl_max_s) = (ttl.min_s, ttl.max_s);
         // A denied name teaches nothing, so that it has no grants either.
         if rules.deny != 0 {
             return rules;
         }
-        let mut entries: Vec<RuleEntry> = Vec::new();
-        for item in &items {
-            for ports in item.ports {
-                if !entries.iter().any(|entry| entry.ports == *ports) {
-                    entries.push(item.rule_entry(*ports));
-                }
-            }
+        let mut grants = Grants::default();
+        for of in covering {
+            grants.is_over |= of.allow.is_over;
+            of.allow
+                .list
+                .iter()
+                .for_each(|grant| grants.add_of_name(*grant));
         }
-        let count = entries.len();
-        if count > NAME_ENTRIES {
-            let name = NamePattern {
-                name: name.to_owned(),
-                below,
-            };
-            let problem = Problem::NameFull {
-                name: name.to_string(),
-                count,
-                max: NAME_ENTRIES,
-                rules: told(&items),
-            };
-            add_at_first(&items, problem, report);
-        }
+        let entries = grants.entries(NAME_ENTRIES, report, |meeting| {
+            let name = name.to_owned();
+            let name = NamePattern { name, below }.to_string();
+            Problem::NameFull { name, meeting }
+        });
         for (slot, entry) in rules.entries.iter_mut().zip(entries) {
             *slot = entry;
         }
@@ -336,51 +428,31 @@ impl<'a> Items<'a> {
     fn cidr_rules(&self, cidr: &Cidr, lengths: &[u8], report: &mut Report) -> CidrRules {
         // Lengths below 96 are IPv6 networks: they say nothing about IPv4.
         let shortest = if cidr.is_v4() { V4_OFFSET } else { 0 };
-        let mut items: Vec<&Item<'_>> = lengths
+        let covering: Vec<&Grants<'_>> = lengths
             .iter()
             .filter(|bits| (shortest..=cidr.bits()).contains(*bits))
             .filter_map(|bits| {
                 let wider = Cidr::containing(cidr.address(), *bits);
                 self.cidrs.get(&(*wider.address(), *bits))
             })
-            .flatten()
             .collect();
-        items.sort_by_key(|item| item.kind);
-        let mut entries: Vec<RuleEntry> = Vec::new();
-        for item in &items {
-            for ports in item.ports {
-                // What an earlier entry covers is never reached.
-                if !entries.iter().any(|entry| covers(&entry.ports, ports)) {
-                    entries.push(item.rule_entry(*ports));
-                }
+        let mut grants = Grants::default();
+        for kind in [EntryKind::Lifeline, EntryKind::Deny, EntryKind::Allow] {
+            let of_kind = covering.iter().flat_map(|grants| &grants.list);
+            for grant in of_kind.filter(|grant| grant.kind == kind) {
+                grants.add_of_cidr(*grant);
             }
         }
-        let count = entries.len();
-        if count > CIDR_ENTRIES {
-            let problem = Problem::CidrFull {
-                cidr: cidr.to_string(),
-                count,
-                max: CIDR_ENTRIES,
-                rules: told(&items),
-            };
-            add_at_first(&items, problem, report);
-        }
+        grants.is_over |= covering.iter().any(|grants| grants.is_over);
+        let entries = grants.entries(CIDR_ENTRIES, report, |meeting| Problem::CidrFull {
+            cidr: cidr.to_string(),
+            meeting,
+        });
         let mut rules = CidrRules::default();
         for (slot, entry) in rules.entries.iter_mut().zip(entries) {
             *slot = entry;
         }
         rules
-    }
-}
-
-impl Item<'_> {
-    const fn rule_entry(&self, ports: PortRange) -> RuleEntry {
-        RuleEntry {
-            rule: self.id,
-            ports,
-            kind: self.kind as u8,
-            _pad: 0,
-        }
     }
 }
 
@@ -400,21 +472,4 @@ fn longest(a: Ttl, b: Ttl) -> Ttl {
 const fn covers(outer: &PortRange, inner: &PortRange) -> bool {
     let proto = outer.proto == egress_common::policy::protocol::ANY || outer.proto == inner.proto;
     proto && outer.first <= inner.first && inner.last <= outer.last
-}
-
-/// Adds a problem at the first item that stands in a file, so that messages point at what the user wrote.
-fn add_at_first(items: &[&Item<'_>], problem: Problem, report: &mut Report) {
-    let written = items.iter().find(|item| item.policy.is_some());
-    if let Some(item) = written.or(items.first()) {
-        report.add(item.place(), problem);
-    }
-}
-
-fn told(items: &[&Item<'_>]) -> String {
-    let mut texts: Vec<String> = items.iter().take(LISTED).map(|item| item.told()).collect();
-    let hidden = items.len().saturating_sub(LISTED);
-    if hidden > 0 {
-        texts.push(format!("and {hidden} more"));
-    }
-    texts.join(", ")
 }

@@ -1,8 +1,12 @@
 //! From a marked tree to a checked policy. Goes on after an error, so that one run finds them all.
 
-use std::{collections::BTreeMap, fmt, path::Path};
+use std::{
+    collections::{BTreeMap, HashSet},
+    fmt,
+    path::Path,
+};
 
-use egress_common::policy::PortRange;
+use egress_common::policy::{CIDR_ENTRIES, NAME_ENTRIES, PortRange};
 
 use super::{
     error::{Place, Problem, Report, quoted},
@@ -308,7 +312,9 @@ impl Decoder<'_> {
             Some(Value::List(items)) => items.is_empty(),
             Some(Value::Text(_) | Value::Map(_)) => false,
         };
-        if is_empty("names") && is_empty("cidrs") {
+        // An unknown field may be a destination with a wrong name.
+        let is_complete = matches!(&node.value, Value::Map(pairs) if pairs.len() == present.len());
+        if is_complete && is_empty("names") && is_empty("cidrs") {
             self.wrong(node.line, path, Problem::NoDestination);
         }
         let ports = present.get("ports").map(|node| {
@@ -319,11 +325,22 @@ impl Decoder<'_> {
             let example = r#"ports: ["443/tcp"]"#;
             self.items(node, at("ports"), example, parse_port_range)
         });
-        let mut ranges: Vec<PortRange> = Vec::new();
-        for range in ports.iter().flatten().map(|port| port.value) {
-            if !ranges.contains(&range) {
-                ranges.push(range);
-            }
+        let mut seen = HashSet::new();
+        let given = ports.iter().flatten().map(|port| port.value);
+        let ranges: Vec<PortRange> = given.filter(|range| seen.insert(*range)).collect();
+        let (what, max) = if is_empty("names") {
+            ("a rule with cidrs", CIDR_ENTRIES)
+        } else {
+            ("a rule with names", NAME_ENTRIES)
+        };
+        if ranges.len() > max {
+            let count = ranges.len();
+            let line = present.get("ports").map_or(node.line, |node| node.line);
+            self.wrong(
+                line,
+                at("ports"),
+                Problem::TooManyPorts { count, what, max },
+            );
         }
         if is_deny && !is_empty("names") && !ranges.is_empty() && !ranges.contains(&PortRange::ANY)
         {
@@ -419,8 +436,9 @@ impl Decoder<'_> {
                 self.wrong(line, path, problem);
                 continue;
             };
-            if let Some(first) = fields.insert(*field, value) {
-                let first = first.line;
+            if fields.insert(*field, value).is_some() {
+                let first = pairs.iter().find(|(key, _)| is_text(key, name));
+                let first = first.map_or(line, |(key, _)| key.line);
                 self.wrong(line, path, Problem::DuplicateField { first });
             }
         }
@@ -507,12 +525,15 @@ fn is_text(node: &Node, wanted: &str) -> bool {
     matches!(&node.value, Value::Text(text) if text == wanted)
 }
 
-/// The known field that is most like `name`, however unlike.
-fn nearest(name: &str, known: &[&'static str]) -> &'static str {
+/// The known field that is most like `name`, if one is.
+fn nearest(name: &str, known: &[&'static str]) -> Option<&'static str> {
+    const ALIKE: f64 = 0.7;
     let name = name.to_lowercase();
+    let likeness = |field: &str| strsim::jaro_winkler(&name, &field.to_lowercase());
     known
         .iter()
-        .min_by_key(|field| strsim::damerau_levenshtein(&name, &field.to_lowercase()))
-        .copied()
-        .unwrap_or_default()
+        .map(|field| (likeness(field), *field))
+        .filter(|(likeness, _)| *likeness > ALIKE)
+        .max_by(|(a, _), (b, _)| a.total_cmp(b))
+        .map(|(_, field)| field)
 }

@@ -93,6 +93,11 @@ pub enum Problem {
     /// The same file is given twice.
     #[error("is the same file as {0}; give it once")]
     SameFile(String),
+    /// The text is not YAML, because of a name that is read as an alias.
+    #[error(
+        "is not valid YAML: a word that starts with * is an alias of nothing; write names that start with * in quotes: \"*.example.com\""
+    )]
+    YamlStar,
     /// The text is not YAML.
     #[error(
         "is not valid YAML: {0}; check indentation, colons and quotes here and in the line above"
@@ -114,12 +119,12 @@ pub enum Problem {
         first: usize,
     },
     /// The field is not in the schema.
-    #[error("unknown field {name}; write {nearest} (the fields here are {known})")]
+    #[error("unknown field {name}; {}the fields here are {known}", nearest.map(|field| format!("write {field}: ")).unwrap_or_default())]
     UnknownField {
         /// The field, quoted.
         name: String,
-        /// The known one that is most like it.
-        nearest: &'static str,
+        /// The known one that is most like it, if one is.
+        nearest: Option<&'static str>,
         /// All known ones.
         known: String,
     },
@@ -199,34 +204,49 @@ pub enum Problem {
         /// Its mode.
         other_mode: &'static str,
     },
+    /// More port ranges in one rule than an entry can hold.
+    #[error("has {count} port ranges, but {what} can have {max}; join ranges, or use any/tcp")]
+    TooManyPorts {
+        /// How many there are.
+        count: usize,
+        /// What the rule is about.
+        what: &'static str,
+        /// How many can be.
+        max: usize,
+    },
     /// Too many port ranges for one name.
     #[error(
-        "{count} different port ranges meet at {name}, but a name can have {max}: {rules}; join ranges, or use any/tcp"
+        "{} different port ranges meet at {name}, but a name can have {}: {}; join ranges, or use any/tcp",
+        meeting.count, meeting.max, meeting.rules
     )]
     NameFull {
         /// The pattern.
         name: String,
-        /// How many meet.
-        count: usize,
-        /// How many can.
-        max: usize,
-        /// The rules that meet.
-        rules: String,
+        /// What meets there.
+        meeting: Meeting,
     },
     /// Too many entries for one CIDR.
     #[error(
-        "{count} different entries meet at {cidr}, but a CIDR can have {max}: {rules}; join port ranges, or use any/tcp"
+        "{} different entries meet at {cidr}, but a CIDR can have {}: {}; join port ranges, or use any/tcp",
+        meeting.count, meeting.max, meeting.rules
     )]
     CidrFull {
         /// The CIDR.
         cidr: String,
-        /// How many meet.
-        count: usize,
-        /// How many can.
-        max: usize,
-        /// The rules that meet.
-        rules: String,
+        /// What meets there.
+        meeting: Meeting,
     },
+}
+
+/// Rules that meet at one name or CIDR and are too many.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Meeting {
+    /// How many port ranges they have.
+    pub count: String,
+    /// How many fit.
+    pub max: usize,
+    /// Where they stand, with their ports.
+    pub rules: String,
 }
 
 /// Everything that is wrong with a set of policies, in the order of files and lines. Never empty.
@@ -279,6 +299,16 @@ impl Report {
     /// Adds all errors of another set.
     pub(super) fn extend(&mut self, errors: PolicyErrors) {
         self.0.extend(errors.0);
+    }
+
+    /// Puts the errors of one file in the order of lines; those of one line stay as they are.
+    pub(super) fn sort_by_line(&mut self) {
+        self.0.sort_by_key(|error| error.place.line);
+    }
+
+    /// Puts errors that came in no order in the order of files, lines and fields.
+    pub(super) fn sort(&mut self) {
+        self.0.sort_by(|a, b| a.place.cmp(&b.place));
     }
 
     /// `value`, or the errors if there are any.

@@ -26,7 +26,7 @@ mod tests;
 pub use cidr::{Cidr, CidrError};
 pub use compile::compile;
 pub use compiled::{Compiled, NamePattern, RuleList, RuleSource};
-pub use error::{Place, PolicyError, PolicyErrors, Problem};
+pub use error::{Meeting, Place, PolicyError, PolicyErrors, Problem};
 pub use lifeline::{Lifeline, LifelineEntry};
 pub use load::{MAX_FILE_BYTES, load};
 pub use name::{NameError, parse_name_pattern};

@@ -109,6 +109,7 @@ pub fn parse(file: &Path, text: &str) -> Result<Vec<Policy>, PolicyErrors> {
     } else if !holds_any {
         report.add(Place::file(file), Problem::EmptyFile(API_VERSION));
     }
+    report.sort_by_line();
     report.finish(policies)
 }
 

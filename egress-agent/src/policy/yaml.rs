@@ -61,7 +61,11 @@ pub(super) fn documents(text: &str) -> (Vec<Node>, Option<Wrong>) {
             Ok(pair) => pair,
             Err(error) => {
                 let line = error.marker().line().max(1);
-                let problem = Problem::Yaml(error.info().to_owned());
+                let problem = if error.info().contains("unknown anchor") {
+                    Problem::YamlStar
+                } else {
+                    Problem::Yaml(error.info().to_owned())
+                };
                 return (builder.documents, Some((line, problem)));
             }
         };

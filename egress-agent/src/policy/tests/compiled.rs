@@ -144,7 +144,13 @@ fn longer_networks_hold_what_shorter_ones_say() {
 
 #[test]
 fn an_ipv6_network_never_decides_about_ipv4() {
-    for network in ["::/0", "::/80", "::ff00:0:0/88", "::ffc0:0:0/90", "::fffe:0:0/95"] {
+    for network in [
+        "::/0",
+        "::/80",
+        "::ff00:0:0/88",
+        "::ffc0:0:0/90",
+        "::fffe:0:0/95",
+    ] {
         let wide = compiled(&policy(
             "p",
             &format!("{{ allow: [{{ cidrs: ['{network}'] }}] }}"),
@@ -170,7 +176,10 @@ fn an_ipv6_network_never_decides_about_ipv4() {
     ));
     assert_eq!(deciding(&zero, "192.0.2.1", 443), expect("0.0.0.0/0"));
     // A network beside ::ffff:0:0/96 needs no shield.
-    let narrow = compiled(&policy("p", "{ allow: [{ cidrs: ['fd00::/8', '::/90'] }] }"));
+    let narrow = compiled(&policy(
+        "p",
+        "{ allow: [{ cidrs: ['fd00::/8', '::/90'] }] }",
+    ));
     assert_eq!(narrow.cidrs.len(), 2);
 }
 
@@ -342,7 +351,7 @@ fn a_name_holds_eight_port_ranges_and_not_nine() {
         error.to_string(),
         "policy.yaml:8: spec.allow[1].names[1]: 9 different port ranges meet at a.example.com, but a name can have 8: \
          policy.yaml:8: spec.allow[1].names[1] (4/tcp, 5/tcp, 6/tcp, 7/tcp, 8/tcp, 9/tcp), \
-         policy.yaml:6: spec.allow[0].names[0] (1/tcp, 2/tcp, 3/tcp, 4/tcp); join ranges, or use any/tcp"
+         policy.yaml:6: spec.allow[0].names[0] (1/tcp, 2/tcp, 3/tcp); join ranges, or use any/tcp"
     );
 }
 
@@ -365,6 +374,41 @@ fn a_network_holds_sixteen_entries_and_not_seventeen() {
     let start = "policy.yaml:4: spec.allow[0].cidrs[0]: 17 different entries meet at 10.0.0.53/32, but a CIDR can have 16: \
                  lifeline (53/udp, 53/tcp), policy.yaml:4: spec.allow[0].cidrs[0] (1/tcp, 2/tcp";
     assert!(error.to_string().starts_with(start), "{error}");
+}
+
+#[test]
+fn a_hundred_thousand_rules_for_one_name_end_in_one_message() {
+    let mut text = policy(
+        "p",
+        "\n  allow:\n  - names: ['*.example.com']\n    cidrs: [10.0.0.0/8]\n",
+    );
+    // Unoptimised the parser is slow.
+    let rules = if cfg!(debug_assertions) {
+        2_000
+    } else {
+        100_000
+    };
+    for port in 0..rules {
+        let (first, last) = (port / 60_000 + 1, port % 60_000 + 2);
+        text.push_str(&format!(
+            "  - {{ names: ['*.example.com', a.b.example.com], cidrs: [10.0.0.0/8], ports: [{first}-{last}/tcp] }}\n"
+        ));
+    }
+    let error = compile(&set(&text), &Lifeline::new(), None).unwrap_err();
+    let messages: Vec<&str> = error
+        .errors()
+        .iter()
+        .map(|error| error.place.field.as_str())
+        .collect();
+    assert_eq!(
+        messages,
+        ["spec.allow[0].names[0]", "spec.allow[1].names[1]"]
+    );
+    assert!(
+        error
+            .to_string()
+            .contains("more than 64 different port ranges meet at *.example.com")
+    );
 }
 
 #[test]

@@ -1,1 +1,43 @@
-//! x
+//! Golden files: every bad policy below `testdata/bad` gets exactly the messages beside it.
+//!
+//! `BLESS=1 cargo test -p egress-agent golden` writes them anew.
+
+use std::{fs, path::Path};
+
+use crate::policy::{Lifeline, PolicySet, compile};
+
+#[test]
+fn every_bad_policy_gets_its_messages() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/policy/testdata/bad");
+    let mut paths: Vec<_> = fs::read_dir(&folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "yaml")
+        })
+        .collect();
+    paths.sort();
+    assert!(paths.len() >= 25, "{} bad policies", paths.len());
+    let mut wrong = Vec::new();
+    for path in paths {
+        let name = Path::new(path.file_name().unwrap());
+        let text = fs::read_to_string(&path).unwrap();
+        let errors = PolicySet::from_texts([(name, text.as_str())])
+            .and_then(|set| compile(&set, &Lifeline::new(), None))
+            .expect_err(&path.display().to_string());
+        let messages = format!("{errors}\n");
+        let golden = path.with_extension("txt");
+        if std::env::var_os("BLESS").is_some() {
+            fs::write(&golden, &messages).unwrap();
+        }
+        let expected = fs::read_to_string(&golden).unwrap_or_default();
+        if messages != expected {
+            wrong.push(format!(
+                "{}: expected\n{expected}but got\n{messages}",
+                name.display()
+            ));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}

@@ -1,1 +1,485 @@
-//! x
+//! Random policies: a longest-prefix match on the compiled tries gives what the rules give one by one.
+//!
+//! The evaluator here shares nothing with the compiler: it takes the generated
+//! rules, not the parsed ones, and it compares texts and integers of one family.
+
+use std::{collections::BTreeSet, net::IpAddr, path::Path, time::Instant};
+
+use egress_common::{
+    address::Address,
+    name::{NAME_KEY_BYTES, exact_key_bits, trie_key},
+    policy::{
+        CIDR_KEY_BITS, CidrRules, EntryKind, NameRules, POLICY_ID_BITS, PortRange, cidr_key,
+        protocol::{ICMPV6, TCP, UDP},
+    },
+};
+use proptest::{collection::vec, prelude::*, sample::select};
+
+use super::{EXAMPLE, compiled, policy};
+use crate::policy::{
+    Cidr, Compiled, Lifeline, NamePattern, PolicySet, Ttl, address_from, compile, parse,
+    parse_name_pattern, parse_port_range, port_range_text,
+};
+
+/// Policy id of the tries here; any will do.
+const ID: u16 = 0x0201;
+
+/// A rule as generated.
+#[derive(Clone, Debug)]
+struct Made {
+    names: Vec<String>,
+    cidrs: Vec<(IpAddr, u8)>,
+    /// `None` where the rule has no ports field.
+    ports: Option<Vec<&'static str>>,
+}
+
+#[derive(Clone, Debug)]
+struct MadePolicy {
+    ttl: (u32, u32),
+    allow: Vec<Made>,
+    deny: Vec<Made>,
+}
+
+impl Made {
+    fn yaml(&self) -> String {
+        let quoted = |texts: Vec<String>| {
+            let texts: Vec<String> = texts.iter().map(|text| format!("'{text}'")).collect();
+            texts.join(", ")
+        };
+        let names = quoted(self.names.clone());
+        let cidrs = quoted(
+            self.cidrs
+                .iter()
+                .map(|(address, bits)| format!("{address}/{bits}"))
+                .collect(),
+        );
+        let ports = match &self.ports {
+            Some(ports) => format!(", ports: [{}]", ports.join(", ")),
+            None => String::new(),
+        };
+        format!("{{ names: [{names}], cidrs: [{cidrs}]{ports} }}")
+    }
+
+    fn covers_port(&self, proto: u8, port: Option<u16>) -> bool {
+        let Some(ports) = &self.ports else {
+            return true;
+        };
+        ports.iter().any(|text| covers_port(text, proto, port))
+    }
+
+    fn ranges(&self) -> Vec<&'static str> {
+        self.ports.clone().unwrap_or_else(|| vec!["any"])
+    }
+}
+
+/// Whether a port text covers a flow: a table, not a parser.
+fn covers_port(text: &str, proto: u8, port: Option<u16>) -> bool {
+    match text {
+        "any" => true,
+        "443/tcp" => proto == TCP && port == Some(443),
+        "400-450/tcp" => proto == TCP && port.is_some_and(|port| (400..=450).contains(&port)),
+        "any/tcp" => proto == TCP,
+        "53/udp" => proto == UDP && port == Some(53),
+        "icmp" => proto == ICMPV6,
+        other => panic!("{other} is not in the table"),
+    }
+}
+
+const PORTS: &[&str] = &["any", "443/tcp", "400-450/tcp", "any/tcp", "53/udp", "icmp"];
+
+/// Whether a pattern covers a name, after the words of the documentation.
+fn covers_name(pattern: &str, name: &str) -> bool {
+    match pattern.strip_prefix("*.") {
+        Some(base) => name.ends_with(&format!(".{base}")),
+        None => pattern == name,
+    }
+}
+
+/// Whether a network covers an address: never across families.
+fn covers_address((network, bits): (IpAddr, u8), address: IpAddr) -> bool {
+    let top = |value: u128, width: u8| {
+        let shift = u32::from(width.saturating_sub(bits));
+        value.checked_shr(shift).unwrap_or(0)
+    };
+    match (network, address) {
+        (IpAddr::V4(network), IpAddr::V4(address)) => {
+            top(network.to_bits().into(), 32) == top(address.to_bits().into(), 32)
+        }
+        (IpAddr::V6(network), IpAddr::V6(address)) => {
+            top(network.to_bits(), 128) == top(address.to_bits(), 128)
+        }
+        (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => false,
+    }
+}
+
+/// Names over a small alphabet, so that patterns meet.
+fn name() -> impl Strategy<Value = String> {
+    vec(select(vec!["a", "b", "ab", "c-", "_"]), 1..5).prop_map(|labels| labels.join("."))
+}
+
+fn pattern() -> impl Strategy<Value = String> {
+    (name(), any::<bool>()).prop_map(|(name, below)| if below { format!("*.{name}") } else { name })
+}
+
+/// Addresses over few bits at both ends, IPv4 and IPv6, close to where IPv4 lies in IPv6.
+fn address() -> impl Strategy<Value = IpAddr> {
+    let v4 = vec(select(vec![0_u8, 1, 10, 128, 255]), 4)
+        .prop_map(|bytes| IpAddr::from([bytes[0], bytes[1], bytes[2], bytes[3]]));
+    let heads = select(vec![[0_u16; 4], [0xfd00, 0, 0, 0], [0xfd00, 1, 0, 0x8000]]);
+    let tails = select(vec![
+        [0_u16, 0, 0, 1],
+        [0, 0xfffe, 0, 1],
+        [0, 0xff00, 0x0a00, 0],
+        [1, 0xffff, 0, 0],
+        [0x8000, 0, 0, 0],
+    ]);
+    let v6 = (heads, tails).prop_map(|(head, tail)| {
+        IpAddr::from([
+            head[0], head[1], head[2], head[3], tail[0], tail[1], tail[2], tail[3],
+        ])
+    });
+    prop_oneof![v4, v6]
+}
+
+/// Networks around such addresses.
+fn network() -> impl Strategy<Value = (IpAddr, u8)> {
+    (address(), 0_u8..=128, any::<bool>()).prop_map(|(address, bits, is_wide)| {
+        let width = if address.is_ipv4() { 32 } else { 128 };
+        let bits = if is_wide {
+            bits.checked_rem(16).unwrap_or(0)
+        } else {
+            bits
+        };
+        let bits = bits.min(width);
+        let shift = u32::from(width.saturating_sub(bits));
+        match address {
+            IpAddr::V4(v4) => {
+                let mask = u32::MAX.checked_shl(shift).unwrap_or(0);
+                ((v4.to_bits() & mask).to_be_bytes().into(), bits)
+            }
+            IpAddr::V6(v6) => {
+                let mask = u128::MAX.checked_shl(shift).unwrap_or(0);
+                ((v6.to_bits() & mask).to_be_bytes().into(), bits)
+            }
+        }
+    })
+}
+
+fn ports() -> impl Strategy<Value = Option<Vec<&'static str>>> {
+    proptest::option::of(vec(select(PORTS.to_vec()), 1..4))
+}
+
+fn allow_rule() -> impl Strategy<Value = Made> {
+    (vec(pattern(), 1..4), vec(network(), 0..3), ports()).prop_map(|(names, cidrs, ports)| Made {
+        names,
+        cidrs,
+        ports,
+    })
+}
+
+fn deny_rule() -> impl Strategy<Value = Made> {
+    let names = vec(pattern(), 1..3).prop_map(|names| Made {
+        names,
+        cidrs: Vec::new(),
+        ports: None,
+    });
+    let cidrs = (vec(network(), 1..3), ports()).prop_map(|(cidrs, ports)| Made {
+        names: Vec::new(),
+        cidrs,
+        ports,
+    });
+    prop_oneof![names, cidrs]
+}
+
+fn policies() -> impl Strategy<Value = Vec<MadePolicy>> {
+    let made = (
+        (0_u32..100, 0_u32..100),
+        vec(allow_rule(), 0..5),
+        vec(deny_rule(), 0..3),
+    )
+        .prop_map(|((min, more), allow, deny)| MadePolicy {
+            ttl: (min, min.saturating_add(more).max(1)),
+            allow,
+            deny,
+        });
+    vec(made, 1..4)
+}
+
+fn compile_made(policies: &[MadePolicy], lifeline: &Lifeline) -> Compiled {
+    let mut text = String::new();
+    for (index, made) in policies.iter().enumerate() {
+        let rules = |rules: &[Made]| {
+            let texts: Vec<String> = rules.iter().map(Made::yaml).collect();
+            texts.join(", ")
+        };
+        let (min, max) = made.ttl;
+        let (allow, deny) = (rules(&made.allow), rules(&made.deny));
+        let spec =
+            format!("{{ ttl: {{ min: {min}s, max: {max}s }}, allow: [{allow}], deny: [{deny}] }}");
+        text.push_str(&format!("---\n{}", policy(&format!("p{index}"), &spec)));
+    }
+    let set = PolicySet::from_texts([(Path::new("made.yaml"), text.as_str())])
+        .unwrap_or_else(|errors| panic!("{errors}\n{text}"));
+    compile(&set, lifeline, None).unwrap_or_else(|errors| panic!("{errors}\n{text}"))
+}
+
+/// Whether the first `bits` bits are equal: what an LPM trie looks at.
+fn shares_prefix(a: &[u8], b: &[u8], bits: u32) -> bool {
+    let bits = usize::try_from(bits).unwrap();
+    let (bytes, rest) = (bits / 8, u32::try_from(bits % 8).unwrap());
+    let mask = !0xff_u8.checked_shr(rest).unwrap();
+    a[..bytes] == b[..bytes] && (rest == 0 || a[bytes] & mask == b[bytes] & mask)
+}
+
+/// The name trie as the kernel holds it, looked up as the kernel does.
+fn lookup_name<'a>(compiled: &'a Compiled, name: &str) -> Option<(&'a NamePattern, &'a NameRules)> {
+    let (bits, key): (u32, [u8; NAME_KEY_BYTES]) = trie_key(ID, name.as_bytes(), false);
+    assert_eq!(bits, exact_key_bits(u32::try_from(name.len()).unwrap()));
+    let mut best = None;
+    let mut longest = 0;
+    for (pattern, rules) in &compiled.names {
+        let (prefix, data) = trie_key(ID, pattern.name.as_bytes(), pattern.below);
+        if prefix <= bits && prefix > longest && shares_prefix(&data, &key, prefix) {
+            (best, longest) = (Some((pattern, rules)), prefix);
+        }
+    }
+    best
+}
+
+/// The CIDR trie as the kernel holds it, looked up as the kernel does.
+fn lookup_address<'a>(compiled: &'a Compiled, address: &Address) -> Option<&'a CidrRules> {
+    let key = cidr_key(ID, address);
+    let prefix = |bits: u8| POLICY_ID_BITS.saturating_add(u32::from(bits));
+    let found = compiled
+        .cidrs
+        .iter()
+        .filter(|((network, bits), _)| shares_prefix(&cidr_key(ID, network), &key, prefix(*bits)))
+        .max_by_key(|((_, bits), _)| *bits);
+    assert!(found.is_none_or(|((_, bits), _)| prefix(*bits) <= CIDR_KEY_BITS));
+    found.map(|(_, rules)| rules)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_name_lookup_gives_what_the_rules_give_one_by_one(
+        policies in policies(),
+        names in vec(name(), 1..30),
+    ) {
+        let compiled = compile_made(&policies, &Lifeline::new());
+        for name in &names {
+            let covering = |rule: &Made| rule.names.iter().any(|pattern| covers_name(pattern, name));
+            let denied = policies.iter().any(|policy| policy.deny.iter().any(covering));
+            let mut ranges: BTreeSet<&str> = BTreeSet::new();
+            let mut ttl: Option<(u32, u32)> = None;
+            for policy in &policies {
+                for rule in policy.allow.iter().filter(|rule| covering(rule)) {
+                    ranges.extend(rule.ranges());
+                    let (min, max) = ttl.unwrap_or(policy.ttl);
+                    ttl = Some((min.max(policy.ttl.0), max.max(policy.ttl.1)));
+                }
+            }
+            let found = lookup_name(&compiled, name);
+            prop_assert_eq!(found.map(|(_, rules)| rules), compiled.rules_of_name(name));
+            let Some((pattern, rules)) = found else {
+                prop_assert!(!denied && ranges.is_empty(), "{} is covered", name);
+                continue;
+            };
+            prop_assert!(covers_name(&pattern.to_string(), name));
+            prop_assert_eq!(rules.deny != 0, denied, "{}", name);
+            if denied {
+                let source = &compiled.rules[&rules.deny];
+                prop_assert!(covers_name(&source.destination, name));
+                ranges.clear();
+            } else {
+                prop_assert_eq!(Some((rules.ttl_min_s, rules.ttl_max_s)), ttl, "{}", name);
+            }
+            let entries: Vec<_> = rules.entries.iter().take_while(|entry| entry.kind != 0).collect();
+            let texts: Vec<String> = entries.iter().map(|entry| port_range_text(&entry.ports)).collect();
+            prop_assert_eq!(texts.len(), ranges.len(), "{}: {:?}", name, &texts);
+            prop_assert!(texts.iter().all(|text| ranges.contains(text.as_str())), "{}: {:?}", name, texts);
+            for entry in entries {
+                prop_assert_eq!(entry.kind, EntryKind::Allow as u8);
+                let source = &compiled.rules[&entry.rule];
+                prop_assert!(covers_name(&source.destination, name));
+                let is_of_rule = source.ports.contains(&entry.ports)
+                    || (source.ports.is_empty() && entry.ports == PortRange::ANY);
+                prop_assert!(is_of_rule);
+            }
+        }
+    }
+
+    #[test]
+    fn an_address_lookup_gives_what_the_rules_give_one_by_one(
+        policies in policies(),
+        life in vec((network(), select(PORTS.to_vec())), 0..3),
+        addresses in vec(address(), 1..30),
+    ) {
+        let mut lifeline = Lifeline::new();
+        for ((network, bits), ports) in &life {
+            let network = Cidr::containing(&address_from(*network), if network.is_ipv4() { bits.saturating_add(96) } else { *bits });
+            lifeline = lifeline.entry("test", network, &[parse_port_range(ports).unwrap()]);
+        }
+        let compiled = compile_made(&policies, &lifeline);
+        for address in &addresses {
+            let rules = lookup_address(&compiled, &address_from(*address));
+            prop_assert_eq!(rules, compiled.rules_of_address(&address_from(*address)));
+            for (proto, port) in [
+                (TCP, Some(443)), (TCP, Some(400)), (TCP, Some(80)), (TCP, None), (UDP, Some(53)),
+                (UDP, Some(443)), (ICMPV6, None), (47, None),
+            ] {
+                let says = |rule: &Made| {
+                    rule.cidrs.iter().any(|network| covers_address(*network, *address))
+                        && rule.covers_port(proto, port)
+                };
+                let is_lifeline = life.iter().any(|(network, ports)| {
+                    covers_address(*network, *address) && covers_port(ports, proto, port)
+                });
+                let expected = if is_lifeline {
+                    Some(EntryKind::Lifeline as u8)
+                } else if policies.iter().any(|policy| policy.deny.iter().any(says)) {
+                    Some(EntryKind::Deny as u8)
+                } else if policies.iter().any(|policy| policy.allow.iter().any(says)) {
+                    Some(EntryKind::Allow as u8)
+                } else {
+                    None
+                };
+                let found = rules.and_then(|rules| rules.find(proto, port));
+                prop_assert_eq!(found.map(|entry| entry.kind), expected, "{} {}/{:?}", address, proto, port);
+                if let Some(entry) = found {
+                    let source = &compiled.rules[&entry.rule];
+                    let text = source.destination.rsplit(' ').next().unwrap();
+                    let network: Cidr = text.parse().unwrap();
+                    prop_assert!(network.holds(&address_from(*address)), "{} {}", network, address);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn texts_go_both_ways(name in pattern(), network in network(), port in any::<(u16, u16)>()) {
+        let parsed = parse_name_pattern(&name).unwrap();
+        prop_assert_eq!(parsed.to_string(), name);
+        let (address, bits) = network;
+        let text = format!("{address}/{bits}");
+        prop_assert_eq!(text.parse::<Cidr>().unwrap().to_string(), text);
+        let (first, last) = (port.0.min(port.1).max(1), port.0.max(port.1).max(1));
+        let range = PortRange::new(TCP, first, last);
+        prop_assert_eq!(parse_port_range(&port_range_text(&range)).unwrap(), range);
+    }
+
+    #[test]
+    fn any_text_is_read_or_refused_with_a_place(text in "\\PC{0,40}") {
+        let _ = parse_name_pattern(&text);
+        let _ = text.parse::<Cidr>();
+        let _ = parse_port_range(&text);
+        let _ = crate::policy::parse_duration_s(&text);
+        if let Err(errors) = parse(Path::new("x.yaml"), &text) {
+            let errors = errors.to_string();
+            prop_assert!(errors.lines().all(|line| line.starts_with("x.yaml")), "{}", errors);
+        }
+    }
+
+    #[test]
+    fn a_damaged_policy_is_read_or_refused_with_a_place(
+        cuts in vec((any::<prop::sample::Index>(), "[a-z\\[\\]{}:,\\-\"' \n*&0-9/]{0,3}"), 1..4),
+    ) {
+        let mut text = EXAMPLE.to_owned();
+        for (at, put) in cuts {
+            let at = at.index(text.len());
+            text.replace_range(at..=at, &put);
+            if text.is_empty() {
+                break;
+            }
+        }
+        if let Err(errors) = parse(Path::new("x.yaml"), &text) {
+            let errors = errors.to_string();
+            prop_assert!(errors.lines().all(|line| line.starts_with("x.yaml")), "{}", errors);
+        }
+    }
+}
+
+#[test]
+fn a_life_of_two_policies_is_the_longer_of_theirs() {
+    for (a, b) in [((0, 10), (5, 7)), ((3, 4), (8, 20)), ((0, 100), (0, 50))] {
+        let (min, max) = (a.0.max(b.0), a.1.max(b.1));
+        for ttl in 0_u32..120 {
+            let alone = ttl.clamp(a.0, a.1).max(ttl.clamp(b.0, b.1));
+            assert_eq!(ttl.clamp(min, max), alone, "{a:?} {b:?} {ttl}");
+        }
+    }
+    assert_eq!(
+        Ttl::default(),
+        Ttl {
+            min_s: 30,
+            max_s: 86_400
+        }
+    );
+}
+
+/// Run with `--release -- --nocapture` for the time.
+#[test]
+fn fifty_thousand_patterns_and_a_thousand_networks_compile() {
+    let mut text = policy("large", "\n  allow:\n");
+    // Unoptimised the parser is slow.
+    let networks = if cfg!(debug_assertions) { 50 } else { 1000 };
+    for index in 0_u32..networks {
+        text.push_str("  - names:\n");
+        for name in 0_u32..49 {
+            text.push_str(&format!(
+                "    - s{name}.zone{index}.cdn{}.example.net\n",
+                index % 7
+            ));
+        }
+        text.push_str(&format!("    - \"*.zone{index}.example.com\"\n"));
+        let (high, low) = (index / 250, index % 250);
+        text.push_str(&format!(
+            "    cidrs: [10.{high}.{low}.0/24]\n    ports: [443/tcp, 80/tcp]\n"
+        ));
+    }
+    text.push_str(
+        "  - names: [\"*.example.net\", \"*.com\"]\n    cidrs: [10.0.0.0/8]\n    ports: [22/tcp]\n",
+    );
+    let start = Instant::now();
+    let set = PolicySet::from_texts([(Path::new("large.yaml"), text.as_str())]).unwrap();
+    let parsed = start.elapsed();
+    let start = Instant::now();
+    let compiled = compile(&set, &Lifeline::new(), None).unwrap();
+    let took = start.elapsed();
+    println!(
+        "{} bytes: parsed in {parsed:?}, compiled in {took:?}",
+        text.len()
+    );
+    let networks = usize::try_from(networks).unwrap();
+    let patterns = networks.saturating_mul(50).saturating_add(2);
+    assert_eq!(compiled.names.len(), patterns);
+    assert_eq!(compiled.cidrs.len(), networks.saturating_add(1));
+    let rules = compiled
+        .rules_of_name("s3.zone49.cdn0.example.net")
+        .unwrap();
+    assert_eq!(
+        rules.entries.iter().filter(|entry| entry.kind != 0).count(),
+        3
+    );
+}
+
+#[test]
+fn the_example_is_what_the_lookups_here_understand() {
+    let compiled = compiled(EXAMPLE);
+    let (pattern, rules) = lookup_name(&compiled, "x.evil.cdn.example.net").unwrap();
+    assert_eq!(
+        (pattern.to_string().as_str(), rules.deny),
+        ("*.cdn.example.net", 0)
+    );
+    assert_ne!(
+        lookup_name(&compiled, "evil.cdn.example.net")
+            .unwrap()
+            .1
+            .deny,
+        0
+    );
+    let address = address_from("10.99.1.1".parse().unwrap());
+    let entry = lookup_address(&compiled, &address).unwrap().entries[0];
+    assert_eq!(entry.kind, EntryKind::Deny as u8);
+}
