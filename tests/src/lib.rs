@@ -15,6 +15,7 @@
 //! | --- | --- |
 //! | `EGRESS_AGENT` | the agent; default `target/release/egress-agent` |
 //! | `EGRESS_PROBE` | the client and server program; default beside the tests |
+//! | `EGRESS_TEST_QUICK` | fewer repetitions |
 //! | `EGRESS_TEST_KEEP` | keep logs and generated files of failed tests |
 
 #![allow(

@@ -50,3 +50,9 @@ pub fn skip(reason: &str) -> bool {
     let _ = writeln!(std::io::stderr(), "SKIPPED {name}: {reason}");
     false
 }
+
+/// Whether a run with fewer repetitions was asked for (`cargo xtask test --quick`).
+#[must_use]
+pub fn is_quick() -> bool {
+    std::env::var_os("EGRESS_TEST_QUICK").is_some()
+}

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod build;
+mod demo;
 mod ebpf;
 mod fuzz;
 mod image;
@@ -23,7 +24,7 @@ struct Cli {
     command: Command,
 }
 
-/// What to do. (`demo` belongs here as well.)
+/// What to do.
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Install what is missing: Debian packages, the linker, a compiler for bpf.
@@ -32,6 +33,8 @@ enum Command {
     BuildEbpf(ebpf::BuildEbpf),
     /// Build the static release agent with the eBPF object inside.
     Build(build::Build),
+    /// Show the agent at work, in namespaces of its own.
+    Demo(demo::Demo),
     /// Set up, build, and run every test there is.
     Test(test::Test),
     /// Compare the DNS step machine with hickory-proto on random and mutated messages.
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         Command::Setup(command) => command.run(),
         Command::BuildEbpf(command) => command.run(),
         Command::Build(command) => command.run(),
+        Command::Demo(command) => command.run(),
         Command::Test(command) => command.run(),
         Command::Fuzz(command) => command.run(),
         Command::Image(command) => command.run(),
