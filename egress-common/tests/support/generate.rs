@@ -37,16 +37,16 @@ const OTHER_TYPES: &[u16] = &[
 type LabelList = Vec<Vec<u8>>;
 
 fn label(tape: &mut Tape<'_>) -> Vec<u8> {
-    let length = match tape.below(16) {
-        0 => 63,
-        1 => 1,
-        2 => 1 + tape.below(63),
+    let length = match tape.below(32) {
+        31 => 63,
+        30 => 1,
+        29 => 1 + tape.below(63),
         _ => 1 + tape.below(10),
     };
     let alphabet: &[u8] = match tape.below(8) {
-        0 => b"0123456789-",
-        1 => b"_-abcXYZ09",
-        2 => b"aB",
+        7 => b"0123456789-",
+        6 => b"_-abcXYZ09",
+        5 => b"aB",
         _ => b"abcdefghijklmnopqrstuvwxyz",
     };
     let is_odd = tape.chance(12);
@@ -115,10 +115,10 @@ pub fn by_hickory(tape: &mut Tape<'_>) -> Vec<u8> {
         let [from, to] = pair else { continue };
         records.push((from.clone(), RData::CNAME(CNAME(to.clone()))));
     }
-    let count = match tape.below(32) {
-        0 => 255,
-        1 => 100 + tape.below(200),
-        _ => tape.below(12),
+    let count = match tape.below(64) {
+        63 => 255,
+        62 => 100 + tape.below(200),
+        _ => 1 + tape.below(11),
     };
     for _ in 0..count {
         let owner = if tape.chance(200) {
@@ -179,10 +179,10 @@ fn in_other_case(name: &Name) -> Name {
 
 fn rdata(tape: &mut Tape<'_>, names: &[Name]) -> RData {
     match tape.below(16) {
-        0 => RData::TXT(TXT::new(vec!["v=spf1 -all".to_owned()])),
-        1 => RData::MX(MX::new(10, names[tape.below(names.len())].clone())),
-        2 => RData::CNAME(CNAME(names[tape.below(names.len())].clone())),
-        3..=8 => {
+        15 => RData::TXT(TXT::new(vec!["v=spf1 -all".to_owned()])),
+        14 => RData::MX(MX::new(10, names[tape.below(names.len())].clone())),
+        13 => RData::CNAME(CNAME(names[tape.below(names.len())].clone())),
+        0..=6 => {
             let [a, b, c, d] = v4(tape);
             RData::A(A::new(a, b, c, d))
         }
@@ -191,29 +191,29 @@ fn rdata(tape: &mut Tape<'_>, names: &[Name]) -> RData {
 }
 
 fn v4(tape: &mut Tape<'_>) -> [u8; 4] {
-    match tape.below(10) {
-        0 => [127, 0, 0, tape.byte()],
-        1 => [169, 254, 169, 254],
-        2 => [0, 0, 0, 0],
-        3 => tape.u32().to_be_bytes(),
+    match tape.below(16) {
+        15 => [127, 0, 0, tape.byte()],
+        14 => [169, 254, 169, 254],
+        13 => [0, 0, 0, 0],
+        12 => tape.u32().to_be_bytes(),
         _ => [203, 0, 113, tape.byte()],
     }
 }
 
 fn v6(tape: &mut Tape<'_>) -> [u8; 16] {
     let mut address = [0; 16];
-    match tape.below(10) {
-        0 => address[15] = tape.byte() & 3,
-        1 => {
+    match tape.below(16) {
+        15 => address[15] = tape.byte() & 3,
+        14 => {
             address[10] = 0xff;
             address[11] = 0xff;
             address[12..].copy_from_slice(&v4(tape));
         }
-        2 => {
+        13 => {
             address[..4].copy_from_slice(&[0, 0x64, 0xff, 0x9b]);
             address[12..].copy_from_slice(&v4(tape));
         }
-        3 => address.fill_with(|| tape.byte()),
+        12 => address.fill_with(|| tape.byte()),
         _ => {
             address[..4].copy_from_slice(&[0x20, 0x01, 0x0d, 0xb8]);
             address[15] = tape.byte();
@@ -323,11 +323,11 @@ pub fn by_bytes(tape: &mut Tape<'_>) -> Vec<u8> {
     };
     let id = tape.u16();
     writer.u16(id);
-    let flags = match tape.below(24) {
-        0 => tape.u16(),
-        1 => 0x8183,
-        2 => 0x8380,
-        3 => 0x0100,
+    let flags = match tape.below(32) {
+        31 => tape.u16(),
+        30 => 0x8183,
+        29 => 0x8380,
+        28 => 0x0100,
         _ => 0x8180,
     };
     writer.u16(flags);
@@ -341,10 +341,10 @@ pub fn by_bytes(tape: &mut Tape<'_>) -> Vec<u8> {
     writer.u16(1);
 
     let chain = tape.below(names.len().min(11));
-    let records = match tape.below(48) {
-        0 => 255,
-        1 => 60 + tape.below(240),
-        _ => chain + tape.below(10),
+    let records = match tape.below(96) {
+        95 => 255,
+        94 => 60 + tape.below(240),
+        _ => chain + 1 + tape.below(10),
     };
     let is_in_order = tape.chance(150);
     let same_ttl = tape.chance(128).then(|| tape.pick(TTLS));
@@ -371,8 +371,8 @@ pub fn by_bytes(tape: &mut Tape<'_>) -> Vec<u8> {
             tape.below(names.len())
         };
         match tape.below(8) {
-            0 => other_record(&mut writer, tape, &names, owner, ttl_s),
-            1..=4 => writer.record(tape, &names[owner], 1, ttl_s, |writer, tape| {
+            7 => other_record(&mut writer, tape, &names, owner, ttl_s),
+            0..=3 => writer.record(tape, &names[owner], 1, ttl_s, |writer, tape| {
                 let address = v4(tape);
                 writer.bytes.extend(address);
             }),
