@@ -1,1 +1,22 @@
-//! To come.
+//! What DNS answers said, on the agent's side: no clock, no runtime, no kernel.
+//!
+//! The kernel learns by itself and sends a copy of every answer. [`Reassembly`]
+//! puts copied TCP segments and parts of long messages together; [`Answer`] is
+//! a whole message that was read with hickory-proto; [`learn_requests`] is what
+//! the kernel would have learned from it; [`Memory`] keeps what was resolved to
+//! what, allowed or not, so that a denied address gets its name back.
+//!
+//! Times are nanoseconds of the monotonic clock and always a parameter.
+
+mod memory;
+mod slow;
+mod stream;
+#[cfg(test)]
+#[path = "../../../egress-common/tests/support/mod.rs"]
+mod support;
+
+pub use memory::{LiveName, Memory, MemoryCounts, MemoryLimits, ScopeNumber, Seen, SeenName};
+pub use slow::{
+    ALIASES, Answer, ChainAddress, ChainName, SlowError, is_left_to_the_agent, learn_requests,
+};
+pub use stream::{Reassembly, StreamCounts, StreamLimits, WholeMessage};
