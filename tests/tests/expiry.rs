@@ -51,7 +51,7 @@ fn an_address_is_allowed_until_its_ttl_ends_and_not_longer() {
         ))
         .start();
     let client = world.workload("client");
-    for v6 in [false] {
+    for v6 in [false, true] {
         let asked = Instant::now();
         client.resolve("brief.example.com", v6);
         let answered = Instant::now();

@@ -13,7 +13,10 @@
     reason = "tests panic"
 )]
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::LazyLock,
+};
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -101,15 +104,36 @@ fn covers(network: &Address, bits: u32, address: &Address) -> bool {
     u128::from_be_bytes(*network) >> shift == u128::from_be_bytes(*address) >> shift
 }
 
+/// Whether the programs can be loaded; if not, the reason is printed.
+fn ready() -> bool {
+    if !Uid::effective().is_root() {
+        return skip("needs root");
+    }
+    let path = programs::object();
+    if path.is_file() {
+        return true;
+    }
+    skip(&format!(
+        "{} is missing: run `cargo xtask build-ebpf`",
+        path.display()
+    ))
+}
+
 /// The programs with a policy, and nothing attached.
 struct Rig {
     ebpf: Ebpf,
 }
 
 impl Rig {
-    /// Loads everything, or says why this test does not run.
-    fn new() -> Option<Self> {
-        let mut rig = Self::unconfigured()?;
+    /// Everything, loaded once for all tests; or says why this test does not run.
+    fn new() -> Option<&'static Self> {
+        static RIG: LazyLock<Rig> = LazyLock::new(Rig::configured);
+        ready().then(|| &*RIG)
+    }
+
+    /// Loads everything.
+    fn configured() -> Self {
+        let mut rig = Self::unconfigured();
         let mut levels = [0; CGROUP_LEVELS];
         levels[0] = NO_LEVEL;
         let config = Config {
@@ -148,23 +172,12 @@ impl Rig {
             .unwrap()
             .set(0, config, 0)
             .unwrap();
-        Some(rig)
+        rig
     }
 
     /// Loads the programs alone.
-    fn unconfigured() -> Option<Self> {
-        if !Uid::effective().is_root() {
-            skip("needs root");
-            return None;
-        }
-        let path = programs::object();
-        let Ok(object) = std::fs::read(&path) else {
-            skip(&format!(
-                "{} is missing: run `cargo xtask build-ebpf`",
-                path.display()
-            ));
-            return None;
-        };
+    fn unconfigured() -> Self {
+        let object = std::fs::read(programs::object()).unwrap();
         let coarse_clock =
             u8::from(KernelVersion::current().unwrap() >= KernelVersion::new(5, 11, 0));
         let mut ebpf = EbpfLoader::new()
@@ -179,7 +192,7 @@ impl Rig {
             let program: &mut SchedClassifier = ebpf.program_mut(name).unwrap().try_into().unwrap();
             program.load().unwrap();
         }
-        Some(Self { ebpf })
+        Self { ebpf }
     }
 
     /// Runs a hook on an IP packet; `None` where the kernel itself refuses to make such a packet.
@@ -702,9 +715,10 @@ fn mutated_packets_never_get_another_verdict_than_on_the_host() {
 
 #[test]
 fn without_a_configuration_everything_is_denied() {
-    let Some(rig) = Rig::unconfigured() else {
+    if !ready() {
         return;
-    };
+    }
+    let rig = Rig::unconfigured();
     for packet in [
         ipv4(OPEN, 17, &[], 0, &udp(9)),
         ipv6(OPEN6, &[], 17, &udp(9)),
