@@ -455,6 +455,26 @@ fn the_longest_name_behind_sixteen_pointers_is_read() {
     assert_eq!(read(&bytes).0, [(v4(1), 60)]);
 }
 
+/// An answer whose last owner points to a label that runs on to the very end of the message.
+fn label_to_the_end() -> Vec<u8> {
+    let place = u8::try_from(answer("a.example", &[]).len()).expect("a place") + 11;
+    // Pointer, head of the record and address: 16 bytes.
+    let last = a(&[0xc0, place], 60, 1);
+    assert_eq!(last.len(), 16);
+    answer("a.example", &[record(&[0], TXT, 60, &[16]), last])
+}
+
+#[test]
+fn a_name_that_ends_behind_the_message_is_refused_whatever_stands_there() {
+    let bytes = label_to_the_end();
+    for behind in [0, 1, 0xc0] {
+        let mut message = Message::from_slice(&bytes).expect("a message");
+        message.bytes[bytes.len()..].fill(behind);
+        let outcome = read_answer(&message, SEED, |_| true, |_| {});
+        assert_eq!(outcome, Err(Tally::AnswerMalformed), "{behind}");
+    }
+}
+
 #[test]
 fn the_root_is_a_name() {
     assert_eq!(read(&answer("", &[a(&[0], 60, 1)])).0, [(v4(1), 60)]);
