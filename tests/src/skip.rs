@@ -7,7 +7,9 @@ use nix::unistd::Uid;
 use crate::programs;
 
 /// Tools without which no world can be built.
-const TOOLS: &[&str] = &["ip", "nsenter", "unbound", "dnsmasq"];
+const TOOLS: &[&str] = &[
+    "ip", "nsenter", "unshare", "taskset", "unbound", "dnsmasq", "curl", "dig",
+];
 
 /// Whether a test that needs a world can run; if not, the reason is printed.
 #[must_use]

@@ -217,3 +217,60 @@ fn a_udp_socket_is_judged_for_each_destination_that_it_sends_to() {
         }
     }
 }
+
+#[test]
+fn a_flood_of_denials_is_counted_in_full_reported_in_part_and_disturbs_nobody() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let agent = world
+        .agent(&policy("allow: [{ cidrs: [10.79.0.0/16] }]"))
+        .start();
+    let client = world.workload("client");
+    let mut flow = client.hold("10.79.0.1", 80);
+    let (attempt, moved) =
+        agent.counted(|| -> Attempt { client.probe(&["flood", "10.78.9.1", "9000", "50000"]) });
+    refused(&attempt);
+    assert!(moved.denied >= 50_000, "{moved:?}");
+    assert!(moved.dns("events_suppressed") > 0, "{moved:?}");
+    assert!(flow.is_alive(), "{:?}", flow.lines());
+    reached(&client.connect("10.79.0.2", 80));
+    let flow = agent.flow_to("10.78.9.1".parse().unwrap(), |flow| {
+        flow.verdict == "denied"
+    });
+    assert!(flow.is_some());
+}
+
+#[test]
+fn a_rule_for_one_protocol_opens_no_other() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let _agent = world
+        .agent(&policy(
+            "allow:\n\
+             - { cidrs: [10.79.1.0/24, \"fd79:0:1::/48\"], ports: [icmp] }\n\
+             - { cidrs: [10.79.2.0/24, \"fd79:0:2::/48\"], ports: [any/tcp] }\n\
+             - { cidrs: [10.79.3.0/24, \"fd79:0:3::/48\"], ports: [any/udp] }",
+        ))
+        .start();
+    let client = world.workload("client");
+    for (address, open) in [
+        ("10.79.1.1", "ping"),
+        ("fd79:0:1::1", "ping"),
+        ("10.79.2.1", "tcp"),
+        ("fd79:0:2::1", "tcp"),
+        ("10.79.3.1", "udp"),
+        ("fd79:0:3::1", "udp"),
+    ] {
+        for (way, attempt) in every_way(&client, address) {
+            assert_eq!(
+                attempt.ok,
+                way.contains(open),
+                "{way} to {address}: {attempt:?}"
+            );
+        }
+    }
+}

@@ -134,6 +134,32 @@ impl Udp {
     }
 }
 
+/// Options of `probe flood`.
+#[derive(Args, Debug)]
+pub(crate) struct Flood {
+    address: IpAddr,
+    port: u16,
+    /// Number of datagrams.
+    count: u32,
+}
+
+impl Flood {
+    /// Sends datagrams as fast as it can and reports the last error, if any was EPERM.
+    pub(crate) fn run(&self) -> Result<()> {
+        let to = SocketAddr::from((self.address, self.port));
+        print(&attempt(|| {
+            let socket = UdpSocket::bind(any_like(to.ip())).map_err(at("socket"))?;
+            let mut result = Ok(0);
+            for _ in 0..self.count {
+                if let Err(error) = socket.send_to(b"flood", to) {
+                    result = Err(("send", error));
+                }
+            }
+            result
+        }))
+    }
+}
+
 /// Options of `probe listen`.
 #[derive(Args, Debug)]
 pub(crate) struct Listen {

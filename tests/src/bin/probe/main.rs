@@ -40,6 +40,8 @@ enum Command {
     Connect(client::Connect),
     /// Send a datagram and wait for its echo.
     Udp(client::Udp),
+    /// Send many datagrams.
+    Flood(client::Flood),
     /// Wait for one datagram on a port.
     Listen(client::Listen),
     /// Send an ICMP echo request and wait for the reply.
@@ -65,6 +67,7 @@ fn main() -> Result<()> {
         Command::Serve(command) => command.run(),
         Command::Connect(command) => command.run(),
         Command::Udp(command) => command.run(),
+        Command::Flood(command) => command.run(),
         Command::Listen(command) => command.run(),
         Command::Ping(command) => command.run(),
         Command::Hold(command) => command.run(),
