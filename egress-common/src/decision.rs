@@ -6,6 +6,7 @@
 use crate::{
     address::is_loopback,
     flow::{Flow, Origin},
+    hash::RULE_BITS,
     learned::{Found, Learned},
     policy::{Binding, CidrRules, EntryKind, KEEP_PREEXISTING},
     verdict::{Reason, Verdict},
@@ -39,6 +40,15 @@ impl Decision {
             reason,
             rule,
         }
+    }
+}
+
+impl Decision {
+    /// The decision as one number, which is all that a global function in the kernel can return.
+    #[inline(always)]
+    #[must_use]
+    pub const fn pack(&self) -> u64 {
+        (self.reason as u64) << RULE_BITS | self.rule
     }
 }
 

@@ -38,6 +38,17 @@ pub const fn fnv1a(bytes: &[u8]) -> u64 {
     state
 }
 
+/// Bits of a rule's identity: with a reason it fits into one 64-bit number.
+pub const RULE_BITS: u32 = 56;
+
+/// Identity of a rule with this content; never 0, which stands for "no rule".
+#[must_use]
+pub const fn rule_identity(content: &[u8]) -> u64 {
+    let hash = fnv1a(content);
+    let folded = (hash ^ (hash >> RULE_BITS)) & ((1 << RULE_BITS) - 1);
+    if folded == 0 { 1 } else { folded }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -47,6 +58,15 @@ mod tests {
         assert_eq!(fnv1a(b""), 0xcbf2_9ce4_8422_2325);
         assert_eq!(fnv1a(b"a"), 0xaf63_dc4c_8601_ec8c);
         assert_eq!(fnv1a(b"foobar"), 0x8594_4171_f739_67e8);
+    }
+
+    #[test]
+    fn a_rule_has_an_identity_of_56_bits() {
+        for content in [&b""[..], b"a", b"policy/allow/*.example.com/443"] {
+            let rule = rule_identity(content);
+            assert!(rule != 0 && rule >> RULE_BITS == 0);
+        }
+        assert_ne!(rule_identity(b"a"), rule_identity(b"b"));
     }
 
     #[test]

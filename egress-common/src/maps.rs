@@ -79,10 +79,10 @@ pub const ANSWER_LATE_NS: u64 = 10 * 1_000_000_000;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct RuleCounters {
-    /// One for each [`Verdict`](crate::verdict::Verdict), by its number.
-    pub decisions: [u64; 3],
+    /// One for each [`Verdict`](crate::verdict::Verdict), by its number; a power of two of them.
+    pub decisions: [u64; 4],
 }
-const _: () = assert!(size_of::<RuleCounters>() == 24);
+const _: () = assert!(size_of::<RuleCounters>() == 32);
 
 /// Default capacity of `LEARNED`. The agent can load another.
 pub const LEARNED_CAPACITY: u32 = 262_144;
@@ -168,6 +168,7 @@ mod user {
         LearnedKey,
         CidrRules,
         NameRules,
+        RuleKey,
         Workload,
     );
 }

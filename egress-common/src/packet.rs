@@ -14,6 +14,16 @@ use crate::{
 pub trait PacketBytes {
     /// The `N` bytes at `at`, counted from the network header; `None` where the packet ends before.
     fn load<const N: usize>(&self, at: u32) -> Option<[u8; N]>;
+
+    /// [`walk_options`]; the kernel puts it into a function of its own.
+    fn options(&self, header_bytes: u32) -> Option<Reason> {
+        walk_options(self, header_bytes)
+    }
+
+    /// [`walk_extensions`]; the kernel puts it into a function of its own.
+    fn extensions(&self, first: u8) -> Extensions {
+        walk_extensions(self, first)
+    }
 }
 
 impl PacketBytes for [u8] {
@@ -75,6 +85,22 @@ pub struct Packet {
 }
 
 impl Packet {
+    /// No packet yet.
+    pub const EMPTY: Self = Self {
+        saddr: [0; 16],
+        daddr: [0; 16],
+        payload_at: 0,
+        end: 0,
+        sequence: 0,
+        sport: 0,
+        dport: 0,
+        proto: 0,
+        has_ports: false,
+        is_later_fragment: false,
+        flags: 0,
+        hop_limit: 0,
+    };
+
     /// The destination port as rules see it.
     #[inline(always)]
     #[must_use]
@@ -152,41 +178,34 @@ impl Packet {
 /// # Errors
 ///
 /// The reason to deny: [`Reason::Malformed`], [`Reason::SourceRouted`] or [`Reason::TooManyHeaders`].
-#[inline(always)]
 pub fn parse<B: PacketBytes + ?Sized>(bytes: &B) -> Result<Packet, Reason> {
+    let mut packet = Packet::EMPTY;
+    parse_into(bytes, &mut packet)?;
+    Ok(packet)
+}
+
+/// [`parse`] in place: the kernel's stack is small. `packet` is [`Packet::EMPTY`] at first.
+///
+/// # Errors
+///
+/// As [`parse`].
+#[inline(always)]
+pub fn parse_into<B: PacketBytes + ?Sized>(bytes: &B, packet: &mut Packet) -> Result<(), Reason> {
     let [first] = bytes.load::<1>(0).ok_or(Reason::Malformed)?;
     match first >> 4 {
-        4 => parse_v4(bytes),
-        6 => parse_v6(bytes),
-        _ => Err(Reason::Malformed),
+        4 => parse_v4(bytes, packet)?,
+        6 => parse_v6(bytes, packet)?,
+        _ => return Err(Reason::Malformed),
     }
+    parse_transport(bytes, packet)
 }
 
 #[inline(always)]
-fn parse_v4<B: PacketBytes + ?Sized>(bytes: &B) -> Result<Packet, Reason> {
-    let header = bytes.load::<20>(0).ok_or(Reason::Malformed)?;
+fn parse_v4<B: PacketBytes + ?Sized>(bytes: &B, packet: &mut Packet) -> Result<(), Reason> {
     let [
-        first,
-        _,
-        length_high,
-        length_low,
-        _,
-        _,
-        fragment_high,
-        fragment_low,
-        hop_limit,
-        proto,
-        _,
-        _,
-        s0,
-        s1,
-        s2,
-        s3,
-        d0,
-        d1,
-        d2,
-        d3,
-    ] = header;
+        first, _, length_high, length_low, _, _, fragment_high, fragment_low, hop_limit, proto,
+    ] = bytes.load::<10>(0).ok_or(Reason::Malformed)?;
+    let [s0, s1, s2, s3, d0, d1, d2, d3] = bytes.load::<8>(12).ok_or(Reason::Malformed)?;
     let header_bytes = u32::from(first & 0xf).wrapping_mul(4);
     let length = u32::from(u16::from_be_bytes([length_high, length_low]));
     // A total length of zero is a GSO packet above 64 KiB (BIG TCP): its end is not known here.
@@ -194,120 +213,144 @@ fn parse_v4<B: PacketBytes + ?Sized>(bytes: &B) -> Result<Packet, Reason> {
     if header_bytes < 20 || end < header_bytes {
         return Err(Reason::Malformed);
     }
-    if header_bytes > 20 {
-        check_v4_options(bytes, header_bytes)?;
+    if header_bytes > 20
+        && let Some(reason) = bytes.options(header_bytes)
+    {
+        return Err(reason);
     }
-    let fragment_offset = u16::from_be_bytes([fragment_high, fragment_low]) & 0x1fff;
-    let packet = Packet {
-        saddr: from_v4([s0, s1, s2, s3]),
-        daddr: from_v4([d0, d1, d2, d3]),
-        payload_at: header_bytes,
-        end,
-        sequence: 0,
-        sport: 0,
-        dport: 0,
-        proto,
-        has_ports: false,
-        is_later_fragment: fragment_offset != 0,
-        flags: 0,
-        hop_limit,
-    };
-    parse_transport(bytes, packet)
+    packet.saddr = from_v4([s0, s1, s2, s3]);
+    packet.daddr = from_v4([d0, d1, d2, d3]);
+    packet.payload_at = header_bytes;
+    packet.end = end;
+    packet.proto = proto;
+    packet.is_later_fragment = u16::from_be_bytes([fragment_high, fragment_low]) & 0x1fff != 0;
+    packet.hop_limit = hop_limit;
+    Ok(())
 }
 
-/// Denies loose and strict source routes (RFC 791 section 3.1), wherever they stand among the options.
+/// Why IPv4 options are to be denied, if they are: loose and strict source
+/// routes (RFC 791 section 3.1), wherever they stand, and lengths that lie.
 #[inline(always)]
-fn check_v4_options<B: PacketBytes + ?Sized>(bytes: &B, header_bytes: u32) -> Result<(), Reason> {
+pub fn walk_options<B: PacketBytes + ?Sized>(bytes: &B, header_bytes: u32) -> Option<Reason> {
     let mut at = 20_u32;
     for _ in 0..IPV4_OPTIONS_BYTES {
         if at >= header_bytes {
-            return Ok(());
+            return None;
         }
-        let [kind] = bytes.load::<1>(at).ok_or(Reason::Malformed)?;
+        let Some([kind]) = bytes.load::<1>(at) else {
+            return Some(Reason::Malformed);
+        };
         match kind {
-            0 => return Ok(()),
+            0 => return None,
             1 => at = at.wrapping_add(1),
-            131 | 137 => return Err(Reason::SourceRouted),
+            131 | 137 => return Some(Reason::SourceRouted),
             _ => {
-                let [length] = bytes
-                    .load::<1>(at.wrapping_add(1))
-                    .ok_or(Reason::Malformed)?;
+                let Some([length]) = bytes.load::<1>(at.wrapping_add(1)) else {
+                    return Some(Reason::Malformed);
+                };
                 if length < 2 {
-                    return Err(Reason::Malformed);
+                    return Some(Reason::Malformed);
                 }
                 at = at.wrapping_add(u32::from(length));
             }
         }
     }
-    Ok(())
+    None
+}
+
+/// Where IPv6 extension headers lead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extensions {
+    /// Where the header behind them begins, from the network header.
+    pub at: u32,
+    /// Its protocol.
+    pub next: u8,
+    /// Whether this is a fragment other than the first.
+    pub is_later_fragment: bool,
+    /// Why the packet is to be denied; [`Reason::NoPolicy`] for no reason.
+    pub refusal: Reason,
+}
+
+impl Extensions {
+    const fn refused(refusal: Reason) -> Self {
+        Self {
+            at: 0,
+            next: 0,
+            is_later_fragment: false,
+            refusal,
+        }
+    }
+}
+
+/// Walks extension headers: hop-by-hop 0, routing 43, fragment 44, authentication 51, destination options 60 (RFC
+/// 7045).
+#[inline(always)]
+pub fn walk_extensions<B: PacketBytes + ?Sized>(bytes: &B, first: u8) -> Extensions {
+    let mut next = first;
+    let mut at = 40_u32;
+    for _ in 0..=EXTENSION_HEADERS {
+        if !matches!(next, 0 | 43 | 44 | 51 | 60) {
+            return Extensions {
+                at,
+                next,
+                is_later_fragment: false,
+                refusal: Reason::NoPolicy,
+            };
+        }
+        let Some([after, length, third, fourth]) = bytes.load::<4>(at) else {
+            return Extensions::refused(Reason::Malformed);
+        };
+        // Segments left: the packet's real destination is inside the routing header.
+        if next == 43 && fourth != 0 {
+            return Extensions::refused(Reason::SourceRouted);
+        }
+        if next == 44 && u16::from_be_bytes([third, fourth]) & 0xfff8 != 0 {
+            return Extensions {
+                at: at.wrapping_add(8),
+                next: after,
+                is_later_fragment: true,
+                refusal: Reason::NoPolicy,
+            };
+        }
+        let length = u32::from(length);
+        at = at.wrapping_add(match next {
+            44 => 8,
+            51 => length.wrapping_add(2).wrapping_mul(4),
+            _ => length.wrapping_add(1).wrapping_mul(8),
+        });
+        next = after;
+    }
+    Extensions::refused(Reason::TooManyHeaders)
 }
 
 #[inline(always)]
-fn parse_v6<B: PacketBytes + ?Sized>(bytes: &B) -> Result<Packet, Reason> {
-    let [_, _, _, _, length_high, length_low, mut next, hop_limit] =
+fn parse_v6<B: PacketBytes + ?Sized>(bytes: &B, packet: &mut Packet) -> Result<(), Reason> {
+    let [_, _, _, _, length_high, length_low, next, hop_limit] =
         bytes.load::<8>(0).ok_or(Reason::Malformed)?;
-    let saddr = bytes.load::<16>(8).ok_or(Reason::Malformed)?;
-    let daddr = bytes.load::<16>(24).ok_or(Reason::Malformed)?;
+    packet.saddr = bytes.load::<16>(8).ok_or(Reason::Malformed)?;
+    packet.daddr = bytes.load::<16>(24).ok_or(Reason::Malformed)?;
     let length = u32::from(u16::from_be_bytes([length_high, length_low]));
     // A payload length of zero is a jumbogram (RFC 2675) or BIG TCP: its end is not known here.
-    let end = if length == 0 {
+    packet.end = if length == 0 {
         u32::MAX
     } else {
         length.wrapping_add(40)
     };
-    let mut at = 40_u32;
-    let mut is_later_fragment = false;
-    let mut walked = 0_u32;
-    // Hop-by-hop 0, routing 43, fragment 44, authentication 51, destination options 60 (RFC 7045).
-    while matches!(next, 0 | 43 | 44 | 51 | 60) && !is_later_fragment {
-        if walked == EXTENSION_HEADERS {
-            return Err(Reason::TooManyHeaders);
-        }
-        walked = walked.wrapping_add(1);
-        let [after, length, third, fourth] = bytes.load::<4>(at).ok_or(Reason::Malformed)?;
-        let length = u32::from(length);
-        let header_bytes = match next {
-            43 => {
-                // Segments left: the packet's real destination is inside this header.
-                if fourth != 0 {
-                    return Err(Reason::SourceRouted);
-                }
-                length.wrapping_add(1).wrapping_mul(8)
-            }
-            44 => {
-                is_later_fragment = u16::from_be_bytes([third, fourth]) & 0xfff8 != 0;
-                8
-            }
-            51 => length.wrapping_add(2).wrapping_mul(4),
-            _ => length.wrapping_add(1).wrapping_mul(8),
-        };
-        at = at.wrapping_add(header_bytes);
-        next = after;
+    let extensions = bytes.extensions(next);
+    if !matches!(extensions.refusal, Reason::NoPolicy) {
+        return Err(extensions.refusal);
     }
-    let packet = Packet {
-        saddr,
-        daddr,
-        payload_at: at,
-        end,
-        sequence: 0,
-        sport: 0,
-        dport: 0,
-        proto: next,
-        has_ports: false,
-        is_later_fragment,
-        flags: 0,
-        hop_limit,
-    };
-    parse_transport(bytes, packet)
+    packet.payload_at = extensions.at;
+    packet.proto = extensions.next;
+    packet.is_later_fragment = extensions.is_later_fragment;
+    packet.hop_limit = hop_limit;
+    Ok(())
 }
 
 #[inline(always)]
-fn parse_transport<B: PacketBytes + ?Sized>(
-    bytes: &B,
-    mut packet: Packet,
-) -> Result<Packet, Reason> {
+fn parse_transport<B: PacketBytes + ?Sized>(bytes: &B, packet: &mut Packet) -> Result<(), Reason> {
     if packet.is_later_fragment {
-        return Ok(packet);
+        return Ok(());
     }
     let at = packet.payload_at;
     match packet.proto {
@@ -347,5 +390,5 @@ fn parse_transport<B: PacketBytes + ?Sized>(
     if packet.payload_at > packet.end {
         return Err(Reason::Malformed);
     }
-    Ok(packet)
+    Ok(())
 }

@@ -120,8 +120,8 @@ pub struct CidrRules {
 const _: () = assert!(size_of::<CidrRules>() == 256);
 
 impl CidrRules {
-    /// The first entry that covers the port.
-    #[inline(always)]
+    /// The first entry that covers the port. Not inlined: the kernel's stack is small.
+    #[inline(never)]
     #[must_use]
     pub fn find(&self, proto: u8, port: Option<u16>) -> Option<&RuleEntry> {
         for entry in &self.entries {

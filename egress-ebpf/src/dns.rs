@@ -27,7 +27,7 @@ use egress_common::{
 use crate::{
     learn::learn_grant,
     maps::{DNS_COPIES, LOCAL, NAMES, QUERIES, RESOLVERS},
-    record,
+    record::{self, forget, opaque},
     scratch::{HOOK, Scratch},
     skb::Skb,
     time::now_ns,
@@ -189,15 +189,6 @@ fn load_message(scratch: &mut Scratch, skb: &Skb, at: u32, length: u32) -> bool 
     error == 0
 }
 
-/// Hides where a number comes from, so that the compiler keeps a bound check that the verifier needs.
-#[inline(always)]
-fn opaque(number: u32) -> u32 {
-    let mut number = u64::from(number);
-    // SAFETY: no instruction at all.
-    unsafe { core::arch::asm!("/* {0} */", inout(reg) number) };
-    number as u32
-}
-
 /// Reads the name at `name_at` of the answer machine; returns a [`NameStep`] as a number.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -207,6 +198,7 @@ pub extern "C" fn dns_name(slot: u32) -> u32 {
     };
     scratch.name.start(scratch.answer.name_at, scratch.seed);
     for _ in 0..NAME_STEPS {
+        forget();
         match scratch.name.step(&scratch.message) {
             NameStep::More => {}
             NameStep::Done => return NameStep::Done as u32,

@@ -49,7 +49,7 @@ fn store(scratch: &mut Scratch) -> u32 {
     for grant in rest {
         grant.expires_at_ns = 0;
     }
-    match LEARNED.insert(&request.key, &scratch.fresh, NO_EXIST) {
+    match LEARNED.insert(&request.key, scratch.fresh.as_learned(), NO_EXIST) {
         Ok(()) => Tally::AddressLearned as u32,
         // Another CPU was faster.
         Err(EEXIST) => match LEARNED.get_ptr_mut(&request.key) {
@@ -133,7 +133,7 @@ pub extern "C" fn sweep_entry(slot: u32) -> u32 {
     if is_live(entry, ended_before_ns) && entry.owner == key.owner() {
         scratch.fresh.owner = entry.owner;
         scratch.fresh.grants = entry.grants;
-        let _ = LEARNED.insert(&key, &scratch.fresh, NO_EXIST);
+        let _ = LEARNED.insert(&key, scratch.fresh.as_learned(), NO_EXIST);
     }
     1
 }

@@ -2,10 +2,13 @@
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use egress_common::{
+    address::Address,
     decision::{Decision, decide},
-    flow::Flow,
+    flow::{Flow, Origin},
+    hash::RULE_BITS,
     learned::LearnedKey,
     policy::{Binding, CIDR_KEY_BITS, RuleKey, cidr_key},
+    verdict::Reason,
 };
 
 use crate::{
@@ -14,8 +17,62 @@ use crate::{
 };
 
 /// Decides a flow with what the maps say.
-#[inline(never)]
+#[inline(always)]
 pub fn judge(flow: &Flow, binding: &Binding) -> Decision {
+    let (first, second) = halves(&flow.daddr);
+    let resting = match flow.origin {
+        Origin::Resting(rule) => rule,
+        Origin::Workload
+        | Origin::FarEnd
+        | Origin::Preexisting
+        | Origin::Kernel
+        | Origin::WorkloadServing => 0,
+    };
+    let packed = judge_flow(first, second, facts(flow), resting, binding_word(binding));
+    let rule = packed & ((1 << RULE_BITS) - 1);
+    // What `judge_flow` returns is always a reason; were it not, this denies.
+    let reason = Reason::try_from((packed >> RULE_BITS) as u8).unwrap_or(Reason::NotConfigured);
+    Decision::new(reason, rule, binding)
+}
+
+/// [`decide`], verified once for itself. A global function takes at most five
+/// numbers and returns one, so that flow, binding and decision travel packed.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn judge_flow(
+    first: u64,
+    second: u64,
+    facts: u64,
+    resting: u64,
+    binding: u64,
+) -> u64 {
+    let [a, b, c, d, e, f, g, h] = first.to_ne_bytes();
+    let [i, j, k, l, m, n, o, p] = second.to_ne_bytes();
+    let daddr = [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p];
+    let flow = Flow {
+        daddr,
+        dport: if facts & HAS_PORT != 0 {
+            Some(facts as u16)
+        } else {
+            None
+        },
+        proto: (facts >> 24) as u8,
+        is_fragment: facts & IS_FRAGMENT != 0,
+        origin: match (facts >> 32) as u8 {
+            FAR_END => Origin::FarEnd,
+            PREEXISTING => Origin::Preexisting,
+            KERNEL => Origin::Kernel,
+            SERVING => Origin::WorkloadServing,
+            RESTING => Origin::Resting(resting),
+            _ => Origin::Workload,
+        },
+    };
+    let binding = Binding {
+        scope_id: binding as u32,
+        policy_id: (binding >> 32) as u16,
+        mode: (binding >> 48) as u8,
+        flags: (binding >> 56) as u8,
+    };
     let cidr = || {
         let key = Key::new(CIDR_KEY_BITS, cidr_key(binding.policy_id, &flow.daddr));
         CIDRS.get(&key)
@@ -25,7 +82,51 @@ pub fn judge(flow: &Flow, binding: &Binding) -> Decision {
         // SAFETY: readers of a learned entry tolerate its writers (egress_common::learned).
         unsafe { LEARNED.get(&key) }.map(|entry| (entry, key.owner()))
     };
-    decide(flow, binding, now_ns(), cidr, learned)
+    decide(&flow, &binding, now_ns(), cidr, learned).pack()
+}
+
+const HAS_PORT: u64 = 1 << 16;
+const IS_FRAGMENT: u64 = 1 << 17;
+const FAR_END: u8 = 1;
+const PREEXISTING: u8 = 2;
+const KERNEL: u8 = 3;
+const SERVING: u8 = 4;
+const RESTING: u8 = 5;
+
+/// Port (bits 0 to 15), flags, protocol (24 to 31) and origin (32 to 39).
+#[inline(always)]
+fn facts(flow: &Flow) -> u64 {
+    let origin = match flow.origin {
+        Origin::Workload => 0,
+        Origin::FarEnd => FAR_END,
+        Origin::Preexisting => PREEXISTING,
+        Origin::Kernel => KERNEL,
+        Origin::WorkloadServing => SERVING,
+        Origin::Resting(_) => RESTING,
+    };
+    let port = match flow.dport {
+        Some(port) => HAS_PORT | u64::from(port),
+        None => 0,
+    };
+    let fragment = if flow.is_fragment { IS_FRAGMENT } else { 0 };
+    u64::from(origin) << 32 | u64::from(flow.proto) << 24 | fragment | port
+}
+
+#[inline(always)]
+fn binding_word(binding: &Binding) -> u64 {
+    u64::from(binding.flags) << 56
+        | u64::from(binding.mode) << 48
+        | u64::from(binding.policy_id) << 32
+        | u64::from(binding.scope_id)
+}
+
+#[inline(always)]
+fn halves(address: &Address) -> (u64, u64) {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *address;
+    (
+        u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
+        u64::from_ne_bytes([i, j, k, l, m, n, o, p]),
+    )
 }
 
 /// Whether the policy still has a name rule.

@@ -1,6 +1,6 @@
 //! DNS queries that leave: noted, so that their answers can be told from forged ones.
 
-use aya_ebpf::{bindings::bpf_sock, helpers::bpf_get_socket_cookie};
+use aya_ebpf::{bindings::{__sk_buff, bpf_sock}, helpers::bpf_get_socket_cookie};
 use egress_common::{
     address::{Address, is_loopback},
     dns::{DNS_PORT, HEADER_BYTES, QUESTION_STEPS, QuestionHasher, QuestionStep, is_query_header},
@@ -23,7 +23,7 @@ use crate::{
 /// this namespace has already been done to the packet, and is undone on the
 /// answer before the socket gets it. A socket without a peer that asks a
 /// resolver on loopback may have its port translated (docker's 127.0.0.11).
-#[inline(always)]
+#[inline(never)]
 pub fn note(config: &Config, skb: &Skb, packet: &Packet, sk: *mut bpf_sock, socket: &Socket) {
     let is_udp = packet.proto == protocol::UDP;
     if !(is_udp || packet.proto == protocol::TCP) || packet.is_later_fragment || socket.is_raw {
@@ -49,7 +49,7 @@ pub fn note(config: &Config, skb: &Skb, packet: &Packet, sk: *mut bpf_sock, sock
 }
 
 /// Reads and stores the query; `cookie` is whatever tells its sender from others.
-#[inline(never)]
+#[inline(always)]
 pub fn store(config: &Config, skb: &Skb, packet: &Packet, resolver: Address, cookie: u64) {
     let payload_bytes = packet.payload_bytes();
     let mut at = packet.payload_at;
@@ -72,9 +72,11 @@ pub fn store(config: &Config, skb: &Skb, packet: &Packet, resolver: Address, coo
     if !is_query_header(&header) {
         return record::tally(Tally::QueryUnreadable);
     }
-    let Some(question) = hash_question(config.seed, skb, at.wrapping_add(HEADER_BYTES)) else {
+    let begin = skb.base.wrapping_add(at).wrapping_add(HEADER_BYTES);
+    let question = question_of(skb.raw, begin, config.seed);
+    if question == 0 {
         return record::tally(Tally::QueryUnreadable);
-    };
+    }
     let [id_high, id_low, ..] = header;
     let key = QueryKey {
         cookie,
@@ -95,17 +97,21 @@ pub fn store(config: &Config, skb: &Skb, packet: &Packet, resolver: Address, coo
 }
 
 /// Hashes the question byte by byte from the packet: queries are rare, and no buffer here would be safe from a
-/// softirq that sends another query on this CPU.
-#[inline(always)]
-fn hash_question(seed: u64, skb: &Skb, begin: u32) -> Option<u64> {
+/// softirq that sends another query on this CPU. Returns 0 for what is no question.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn question_of(raw: *mut __sk_buff, begin: u32, seed: u64) -> u64 {
+    let skb = Skb { raw, base: begin };
     let mut hasher = QuestionHasher::new(seed);
-    for step in 0..QUESTION_STEPS {
-        let [byte] = skb.load::<1>(begin.wrapping_add(step))?;
+    for at in 0..QUESTION_STEPS {
+        let Some([byte]) = skb.load::<1>(at) else {
+            return 0;
+        };
         match hasher.step(byte) {
             QuestionStep::More => {}
-            QuestionStep::Done => return Some(hasher.hash()),
-            QuestionStep::Malformed => return None,
+            QuestionStep::Done => return hasher.hash(),
+            QuestionStep::Malformed => return 0,
         }
     }
-    None
+    0
 }

@@ -10,7 +10,7 @@ use egress_common::{
     address::Address,
     dns::{AnswerReader, Message, NameReader},
     event::DnsCopy,
-    learned::{Learned, LearnRequest},
+    learned::{GRANTS, Grant, LearnRequest, Learned},
     policy::{Binding, NameRules},
 };
 
@@ -18,6 +18,30 @@ use egress_common::{
 pub const HOOK: u32 = 0;
 /// Slot of the agent's programs.
 pub const AGENT: u32 = 1;
+
+/// A new entry of `LEARNED` on its way into the map. Not a [`Learned`], whose
+/// lock the kernel would not allow in a per-CPU map; the same layout.
+#[repr(C)]
+pub struct Fresh {
+    /// Owner of the entry.
+    pub owner: u64,
+    lock: u64,
+    /// Its grants.
+    pub grants: [Grant; GRANTS],
+}
+const _: () = assert!(
+    size_of::<Fresh>() == size_of::<Learned>()
+        && core::mem::offset_of!(Fresh, grants) == core::mem::offset_of!(Learned, grants)
+);
+
+impl Fresh {
+    /// The same bytes as the map wants them; the helper copies all but the lock.
+    #[inline(always)]
+    pub fn as_learned(&self) -> &Learned {
+        // SAFETY: the layouts are equal, and any bytes are valid.
+        unsafe { &*core::ptr::from_ref(self).cast() }
+    }
+}
 
 /// What lies in a slot.
 #[repr(C)]
@@ -43,7 +67,7 @@ pub struct Scratch {
     /// What `learn` is to store.
     pub request: LearnRequest,
     /// A new entry on its way into the map.
-    pub fresh: Learned,
+    pub fresh: Fresh,
     /// Own key of `LOCAL` lookups.
     pub address: Address,
     /// Addresses that were learned from the message.

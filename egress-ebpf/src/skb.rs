@@ -8,7 +8,7 @@ use aya_ebpf::{
 };
 use egress_common::{
     address::{Address, from_v4},
-    packet::{self, Packet, PacketBytes},
+    packet::{Extensions, Packet, PacketBytes, parse_into, walk_extensions, walk_options},
     verdict::Reason,
 };
 
@@ -47,6 +47,71 @@ impl PacketBytes for Skb {
         // SAFETY: the helper filled all N bytes.
         Some(unsafe { bytes.assume_init() })
     }
+
+    #[inline(always)]
+    fn options(&self, header_bytes: u32) -> Option<Reason> {
+        match packet_options(self.raw, self.base, header_bytes) {
+            0 => None,
+            number if number == Reason::SourceRouted as u32 => Some(Reason::SourceRouted),
+            _ => Some(Reason::Malformed),
+        }
+    }
+
+    #[inline(always)]
+    fn extensions(&self, first: u8) -> Extensions {
+        let packed = if matches!(first, 0 | 43 | 44 | 51 | 60) {
+            packet_extensions(self.raw, self.base, u32::from(first))
+        } else {
+            pack(40, first, false, Reason::NoPolicy)
+        };
+        let refusal = (packed >> 16) as u8;
+        Extensions {
+            at: (packed >> 32) as u32,
+            next: packed as u8,
+            is_later_fragment: packed >> 8 & 1 == 1,
+            refusal: if refusal == 0 {
+                Reason::NoPolicy
+            } else if refusal == Reason::SourceRouted as u8 {
+                Reason::SourceRouted
+            } else if refusal == Reason::TooManyHeaders as u8 {
+                Reason::TooManyHeaders
+            } else {
+                Reason::Malformed
+            },
+        }
+    }
+}
+
+/// A walk's result as one number, which is all that a global function can return.
+#[inline(always)]
+fn pack(at: u32, next: u8, is_later_fragment: bool, refusal: Reason) -> u64 {
+    u64::from(at) << 32
+        | u64::from(refusal as u8) << 16
+        | u64::from(is_later_fragment) << 8
+        | u64::from(next)
+}
+
+/// [`walk_options`], verified once for itself; returns a [`Reason`] as a number, 0 for none.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn packet_options(raw: *mut __sk_buff, base: u32, header_bytes: u32) -> u32 {
+    match walk_options(&Skb { raw, base }, header_bytes) {
+        Some(reason) => reason as u32,
+        None => 0,
+    }
+}
+
+/// [`walk_extensions`], verified once for itself; returns what [`pack`] makes of it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn packet_extensions(raw: *mut __sk_buff, base: u32, first: u32) -> u64 {
+    let walked = walk_extensions(&Skb { raw, base }, first as u8);
+    pack(
+        walked.at,
+        walked.next,
+        walked.is_later_fragment,
+        walked.refusal,
+    )
 }
 
 /// The full socket of a packet: for a packet that a listener answers, the listener.
@@ -126,12 +191,23 @@ pub fn address_of_words(words: [u32; 4]) -> Address {
     [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
 }
 
-/// Reads the headers, in a stack frame of its own.
+/// Reads the headers.
 ///
 /// # Errors
 ///
-/// The reason to deny, as [`packet::parse`].
-#[inline(never)]
+/// The reason to deny, as `egress_common::packet::parse`.
+#[inline(always)]
 pub fn read_packet(skb: &Skb) -> Result<Packet, Reason> {
-    packet::parse(skb)
+    let mut packet = Packet::EMPTY;
+    match fill_packet(skb, &mut packet) {
+        Some(reason) => Err(reason),
+        None => Ok(packet),
+    }
+}
+
+/// Reads the headers in a stack frame of its own. (A `Result` with a packet in it would have type information that
+/// the kernel refuses: its tag lies behind the packet.)
+#[inline(never)]
+fn fill_packet(skb: &Skb, packet: &mut Packet) -> Option<Reason> {
+    parse_into(skb, packet).err()
 }

@@ -47,39 +47,63 @@ enum Frame {
     LinkControl,
     /// Anything else.
     Other,
+    /// The interface is not known.
+    Unknown,
 }
 
+const LINK_CONTROL: i32 = -1;
+const OTHER: i32 = -2;
+const UNKNOWN: i32 = -3;
+
 #[inline(always)]
-fn frame(ctx: &TcContext) -> Option<Frame> {
+fn frame(ctx: &TcContext) -> Frame {
+    match network_header(ctx) {
+        LINK_CONTROL => Frame::LinkControl,
+        OTHER => Frame::Other,
+        UNKNOWN => Frame::Unknown,
+        base => Frame::Ip(Skb {
+            raw: ctx.skb.skb,
+            base: base as u32,
+        }),
+    }
+}
+
+/// Where the network header begins, or one of the constants above. Read from the
+/// frame's own bytes: what the kernel has noted of a frame of a packet socket is
+/// what its sender claims.
+#[inline(never)]
+fn network_header(ctx: &TcContext) -> i32 {
     let raw = ctx.skb.skb;
     // SAFETY: the context is valid while the program runs.
     let interface = unsafe { (*raw).ifindex };
     // SAFETY: the entry is a number that is written before the programs are attached.
-    let header_bytes = *unsafe { INTERFACES.get(interface) }?;
-    if header_bytes == 0 {
-        return Some(Frame::Ip(Skb { raw, base: 0 }));
+    let Some(header_bytes) = (unsafe { INTERFACES.get(interface) }) else {
+        return UNKNOWN;
+    };
+    if *header_bytes == 0 {
+        return 0;
     }
     let bytes = Skb { raw, base: 0 };
     let Some([d0, d1, d2, d3, d4, d5]) = bytes.load::<6>(0) else {
-        return Some(Frame::Other);
+        return OTHER;
     };
     let mut at = 12_u32;
     for _ in 0..=VLAN_TAGS {
         let Some(kind) = bytes.load::<2>(at) else {
-            return Some(Frame::Other);
+            return OTHER;
         };
         at = at.wrapping_add(2);
         match u16::from_be_bytes(kind) {
-            ETH_P_IP | ETH_P_IPV6 => return Some(Frame::Ip(Skb { raw, base: at })),
-            ETH_P_ARP => return Some(Frame::LinkControl),
+            ETH_P_IP | ETH_P_IPV6 => return at as i32,
+            ETH_P_ARP => return LINK_CONTROL,
             ETH_P_8021Q | ETH_P_8021AD => at = at.wrapping_add(2),
             _ => break,
         }
     }
     if [d0, d1, d2, d3, d4] == [0x01, 0x80, 0xc2, 0, 0] && d5 < 0x10 {
-        return Some(Frame::LinkControl);
+        return LINK_CONTROL;
     }
-    Some(Frame::Other)
+    OTHER
 }
 
 /// Whether an INET socket sends the packet: the cgroup hooks have judged it.
@@ -95,23 +119,43 @@ fn has_inet_socket(ctx: &TcContext) -> bool {
     family == AF_INET || family == AF_INET6
 }
 
+/// Key of the flow that a packet belongs to,.
 #[inline(always)]
-fn key(ctx: &TcContext, far: (&[u8; 16], u16), near: (&[u8; 16], u16), proto: u8) -> FlowKey {
+fn key(ctx: &TcContext, packet: &Packet, leaves: bool) -> FlowKey {
+    let (far, far_port, near, near_port) = if leaves {
+        (packet.daddr, packet.dport, packet.saddr, packet.sport)
+    } else {
+        (packet.saddr, packet.sport, packet.daddr, packet.dport)
+    };
     FlowKey {
-        far: *far.0,
-        near: *near.0,
+        far,
+        near,
         // SAFETY: the context is valid while the program runs.
         owner: unsafe { (*ctx.skb.skb).ifindex },
-        far_port: far.1,
-        near_port: near.1,
-        proto,
+        far_port,
+        near_port,
+        proto: packet.proto,
         by_interface: 1,
         _pad: [0; 2],
     }
 }
 
+/// What is known of the flow of a packet that leaves; in a stack frame of its own.
+#[inline(never)]
+fn recall(ctx: &TcContext, config: &Config, packet: &Packet, flow: &Flow) -> udp::Recalled {
+    let key = key(ctx, packet, true);
+    udp::find(config, &key, flow, idle_ns(packet.proto))
+}
+
+/// Stores an allowed flow; in a stack frame of its own.
+#[inline(never)]
+fn remember(ctx: &TcContext, config: &Config, packet: &Packet, flow: &Flow, decision: &Decision) {
+    let key = key(ctx, packet, true);
+    udp::store_allowed(config, &key, flow, decision);
+}
+
 /// What tells the queries of forwarded senders apart: the near address, and the interface.
-#[inline(always)]
+#[inline(never)]
 fn cookie(config: &Config, ctx: &TcContext, near: &[u8; 16]) -> u64 {
     // SAFETY: the context is valid while the program runs.
     let interface = unsafe { (*ctx.skb.skb).ifindex };
@@ -143,15 +187,29 @@ pub fn tc_egress(ctx: &TcContext) -> Verdict {
         return pass(Reason::SocketJudged);
     }
     let skb = match frame(ctx) {
-        Some(Frame::Ip(skb)) => skb,
-        Some(Frame::LinkControl) => return pass(Reason::LinkControl),
-        Some(Frame::Other) => return refuse(Reason::UnknownEthertype, &binding),
-        None => return refuse(Reason::NotConfigured, &binding),
+        Frame::Ip(skb) => skb,
+        Frame::LinkControl => return pass(Reason::LinkControl),
+        Frame::Other => return refuse(Reason::UnknownEthertype, &binding),
+        Frame::Unknown => return refuse(Reason::NotConfigured, &binding),
     };
     let packet = match read_packet(&skb) {
         Ok(packet) => packet,
         Err(reason) => return refuse(reason, &binding),
     };
+    let verdict = judge_frame(ctx, config, &binding, &packet);
+    if !matches!(verdict, Verdict::Deny) {
+        note_query(config, ctx, &skb, &packet);
+    }
+    verdict
+}
+
+#[inline(never)]
+fn judge_frame(
+    ctx: &TcContext,
+    config: &Config,
+    binding: &Binding,
+    packet: &Packet,
+) -> Verdict {
     if packet.is_link_control() {
         return pass(Reason::LinkControl);
     }
@@ -162,32 +220,23 @@ pub fn tc_egress(ctx: &TcContext) -> Verdict {
         is_fragment: packet.is_later_fragment,
         origin: Origin::Workload,
     };
-    let key = key(
-        ctx,
-        (&packet.daddr, packet.dport),
-        (&packet.saddr, packet.sport),
-        packet.proto,
-    );
     let has_flow = !packet.is_later_fragment && !packet.opens_tcp();
     if has_flow {
-        match udp::find(config, &key, &flow, idle_ns(packet.proto)) {
+        match recall(ctx, config, packet, &flow) {
             udp::Recalled::Started => flow.origin = Origin::FarEnd,
-            udp::Recalled::Allowed => {
-                note_query(config, ctx, &skb, &packet);
-                return pass(Reason::EstablishedFlow);
-            }
-            udp::Recalled::Rested(rule) if has_rule(&binding, rule) => {
+            udp::Recalled::Allowed => return pass(Reason::EstablishedFlow),
+            udp::Recalled::Rested(rule) if has_rule(binding, rule) => {
                 flow.origin = Origin::Resting(rule);
             }
             udp::Recalled::Rested(_) | udp::Recalled::Nothing => {}
         }
     }
-    let decision = judge(&flow, &binding);
+    let decision = judge(&flow, binding);
     record::count(Hook::TcEgress, decision.verdict, decision.reason);
     record::count_rule(&decision);
     if decision.rule != 0 || !decision.reason.allows() {
-        record::report(Hook::TcEgress, &decision, &binding, |event| {
-            record::fill_packet(event, &packet);
+        record::report(Hook::TcEgress, &decision, binding, |event| {
+            record::fill_packet(event, packet);
         });
     }
     debug!(
@@ -199,15 +248,12 @@ pub fn tc_egress(ctx: &TcContext) -> Verdict {
         decision.reason as u8
     );
     if matches!(decision.verdict, Verdict::Allow) && decision.rule != 0 && packet.has_ports {
-        udp::store_allowed(config, &key, &flow, &decision);
-    }
-    if !matches!(decision.verdict, Verdict::Deny) {
-        note_query(config, ctx, &skb, &packet);
+        remember(ctx, config, packet, &flow, &decision);
     }
     decision.verdict
 }
 
-#[inline(always)]
+#[inline(never)]
 fn note_query(config: &Config, ctx: &TcContext, skb: &Skb, packet: &Packet) {
     if packet.proto == protocol::UDP
         && packet.dport == DNS_PORT
@@ -225,7 +271,7 @@ pub fn tc_ingress(ctx: &TcContext) {
     let Some(config) = workload::config() else {
         return;
     };
-    let Some(Frame::Ip(skb)) = frame(ctx) else {
+    let Frame::Ip(skb) = frame(ctx) else {
         return;
     };
     let Ok(packet) = read_packet(&skb) else {
@@ -234,15 +280,8 @@ pub fn tc_ingress(ctx: &TcContext) {
     if packet.is_later_fragment {
         return;
     }
-    let opens = packet.proto != protocol::TCP || packet.flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
-    if opens {
-        let key = key(
-            ctx,
-            (&packet.saddr, packet.sport),
-            (&packet.daddr, packet.dport),
-            packet.proto,
-        );
-        udp::store_far_end(config, &key, idle_ns(packet.proto));
+    if packet.proto != protocol::TCP || packet.flags & (TCP_SYN | TCP_ACK) == TCP_SYN {
+        note_flow(ctx, config, &packet);
     }
     // DNS over TCP of forwarded senders is not learned: without a socket nothing here tells a forged segment.
     if packet.proto == protocol::UDP && packet.sport == DNS_PORT {
@@ -255,6 +294,13 @@ pub fn tc_ingress(ctx: &TcContext) {
         };
         dns::answer(config, &skb, &packet, workload, &arrival);
     }
+}
+
+/// Stores that the far end spoke first, unless the flow is known already.
+#[inline(never)]
+fn note_flow(ctx: &TcContext, config: &Config, packet: &Packet) {
+    let key = key(ctx, packet, false);
+    udp::store_far_end(config, &key, idle_ns(packet.proto));
 }
 
 /// Passes a packet that needs no decision: counted, not reported.

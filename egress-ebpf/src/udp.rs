@@ -101,14 +101,14 @@ pub fn find(config: &Config, key: &FlowKey, flow: &Flow, idle_ns: u64) -> Recall
 }
 
 /// What is known of the flow of a packet that leaves.
-#[inline(always)]
+#[inline(never)]
 pub fn recall(config: &Config, workload: &Workload, packet: &Packet, flow: &Flow) -> Recalled {
     let key = key(workload, packet.daddr, packet.dport, packet.sport);
     find(config, &key, flow, FLOW_IDLE_NS)
 }
 
 /// Stores an allowed flow of a socket without a peer.
-#[inline(always)]
+#[inline(never)]
 pub fn remember(
     config: &Config,
     workload: &Workload,

@@ -5,7 +5,7 @@ use std::{borrow::Cow, collections::BTreeMap, net::IpAddr, path::PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::Timestamp;
-use crate::datapath::{AttachedHook, MapFill};
+use crate::datapath::{self, AttachedHook, MapFill};
 
 /// Text that is nearly always a constant.
 pub type Text = Cow<'static, str>;
@@ -305,11 +305,25 @@ pub struct Check {
     pub fix: Text,
 }
 
+impl From<datapath::Check> for Check {
+    fn from(check: datapath::Check) -> Self {
+        Self {
+            name: check.name.into(),
+            ok: check.ok,
+            found: check.found,
+            needed: check.needed.into(),
+            fix: check.fix.into(),
+        }
+    }
+}
+
 /// Answer of `unload`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnloadReport {
     /// Where it was pinned.
     pub pin_dir: PathBuf,
-    /// What was removed: links, programs and maps by name.
-    pub removed: Vec<String>,
+    /// Hooks that were taken off.
+    pub hooks: Vec<String>,
+    /// How many maps were removed.
+    pub maps: usize,
 }

@@ -11,7 +11,7 @@ use super::{
     run::found_cgroup,
     table::{Cell, Paint, Table},
 };
-use crate::api::model::Check;
+use crate::{api::model::Check, datapath};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -45,7 +45,8 @@ impl Doctor {
         // Without a cgroup v2, the usual place tells what is wrong.
         let cgroup = self.cgroup.or_else(|| found_cgroup().ok());
         let cgroup = cgroup.unwrap_or_else(|| PathBuf::from("/sys/fs/cgroup"));
-        let checks = checks(&cgroup, &self.pin_dir);
+        let checks = datapath::doctor(&cgroup, &self.pin_dir);
+        let checks: Vec<Check> = checks.into_iter().map(Check::from).collect();
         self.output
             .print(&checks, |screen| render(&checks, screen))?;
         let missing = checks.iter().filter(|check| !check.ok).count();
@@ -55,10 +56,6 @@ impl Doctor {
         say(&format!("{missing} of {} checks failed", checks.len()));
         Ok(ExitCode::Usage)
     }
-}
-
-fn checks(_cgroup: &std::path::Path, _pin_dir: &std::path::Path) -> Vec<Check> {
-    Vec::new()
 }
 
 /// The checks for people; what to do comes last.

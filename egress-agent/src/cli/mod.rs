@@ -1,7 +1,6 @@
 //! The command line: one file for each subcommand, its options at the top.
 
 mod counters;
-mod detect;
 mod doctor;
 mod exit;
 mod flows;
@@ -19,7 +18,6 @@ mod unload;
 
 use clap::{Parser, Subcommand};
 
-pub use detect::{cgroup2_root, resolvers};
 pub use exit::{ExitCode, UsageError};
 pub use logging::start as start_logging;
 pub use output::{Format, OutputArgs, Screen, say};

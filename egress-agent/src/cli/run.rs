@@ -6,16 +6,14 @@ use std::{
     str::FromStr,
 };
 
-use anyhow::Context;
 use clap::{Args, ValueEnum};
 use egress_common::{maps::LEARNED_CAPACITY, verdict::Mode};
 
 use super::{
-    detect,
     exit::{ExitCode, UsageError},
     remote::{DEFAULT_PIN_DIR, SocketArgs},
 };
-use crate::policy::Cidr;
+use crate::{policy::Cidr, workload};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -193,7 +191,7 @@ pub struct RunOptions {
     pub interfaces: Vec<String>,
     /// Trusted resolvers, as given or found.
     pub resolvers: Vec<IpAddr>,
-    /// Whether the resolvers were given; if not, [`super::resolvers`] finds them anew.
+    /// Whether the resolvers were given; if not, [`workload::system_resolvers`] finds them anew.
     pub are_resolvers_given: bool,
     /// Where to listen.
     pub socket: PathBuf,
@@ -248,7 +246,7 @@ impl Run {
             let given = self.resolver.into_iter();
             given.map(|address| address.to_canonical()).collect()
         } else {
-            detect::resolvers().context("cannot find the resolvers: give --resolver")?
+            workload::system_resolvers()
         };
         Ok(RunOptions {
             policies: self.policy,
@@ -270,8 +268,7 @@ impl Run {
 }
 
 pub(super) fn found_cgroup() -> anyhow::Result<PathBuf> {
-    let found = detect::cgroup2_root().context("cannot find the cgroup v2 root: give --cgroup")?;
-    found.ok_or_else(|| {
+    workload::cgroup_root().ok_or_else(|| {
         let error = "no cgroup v2 is mounted: boot with systemd.unified_cgroup_hierarchy=1, \
                      or `mount -t cgroup2 none /sys/fs/cgroup` and give --cgroup";
         UsageError::new(error).into()

@@ -5,15 +5,16 @@
 
 use std::path::PathBuf;
 
+use anyhow::Context;
 use clap::Args;
 
 use super::{
     exit::ExitCode,
-    output::{OutputArgs, Screen, note},
+    output::{OutputArgs, Screen},
     remote::DEFAULT_PIN_DIR,
     table::Table,
 };
-use crate::api::model::UnloadReport;
+use crate::{api::model::UnloadReport, datapath};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -41,27 +42,28 @@ impl Unload {
     ///
     /// An agent is running, or the kernel refuses.
     pub fn execute(self) -> anyhow::Result<ExitCode> {
-        let report = unload(&self.pin_dir)?;
+        let removed = datapath::unload(&self.pin_dir)
+            .with_context(|| format!("cannot unload {}", self.pin_dir.display()))?;
+        let report = UnloadReport {
+            pin_dir: self.pin_dir,
+            hooks: removed.hooks,
+            maps: removed.maps,
+        };
         self.output
             .print(&report, |screen| render(&report, screen))?;
-        if report.removed.is_empty() {
-            note(&format!("nothing was loaded at {}", self.pin_dir.display()));
-        }
         Ok(ExitCode::Ok)
     }
 }
 
-fn unload(pin_dir: &std::path::Path) -> anyhow::Result<UnloadReport> {
-    anyhow::bail!("cannot unload {}: not built yet", pin_dir.display())
-}
-
 fn render(report: &UnloadReport, screen: Screen) -> String {
-    let mut table = Table::new().text("REMOVED");
-    for removed in &report.removed {
-        table.row([removed.as_str().into()]);
+    let mut table = Table::new().word("").text("");
+    for hook in &report.hooks {
+        table.row(["removed".into(), hook.as_str().into()]);
     }
-    if table.is_empty() {
-        return String::new();
-    }
+    let maps = match report.maps {
+        0 if report.hooks.is_empty() => format!("nothing at {}", report.pin_dir.display()),
+        maps => format!("{maps} maps of {}", report.pin_dir.display()),
+    };
+    table.row(["removed".into(), maps.into()]);
     table.render(screen)
 }

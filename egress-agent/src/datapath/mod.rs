@@ -1,6 +1,439 @@
 //! The kernel side as the agent sees it: load, attach, pin, write maps, read
 //! rings. The only module that uses aya.
 
+mod doctor;
+mod error;
+mod load;
+mod maps;
+mod rings;
 mod snapshot;
+mod sys;
+mod unload;
 
+use std::{fs, os::unix::fs::MetadataExt, path::Path};
+
+use aya::{
+    maps::RingBuf,
+    programs::{Program, TestRun, TestRunOptions},
+};
+use egress_common::{
+    address::Address,
+    learned::{Grant, LEARN_BATCH, LearnRequest, LearnedKey},
+    maps::{CGROUP_LEVELS, NO_LEVEL, NODE_CGROUP},
+    policy::Workload,
+};
+
+pub use doctor::{Check, doctor};
+pub use error::DatapathError;
+pub use load::Options;
+pub use rings::{DnsRing, EventRing};
 pub use snapshot::{AttachedHook, Counter, Counters, LearnedEntry, MapFill, RuleCounter};
+pub use unload::{Removed, unload};
+
+use crate::policy::Compiled;
+
+/// Bytes before the first request of a batch (`egress-ebpf/src/agent.rs`).
+const BATCH_HEAD_BYTES: usize = 16;
+
+/// The programs in the kernel, as one agent holds them.
+pub struct Datapath {
+    loaded: load::Loaded,
+    maps: maps::Maps,
+}
+
+impl Datapath {
+    /// Loads the programs over the pinned maps, or over new ones. Nothing is attached yet.
+    ///
+    /// # Errors
+    ///
+    /// The step that failed; another agent on the same directory; maps of another layout.
+    pub fn open(options: Options) -> Result<Self, DatapathError> {
+        let learned_capacity = options.learned_capacity;
+        let mut loaded = load::load(options)?;
+        let maps = maps::Maps::take(&mut loaded.ebpf, learned_capacity)?;
+        let mut datapath = Self { loaded, maps };
+        if !datapath.loaded.is_adopted {
+            let config = load::fresh_config(random_seed()?);
+            datapath.maps.set_config(config)?;
+        }
+        Ok(datapath)
+    }
+
+    /// Whether maps of an earlier agent were found and kept.
+    #[must_use]
+    pub fn is_adopted(&self) -> bool {
+        self.loaded.is_adopted
+    }
+
+    /// Attaches every hook; programs behind pinned links are replaced atomically.
+    ///
+    /// # Errors
+    ///
+    /// The hook that cannot be attached.
+    pub fn attach(&mut self) -> Result<(), DatapathError> {
+        for interface in self.loaded.options.interfaces.clone() {
+            let (index, bytes) = interface_facts(&interface)?;
+            self.maps.set_interface(index, bytes)?;
+        }
+        self.loaded.attach()
+    }
+
+    /// Every hook that should be there, and whether the kernel still has it.
+    #[must_use]
+    pub fn hooks(&self) -> Vec<AttachedHook> {
+        self.loaded.hooks()
+    }
+
+    /// Takes the ring of verdict events; once.
+    ///
+    /// # Errors
+    ///
+    /// The ring cannot be mapped.
+    pub fn take_events(&mut self) -> Result<EventRing, DatapathError> {
+        let ring: RingBuf<_> = maps::take_ring(&mut self.loaded.ebpf, "EVENTS")?;
+        Ok(EventRing(ring))
+    }
+
+    /// Takes the ring of DNS copies; once.
+    ///
+    /// # Errors
+    ///
+    /// The ring cannot be mapped.
+    pub fn take_dns_copies(&mut self) -> Result<DnsRing, DatapathError> {
+        let ring: RingBuf<_> = maps::take_ring(&mut self.loaded.ebpf, "DNS_COPIES")?;
+        Ok(DnsRing(ring))
+    }
+
+    /// Starts to read kernel-side debug messages, if they are on.
+    ///
+    /// # Errors
+    ///
+    /// The log's ring buffer is not there.
+    pub fn take_log(
+        &mut self,
+    ) -> Result<Option<aya_log::EbpfLogger<&'static dyn log::Log>>, aya_log::Error> {
+        if self.loaded.options.ebpf_log_level == 0 {
+            return Ok(None);
+        }
+        aya_log::EbpfLogger::init(&mut self.loaded.ebpf).map(Some)
+    }
+
+    /// Writes a compiled policy under an id that nothing uses yet.
+    ///
+    /// # Errors
+    ///
+    /// The map that cannot be written, for example because it is full.
+    pub fn install(&mut self, policy_id: u16, compiled: &Compiled) -> Result<(), DatapathError> {
+        self.maps.install(policy_id, compiled)
+    }
+
+    /// Removes every trace of policies other than `keep`.
+    ///
+    /// # Errors
+    ///
+    /// The map that cannot be read or written.
+    pub fn remove_policies_but(&mut self, keep: u16) -> Result<(), DatapathError> {
+        self.maps.remove_policies_but(keep)
+    }
+
+    /// Binds a cgroup (or the node, [`NODE_CGROUP`]) to a workload; atomic.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be written.
+    pub fn bind(&mut self, cgroup_id: u64, workload: Workload) -> Result<(), DatapathError> {
+        self.maps
+            .workloads
+            .insert(cgroup_id, workload, 0)
+            .map_err(|source| DatapathError::Map {
+                action: "write",
+                map: "WORKLOADS",
+                source,
+            })
+    }
+
+    /// Removes bindings of cgroups other than `keep` and the node.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be written.
+    pub fn unbind_but(&mut self, keep: &[u64]) -> Result<(), DatapathError> {
+        let failed = |source| DatapathError::Map {
+            action: "write",
+            map: "WORKLOADS",
+            source,
+        };
+        let bound: Vec<u64> = self
+            .maps
+            .workloads
+            .keys()
+            .collect::<Result<_, _>>()
+            .map_err(failed)?;
+        for cgroup_id in bound {
+            if cgroup_id != NODE_CGROUP && !keep.contains(&cgroup_id) {
+                self.maps.workloads.remove(&cgroup_id).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What the node is bound to, if anything.
+    #[must_use]
+    pub fn bound(&self, cgroup_id: u64) -> Option<Workload> {
+        self.maps.workloads.get(&cgroup_id, 0).ok()
+    }
+
+    /// Tells the kernel at which cgroup depths workloads are bound.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be written.
+    pub fn set_levels(&mut self, levels: &[i32]) -> Result<(), DatapathError> {
+        let mut config = self.maps.config()?;
+        config.levels = [NO_LEVEL; CGROUP_LEVELS];
+        for (slot, level) in config.levels.iter_mut().zip(levels) {
+            *slot = *level;
+        }
+        self.maps.set_config(config)
+    }
+
+    /// Makes every socket check what it remembers against the policy; returns the new generation.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be written.
+    pub fn raise_generation(&mut self) -> Result<u32, DatapathError> {
+        let mut config = self.maps.config()?;
+        config.generation = config.generation.wrapping_add(1);
+        self.maps.set_config(config)?;
+        Ok(config.generation)
+    }
+
+    /// The generation that is in force.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be read.
+    pub fn generation(&self) -> Result<u32, DatapathError> {
+        Ok(self.maps.config()?.generation)
+    }
+
+    /// Makes the trusted resolvers exactly these.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be written.
+    pub fn set_resolvers(&mut self, resolvers: &[Address]) -> Result<(), DatapathError> {
+        self.maps.set_resolvers(resolvers)
+    }
+
+    /// Makes the node's own addresses exactly these.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be written.
+    pub fn set_local(&mut self, addresses: &[Address]) -> Result<(), DatapathError> {
+        self.maps.set_local(addresses)
+    }
+
+    /// Every learned address, expired ones included.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be read.
+    pub fn learned(&self) -> Result<Vec<LearnedEntry>, DatapathError> {
+        self.maps.learned()
+    }
+
+    /// Everything that the kernel counts.
+    ///
+    /// # Errors
+    ///
+    /// A map cannot be read.
+    pub fn counters(&self) -> Result<Counters, DatapathError> {
+        self.maps.counters()
+    }
+
+    /// Fill of the maps that can fill up.
+    #[must_use]
+    pub fn fill(&self) -> Vec<MapFill> {
+        self.maps.fill()
+    }
+
+    /// Lets the kernel learn; returns how many grants it stored.
+    ///
+    /// # Errors
+    ///
+    /// The program cannot be run.
+    pub fn learn(&mut self, requests: &[LearnRequest]) -> Result<u32, DatapathError> {
+        self.run_batches("learn", requests)
+    }
+
+    /// Lets the kernel remove the entries of these keys whose grants all ended before `ended_before_ns`.
+    ///
+    /// # Errors
+    ///
+    /// The program cannot be run.
+    pub fn sweep(
+        &mut self,
+        keys: &[LearnedKey],
+        ended_before_ns: u64,
+    ) -> Result<u32, DatapathError> {
+        let requests: Vec<LearnRequest> = keys
+            .iter()
+            .map(|key| LearnRequest {
+                key: *key,
+                grant: Grant {
+                    expires_at_ns: ended_before_ns,
+                    ..Grant::default()
+                },
+            })
+            .collect();
+        self.run_batches("sweep", &requests)
+    }
+
+    fn run_batches(
+        &mut self,
+        name: &'static str,
+        requests: &[LearnRequest],
+    ) -> Result<u32, DatapathError> {
+        let Some(Program::SchedClassifier(program)) = self.loaded.ebpf.program_mut(name) else {
+            return Err(DatapathError::Missing {
+                what: "program",
+                name,
+            });
+        };
+        let mut done = 0_u32;
+        for batch in requests.chunks(LEARN_BATCH) {
+            let mut input = vec![0; BATCH_HEAD_BYTES];
+            for request in batch {
+                input.extend_from_slice(&request_bytes(request));
+            }
+            let options = TestRunOptions {
+                data_in: Some(&input),
+                ..TestRunOptions::new()
+            };
+            let result = program
+                .test_run(options)
+                .map_err(|source| DatapathError::Program {
+                    program: name,
+                    source,
+                })?;
+            done = done.saturating_add(result.return_value);
+        }
+        Ok(done)
+    }
+
+    /// Verified instructions of each program, for the kernels' report.
+    #[must_use]
+    pub fn verified_instructions(&self) -> Vec<(String, u32)> {
+        self.loaded
+            .ebpf
+            .programs()
+            .filter_map(|(name, program)| {
+                let info = program.info().ok()?;
+                Some((name.to_owned(), info.verified_instruction_count()?))
+            })
+            .collect()
+    }
+}
+
+/// A request as the kernel reads it: its memory, byte by byte.
+fn request_bytes(request: &LearnRequest) -> [u8; size_of::<LearnRequest>()] {
+    let LearnRequest { key, grant } = request;
+    let mut bytes = [0; size_of::<LearnRequest>()];
+    let parts: [&[u8]; 9] = [
+        &key.scope_id.to_ne_bytes(),
+        &[0; 4],
+        &key.address,
+        &grant.expires_at_ns.to_ne_bytes(),
+        &grant.rule.to_ne_bytes(),
+        &[grant.ports.proto, 0],
+        &grant.ports.first.to_ne_bytes(),
+        &grant.ports.last.to_ne_bytes(),
+        &[0; 2],
+    ];
+    for (slot, byte) in bytes.iter_mut().zip(parts.concat()) {
+        *slot = byte;
+    }
+    bytes
+}
+
+fn random_seed() -> Result<u64, DatapathError> {
+    let path = Path::new("/dev/urandom");
+    let mut bytes = [0; 8];
+    let read = fs::File::open(path)
+        .and_then(|mut file| std::io::Read::read_exact(&mut file, &mut bytes));
+    match read {
+        Ok(()) => Ok(u64::from_ne_bytes(bytes)),
+        Err(source) => Err(DatapathError::Io {
+            action: "read",
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
+
+/// Index of an interface of this network namespace, and bytes of its link-layer header.
+fn interface_facts(name: &str) -> Result<(u32, u32), DatapathError> {
+    let failed = |source| DatapathError::Io {
+        action: "look at interface",
+        path: name.into(),
+        source,
+    };
+    let index = nix::net::if_::if_nametoindex(name).map_err(|errno| failed(errno.into()))?;
+    let kind = nix::ifaddrs::getifaddrs()
+        .map_err(|errno| failed(errno.into()))?
+        .filter(|address| address.interface_name == name)
+        .find_map(|address| address.address?.as_link_addr().map(|link| link.hatype()));
+    // ARPHRD_ETHER and ARPHRD_LOOPBACK (include/uapi/linux/if_arp.h) carry 14 bytes; tunnels of layer 3 none.
+    let bytes = match kind {
+        Some(libc::ARPHRD_ETHER | libc::ARPHRD_LOOPBACK) => 14,
+        _ => 0,
+    };
+    Ok((index, bytes))
+}
+
+/// Cgroup id of a cgroup v2 directory, and its distance from the root of the hierarchy.
+///
+/// # Errors
+///
+/// The path is not a directory below the cgroup v2 mount.
+pub fn cgroup_facts(path: &Path) -> Result<(u64, i32), DatapathError> {
+    let failed = |source| DatapathError::Io {
+        action: "look at cgroup",
+        path: path.to_owned(),
+        source,
+    };
+    let path = fs::canonicalize(path).map_err(failed)?;
+    let metadata = fs::metadata(&path).map_err(failed)?;
+    let root = crate::workload::cgroup_root().unwrap_or_default();
+    let depth = path
+        .strip_prefix(&root)
+        .map(|below| below.components().count())
+        .map_err(|error| failed(std::io::Error::other(error)))?;
+    // On cgroup v2 the inode number is the cgroup's id (kernfs, 64-bit inodes since 5.5).
+    Ok((metadata.ino(), i32::try_from(depth).unwrap_or(i32::MAX)))
+}
+
+/// Who holds a pin directory, from the kernel's list of locks.
+fn holder(pin_dir: &Path) -> String {
+    let unknown = "its process cannot be told".to_owned();
+    let Ok(metadata) = fs::metadata(pin_dir) else {
+        return unknown;
+    };
+    let Ok(locks) = fs::read_to_string("/proc/locks") else {
+        return unknown;
+    };
+    let inode = format!(":{}", metadata.ino());
+    locks
+        .lines()
+        .filter(|line| line.contains("FLOCK"))
+        .find_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let pid = fields.get(4)?;
+            let file = fields.get(5)?;
+            file.ends_with(&inode).then(|| format!("process {pid}"))
+        })
+        .unwrap_or(unknown)
+}

@@ -3,8 +3,7 @@
 use super::message::{MESSAGE_BYTES, Message};
 use crate::{
     hash::mix,
-    name::{NAME_TEXT_BYTES, is_matchable},
-    policy::POLICY_ID_BITS,
+    name::{NAME_TEXT_BYTES, exact_key_bits, is_matchable},
 };
 
 /// Most compression pointers in one name.
@@ -13,14 +12,20 @@ const POINTERS: u32 = 16;
 /// Steps that the longest name takes: each byte but the last, and the pointers.
 pub const NAME_STEPS: u32 = 255 + POINTERS + 1;
 
-/// Where the last byte of the reversed text (the first of the name) stands in [`NameReader::key`].
-const TEXT_END: u32 = 263;
+/// Where the reversed text ends in [`NameReader::key`]; its first byte is the last before.
+const TEXT_END: u32 = 264;
 
-/// Room for the longest key at its lowest and highest place.
-const KEY_BYTES: usize = 520;
+/// Bytes of a key before its text: prefix length and policy id.
+const KEY_HEAD_BYTES: u32 = 6;
+
+/// Places in the buffer where a key can begin; a power of two.
+const PLACES: usize = 512;
 
 /// Bytes of a trie key with its prefix length before it.
-const TRIE_KEY_BYTES: u32 = 260;
+const TRIE_KEY_BYTES: usize = 260;
+
+/// Room for a key at every place.
+const KEY_BYTES: usize = PLACES + TRIE_KEY_BYTES + 4;
 
 /// What one step gave.
 #[repr(u32)]
@@ -54,9 +59,9 @@ pub struct NameReader {
     part_at: u32,
     /// 1 when a byte was met that no rule can match.
     pub is_unmatchable: u32,
-    /// Padding, always zero.
-    _pad: u32,
-    /// The text backwards, ending at `TEXT_END`, then a zero byte; the trie key's head is written before it.
+    /// Where the text begins in `key`.
+    text_at: u32,
+    /// The text backwards, ending before `TEXT_END`, then zeros; the trie key's head is written before it.
     key: [u8; KEY_BYTES],
 }
 
@@ -73,7 +78,7 @@ impl NameReader {
             pointers: 0,
             part_at: 0,
             is_unmatchable: 0,
-            _pad: 0,
+            text_at: TEXT_END,
             key: [0; KEY_BYTES],
         }
     }
@@ -89,6 +94,7 @@ impl NameReader {
         self.pointers = 0;
         self.part_at = at;
         self.is_unmatchable = 0;
+        self.text_at = TEXT_END;
     }
 
     /// Reads one byte, or one pointer.
@@ -160,9 +166,9 @@ impl NameReader {
         if length as usize >= NAME_TEXT_BYTES {
             return NameStep::Malformed;
         }
-        // TEXT_END - length, written so that its bounds are seen: 8 to 263.
-        let slot = (255_u32.wrapping_sub(length) & 255).wrapping_add(8);
-        self.key[slot as usize] = byte;
+        let slot = self.text_at.wrapping_sub(1);
+        self.key[slot as usize & (PLACES - 1)] = byte;
+        self.text_at = slot;
         self.text_bytes = length.wrapping_add(1);
         NameStep::More
     }
@@ -173,10 +179,10 @@ impl NameReader {
     /// policy id in big endian, text backwards, zero byte (nothing ever writes behind the text).
     #[inline(always)]
     pub fn trie_key(&mut self, policy_id: u16) -> *const u8 {
-        let length = self.text_bytes & 255;
-        let bits = POLICY_ID_BITS.wrapping_add(length.wrapping_add(1).wrapping_mul(8));
-        // TEXT_END + 1 - length - 6: 3 to 258.
-        let at = TEXT_END.wrapping_sub(5).wrapping_sub(length) as usize;
+        let bits = exact_key_bits(self.text_bytes);
+        // The place is loaded and masked, not computed from the length: the
+        // verifier wants to see a bounded number before it meets the pointer.
+        let at = self.text_at.wrapping_sub(KEY_HEAD_BYTES) as usize & (PLACES - 1);
         let [b0, b1, b2, b3] = bits.to_ne_bytes();
         let [high, low] = policy_id.to_be_bytes();
         for (index, byte) in [b0, b1, b2, b3, high, low].into_iter().enumerate() {
@@ -188,9 +194,9 @@ impl NameReader {
     /// The name as text, first byte last: for the host.
     #[must_use]
     pub fn reversed_text(&self) -> &[u8] {
-        let end = TEXT_END.wrapping_add(1) as usize;
-        let begin = end.saturating_sub(self.text_bytes as usize);
-        self.key.get(begin..end).unwrap_or_default()
+        self.key
+            .get(self.text_at as usize..TEXT_END as usize)
+            .unwrap_or_default()
     }
 }
 
@@ -200,8 +206,8 @@ impl Default for NameReader {
     }
 }
 
-const _: () = assert!(TEXT_END as usize == 8 + 255);
-const _: () = assert!(258 + TRIE_KEY_BYTES as usize <= KEY_BYTES);
+const _: () = assert!(TEXT_END as usize >= NAME_TEXT_BYTES + KEY_HEAD_BYTES as usize);
+const _: () = assert!(TEXT_END as usize + TRIE_KEY_BYTES <= KEY_BYTES);
 const _: () = assert!(MESSAGE_BYTES.is_power_of_two());
 
 #[inline(always)]
@@ -210,7 +216,7 @@ const _: () = assert!(MESSAGE_BYTES.is_power_of_two());
     reason = "an index check here would be a branch that the verifier cannot remove"
 )]
 fn put(key: &mut [u8; KEY_BYTES], at: usize, index: usize, byte: u8) {
-    // SAFETY: `at` is at most 258 and `index` at most 5 (see `trie_key`), the buffer has 520 bytes.
+    // SAFETY: `at` is below `PLACES` and `index` at most 5 (see `trie_key`): both are in the buffer.
     let slot = unsafe { key.as_mut_ptr().add(at) };
     // SAFETY: as above.
     let slot = unsafe { slot.add(index) };
@@ -221,7 +227,7 @@ fn put(key: &mut [u8; KEY_BYTES], at: usize, index: usize, byte: u8) {
 #[inline(always)]
 #[expect(unsafe_code, reason = "the kernel's helper takes a pointer")]
 fn key_from(key: &[u8; KEY_BYTES], at: usize) -> *const u8 {
-    // SAFETY: `at` is at most 258, and 258 + 260 bytes are in the buffer.
+    // SAFETY: `at` is below `PLACES`, and from each place a whole key is in the buffer.
     unsafe { key.as_ptr().add(at) }
 }
 
@@ -256,7 +262,7 @@ mod tests {
     fn key_at_pointer(reader: &mut NameReader, policy_id: u16) -> (u32, [u8; NAME_KEY_BYTES]) {
         let pointer = reader.trie_key(policy_id);
         let at = pointer.addr() - reader.key.as_ptr().addr();
-        let key = &reader.key[at..at + TRIE_KEY_BYTES as usize];
+        let key = &reader.key[at..at + TRIE_KEY_BYTES];
         let (bits, data) = key.split_at(4);
         (
             u32::from_ne_bytes(bits.try_into().expect("four bytes")),
@@ -330,6 +336,7 @@ mod tests {
         let mut reader = NameReader::new();
         for length in 0..=u32::try_from(NAME_TEXT_BYTES).expect("a length") {
             reader.text_bytes = length;
+            reader.text_at = TEXT_END - length;
             let (bits, _) = key_at_pointer(&mut reader, 7);
             assert_eq!(bits, 16 + (length + 1) * 8);
             assert_eq!(reader.key[264..], [0; KEY_BYTES - 264]);

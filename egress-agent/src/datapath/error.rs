@@ -1,0 +1,96 @@
+//! What can go wrong between the agent and the kernel.
+
+use std::{io, path::PathBuf};
+
+/// A step that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum DatapathError {
+    /// The binary was built without its programs.
+    #[error("this agent was built without its eBPF object: build it with `cargo xtask build`")]
+    NoObject,
+    /// Another agent holds the pin directory.
+    #[error("another agent ({holder}) holds {}: stop it first, or use another --pin-dir", .path.display())]
+    Held {
+        /// The pin directory.
+        path: PathBuf,
+        /// The other agent, as far as it can be told.
+        holder: String,
+    },
+    /// A file operation.
+    #[error("cannot {action} {}", .path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The maps that are pinned have another layout.
+    #[error(
+        "{} holds maps of layout {found}, this agent has layout {expected}: run `egress-agent unload` first",
+        .path.display()
+    )]
+    Layout {
+        /// The pin directory.
+        path: PathBuf,
+        /// Version found.
+        found: u32,
+        /// Version expected.
+        expected: u32,
+    },
+    /// The object cannot be loaded.
+    #[error("cannot load the eBPF object")]
+    Load(#[source] aya::EbpfError),
+    /// A program does not verify.
+    #[error("the kernel refuses program {program}")]
+    Program {
+        /// Its name.
+        program: &'static str,
+        /// Why, with the verifier's log.
+        #[source]
+        source: aya::programs::ProgramError,
+    },
+    /// A program cannot be attached.
+    #[error("cannot attach {program} to {target}")]
+    Attach {
+        /// Its name.
+        program: &'static str,
+        /// Cgroup or interface.
+        target: String,
+        /// Why.
+        #[source]
+        source: aya::programs::ProgramError,
+    },
+    /// A link cannot be used.
+    #[error("cannot {action} the link of {program}")]
+    Link {
+        /// What was tried.
+        action: &'static str,
+        /// The program.
+        program: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A map operation.
+    #[error("cannot {action} map {map}")]
+    Map {
+        /// What was tried.
+        action: &'static str,
+        /// The map.
+        map: &'static str,
+        /// Why not.
+        #[source]
+        source: aya::maps::MapError,
+    },
+    /// The object lacks something that the agent expects.
+    #[error("the eBPF object has no {what} {name}: it is of another version than the agent")]
+    Missing {
+        /// `map` or `program`.
+        what: &'static str,
+        /// Its name.
+        name: &'static str,
+    },
+}

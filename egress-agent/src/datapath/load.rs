@@ -1,0 +1,442 @@
+//! Loading, adopting and attaching.
+//!
+//! Maps and links are pinned below one bpffs directory, `maps/` and `links/`.
+//! An agent that finds pins of its own layout adopts them: it loads its
+//! programs over the pinned maps and puts them behind the pinned links, one
+//! atomic update each; nothing is ever detached on the way.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Map, MapData},
+    programs::{
+        CgroupAttachMode, CgroupSkbAttachType, Program,
+        SchedClassifier, TcAttachType,
+        links::FdLink,
+        tc,
+    },
+    util::KernelVersion,
+};
+use egress_common::{
+    maps::{Config, LAYOUT_VERSION, MAP_NAMES, NO_LEVEL},
+    verdict::Hook,
+};
+use nix::fcntl::{Flock, FlockArg};
+use tracing::{debug, info};
+
+use super::{
+    AttachedHook,
+    error::DatapathError,
+    sys,
+};
+
+/// The object that `cargo xtask build-ebpf` made; empty when there was none.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/egress-ebpf"));
+
+/// Kernel that has `bpf_ktime_get_coarse_ns`.
+const COARSE_CLOCK_KERNEL: KernelVersion = KernelVersion::new(5, 11, 0);
+
+/// Kernel that has TCX.
+const TCX_KERNEL: KernelVersion = KernelVersion::new(6, 6, 0);
+
+/// Whether the running kernel is at least this one. One that cannot be told counts as the oldest.
+pub(super) fn kernel_is_at_least(version: KernelVersion) -> bool {
+    KernelVersion::current().is_ok_and(|current| current >= version)
+}
+
+/// Where and how to load.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Directory on a bpffs.
+    pub pin_dir: PathBuf,
+    /// Cgroup v2 directory that the hooks are attached to.
+    pub cgroup: PathBuf,
+    /// Interfaces for the tc pair.
+    pub interfaces: Vec<String>,
+    /// Most learned addresses.
+    pub learned_capacity: u32,
+    /// Level of kernel-side debug messages: 0 is off, 5 is trace.
+    pub ebpf_log_level: u8,
+}
+
+/// The programs and maps, loaded and pinned.
+pub(super) struct Loaded {
+    pub(super) ebpf: Ebpf,
+    pub(super) options: Options,
+    /// Held as long as the agent runs: only one agent writes the maps.
+    _lock: Flock<File>,
+    /// clsact hooks, which have no link to pin.
+    pub(super) clsact: Vec<AttachedHook>,
+    /// Whether maps of an earlier agent were found.
+    pub(super) is_adopted: bool,
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DatapathError {
+    let path = path.to_owned();
+    move |source| DatapathError::Io {
+        action,
+        path,
+        source,
+    }
+}
+
+/// Takes the pin directory for this process. bpffs has no regular files, but its directories can be locked.
+pub(super) fn lock(pin_dir: &Path) -> Result<Flock<File>, DatapathError> {
+    let directory = File::open(pin_dir).map_err(io_error("open", pin_dir))?;
+    Flock::lock(directory, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
+        if errno == nix::errno::Errno::EWOULDBLOCK {
+            DatapathError::Held {
+                path: pin_dir.to_owned(),
+                holder: super::holder(pin_dir),
+            }
+        } else {
+            io_error("lock", pin_dir)(errno.into())
+        }
+    })
+}
+
+pub(super) fn maps_dir(pin_dir: &Path) -> PathBuf {
+    pin_dir.join("maps")
+}
+
+pub(super) fn links_dir(pin_dir: &Path) -> PathBuf {
+    pin_dir.join("links")
+}
+
+/// Layout of the maps that are pinned; `None` when there are none.
+fn pinned_layout(pin_dir: &Path) -> Option<u32> {
+    let path = maps_dir(pin_dir).join("CONFIG");
+    let data = MapData::from_pin(path).ok()?;
+    let map = Map::from_map_data(data).ok()?;
+    let config = aya::maps::Array::<_, Config>::try_from(map).ok()?;
+    config.get(&0, 0).ok().map(|config| config.layout_version)
+}
+
+/// Loads the object over the pinned maps, or over new ones.
+pub(super) fn load(options: Options) -> Result<Loaded, DatapathError> {
+    if OBJECT.is_empty() {
+        return Err(DatapathError::NoObject);
+    }
+    let maps = maps_dir(&options.pin_dir);
+    let links = links_dir(&options.pin_dir);
+    for directory in [&options.pin_dir, &maps, &links] {
+        fs::create_dir_all(directory).map_err(io_error("create", directory))?;
+    }
+    let lock = lock(&options.pin_dir)?;
+    let found = pinned_layout(&options.pin_dir);
+    if let Some(found) = found
+        && found != LAYOUT_VERSION
+        && found != 0
+    {
+        return Err(DatapathError::Layout {
+            path: options.pin_dir,
+            found,
+            expected: LAYOUT_VERSION,
+        });
+    }
+    let coarse_clock = u8::from(kernel_is_at_least(COARSE_CLOCK_KERNEL));
+    let mut loader = EbpfLoader::new();
+    loader
+        .override_global("COARSE_CLOCK", &coarse_clock, true)
+        .override_global("AYA_LOG_LEVEL", &options.ebpf_log_level, true)
+        .map_max_entries("LEARNED", options.learned_capacity);
+    for name in MAP_NAMES {
+        loader.map_pin_path(name, maps.join(name));
+    }
+    let mut ebpf = loader.load(OBJECT).map_err(DatapathError::Load)?;
+    for hook in Hook::ALL {
+        load_program(&mut ebpf, hook.name())?;
+    }
+    for name in ["learn", "sweep"] {
+        load_program(&mut ebpf, name)?;
+    }
+    Ok(Loaded {
+        ebpf,
+        options,
+        _lock: lock,
+        clsact: Vec::new(),
+        is_adopted: found == Some(LAYOUT_VERSION),
+    })
+}
+
+fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), DatapathError> {
+    let program = ebpf.program_mut(name).ok_or(DatapathError::Missing {
+        what: "program",
+        name,
+    })?;
+    let loaded = match program {
+        Program::CgroupSkb(program) => program.load(),
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
+        _ => {
+            return Err(DatapathError::Missing {
+                what: "program",
+                name,
+            });
+        }
+    };
+    loaded.map_err(|source| DatapathError::Program {
+        program: name,
+        source,
+    })?;
+    if let Ok(info) = program.info() {
+        debug!(
+            program = name,
+            instructions = info.verified_instruction_count(),
+            "program verified"
+        );
+    }
+    Ok(())
+}
+
+impl Loaded {
+    /// Attaches every hook that is not attached yet, and puts the new programs behind the others.
+    ///
+    /// Learning comes before judging, packets before connects.
+    pub(super) fn attach(&mut self) -> Result<(), DatapathError> {
+        let cgroup = self.options.cgroup.clone();
+        for hook in [
+            Hook::SkbIngress,
+            Hook::SkbEgress,
+            Hook::Connect4,
+            Hook::Connect6,
+        ] {
+            self.attach_cgroup(hook, &cgroup)?;
+        }
+        for interface in self.options.interfaces.clone() {
+            for hook in [Hook::TcIngress, Hook::TcEgress] {
+                self.attach_interface(hook, &interface)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn attach_cgroup(&mut self, hook: Hook, cgroup: &Path) -> Result<(), DatapathError> {
+        let name = hook.name();
+        let pin = links_dir(&self.options.pin_dir).join(name);
+        let program = program_of(&mut self.ebpf, name)?;
+        let fd = match program {
+            Program::CgroupSkb(program) => program.fd(),
+            Program::CgroupSockAddr(program) => program.fd(),
+            _ => {
+                return Err(DatapathError::Missing {
+                    what: "program",
+                    name,
+                });
+            }
+        }
+        .map_err(|source| DatapathError::Program {
+            program: name,
+            source,
+        })?;
+        if pin.exists() {
+            return replace(&pin, name, fd.as_fd());
+        }
+        let target = cgroup.display().to_string();
+        let directory = File::open(cgroup).map_err(io_error("open", cgroup))?;
+        let attach = |source| DatapathError::Attach {
+            program: name,
+            target: target.clone(),
+            source,
+        };
+        // The kernel wants flags 0 for links; several links still coexist.
+        let mode = CgroupAttachMode::Single;
+        let link: FdLink = match program {
+            Program::CgroupSkb(program) => {
+                let kind = if hook == Hook::SkbEgress {
+                    CgroupSkbAttachType::Egress
+                } else {
+                    CgroupSkbAttachType::Ingress
+                };
+                let id = program.attach(directory, kind, mode).map_err(attach)?;
+                let link = program.take_link(id).map_err(attach)?;
+                fd_link(link.try_into(), name)?
+            }
+            Program::CgroupSockAddr(program) => {
+                let id = program.attach(directory, mode).map_err(attach)?;
+                let link = program.take_link(id).map_err(attach)?;
+                fd_link(link.try_into(), name)?
+            }
+            _ => {
+                return Err(DatapathError::Missing {
+                    what: "program",
+                    name,
+                });
+            }
+        };
+        pin_link(link, &pin, name)?;
+        info!(hook = name, cgroup = %target, "hook attached");
+        Ok(())
+    }
+
+    fn attach_interface(&mut self, hook: Hook, interface: &str) -> Result<(), DatapathError> {
+        let name = hook.name();
+        let pin = links_dir(&self.options.pin_dir).join(format!("{name}-{interface}"));
+        let Program::SchedClassifier(program) = program_of(&mut self.ebpf, name)? else {
+            return Err(DatapathError::Missing {
+                what: "program",
+                name,
+            });
+        };
+        if pin.exists() {
+            let fd = program.fd().map_err(|source| DatapathError::Program {
+                program: name,
+                source,
+            })?;
+            return replace(&pin, name, fd.as_fd());
+        }
+        let kind = if hook == Hook::TcEgress {
+            TcAttachType::Egress
+        } else {
+            TcAttachType::Ingress
+        };
+        let attach = |source| DatapathError::Attach {
+            program: name,
+            target: interface.to_owned(),
+            source,
+        };
+        if kernel_is_at_least(TCX_KERNEL) {
+            let id = program.attach(interface, kind).map_err(attach)?;
+            let link = program.take_link(id).map_err(attach)?;
+            pin_link(fd_link(link.try_into(), name)?, &pin, name)?;
+        } else {
+            attach_clsact(program, interface, kind, name).map_err(attach)?;
+            self.clsact.push(AttachedHook {
+                hook,
+                target: interface.to_owned(),
+                kind: "clsact",
+                is_attached: true,
+            });
+        }
+        info!(hook = name, interface, "hook attached");
+        Ok(())
+    }
+
+    /// Every hook that should be there, and whether the kernel still has it.
+    pub(super) fn hooks(&self) -> Vec<AttachedHook> {
+        let links = links_dir(&self.options.pin_dir);
+        let cgroup = self.options.cgroup.display().to_string();
+        let mut hooks: Vec<AttachedHook> = [
+            Hook::Connect4,
+            Hook::Connect6,
+            Hook::SkbEgress,
+            Hook::SkbIngress,
+        ]
+        .into_iter()
+        .map(|hook| AttachedHook {
+            hook,
+            target: cgroup.clone(),
+            kind: "link",
+            is_attached: sys::object(&links.join(hook.name())).is_ok(),
+        })
+        .collect();
+        hooks.extend(self.clsact.iter().cloned());
+        for interface in &self.options.interfaces {
+            for hook in [Hook::TcEgress, Hook::TcIngress] {
+                let is_clsact = self
+                    .clsact
+                    .iter()
+                    .any(|other| other.hook == hook && other.target == *interface);
+                if !is_clsact {
+                    let pin = links.join(format!("{}-{interface}", hook.name()));
+                    hooks.push(AttachedHook {
+                        hook,
+                        target: interface.clone(),
+                        kind: "tcx",
+                        is_attached: sys::object(&pin).is_ok(),
+                    });
+                }
+            }
+        }
+        hooks
+    }
+}
+
+/// Priority of the clsact filters: early, and unlikely to be used by others.
+const CLSACT_PRIORITY: u16 = 0xe6;
+
+fn attach_clsact(
+    program: &mut SchedClassifier,
+    interface: &str,
+    kind: TcAttachType,
+    name: &str,
+) -> Result<(), aya::programs::ProgramError> {
+    // It is there already on every interface that was given before.
+    let _ = tc::qdisc_add_clsact(interface);
+    // An earlier agent's filter, which an agent without links cannot take over, is replaced: the new one first.
+    let id = program.attach_with_options(
+        interface,
+        kind,
+        tc::TcAttachOptions::Netlink(tc::NlOptions {
+            priority: CLSACT_PRIORITY,
+            ..tc::NlOptions::default()
+        }),
+    )?;
+    let link = program.take_link(id)?;
+    debug!(program = name, interface, "clsact filter added");
+    // The filter stays when the agent ends.
+    std::mem::forget(link);
+    Ok(())
+}
+
+fn program_of<'a>(
+    ebpf: &'a mut Ebpf,
+    name: &'static str,
+) -> Result<&'a mut Program, DatapathError> {
+    ebpf.program_mut(name).ok_or(DatapathError::Missing {
+        what: "program",
+        name,
+    })
+}
+
+fn fd_link<E>(link: Result<FdLink, E>, name: &str) -> Result<FdLink, DatapathError>
+where
+    E: std::error::Error + Send + Sync + 'static,
+{
+    link.map_err(|error| DatapathError::Link {
+        action: "take",
+        program: name.to_owned(),
+        source: io::Error::other(error),
+    })
+}
+
+fn pin_link(link: FdLink, pin: &Path, name: &str) -> Result<(), DatapathError> {
+    link.pin(pin).map(|_| ()).map_err(|error| DatapathError::Link {
+        action: "pin",
+        program: name.to_owned(),
+        source: io::Error::other(error),
+    })
+}
+
+/// Puts a program behind a pinned link.
+fn replace(
+    pin: &Path,
+    name: &str,
+    program: impl AsFd,
+) -> Result<(), DatapathError> {
+    let update = |source| DatapathError::Link {
+        action: "update",
+        program: name.to_owned(),
+        source,
+    };
+    let link = sys::object(pin).map_err(update)?;
+    sys::update_link(link, program).map_err(update)?;
+    info!(hook = name, "program replaced behind its link");
+    Ok(())
+}
+
+/// A configuration with nothing bound below the node.
+pub(super) fn fresh_config(seed: u64) -> Config {
+    Config {
+        seed,
+        layout_version: LAYOUT_VERSION,
+        generation: 1,
+        levels: [NO_LEVEL; egress_common::maps::CGROUP_LEVELS],
+    }
+}

@@ -1,0 +1,323 @@
+//! Typed access to the maps.
+
+use aya::{
+    Ebpf, Pod,
+    maps::{
+        Array, HashMap, LpmTrie, MapData, MapError, PerCpuArray, RingBuf,
+        lpm_trie::Key,
+    },
+};
+use egress_common::{
+    address::Address,
+    learned::{Grant, Learned, LearnedKey},
+    maps::{Config, RuleCounters},
+    name::{NAME_KEY_BYTES, trie_key},
+    policy::{CIDR_KEY_BYTES, CidrRules, NameRules, POLICY_ID_BITS, RuleKey, Workload, cidr_key},
+    tally::Tally,
+    verdict::{Hook, Reason, Verdict, counter_index},
+};
+
+use super::{
+    Counter, Counters, LearnedEntry, MapFill, RuleCounter,
+    error::DatapathError,
+};
+use crate::policy::Compiled;
+
+type Hash<K, V> = HashMap<MapData, K, V>;
+
+/// The maps that the agent reads and writes.
+pub(super) struct Maps {
+    pub(super) config: Array<MapData, Config>,
+    pub(super) workloads: Hash<u64, Workload>,
+    names: LpmTrie<MapData, [u8; NAME_KEY_BYTES], NameRules>,
+    cidrs: LpmTrie<MapData, [u8; CIDR_KEY_BYTES], CidrRules>,
+    rules: Hash<RuleKey, u32>,
+    resolvers: Hash<Address, u32>,
+    local: Hash<Address, u32>,
+    interfaces: Hash<u32, u32>,
+    learned: Hash<LearnedKey, Learned>,
+    counters: PerCpuArray<MapData, u64>,
+    tallies: PerCpuArray<MapData, u64>,
+    rule_counters: Hash<u64, RuleCounters>,
+    learned_capacity: u32,
+}
+
+fn error(action: &'static str, map: &'static str) -> impl FnOnce(MapError) -> DatapathError {
+    move |source| DatapathError::Map {
+        action,
+        map,
+        source,
+    }
+}
+
+/// Takes a map out of the object.
+pub(super) fn take<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, DatapathError>
+where
+    T: TryFrom<aya::maps::Map, Error = MapError>,
+{
+    let map = ebpf
+        .take_map(name)
+        .ok_or(DatapathError::Missing { what: "map", name })?;
+    T::try_from(map).map_err(error("open", name))
+}
+
+/// Takes a ring buffer out of the object.
+pub(super) fn take_ring(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<RingBuf<MapData>, DatapathError> {
+    take(ebpf, name)
+}
+
+impl Maps {
+    pub(super) fn take(ebpf: &mut Ebpf, learned_capacity: u32) -> Result<Self, DatapathError> {
+        Ok(Self {
+            config: take(ebpf, "CONFIG")?,
+            workloads: take(ebpf, "WORKLOADS")?,
+            names: take(ebpf, "NAMES")?,
+            cidrs: take(ebpf, "CIDRS")?,
+            rules: take(ebpf, "RULES")?,
+            resolvers: take(ebpf, "RESOLVERS")?,
+            local: take(ebpf, "LOCAL")?,
+            interfaces: take(ebpf, "INTERFACES")?,
+            learned: take(ebpf, "LEARNED")?,
+            counters: take(ebpf, "COUNTERS")?,
+            tallies: take(ebpf, "TALLIES")?,
+            rule_counters: take(ebpf, "RULE_COUNTERS")?,
+            learned_capacity,
+        })
+    }
+
+    /// Reads the configuration.
+    pub(super) fn config(&self) -> Result<Config, DatapathError> {
+        self.config.get(&0, 0).map_err(error("read", "CONFIG"))
+    }
+
+    /// Writes the configuration.
+    pub(super) fn set_config(&mut self, config: Config) -> Result<(), DatapathError> {
+        self.config
+            .set(0, config, 0)
+            .map_err(error("write", "CONFIG"))
+    }
+
+    /// Writes a compiled policy under an id that nothing uses yet.
+    pub(super) fn install(
+        &mut self,
+        policy_id: u16,
+        compiled: &Compiled,
+    ) -> Result<(), DatapathError> {
+        for (pattern, rules) in &compiled.names {
+            let (bits, data) = trie_key(policy_id, pattern.name.as_bytes(), pattern.below);
+            self.names
+                .insert(&Key::new(bits, data), rules, 0)
+                .map_err(error("write", "NAMES"))?;
+            for entry in rules.entries.iter().take_while(|entry| entry.kind != 0) {
+                self.rules
+                    .insert(rule_key(policy_id, entry.rule), 1, 0)
+                    .map_err(error("write", "RULES"))?;
+            }
+        }
+        for ((address, prefix), rules) in &compiled.cidrs {
+            let bits = POLICY_ID_BITS.wrapping_add(u32::from(*prefix));
+            let key = Key::new(bits, cidr_key(policy_id, address));
+            self.cidrs
+                .insert(&key, rules, 0)
+                .map_err(error("write", "CIDRS"))?;
+        }
+        Ok(())
+    }
+
+    /// Removes every trace of policies other than `keep`.
+    pub(super) fn remove_policies_but(&mut self, keep: u16) -> Result<(), DatapathError> {
+        let id = keep.to_be_bytes();
+        let stale = stale_keys(self.names.keys(), "NAMES", |key| {
+            let data = key.data();
+            !data.starts_with(&id)
+        })?;
+        for key in stale {
+            ignore_missing(self.names.remove(&key), "NAMES")?;
+        }
+        let stale = stale_keys(self.cidrs.keys(), "CIDRS", |key| {
+            let data = key.data();
+            !data.starts_with(&id)
+        })?;
+        for key in stale {
+            ignore_missing(self.cidrs.remove(&key), "CIDRS")?;
+        }
+        let stale = stale_keys(self.rules.keys(), "RULES", |key| key.policy_id != keep)?;
+        for key in stale {
+            ignore_missing(self.rules.remove(&key), "RULES")?;
+        }
+        Ok(())
+    }
+
+    /// Makes the trusted resolvers exactly these.
+    pub(super) fn set_resolvers(&mut self, wanted: &[Address]) -> Result<(), DatapathError> {
+        set_exactly(&mut self.resolvers, "RESOLVERS", wanted)
+    }
+
+    /// Makes the node's own addresses exactly these.
+    pub(super) fn set_local(&mut self, wanted: &[Address]) -> Result<(), DatapathError> {
+        set_exactly(&mut self.local, "LOCAL", wanted)
+    }
+
+    /// Tells how many bytes of link-layer header an interface has.
+    pub(super) fn set_interface(&mut self, index: u32, bytes: u32) -> Result<(), DatapathError> {
+        self.interfaces
+            .insert(index, bytes, 0)
+            .map_err(error("write", "INTERFACES"))
+    }
+
+    /// Every learned address.
+    pub(super) fn learned(&self) -> Result<Vec<LearnedEntry>, DatapathError> {
+        let mut entries = Vec::new();
+        for item in self.learned.iter() {
+            let (key, value) = match item {
+                Ok(item) => item,
+                Err(MapError::KeyNotFound) => continue,
+                Err(source) => return Err(error("read", "LEARNED")(source)),
+            };
+            entries.push(LearnedEntry {
+                scope_id: key.scope_id,
+                address: key.address,
+                grants: used_grants(&value),
+            });
+        }
+        Ok(entries)
+    }
+
+    /// Everything that the kernel counts.
+    pub(super) fn counters(&self) -> Result<Counters, DatapathError> {
+        let mut counters = Counters::default();
+        for hook in Hook::ALL {
+            for verdict in Verdict::ALL {
+                for reason in Reason::ALL {
+                    let index = counter_index(*hook, *verdict, *reason);
+                    let count = sum(&self.counters, index, "COUNTERS")?;
+                    if count != 0 {
+                        counters.verdicts.push(Counter {
+                            hook: *hook,
+                            verdict: *verdict,
+                            reason: *reason,
+                            count,
+                        });
+                    }
+                }
+            }
+        }
+        for tally in Tally::ALL {
+            let count = sum(&self.tallies, u32::from(*tally as u8), "TALLIES")?;
+            counters.tallies.push((*tally, count));
+        }
+        for item in self.rule_counters.iter() {
+            let (rule, value) = match item {
+                Ok(item) => item,
+                Err(MapError::KeyNotFound) => continue,
+                Err(source) => return Err(error("read", "RULE_COUNTERS")(source)),
+            };
+            let [allowed, denied, would_deny, _] = value.decisions;
+            counters.rules.push(RuleCounter {
+                rule,
+                allowed,
+                denied,
+                would_deny,
+            });
+        }
+        Ok(counters)
+    }
+
+    /// Fill of the maps that can fill up.
+    pub(super) fn fill(&self) -> Vec<MapFill> {
+        use egress_common::maps as limits;
+        let fill = |name, entries: usize, capacity: u32| MapFill {
+            name,
+            entries: entries as u64,
+            capacity: u64::from(capacity),
+        };
+        vec![
+            fill("LEARNED", self.learned.keys().count(), self.learned_capacity),
+            fill("NAMES", self.names.keys().count(), limits::NAMES_CAPACITY),
+            fill("CIDRS", self.cidrs.keys().count(), limits::CIDRS_CAPACITY),
+            fill("RULES", self.rules.keys().count(), limits::RULES_CAPACITY),
+            fill(
+                "RULE_COUNTERS",
+                self.rule_counters.keys().count(),
+                limits::RULE_COUNTERS_CAPACITY,
+            ),
+            fill(
+                "WORKLOADS",
+                self.workloads.keys().count(),
+                limits::WORKLOADS_CAPACITY,
+            ),
+        ]
+    }
+}
+
+/// The key of a rule that a policy has.
+fn rule_key(policy_id: u16, rule: u64) -> RuleKey {
+    RuleKey {
+        rule,
+        policy_id,
+        _pad: [0; 6],
+    }
+}
+
+fn used_grants(value: &Learned) -> Vec<Grant> {
+    value
+        .grants
+        .iter()
+        .take_while(|grant| grant.expires_at_ns != 0)
+        .copied()
+        .collect()
+}
+
+fn sum(
+    map: &PerCpuArray<MapData, u64>,
+    index: u32,
+    name: &'static str,
+) -> Result<u64, DatapathError> {
+    let values = map.get(&index, 0).map_err(error("read", name))?;
+    Ok(values.iter().fold(0, |sum, value| sum.saturating_add(*value)))
+}
+
+fn stale_keys<K>(
+    keys: impl Iterator<Item = Result<K, MapError>>,
+    map: &'static str,
+    is_stale: impl Fn(&K) -> bool,
+) -> Result<Vec<K>, DatapathError> {
+    let mut stale = Vec::new();
+    for key in keys {
+        let key = key.map_err(error("read", map))?;
+        if is_stale(&key) {
+            stale.push(key);
+        }
+    }
+    Ok(stale)
+}
+
+fn ignore_missing(result: Result<(), MapError>, map: &'static str) -> Result<(), DatapathError> {
+    match result {
+        Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(ref cause))
+            if cause.io_error.raw_os_error() == Some(libc::ENOENT) =>
+        {
+            Ok(())
+        }
+        Err(source) => Err(error("delete from", map)(source)),
+    }
+}
+
+fn set_exactly<K: Pod + Eq>(
+    map: &mut Hash<K, u32>,
+    name: &'static str,
+    wanted: &[K],
+) -> Result<(), DatapathError> {
+    for key in wanted {
+        map.insert(key, 1, 0).map_err(error("write", name))?;
+    }
+    let stale = stale_keys(map.keys(), name, |key| !wanted.contains(key))?;
+    for key in stale {
+        ignore_missing(map.remove(&key), name)?;
+    }
+    Ok(())
+}

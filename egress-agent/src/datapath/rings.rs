@@ -1,0 +1,65 @@
+//! The ring buffers: verdicts and copies of DNS answers.
+#![expect(unsafe_code, reason = "records are read out of raw bytes")]
+
+use std::os::fd::{AsRawFd, RawFd};
+
+use aya::maps::{MapData, RingBuf};
+use egress_common::event::{DnsCopy, VerdictEvent};
+
+/// Reads a record from the beginning of `bytes`.
+fn read<T: Copy>(bytes: &[u8]) -> Option<T> {
+    if bytes.len() < size_of::<T>() {
+        return None;
+    }
+    // SAFETY: there are enough bytes, and the records are integers and byte arrays: any bytes are one.
+    Some(unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) })
+}
+
+/// Verdict events.
+pub struct EventRing(pub(super) RingBuf<MapData>);
+
+impl EventRing {
+    /// The next event, if one is there.
+    pub fn next_event(&mut self) -> Option<VerdictEvent> {
+        loop {
+            let item = self.0.next()?;
+            if let Some(event) = read(&item) {
+                return Some(event);
+            }
+        }
+    }
+}
+
+impl AsRawFd for EventRing {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+/// Copies of DNS answers.
+pub struct DnsRing(pub(super) RingBuf<MapData>);
+
+impl DnsRing {
+    /// The next copy with its payload, if one is there.
+    pub fn next_copy(&mut self) -> Option<(DnsCopy, Vec<u8>)> {
+        loop {
+            let item = self.0.next()?;
+            let Some(copy) = read::<DnsCopy>(&item) else {
+                continue;
+            };
+            let begin = size_of::<DnsCopy>();
+            let end = usize::try_from(copy.payload_bytes)
+                .ok()
+                .and_then(|bytes| begin.checked_add(bytes));
+            if let Some(payload) = end.and_then(|end| item.get(begin..end)) {
+                return Some((copy, payload.to_vec()));
+            }
+        }
+    }
+}
+
+impl AsRawFd for DnsRing {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
