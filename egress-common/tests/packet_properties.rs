@@ -2,6 +2,8 @@
 //!
 //! `tests/fuzz` compares the same parser with etherparse.
 
+#![expect(clippy::arithmetic_side_effects, reason = "test code")]
+
 use egress_common::{
     address::from_v4,
     packet::parse,
