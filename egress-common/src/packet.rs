@@ -203,7 +203,16 @@ pub fn parse_into<B: PacketBytes + ?Sized>(bytes: &B, packet: &mut Packet) -> Re
 #[inline(always)]
 fn parse_v4<B: PacketBytes + ?Sized>(bytes: &B, packet: &mut Packet) -> Result<(), Reason> {
     let [
-        first, _, length_high, length_low, _, _, fragment_high, fragment_low, hop_limit, proto,
+        first,
+        _,
+        length_high,
+        length_low,
+        _,
+        _,
+        fragment_high,
+        fragment_low,
+        hop_limit,
+        proto,
     ] = bytes.load::<10>(0).ok_or(Reason::Malformed)?;
     let [s0, s1, s2, s3, d0, d1, d2, d3] = bytes.load::<8>(12).ok_or(Reason::Malformed)?;
     let header_bytes = u32::from(first & 0xf).wrapping_mul(4);

@@ -13,9 +13,7 @@ use aya_ebpf::{
 };
 use egress_common::{
     address::is_unteachable,
-    dns::{
-        ANSWER_STEPS, HEADER_BYTES, MESSAGE_BYTES, NAME_STEPS, NameReader, NameStep, Next,
-    },
+    dns::{ANSWER_STEPS, HEADER_BYTES, MESSAGE_BYTES, NAME_STEPS, NameReader, NameStep, Next},
     event::DnsCopy,
     learned::{Grant, LearnRequest, LearnedKey},
     maps::{ANSWER_LATE_NS, Config, QueryKey},

@@ -7,9 +7,7 @@ use aya_ebpf::{helpers::bpf_skb_cgroup_id, programs::SkBuffContext};
 use aya_log_ebpf::debug;
 use egress_common::{
     decision::Decision,
-    flow::{
-        Flow, Origin, ROLE_ACTIVE, ROLE_PASSIVE, ROLE_PREEXISTING, ROLE_UNKNOWN, SocketState,
-    },
+    flow::{Flow, Origin, ROLE_ACTIVE, ROLE_PASSIVE, ROLE_PREEXISTING, ROLE_UNKNOWN, SocketState},
     maps::Config,
     packet::Packet,
     policy::{Binding, Workload, protocol},
@@ -20,8 +18,7 @@ use crate::{
     lookup::{has_rule, judge},
     query, record,
     skb::{Skb, Socket, full_socket, read_packet},
-    udp,
-    workload,
+    udp, workload,
 };
 
 /// Enforced, with no policy: for packets that come before any configuration.
@@ -146,7 +143,16 @@ fn judge_packet(
     }
     let decision = judge(&flow, &binding);
     if decision.verdict as u8 == Verdict::Allow as u8 {
-        remember(config, workload, packet, &flow, &decision, state, is_connected, is_loose_udp);
+        remember(
+            config,
+            workload,
+            packet,
+            &flow,
+            &decision,
+            state,
+            is_connected,
+            is_loose_udp,
+        );
     }
     finish(ctx, Hook::SkbEgress, &decision, &binding, packet)
 }

@@ -41,7 +41,8 @@ pub static NAMES: LpmTrie<[u8; NAME_KEY_BYTES], NameRules, { NAMES_CAPACITY as u
     LpmTrie::new();
 
 #[btf_map]
-pub static CIDRS: LpmTrie<[u8; CIDR_KEY_BYTES], CidrRules, { CIDRS_CAPACITY as usize }> = LpmTrie::new();
+pub static CIDRS: LpmTrie<[u8; CIDR_KEY_BYTES], CidrRules, { CIDRS_CAPACITY as usize }> =
+    LpmTrie::new();
 
 #[btf_map]
 pub static RULES: HashMap<RuleKey, u32, { RULES_CAPACITY as usize }, GRANTING> = HashMap::new();
@@ -79,8 +80,12 @@ pub static COUNTERS: PerCpuArray<u64, { COUNTER_COUNT as usize }> = PerCpuArray:
 pub static TALLIES: PerCpuArray<u64, { TALLY_COUNT as usize }> = PerCpuArray::new();
 
 #[btf_map]
-pub static RULE_COUNTERS: HashMap<u64, RuleCounters, { RULE_COUNTERS_CAPACITY as usize }, GRANTING> =
-    HashMap::new();
+pub static RULE_COUNTERS: HashMap<
+    u64,
+    RuleCounters,
+    { RULE_COUNTERS_CAPACITY as usize },
+    GRANTING,
+> = HashMap::new();
 
 /// One budget for denials, one for allowed flows.
 #[btf_map]

@@ -1,6 +1,9 @@
 //! DNS queries that leave: noted, so that their answers can be told from forged ones.
 
-use aya_ebpf::{bindings::{__sk_buff, bpf_sock}, helpers::bpf_get_socket_cookie};
+use aya_ebpf::{
+    bindings::{__sk_buff, bpf_sock},
+    helpers::bpf_get_socket_cookie,
+};
 use egress_common::{
     address::{Address, is_loopback},
     dns::{DNS_PORT, HEADER_BYTES, QUESTION_STEPS, QuestionHasher, QuestionStep, is_query_header},

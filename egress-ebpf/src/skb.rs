@@ -38,9 +38,8 @@ impl PacketBytes for Skb {
         let mut bytes = MaybeUninit::<[u8; N]>::uninit();
         let at = self.base.wrapping_add(at);
         // SAFETY: the buffer has N bytes.
-        let error = unsafe {
-            bpf_skb_load_bytes(self.raw.cast(), at, bytes.as_mut_ptr().cast(), N as u32)
-        };
+        let error =
+            unsafe { bpf_skb_load_bytes(self.raw.cast(), at, bytes.as_mut_ptr().cast(), N as u32) };
         if error != 0 {
             return None;
         }

@@ -204,12 +204,7 @@ pub fn tc_egress(ctx: &TcContext) -> Verdict {
 }
 
 #[inline(never)]
-fn judge_frame(
-    ctx: &TcContext,
-    config: &Config,
-    binding: &Binding,
-    packet: &Packet,
-) -> Verdict {
+fn judge_frame(ctx: &TcContext, config: &Config, binding: &Binding, packet: &Packet) -> Verdict {
     if packet.is_link_control() {
         return pass(Reason::LinkControl);
     }

@@ -5,7 +5,7 @@ use aya_ebpf::{
     helpers::{bpf_get_current_ancestor_cgroup_id, bpf_skb_ancestor_cgroup_id},
 };
 use egress_common::{
-    maps::{Config, NODE_CGROUP, NO_LEVEL},
+    maps::{Config, NO_LEVEL, NODE_CGROUP},
     policy::Workload,
 };
 

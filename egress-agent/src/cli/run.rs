@@ -221,7 +221,7 @@ impl Run {
     /// What keeps it from starting, or ends it.
     pub fn execute(self) -> anyhow::Result<ExitCode> {
         let options = self.into_options()?;
-        start(options)
+        crate::daemon::run(options)
     }
 
     /// Finds what is not given.
@@ -273,9 +273,4 @@ pub(super) fn found_cgroup() -> anyhow::Result<PathBuf> {
                      or `mount -t cgroup2 none /sys/fs/cgroup` and give --cgroup";
         UsageError::new(error).into()
     })
-}
-
-fn start(options: RunOptions) -> anyhow::Result<ExitCode> {
-    drop(options);
-    Err(anyhow::anyhow!("the daemon is not built yet"))
 }

@@ -116,11 +116,17 @@ fn cgroup_v2(path: &Path) -> Check {
         Ok(facts) if facts.filesystem_type() == CGROUP2_SUPER_MAGIC => {
             check("cgroup", needed, true, shown, String::new)
         }
-        Ok(_) => check("cgroup", needed, false, format!("{shown} is not cgroup v2"), || {
-            "give a directory on a cgroup v2 mount with --cgroup; `findmnt -t cgroup2` lists them, \
+        Ok(_) => check(
+            "cgroup",
+            needed,
+            false,
+            format!("{shown} is not cgroup v2"),
+            || {
+                "give a directory on a cgroup v2 mount with --cgroup; `findmnt -t cgroup2` lists them, \
              `mount -t cgroup2 none DIR` makes one"
                 .to_owned()
-        }),
+            },
+        ),
         Err(errno) => check("cgroup", needed, false, format!("{shown}: {errno}"), || {
             "mount cgroup v2, or give its path with --cgroup".to_owned()
         }),

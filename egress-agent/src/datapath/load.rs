@@ -16,10 +16,8 @@ use aya::{
     Ebpf, EbpfLoader,
     maps::{Map, MapData},
     programs::{
-        CgroupAttachMode, CgroupSkbAttachType, Program,
-        SchedClassifier, TcAttachType,
-        links::FdLink,
-        tc,
+        CgroupAttachMode, CgroupSkbAttachType, Program, SchedClassifier, TcAttachType,
+        links::FdLink, tc,
     },
     util::KernelVersion,
 };
@@ -30,11 +28,7 @@ use egress_common::{
 use nix::fcntl::{Flock, FlockArg};
 use tracing::{debug, info};
 
-use super::{
-    AttachedHook,
-    error::DatapathError,
-    sys,
-};
+use super::{AttachedHook, error::DatapathError, sys};
 
 /// The object that `cargo xtask build-ebpf` made; empty when there was none.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/egress-ebpf"));
@@ -407,19 +401,17 @@ where
 }
 
 fn pin_link(link: FdLink, pin: &Path, name: &str) -> Result<(), DatapathError> {
-    link.pin(pin).map(|_| ()).map_err(|error| DatapathError::Link {
-        action: "pin",
-        program: name.to_owned(),
-        source: io::Error::other(error),
-    })
+    link.pin(pin)
+        .map(|_| ())
+        .map_err(|error| DatapathError::Link {
+            action: "pin",
+            program: name.to_owned(),
+            source: io::Error::other(error),
+        })
 }
 
 /// Puts a program behind a pinned link.
-fn replace(
-    pin: &Path,
-    name: &str,
-    program: impl AsFd,
-) -> Result<(), DatapathError> {
+fn replace(pin: &Path, name: &str, program: impl AsFd) -> Result<(), DatapathError> {
     let update = |source| DatapathError::Link {
         action: "update",
         program: name.to_owned(),

@@ -2,25 +2,19 @@
 
 use aya::{
     Ebpf, Pod,
-    maps::{
-        Array, HashMap, LpmTrie, MapData, MapError, PerCpuArray, RingBuf,
-        lpm_trie::Key,
-    },
+    maps::{Array, HashMap, LpmTrie, MapData, MapError, PerCpuArray, RingBuf, lpm_trie::Key},
 };
 use egress_common::{
     address::Address,
     learned::{Grant, Learned, LearnedKey},
-    maps::{Config, RuleCounters},
+    maps::{Config, Query, QueryKey, RuleCounters},
     name::{NAME_KEY_BYTES, trie_key},
     policy::{CIDR_KEY_BYTES, CidrRules, NameRules, POLICY_ID_BITS, RuleKey, Workload, cidr_key},
     tally::Tally,
     verdict::{Hook, Reason, Verdict, counter_index},
 };
 
-use super::{
-    Counter, Counters, LearnedEntry, MapFill, RuleCounter,
-    error::DatapathError,
-};
+use super::{Counter, Counters, LearnedEntry, MapFill, RuleCounter, error::DatapathError};
 use crate::policy::Compiled;
 
 type Hash<K, V> = HashMap<MapData, K, V>;
@@ -36,6 +30,7 @@ pub(super) struct Maps {
     local: Hash<Address, u32>,
     interfaces: Hash<u32, u32>,
     learned: Hash<LearnedKey, Learned>,
+    pub(super) queries: Hash<QueryKey, Query>,
     counters: PerCpuArray<MapData, u64>,
     tallies: PerCpuArray<MapData, u64>,
     rule_counters: Hash<u64, RuleCounters>,
@@ -81,6 +76,7 @@ impl Maps {
             local: take(ebpf, "LOCAL")?,
             interfaces: take(ebpf, "INTERFACES")?,
             learned: take(ebpf, "LEARNED")?,
+            queries: take(ebpf, "QUERIES")?,
             counters: take(ebpf, "COUNTERS")?,
             tallies: take(ebpf, "TALLIES")?,
             rule_counters: take(ebpf, "RULE_COUNTERS")?,
@@ -235,7 +231,11 @@ impl Maps {
             capacity: u64::from(capacity),
         };
         vec![
-            fill("LEARNED", self.learned.keys().count(), self.learned_capacity),
+            fill(
+                "LEARNED",
+                self.learned.keys().count(),
+                self.learned_capacity,
+            ),
             fill("NAMES", self.names.keys().count(), limits::NAMES_CAPACITY),
             fill("CIDRS", self.cidrs.keys().count(), limits::CIDRS_CAPACITY),
             fill("RULES", self.rules.keys().count(), limits::RULES_CAPACITY),
@@ -277,7 +277,9 @@ fn sum(
     name: &'static str,
 ) -> Result<u64, DatapathError> {
     let values = map.get(&index, 0).map_err(error("read", name))?;
-    Ok(values.iter().fold(0, |sum, value| sum.saturating_add(*value)))
+    Ok(values
+        .iter()
+        .fold(0, |sum, value| sum.saturating_add(*value)))
 }
 
 fn stale_keys<K>(

@@ -19,14 +19,14 @@ use aya::{
 use egress_common::{
     address::Address,
     learned::{Grant, LEARN_BATCH, LearnRequest, LearnedKey},
-    maps::{CGROUP_LEVELS, NO_LEVEL, NODE_CGROUP},
+    maps::{CGROUP_LEVELS, NO_LEVEL, NODE_CGROUP, Query, QueryKey},
     policy::Workload,
 };
 
 pub use doctor::{Check, doctor};
 pub use error::DatapathError;
 pub use load::Options;
-pub use rings::{DnsRing, EventRing};
+pub use rings::{DnsRing, EventRing, Ring, readable};
 pub use snapshot::{AttachedHook, Counter, Counters, LearnedEntry, MapFill, RuleCounter};
 pub use unload::{Removed, unload};
 
@@ -218,6 +218,21 @@ impl Datapath {
         Ok(self.maps.config()?.generation)
     }
 
+    /// The key of every hash.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be read.
+    pub fn seed(&self) -> Result<u64, DatapathError> {
+        Ok(self.maps.config()?.seed)
+    }
+
+    /// A query that a socket sent, if it is still noted.
+    #[must_use]
+    pub fn query(&self, key: &QueryKey) -> Option<Query> {
+        self.maps.queries.get(key, 0).ok()
+    }
+
     /// Makes the trusted resolvers exactly these.
     ///
     /// # Errors
@@ -362,8 +377,8 @@ fn request_bytes(request: &LearnRequest) -> [u8; size_of::<LearnRequest>()] {
 fn random_seed() -> Result<u64, DatapathError> {
     let path = Path::new("/dev/urandom");
     let mut bytes = [0; 8];
-    let read = fs::File::open(path)
-        .and_then(|mut file| std::io::Read::read_exact(&mut file, &mut bytes));
+    let read =
+        fs::File::open(path).and_then(|mut file| std::io::Read::read_exact(&mut file, &mut bytes));
     match read {
         Ok(()) => Ok(u64::from_ne_bytes(bytes)),
         Err(source) => Err(DatapathError::Io {

@@ -1,10 +1,14 @@
 //! The ring buffers: verdicts and copies of DNS answers.
 #![expect(unsafe_code, reason = "records are read out of raw bytes")]
 
-use std::os::fd::{AsRawFd, RawFd};
+use std::{
+    io,
+    os::fd::{AsRawFd, RawFd},
+};
 
 use aya::maps::{MapData, RingBuf};
 use egress_common::event::{DnsCopy, VerdictEvent};
+use tokio::io::{Interest, unix::AsyncFd};
 
 /// Reads a record from the beginning of `bytes`.
 fn read<T: Copy>(bytes: &[u8]) -> Option<T> {
@@ -62,4 +66,21 @@ impl AsRawFd for DnsRing {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_raw_fd()
     }
+}
+
+/// A ring that keeps its file descriptor as long as it lives.
+pub trait Ring: AsRawFd {}
+
+impl Ring for EventRing {}
+impl Ring for DnsRing {}
+impl Ring for aya_log::EbpfLogger<&'static dyn log::Log> {}
+
+/// Makes a ring something that a task can wait for.
+///
+/// # Errors
+///
+/// The runtime refuses the file descriptor.
+pub fn readable<R: Ring>(ring: R) -> io::Result<AsyncFd<R>> {
+    // SAFETY: each `Ring` owns the map's descriptor, never changes it, and closes it when it is dropped.
+    unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }.map_err(io::Error::from)
 }

@@ -92,7 +92,13 @@ fn names_in(directory: &Path) -> Result<Vec<String>, DatapathError> {
         Err(error) => return Err(failed(error)),
     };
     entries
-        .map(|entry| Ok(entry.map_err(failed)?.file_name().to_string_lossy().into_owned()))
+        .map(|entry| {
+            Ok(entry
+                .map_err(failed)?
+                .file_name()
+                .to_string_lossy()
+                .into_owned())
+        })
         .collect()
 }
 

@@ -1,0 +1,180 @@
+//! The daemon's answers to the API.
+
+use egress_common::tally::Tally;
+use tokio::sync::broadcast;
+
+use super::{
+    shared::{Shared, lock},
+    time::now_ns,
+};
+use crate::{
+    api::{
+        AgentState, FlowFilter, LearnedQuery,
+        model::{
+            CountersReport, FlowReport, HookStatus, LearnedReport, LifelineStatus, MapStatus,
+            PolicyStatus, ScopeStatus, Status,
+        },
+        report::{LearnedContext, counters_report, learned_report, lost},
+    },
+    policy::port_range_text,
+};
+
+/// Fill of a map, in percent, that raises an alarm.
+const FILL_ALARM_PERCENT: u64 = 90;
+
+impl AgentState for Shared {
+    fn status(&self) -> anyhow::Result<Status> {
+        let datapath = self.datapath();
+        let counters = datapath.counters()?;
+        let hooks = datapath.hooks();
+        let fill = datapath.fill();
+        let generation = datapath.generation()?;
+        drop(datapath);
+        let in_force = self.in_force();
+        let refused = lock(&self.refused).clone();
+        let mut lost = lost(&counters);
+        for (name, count) in lock(&self.dns_lost).iter() {
+            lost.insert((*name).to_owned(), *count);
+        }
+        lost.insert("names_evicted".to_owned(), self.memory.counts().evicted);
+        let mut alarms = Vec::new();
+        for hook in hooks.iter().filter(|hook| !hook.is_attached) {
+            alarms.push(format!(
+                "{} is not attached to {}: restart the agent",
+                hook.hook.name(),
+                hook.target
+            ));
+        }
+        if let Some(error) = &refused {
+            alarms.push(format!("the last policy change was refused: {error}"));
+        }
+        for map in &fill {
+            let percent = map
+                .entries
+                .saturating_mul(100)
+                .checked_div(map.capacity)
+                .unwrap_or(0);
+            if percent >= FILL_ALARM_PERCENT {
+                alarms.push(format!("map {} is {percent} % full", map.name));
+            }
+        }
+        for (tally, count) in &counters.tallies {
+            if tally.is_alarm() && *count != 0 {
+                alarms.push(format!(
+                    "{}: {count} ({})",
+                    tally.name(),
+                    alarm_words(*tally)
+                ));
+            }
+        }
+        let is_attached = hooks.iter().all(|hook| hook.is_attached);
+        Ok(Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_s: self.started.elapsed().as_secs(),
+            pid: std::process::id(),
+            enforcing: is_attached && refused.is_none(),
+            mode: self.mode().name().to_owned(),
+            policy: PolicyStatus {
+                generation,
+                files: in_force
+                    .as_ref()
+                    .map(|p| p.files.clone())
+                    .unwrap_or_default(),
+                loaded_at: in_force.as_ref().map(|policy| policy.loaded_at),
+                rules: in_force.as_ref().map_or(0, |policy| policy.rules as u64),
+                names: in_force
+                    .as_ref()
+                    .map_or(0, |policy| policy.compiled.names.len() as u64),
+                cidrs: in_force
+                    .as_ref()
+                    .map_or(0, |policy| policy.compiled.cidrs.len() as u64),
+                error: refused,
+            },
+            hooks: hooks.iter().map(HookStatus::from).collect(),
+            maps: fill.iter().map(MapStatus::from).collect(),
+            lost,
+            resolvers: self.resolvers(),
+            lifeline: in_force
+                .as_ref()
+                .map(|policy| lifeline_status(&policy.lifeline))
+                .unwrap_or_default(),
+            scopes: self.scope_status(),
+            alarms,
+            dns_tunnelling: "open: any name may be asked of the trusted resolvers".to_owned(),
+        })
+    }
+
+    fn counters(&self) -> anyhow::Result<CountersReport> {
+        let counters = self.datapath().counters()?;
+        let in_force = self.in_force();
+        let report = counters_report(&counters, |rule| {
+            in_force.as_ref()?.compiled.rules.get(&rule)
+        });
+        Ok(report)
+    }
+
+    fn learned(&self, query: Option<&LearnedQuery>) -> anyhow::Result<LearnedReport> {
+        let entries = self.datapath().learned()?;
+        let in_force = self.in_force();
+        let now_ns = now_ns();
+        let context = LearnedContext {
+            now_ns,
+            names: &|scope_id, address| {
+                let Some(scope) = self.scope_of(scope_id) else {
+                    return Vec::new();
+                };
+                let names = self.memory.names_of(scope.number, address, now_ns);
+                names.iter().map(|seen| seen.name.to_string()).collect()
+            },
+            scope: &|scope_id| self.scope_of(scope_id).map(|scope| scope.name.clone()),
+            rule: &|rule| in_force.as_ref()?.compiled.rules.get(&rule),
+        };
+        Ok(learned_report(&entries, query, &context))
+    }
+
+    fn recent_flows(&self, filter: FlowFilter) -> anyhow::Result<Vec<FlowReport>> {
+        Ok(lock(&self.recent).recent(filter))
+    }
+
+    fn subscribe(&self) -> broadcast::Receiver<FlowReport> {
+        self.followers.subscribe()
+    }
+}
+
+impl Shared {
+    fn scope_status(&self) -> Vec<ScopeStatus> {
+        self.scopes
+            .iter()
+            .map(|scope| ScopeStatus {
+                name: scope.name.clone(),
+                id: scope.identity,
+                cgroup: scope.cgroup.clone(),
+            })
+            .collect()
+    }
+}
+
+fn lifeline_status(lifeline: &crate::policy::Lifeline) -> Vec<LifelineStatus> {
+    lifeline
+        .entries()
+        .iter()
+        .map(|entry| LifelineStatus {
+            name: entry.name.to_string(),
+            destination: entry.cidr.to_string(),
+            ports: entry.ports.iter().map(port_range_text).collect(),
+        })
+        .collect()
+}
+
+/// What an operator can do about a loss.
+fn alarm_words(tally: Tally) -> &'static str {
+    if tally == Tally::LearnedFull {
+        "addresses were refused for lack of room: raise --max-learned"
+    } else if tally == Tally::GrantsFull {
+        "an address has more port ranges than fit: use fewer distinct ranges"
+    } else if tally == Tally::EventsLost || tally == Tally::CopiesLost {
+        "the agent was too slow to read them"
+    } else {
+        "since the programs were first loaded"
+    }
+}

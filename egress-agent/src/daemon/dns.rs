@@ -1,0 +1,181 @@
+//! Copies of DNS answers: remembered, and learned from where the kernel could not.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use egress_common::{
+    event::DnsCopy,
+    maps::{ANSWER_LATE_NS, QueryKey},
+    policy::protocol,
+    tally::Tally,
+};
+use tracing::{debug, warn};
+
+use super::{
+    shared::{Scope, Shared, lock},
+    time::now_ns,
+};
+use crate::{
+    datapath::{DnsRing, readable},
+    dns::{
+        Answer, Reassembly, Seen, StreamLimits, WholeMessage, is_left_to_the_agent, learn_requests,
+    },
+    policy::address_from,
+    shutdown::Shutdown,
+    workload::own_addresses,
+};
+
+/// Life of what is remembered of names that no rule allows, at least; seconds.
+const REMEMBER_S: u32 = 300;
+
+/// Reads copies until it is told to stop.
+///
+/// # Errors
+///
+/// The ring cannot be waited for.
+pub(super) async fn run(shared: Arc<Shared>, ring: DnsRing, stop: Shutdown) -> anyhow::Result<()> {
+    let mut ring = readable(ring).context("cannot wait for DNS copies")?;
+    let mut reassembly = Reassembly::new(StreamLimits::default());
+    loop {
+        let mut guard = tokio::select! {
+            guard = ring.readable_mut() => guard.context("cannot wait for DNS copies")?,
+            () = stop.requested() => return Ok(()),
+        };
+        let mut messages = Vec::new();
+        while let Some((copy, payload)) = guard.get_inner_mut().next_copy() {
+            reassembly.push(&copy, &payload, now_ns(), |message| messages.push(message));
+        }
+        guard.clear_ready();
+        for message in messages {
+            take(&shared, &message);
+        }
+        let counts = reassembly.counts();
+        let mut lost = lock(&shared.dns_lost);
+        lost.insert("dns_streams_evicted", counts.evicted);
+        lost.insert("dns_streams_lost", counts.lost);
+    }
+}
+
+fn take(shared: &Shared, message: &WholeMessage) {
+    let copy = &message.copy;
+    let outcome = Tally::try_from(copy.outcome).ok();
+    if is_refused(outcome, copy) {
+        return;
+    }
+    let answer = match Answer::read(&message.bytes) {
+        Ok(answer) => answer,
+        Err(error) => {
+            debug!(%error, "DNS answer cannot be read");
+            return;
+        }
+    };
+    let Some(scope) = shared.scope_of(copy.scope_id) else {
+        return;
+    };
+    let now_ns = now_ns();
+    debug!(
+        scope = scope.name,
+        question = answer.question(),
+        addresses = answer.addresses.len(),
+        outcome = outcome.map(Tally::name),
+        "DNS answer"
+    );
+    remember(shared, scope, &answer, now_ns);
+    if outcome.is_some_and(is_left_to_the_agent) && was_asked(shared, copy, &answer, now_ns) {
+        learn(shared, copy, &answer, now_ns);
+    }
+}
+
+/// Answers that nobody asked for say nothing. Over TCP the connection itself speaks for them: see [`was_asked`].
+fn is_refused(outcome: Option<Tally>, copy: &DnsCopy) -> bool {
+    match outcome {
+        Some(Tally::AnswerUnsolicited | Tally::AnswerOtherQuestion | Tally::AnswerLate) => {
+            copy.proto != protocol::TCP
+        }
+        None | Some(Tally::AnswerMalformed) => true,
+        Some(_) => false,
+    }
+}
+
+/// Whether this answers a query of this socket. A query over TCP that was sent in pieces could not be noted; then
+/// the connection, whose sequence numbers the kernel compared, is all there is.
+fn was_asked(shared: &Shared, copy: &DnsCopy, answer: &Answer, now_ns: u64) -> bool {
+    let key = QueryKey {
+        cookie: copy.cookie,
+        resolver: copy.resolver,
+        id: answer.id.to_be_bytes(),
+        port: copy.port,
+        proto: copy.proto,
+        _pad: [0; 3],
+    };
+    let datapath = shared.datapath();
+    let Some(query) = datapath.query(&key) else {
+        return copy.proto == protocol::TCP;
+    };
+    let Ok(seed) = datapath.seed() else {
+        return false;
+    };
+    query.question == answer.question_hash(seed)
+        && now_ns.saturating_sub(query.sent_at_ns) <= ANSWER_LATE_NS
+}
+
+/// Keeps what was resolved to what, allowed or not.
+fn remember(shared: &Shared, scope: &Scope, answer: &Answer, now_ns: u64) {
+    let Some(in_force) = shared.in_force() else {
+        return;
+    };
+    let rules = in_force.compiled.rules_of_name(answer.question());
+    for address in &answer.addresses {
+        let allowed = rules.filter(|rules| rules.deny == 0);
+        let life_s = match allowed {
+            Some(rules) => rules.lifetime_s(address.ttl_s),
+            None => address.ttl_s.max(REMEMBER_S),
+        };
+        let life_ns = u64::from(life_s).saturating_mul(1_000_000_000);
+        shared.memory.record(
+            scope.number,
+            &Seen {
+                address: address.address,
+                name: answer.question(),
+                alias: answer.alias_of(address),
+                expires_at_ns: now_ns.saturating_add(life_ns),
+                is_allowed: allowed.is_some(),
+            },
+            now_ns,
+        );
+    }
+}
+
+/// Pushes what the kernel could not learn.
+fn learn(shared: &Shared, copy: &DnsCopy, answer: &Answer, now_ns: u64) {
+    let local: Vec<_> = own_addresses().into_iter().map(address_from).collect();
+    // Under the lock, so that a switch comes before or after.
+    let mut datapath = shared.datapath();
+    let Some(in_force) = shared.in_force() else {
+        return;
+    };
+    let Some(index) = in_force.scope_ids.get(&copy.scope_id) else {
+        return;
+    };
+    let Some(scope_id) = shared
+        .scopes
+        .get(*index)
+        .and_then(|scope| datapath.bound(scope.cgroup_id))
+        .map(|workload| workload.current.scope_id)
+    else {
+        return;
+    };
+    let requests = learn_requests(
+        answer,
+        |name| in_force.compiled.rules_of_name(name).copied(),
+        |address| local.contains(address),
+        scope_id,
+        now_ns,
+    );
+    if let Err(error) = datapath.learn(&requests) {
+        warn!(
+            error = format!("{:#}", anyhow::Error::new(error)),
+            "cannot learn"
+        );
+    }
+}

@@ -1,0 +1,144 @@
+//! The daemon: loads, switches, listens, sweeps.
+//!
+//! Tasks: verdict events, DNS copies, upkeep (expiry, policy files, the node's
+//! addresses), the API. They share [`Shared`] and end on one signal. Ending
+//! leaves the data plane as it is: it needs no agent.
+
+mod api;
+mod dns;
+mod events;
+mod shared;
+mod switch;
+mod time;
+mod upkeep;
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use tracing::{info, warn};
+
+use crate::{
+    api::{AgentState, ApiListener, serve},
+    cli::{ExitCode, RunOptions, UsageError},
+    datapath::{self, Datapath, DatapathError},
+    policy, shutdown,
+};
+use shared::Shared;
+
+/// Runs the daemon until it is told to stop.
+///
+/// # Errors
+///
+/// A policy, an option or an environment that is not usable, before anything
+/// is changed ([`UsageError`]); or what the kernel or the socket refuses.
+pub fn run(options: RunOptions) -> anyhow::Result<ExitCode> {
+    check_environment(&options)?;
+    let lifeline = switch::lifeline(&options, &options.resolvers);
+    let compiled = policy::load(&options.policies)
+        .and_then(|set| policy::compile(&set, &lifeline, options.mode).map(|done| (set, done)))
+        .map_err(UsageError::new)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(start(options, lifeline, compiled))
+}
+
+/// Says exactly what is missing.
+fn check_environment(options: &RunOptions) -> anyhow::Result<()> {
+    let failed: Vec<String> = datapath::doctor(&options.cgroup, &options.pin_dir)
+        .into_iter()
+        .filter(|check| !check.ok)
+        .map(|check| {
+            format!(
+                "{}: {}; needed: {}; {}",
+                check.name, check.found, check.needed, check.fix
+            )
+        })
+        .collect();
+    if failed.is_empty() {
+        return Ok(());
+    }
+    Err(UsageError::new(format!(
+        "this machine is not ready:\n  {}",
+        failed.join("\n  ")
+    ))
+    .into())
+}
+
+async fn start(
+    options: RunOptions,
+    lifeline: policy::Lifeline,
+    (set, compiled): (policy::PolicySet, policy::Compiled),
+) -> anyhow::Result<ExitCode> {
+    let listener = ApiListener::bind(&options.socket).map_err(anyhow::Error::new)?;
+    let (trigger, stop) = shutdown::channel();
+    trigger.on_signals().context("cannot wait for signals")?;
+    let mut datapath = Datapath::open(datapath::Options {
+        pin_dir: options.pin_dir.clone(),
+        cgroup: options.cgroup.clone(),
+        interfaces: options.interfaces.clone(),
+        learned_capacity: options.max_learned,
+        ebpf_log_level: options.ebpf_log.number(),
+    })
+    .map_err(environment)?;
+    let events = datapath.take_events().map_err(anyhow::Error::new)?;
+    let copies = datapath.take_dns_copies().map_err(anyhow::Error::new)?;
+    let log = datapath
+        .take_log()
+        .context("cannot read the programs' messages")?;
+    let is_adopted = datapath.is_adopted();
+
+    let shared = Arc::new(Shared::new(options, datapath)?);
+    shared
+        .switch(&set, lifeline, compiled)
+        .context("cannot write the policy into the kernel")?;
+    shared
+        .datapath()
+        .attach()
+        .context("cannot start enforcing")?;
+    info!(
+        is_adopted,
+        mode = shared.mode().name(),
+        "data plane attached"
+    );
+
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(events::run(Arc::clone(&shared), events, stop.clone()));
+    tasks.spawn(dns::run(Arc::clone(&shared), copies, stop.clone()));
+    tasks.spawn(upkeep::run(Arc::clone(&shared), stop.clone()));
+    if let Some(log) = log {
+        tasks.spawn(events::run_log(log, stop.clone()));
+    }
+    let state: Arc<dyn AgentState> = shared;
+    tasks.spawn(async move {
+        serve(listener, state, stop)
+            .await
+            .context("cannot serve the socket")
+    });
+    let mut result = Ok(ExitCode::Ok);
+    while let Some(ended) = tasks.join_next().await {
+        // The first task that fails ends the others; one that ends well was told to.
+        let ended = ended.context("a task panicked").and_then(|ended| ended);
+        if let Err(error) = ended {
+            warn!(error = format!("{error:#}"), "task failed");
+            trigger.shut_down();
+            if result.is_ok() {
+                result = Err(error);
+            }
+        }
+    }
+    info!("agent stopped; the data plane stays");
+    result
+}
+
+/// Errors that say that the machine, not the agent, has to change.
+fn environment(error: DatapathError) -> anyhow::Error {
+    match error {
+        DatapathError::NoObject | DatapathError::Held { .. } | DatapathError::Layout { .. } => {
+            UsageError::new(anyhow::Error::new(error)).into()
+        }
+        other => anyhow::Error::new(other).context("cannot load the data plane"),
+    }
+}

@@ -1,0 +1,368 @@
+//! Switching to another policy, without a packet that is judged by half of one.
+//!
+//! 1. The new policy is written under an id that no workload uses.
+//! 2. Every workload is bound to it as `next`: from now on answers teach the
+//!    old scope and the new one.
+//! 3. After a pause, in which programs that read the old binding end, known
+//!    addresses are carried over into the new scopes: grants whose rule is
+//!    still there, and names that the agent remembers and the policy allows.
+//! 4. Every workload is bound to it as `current`: one atomic write for each.
+//! 5. The generation is raised: sockets check what they remember.
+//! 6. After another pause, the old policy and the old scopes are removed.
+//!
+//! A failure before step 4 takes `next` back and removes what was written.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use egress_common::{
+    learned::{Grant, LearnRequest, LearnedKey},
+    maps::CGROUP_LEVELS,
+    policy::{Binding, Workload},
+};
+use tracing::info;
+
+use super::{
+    shared::{InForce, Scope, Shared},
+    time::now_ns,
+};
+use crate::{
+    cli::{RunOptions, run::LifelinePart},
+    datapath::LearnedEntry,
+    policy::{Compiled, Lifeline, PolicySet, RuleList, address_from},
+    workload::own_addresses,
+};
+
+/// Longer than any program runs.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Policy ids in use: 0 restricts nothing, the last one stands for "not configured".
+const POLICY_IDS: std::ops::Range<u16> = 1..u16::MAX;
+
+/// The lifeline that the options ask for.
+pub(super) fn lifeline(options: &RunOptions, resolvers: &[IpAddr]) -> Lifeline {
+    let has = |part| !options.no_lifeline.contains(&part);
+    let mut lifeline = Lifeline::new();
+    if has(LifelinePart::Resolvers) {
+        lifeline = lifeline.resolvers(resolvers);
+    }
+    if has(LifelinePart::NodeAddresses) {
+        lifeline = lifeline.node_addresses(&own_addresses());
+    }
+    if has(LifelinePart::Dhcp) {
+        lifeline = lifeline.dhcp();
+    }
+    if has(LifelinePart::ApiServer)
+        && let Some(server) = options.api_server
+    {
+        lifeline = lifeline.api_server(server.ip(), server.port());
+    }
+    if has(LifelinePart::ClusterRanges) {
+        lifeline = lifeline.cluster_ranges(&options.lifeline_cidrs);
+    }
+    lifeline
+}
+
+fn next_policy_id(last: u16) -> u16 {
+    let next = last.wrapping_add(1);
+    if POLICY_IDS.contains(&next) {
+        next
+    } else {
+        POLICY_IDS.start
+    }
+}
+
+impl Shared {
+    /// Switches to a compiled policy.
+    ///
+    /// # Errors
+    ///
+    /// A map that cannot be written; the old policy is then still in force.
+    pub(super) fn switch(
+        &self,
+        set: &PolicySet,
+        lifeline: Lifeline,
+        compiled: Compiled,
+    ) -> anyhow::Result<()> {
+        let mut datapath = self.datapath();
+        let bound: Vec<Option<Workload>> = self
+            .scopes
+            .iter()
+            .map(|scope| datapath.bound(scope.cgroup_id))
+            .collect();
+        let old: Vec<Option<Binding>> = bound
+            .iter()
+            .map(|workload| {
+                workload
+                    .map(|workload| workload.current)
+                    .filter(|binding| binding.policy_id != 0)
+            })
+            .collect();
+        let last_policy_id = old.iter().flatten().map(|binding| binding.policy_id).max();
+        let policy_id = next_policy_id(last_policy_id.unwrap_or(0));
+        let learned = datapath.learned()?;
+        let last_scope_id = learned
+            .iter()
+            .map(|entry| entry.scope_id)
+            .chain(old.iter().flatten().map(|binding| binding.scope_id))
+            .max()
+            .unwrap_or(0);
+        drop(learned);
+        let new: Vec<Binding> = (1_u32..)
+            .zip(&self.scopes)
+            .map(|(offset, _)| Binding {
+                // Wraps after four thousand million switches; 0 is never a scope.
+                scope_id: last_scope_id.wrapping_add(offset).max(1),
+                policy_id,
+                mode: compiled.mode as u8,
+                flags: compiled.flags,
+            })
+            .collect();
+
+        datapath.set_levels(&levels(&self.scopes)?)?;
+        let resolvers: Vec<_> = self.resolvers().into_iter().map(address_from).collect();
+        datapath.set_resolvers(&resolvers)?;
+        let local: Vec<_> = own_addresses().into_iter().map(address_from).collect();
+        datapath.set_local(&local)?;
+
+        let prepared = datapath.install(policy_id, &compiled).and_then(|()| {
+            for ((scope, old), new) in self.scopes.iter().zip(&old).zip(&new) {
+                if let Some(old) = old {
+                    datapath.bind(scope.cgroup_id, workload(scope, *old, *new))?;
+                }
+            }
+            std::thread::sleep(PAUSE);
+            let entries = datapath.learned()?;
+            let requests = self.carry_over(&entries, &old, &new, &compiled);
+            datapath.learn(&requests)
+        });
+        if let Err(error) = prepared {
+            for (scope, old) in self.scopes.iter().zip(&old) {
+                if let Some(old) = old {
+                    datapath.bind(scope.cgroup_id, workload(scope, *old, Binding::default()))?;
+                }
+            }
+            if let Some(last) = last_policy_id {
+                datapath.remove_policies_but(last)?;
+            }
+            return Err(error.into());
+        }
+        for (scope, new) in self.scopes.iter().zip(&new) {
+            datapath.bind(scope.cgroup_id, workload(scope, *new, Binding::default()))?;
+        }
+        let generation = datapath.raise_generation()?;
+
+        let ids = |bindings: &[Option<Binding>]| -> HashMap<u32, usize> {
+            let ids = bindings.iter().enumerate();
+            ids.filter_map(|(index, binding)| Some(((*binding)?.scope_id, index)))
+                .collect()
+        };
+        let mut scope_ids = ids(&old);
+        scope_ids.extend(ids(&new.iter().copied().map(Some).collect::<Vec<_>>()));
+        let files: BTreeSet<_> = set
+            .policies()
+            .iter()
+            .map(|policy| policy.file.clone())
+            .collect();
+        let rules = set
+            .policies()
+            .iter()
+            .map(|policy| policy.allow.len().saturating_add(policy.deny.len()))
+            .sum();
+        info!(
+            generation,
+            rules,
+            names = compiled.names.len(),
+            cidrs = compiled.cidrs.len(),
+            mode = compiled.mode.name(),
+            "policy switched"
+        );
+        self.set_in_force(InForce {
+            compiled: Arc::new(compiled),
+            lifeline,
+            files: files.into_iter().collect(),
+            rules,
+            loaded_at: InForce::loaded_now(),
+            scope_ids,
+        });
+
+        std::thread::sleep(PAUSE);
+        let kept: Vec<u64> = self.scopes.iter().map(|scope| scope.cgroup_id).collect();
+        datapath.unbind_but(&kept)?;
+        let live: BTreeSet<u32> = new.iter().map(|binding| binding.scope_id).collect();
+        let stale: Vec<LearnedKey> = datapath
+            .learned()?
+            .into_iter()
+            .filter(|entry| !live.contains(&entry.scope_id))
+            .map(|entry| LearnedKey::new(entry.scope_id, entry.address))
+            .collect();
+        // No grant ends later than this: all of them go.
+        datapath.sweep(&stale, u64::MAX)?;
+        datapath.remove_policies_but(policy_id)?;
+        Ok(())
+    }
+
+    /// Loads and compiles the files again, and switches to them.
+    ///
+    /// # Errors
+    ///
+    /// The files are wrong, or the kernel refuses; the old policy is then still in force.
+    pub(super) fn reload(&self) -> anyhow::Result<()> {
+        let lifeline = lifeline(&self.options, &self.resolvers());
+        let set = crate::policy::load(&self.options.policies).map_err(anyhow::Error::new)?;
+        let compiled = crate::policy::compile(&set, &lifeline, self.options.mode)
+            .map_err(anyhow::Error::new)?;
+        self.switch(&set, lifeline, compiled)
+            .context("cannot write the policy into the kernel")
+    }
+
+    /// The trusted resolvers: those that were given, or those that the node has now.
+    pub(super) fn resolvers(&self) -> Vec<IpAddr> {
+        if self.options.are_resolvers_given {
+            self.options.resolvers.clone()
+        } else {
+            crate::workload::system_resolvers()
+        }
+    }
+
+    /// What the new scopes are to know from the beginning.
+    fn carry_over(
+        &self,
+        entries: &[LearnedEntry],
+        old: &[Option<Binding>],
+        new: &[Binding],
+        compiled: &Compiled,
+    ) -> Vec<LearnRequest> {
+        let now_ns = now_ns();
+        let successors: HashMap<u32, (&Scope, u32)> = old
+            .iter()
+            .zip(new)
+            .zip(&self.scopes)
+            .filter_map(|((old, new), scope)| Some(((*old)?.scope_id, (scope, new.scope_id))))
+            .collect();
+        let mut requests = Vec::new();
+        for entry in entries {
+            let Some((scope, scope_id)) = successors.get(&entry.scope_id) else {
+                continue;
+            };
+            let live = entry
+                .grants
+                .iter()
+                .filter(|grant| grant.expires_at_ns > now_ns);
+            for grant in live {
+                if self.still_rests(scope, entry, grant, compiled, now_ns) {
+                    requests.push(LearnRequest {
+                        key: LearnedKey::new(*scope_id, entry.address),
+                        grant: *grant,
+                    });
+                }
+            }
+        }
+        let by_number: HashMap<_, u32> = self
+            .scopes
+            .iter()
+            .zip(new)
+            .map(|(scope, new)| (scope.number, new.scope_id))
+            .collect();
+        self.memory.for_each_live(now_ns, |live| {
+            let Some(scope_id) = by_number.get(&live.scope) else {
+                return;
+            };
+            let alias_is_denied = live
+                .seen
+                .alias
+                .as_deref()
+                .and_then(|alias| compiled.rules_of_name(alias))
+                .is_some_and(|rules| rules.deny != 0);
+            let Some(rules) = compiled.rules_of_name(&live.seen.name) else {
+                return;
+            };
+            if rules.deny != 0 || alias_is_denied {
+                return;
+            }
+            for rule in rules.entries.iter().take_while(|rule| rule.kind != 0) {
+                requests.push(LearnRequest {
+                    key: LearnedKey::new(*scope_id, live.address),
+                    grant: Grant {
+                        expires_at_ns: live.seen.expires_at_ns,
+                        rule: rule.rule,
+                        ports: rule.ports,
+                        _pad: 0,
+                    },
+                });
+            }
+        });
+        requests
+    }
+
+    /// Whether a grant rests on a rule that the new policy has, and on a name that it does not deny.
+    fn still_rests(
+        &self,
+        scope: &Scope,
+        entry: &LearnedEntry,
+        grant: &Grant,
+        compiled: &Compiled,
+        now_ns: u64,
+    ) -> bool {
+        let has_rule = compiled
+            .rules
+            .get(&grant.rule)
+            .is_some_and(|source| source.list == RuleList::Allow);
+        if !has_rule {
+            return false;
+        }
+        let names = self.memory.names_of(scope.number, &entry.address, now_ns);
+        let mut live = names
+            .iter()
+            .filter(|name| name.expires_at_ns > now_ns)
+            .peekable();
+        // Learned while no agent looked: its rule is all that is known of it.
+        if live.peek().is_none() {
+            return true;
+        }
+        live.any(|name| {
+            compiled.rules_of_name(&name.name).is_some_and(|rules| {
+                rules.deny == 0 && rules.entries.iter().any(|rule| rule.rule == grant.rule)
+            })
+        })
+    }
+}
+
+fn workload(scope: &Scope, current: Binding, next: Binding) -> Workload {
+    Workload {
+        current,
+        next,
+        is_node: u32::from(scope.cgroup.is_none()),
+        identity: scope.identity,
+    }
+}
+
+/// The depths of the scopes' cgroups, deepest first.
+fn levels(scopes: &[Scope]) -> anyhow::Result<Vec<i32>> {
+    let levels: BTreeSet<i32> = scopes.iter().filter_map(|scope| scope.level).collect();
+    if levels.len() > CGROUP_LEVELS {
+        bail!(
+            "the scopes' cgroups lie at {} different depths, and {CGROUP_LEVELS} are possible",
+            levels.len()
+        );
+    }
+    Ok(levels.into_iter().rev().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn policy_ids_skip_those_with_a_meaning() {
+        assert_eq!(next_policy_id(0), 1);
+        assert_eq!(next_policy_id(1), 2);
+        assert_eq!(next_policy_id(u16::MAX - 1), 1);
+        assert_eq!(next_policy_id(u16::MAX), 1);
+    }
+}

@@ -1,0 +1,162 @@
+//! What has to be done from time to time: expiry, changed policy files, the node's own addresses and resolvers.
+
+use std::{
+    collections::BTreeMap, fs, net::IpAddr, os::unix::fs::MetadataExt, path::PathBuf, sync::Arc,
+    time::Duration,
+};
+
+use egress_common::learned::LearnedKey;
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::{error, info, warn};
+
+use super::{
+    shared::{Shared, lock},
+    time::now_ns,
+};
+use crate::{shutdown::Shutdown, workload::own_addresses};
+
+/// How often policy files are looked at.
+const TICK: Duration = Duration::from_millis(500);
+/// Ticks between two looks at the node.
+const NODE_TICKS: u64 = 10;
+/// Ticks between two sweeps.
+const SWEEP_TICKS: u64 = 20;
+/// An entry stays this long after its end, so that a denial can say that it expired.
+const KEEP_EXPIRED_NS: u64 = 60 * 1_000_000_000;
+
+/// Does what has to be done until it is told to stop.
+///
+/// # Errors
+///
+/// A task of the runtime failed.
+pub(super) async fn run(shared: Arc<Shared>, stop: Shutdown) -> anyhow::Result<()> {
+    let mut timer = interval(TICK);
+    timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut seen = Seen::look(&shared);
+    let mut tick = 0_u64;
+    loop {
+        tokio::select! {
+            _ = timer.tick() => {}
+            () = stop.requested() => return Ok(()),
+        }
+        tick = tick.wrapping_add(1);
+        let shared = Arc::clone(&shared);
+        // Maps and files: milliseconds, which the runtime's own threads should not wait for.
+        seen = tokio::task::spawn_blocking(move || upkeep(&shared, seen, tick)).await?;
+    }
+}
+
+fn upkeep(shared: &Shared, mut seen: Seen, tick: u64) -> Seen {
+    let files = files_of(&shared.options.policies);
+    let mut is_changed = files != seen.files;
+    seen.files = files;
+    if tick.is_multiple_of(NODE_TICKS) {
+        let node = node_of(shared);
+        is_changed |= node != seen.node;
+        seen.node = node;
+    }
+    if is_changed {
+        reload(shared);
+    }
+    if tick.is_multiple_of(SWEEP_TICKS) {
+        sweep(shared);
+    }
+    seen
+}
+
+fn reload(shared: &Shared) {
+    match shared.reload() {
+        Ok(()) => {
+            info!("policy files taken up");
+            *lock(&shared.refused) = None;
+        }
+        Err(error) => {
+            let message = format!("{error:#}");
+            error!(
+                error = message,
+                "policy change refused; the old policy stays"
+            );
+            *lock(&shared.refused) = Some(message);
+        }
+    }
+}
+
+/// Removes learned addresses that ended a while ago.
+fn sweep(shared: &Shared) {
+    let now_ns = now_ns();
+    let ended_before_ns = now_ns.saturating_sub(KEEP_EXPIRED_NS);
+    let mut datapath = shared.datapath();
+    let swept = datapath.learned().and_then(|entries| {
+        let ended: Vec<LearnedKey> = entries
+            .iter()
+            .filter(|entry| {
+                let mut grants = entry.grants.iter();
+                grants.all(|grant| grant.expires_at_ns <= ended_before_ns)
+            })
+            .map(|entry| LearnedKey::new(entry.scope_id, entry.address))
+            .collect();
+        datapath.sweep(&ended, ended_before_ns)
+    });
+    drop(datapath);
+    if let Err(error) = swept {
+        warn!(
+            error = format!("{:#}", anyhow::Error::new(error)),
+            "cannot sweep"
+        );
+    }
+    shared.memory.sweep(now_ns);
+}
+
+/// What the last look saw.
+#[derive(Debug)]
+struct Seen {
+    files: BTreeMap<PathBuf, FileFacts>,
+    node: (Vec<IpAddr>, Vec<IpAddr>),
+}
+
+/// What changes when a file does: a symlink swap shows as another inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct FileFacts {
+    device: u64,
+    inode: u64,
+    bytes: u64,
+    modified: (i64, i64),
+}
+
+impl Seen {
+    fn look(shared: &Shared) -> Self {
+        Self {
+            files: files_of(&shared.options.policies),
+            node: node_of(shared),
+        }
+    }
+}
+
+fn node_of(shared: &Shared) -> (Vec<IpAddr>, Vec<IpAddr>) {
+    (own_addresses(), shared.resolvers())
+}
+
+/// Every policy file with its facts; folders as `policy::load` reads them.
+fn files_of(paths: &[PathBuf]) -> BTreeMap<PathBuf, FileFacts> {
+    let mut found = BTreeMap::new();
+    for path in paths {
+        let inside = fs::read_dir(path).map(|entries| {
+            let paths = entries.flatten().map(|entry| entry.path());
+            paths.collect::<Vec<_>>()
+        });
+        for file in inside.unwrap_or_else(|_| vec![path.clone()]) {
+            if let Ok(metadata) = fs::metadata(&file)
+                && metadata.is_file()
+            {
+                let facts = FileFacts {
+                    device: metadata.dev(),
+                    inode: metadata.ino(),
+                    bytes: metadata.len(),
+                    modified: (metadata.mtime(), metadata.mtime_nsec()),
+                };
+                found.insert(file, facts);
+            }
+        }
+    }
+    found
+}
