@@ -96,10 +96,10 @@ pub const WORKLOADS_CAPACITY: u32 = 4_096;
 pub const RESOLVERS_CAPACITY: u32 = 256;
 /// Capacity of `LOCAL`.
 pub const LOCAL_CAPACITY: u32 = 4_096;
-/// Capacity of `QUERIES`: with 2 s between query and answer, 65,000 queries per second.
-pub const QUERIES_CAPACITY: u32 = 131_072;
+/// Capacity of `QUERIES`: with 2 s between query and answer, 32,000 queries per second.
+pub const QUERIES_CAPACITY: u32 = 65_536;
 /// Capacity of `FLOWS`.
-pub const FLOWS_CAPACITY: u32 = 131_072;
+pub const FLOWS_CAPACITY: u32 = 65_536;
 /// Capacity of `RULE_COUNTERS`.
 pub const RULE_COUNTERS_CAPACITY: u32 = 262_144;
 /// Capacity of `RULES`.

@@ -257,10 +257,10 @@ pub fn walk_options<B: PacketBytes + ?Sized>(bytes: &B, header_bytes: u32) -> Op
                 let Some([length]) = bytes.load::<1>(at.wrapping_add(1)) else {
                     return Some(Reason::Malformed);
                 };
-                if length < 2 {
+                at = at.wrapping_add(u32::from(length));
+                if length < 2 || at > header_bytes {
                     return Some(Reason::Malformed);
                 }
-                at = at.wrapping_add(u32::from(length));
             }
         }
     }
@@ -297,7 +297,7 @@ impl Extensions {
 pub fn walk_extensions<B: PacketBytes + ?Sized>(bytes: &B, first: u8) -> Extensions {
     let mut next = first;
     let mut at = 40_u32;
-    for _ in 0..=EXTENSION_HEADERS {
+    for walked in 0..=EXTENSION_HEADERS {
         if !matches!(next, 0 | 43 | 44 | 51 | 60) {
             return Extensions {
                 at,
@@ -305,6 +305,9 @@ pub fn walk_extensions<B: PacketBytes + ?Sized>(bytes: &B, first: u8) -> Extensi
                 is_later_fragment: false,
                 refusal: Reason::NoPolicy,
             };
+        }
+        if walked == EXTENSION_HEADERS {
+            break;
         }
         let Some([after, length, third, fourth]) = bytes.load::<4>(at) else {
             return Extensions::refused(Reason::Malformed);

@@ -215,6 +215,29 @@ pub struct Binding {
 const _: () = assert!(size_of::<Binding>() == 8);
 
 impl Binding {
+    /// The binding as one number: what a global function in the kernel can take.
+    #[inline(always)]
+    #[must_use]
+    pub const fn pack(&self) -> u64 {
+        (self.flags as u64) << 56
+            | (self.mode as u64) << 48
+            | (self.policy_id as u64) << 32
+            | self.scope_id as u64
+    }
+
+    /// Undoes [`Binding::pack`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn unpack(word: u64) -> Self {
+        let [s0, s1, s2, s3, p0, p1, mode, flags] = word.to_le_bytes();
+        Self {
+            scope_id: u32::from_le_bytes([s0, s1, s2, s3]),
+            policy_id: u16::from_le_bytes([p0, p1]),
+            mode,
+            flags,
+        }
+    }
+
     /// The mode that applies.
     #[inline(always)]
     #[must_use]
@@ -297,6 +320,17 @@ mod tests {
         rules.entries[1] = entry(2, 3, PortRange::ANY);
         assert_eq!(rules.find(protocol::TCP, Some(22)).map(|e| e.rule), Some(1));
         assert_eq!(rules.find(protocol::TCP, Some(23)).map(|e| e.rule), Some(2));
+    }
+
+    #[test]
+    fn a_binding_survives_packing() {
+        let binding = Binding {
+            scope_id: 0x0102_0304,
+            policy_id: 0x0506,
+            mode: 7,
+            flags: 8,
+        };
+        assert_eq!(Binding::unpack(binding.pack()), binding);
     }
 
     #[test]

@@ -40,7 +40,11 @@ pub fn learn(ctx: &TcContext) -> i32 {
         raw: ctx.skb.skb,
         base: 0,
     };
-    let mut stored = 0;
+    // Counted in memory: in a register, each turn of the loop would be another one to the verifier.
+    let Some(scratch) = Scratch::get(AGENT) else {
+        return 0;
+    };
+    scratch.learned = 0;
     for index in 0..LEARN_BATCH as u32 {
         if !take(&skb, index) {
             break;
@@ -48,12 +52,13 @@ pub fn learn(ctx: &TcContext) -> i32 {
         let outcome = learn_grant(AGENT);
         if outcome == Tally::AddressLearned as u32 {
             record::tally(Tally::AddressPushed);
-            stored += 1;
+            scratch.learned = scratch.learned.wrapping_add(1);
         } else {
             record::tally_number(outcome);
         }
+        record::forget();
     }
-    stored
+    scratch.learned as i32
 }
 
 /// Removes a batch of entries whose grants have all ended; returns how many.

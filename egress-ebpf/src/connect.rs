@@ -84,7 +84,7 @@ fn connect(ctx: &SockAddrContext, hook: Hook, daddr: Address) -> Verdict {
         record::count_rule(&decision);
         // SAFETY: the helper reads the current task only.
         let cgroup_id = unsafe { bpf_get_current_cgroup_id() };
-        record::report(hook, &decision, &binding, |event| {
+        record::report(&record::Facts::of(hook, &decision), &binding, |event| {
             event.daddr = daddr;
             event.dport = dport;
             event.proto = flow.proto;

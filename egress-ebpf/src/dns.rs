@@ -17,7 +17,7 @@ use egress_common::{
     event::DnsCopy,
     learned::{Grant, LearnRequest, LearnedKey},
     maps::{ANSWER_LATE_NS, Config, QueryKey},
-    packet::{Packet, PacketBytes},
+    packet::PacketBytes,
     policy::{Binding, EntryKind, HAS_DENIED_NAMES, NameRules, Workload, protocol},
     tally::Tally,
 };
@@ -27,7 +27,7 @@ use crate::{
     maps::{DNS_COPIES, LOCAL, NAMES, QUERIES, RESOLVERS},
     record::{self, forget, opaque},
     scratch::{HOOK, Scratch},
-    skb::Skb,
+    skb::{Header, Payload, Skb, packet_sequence},
     time::now_ns,
 };
 
@@ -48,11 +48,11 @@ pub struct Arrival {
 
 /// The arrival of a packet at a socket.
 #[inline(always)]
-pub fn arrival_at_socket(skb: &Skb, packet: &Packet, sk: *mut bpf_sock) -> Arrival {
+pub fn arrival_at_socket(skb: &Skb, header: Header, sk: *mut bpf_sock) -> Arrival {
     // SAFETY: the context is valid while the program runs.
     let cookie = unsafe { bpf_get_socket_cookie(skb.raw.cast()) };
     let mut expected_sequence = 0;
-    if packet.proto == protocol::TCP {
+    if header.proto() == protocol::TCP {
         // SAFETY: `sk` is a full socket, which the verifier checks.
         let tcp = unsafe { bpf_tcp_sock(sk) };
         if !tcp.is_null() {
@@ -68,13 +68,14 @@ pub fn arrival_at_socket(skb: &Skb, packet: &Packet, sk: *mut bpf_sock) -> Arriv
 
 /// Learns from an answer of a trusted resolver, and copies it to the agent.
 #[inline(always)]
-pub fn answer(config: &Config, skb: &Skb, packet: &Packet, workload: &Workload, arrival: &Arrival) {
-    let payload_bytes = packet.payload_bytes();
-    if payload_bytes == 0 {
+pub fn answer(config: &Config, skb: &Skb, header: Header, workload: &Workload, arrival: &Arrival) {
+    let payload = Payload::find(skb);
+    if payload.bytes == 0 {
         return;
     }
-    if RESOLVERS.get_ptr(&packet.saddr).is_none() {
-        if packet.proto == protocol::UDP {
+    let resolver = header.saddr(skb);
+    if RESOLVERS.get_ptr(&resolver).is_none() {
+        if header.proto() == protocol::UDP {
             record::tally(Tally::AnswerUntrusted);
         }
         return;
@@ -85,6 +86,11 @@ pub fn answer(config: &Config, skb: &Skb, packet: &Packet, workload: &Workload, 
     if scratch.busy != 0 {
         return record::tally(Tally::AnswerReentered);
     }
+    let sequence = if header.proto() == protocol::TCP {
+        packet_sequence(skb.raw, skb.base)
+    } else {
+        0
+    };
     scratch.busy = 1;
     scratch.seed = config.seed;
     scratch.now_ns = now_ns();
@@ -94,38 +100,46 @@ pub fn answer(config: &Config, skb: &Skb, packet: &Packet, workload: &Workload, 
     scratch.copy = DnsCopy {
         at_ns: scratch.now_ns,
         cookie: arrival.cookie,
-        resolver: packet.saddr,
+        resolver,
         scope_id: workload.current.scope_id,
         policy_id: workload.current.policy_id,
-        port: packet.dport,
-        sequence: packet.sequence,
+        port: header.dport(),
+        sequence,
         expected_sequence: arrival.expected_sequence,
-        total_bytes: payload_bytes,
+        total_bytes: payload.bytes,
         offset_bytes: 0,
         payload_bytes: 0,
         outcome: 0,
-        proto: packet.proto,
+        proto: header.proto(),
         _pad: [0; 2],
     };
-    let outcome = learn(scratch, skb, packet, arrival);
+    let outcome = learn(scratch, skb, header, payload, arrival);
     record::tally_number(outcome);
     scratch.copy.outcome = outcome as u8;
-    copy(scratch, skb, packet, payload_bytes);
+    copy(scratch, skb, payload);
     scratch.busy = 0;
 }
 
 /// Loads the message into the slot and runs the machines over it; returns a [`Tally`] as a number.
 #[inline(always)]
-fn learn(scratch: &mut Scratch, skb: &Skb, packet: &Packet, arrival: &Arrival) -> u32 {
-    let mut at = packet.payload_at;
-    let mut length = packet.payload_bytes();
-    if packet.proto == protocol::TCP {
+fn learn(
+    scratch: &mut Scratch,
+    skb: &Skb,
+    header: Header,
+    payload: Payload,
+    arrival: &Arrival,
+) -> u32 {
+    let mut at = payload.at;
+    let mut length = payload.bytes;
+    if header.proto() == protocol::TCP {
         // RFC 1035 section 4.2.2: two bytes of length come first.
         let Some(prefix) = skb.load::<2>(at) else {
             return Tally::AnswerSegmented as u32;
         };
         let message_bytes = u32::from(u16::from_be_bytes(prefix));
-        if packet.sequence != arrival.expected_sequence || message_bytes.wrapping_add(2) != length {
+        if scratch.copy.sequence != arrival.expected_sequence
+            || message_bytes.wrapping_add(2) != length
+        {
             return Tally::AnswerSegmented as u32;
         }
         at = at.wrapping_add(2);
@@ -142,10 +156,10 @@ fn learn(scratch: &mut Scratch, skb: &Skb, packet: &Packet, arrival: &Arrival) -
     }
     let key = QueryKey {
         cookie: arrival.cookie,
-        resolver: packet.saddr,
+        resolver: scratch.copy.resolver,
         id: [scratch.message.byte(0), scratch.message.byte(1)],
-        port: packet.dport,
-        proto: packet.proto,
+        port: header.dport(),
+        proto: header.proto(),
         _pad: [0; 3],
     };
     let Some(query) = QUERIES.get_ptr(&key) else {
@@ -394,7 +408,8 @@ pub extern "C" fn dns_grant(slot: u32, which: u32) -> u32 {
 
 /// Copies the payload to the agent: as it lies in the slot, or, when it is longer, in parts.
 #[inline(always)]
-fn copy(scratch: &mut Scratch, skb: &Skb, packet: &Packet, payload_bytes: u32) {
+fn copy(scratch: &mut Scratch, skb: &Skb, payload: Payload) {
+    let payload_bytes = payload.bytes;
     let mut offset = 0_u32;
     for _ in 0..COPY_PARTS {
         let left = payload_bytes.wrapping_sub(offset);
@@ -406,7 +421,7 @@ fn copy(scratch: &mut Scratch, skb: &Skb, packet: &Packet, payload_bytes: u32) {
         } else {
             left
         };
-        if !load_message(scratch, skb, packet.payload_at.wrapping_add(offset), part) {
+        if !load_message(scratch, skb, payload.at.wrapping_add(offset), part) {
             return record::tally(Tally::CopiesLost);
         }
         scratch.copy.offset_bytes = offset;

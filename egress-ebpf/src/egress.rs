@@ -3,21 +3,20 @@
 //! A packet of a flow that was allowed before costs its headers, one look into
 //! the socket's storage and one compare. Everything else is decided.
 
-use aya_ebpf::{helpers::bpf_skb_cgroup_id, programs::SkBuffContext};
+use aya_ebpf::programs::SkBuffContext;
 use aya_log_ebpf::debug;
 use egress_common::{
     decision::Decision,
     flow::{Flow, Origin, ROLE_ACTIVE, ROLE_PASSIVE, ROLE_PREEXISTING, ROLE_UNKNOWN, SocketState},
     maps::Config,
-    packet::Packet,
-    policy::{Binding, Workload, protocol},
+    policy::{Binding, protocol},
     verdict::{Hook, Reason, Verdict},
 };
 
 use crate::{
     lookup::{has_rule, judge},
     query, record,
-    skb::{Skb, Socket, full_socket, read_packet},
+    skb::{Header, Payload, Skb, Socket, full_socket},
     udp, workload,
 };
 
@@ -37,29 +36,27 @@ pub fn skb_egress(ctx: &SkBuffContext) -> Verdict {
         base: 0,
     };
     let Some(config) = workload::config() else {
-        return refuse(Reason::NotConfigured, &UNCONFIGURED);
+        return refuse(&skb, Reason::NotConfigured, &UNCONFIGURED);
     };
-    let packet = match read_packet(&skb) {
-        Ok(packet) => packet,
-        Err(reason) => {
-            let binding = workload::of_skb(config, skb.raw).map_or(UNCONFIGURED, |w| w.current);
-            return refuse(reason, &binding);
-        }
-    };
+    let header = Header::read(&skb);
+    if let Some(reason) = header.refusal() {
+        let binding = workload::of_skb(config, skb.raw).map_or(UNCONFIGURED, |w| w.current);
+        return refuse(&skb, reason, &binding);
+    }
     let Some(sk) = full_socket(skb.raw) else {
-        return refuse(Reason::StateUnavailable, &UNCONFIGURED);
+        return refuse(&skb, Reason::StateUnavailable, &UNCONFIGURED);
     };
     let Some(state) = crate::maps::SOCKETS.get_or_create(sk) else {
         record::tally(egress_common::tally::Tally::SocketStateFailed);
-        return refuse(Reason::StateUnavailable, &UNCONFIGURED);
+        return refuse(&skb, Reason::StateUnavailable, &UNCONFIGURED);
     };
     // SAFETY: the storage lives as long as the socket. Other CPUs may change
     // it meanwhile: each field stands for itself, and the tag covers the rest.
     let state = unsafe { &mut *state };
     let socket = Socket::read(sk);
-    let verdict = judge_packet(ctx, config, &skb, &packet, &socket, state);
-    if !matches!(verdict, Verdict::Deny) {
-        query::note(config, &skb, &packet, sk, &socket);
+    let verdict = judge_packet(ctx, config, &skb, header, &socket, state);
+    if !matches!(verdict, Verdict::Deny) && query::may_be_one(header, &skb, &socket) {
+        query::note_query(skb.raw, header.pack(), Payload::find(&skb).pack());
     }
     verdict
 }
@@ -69,23 +66,17 @@ fn judge_packet(
     ctx: &SkBuffContext,
     config: &Config,
     skb: &Skb,
-    packet: &Packet,
+    header: Header,
     socket: &Socket,
     state: &mut SocketState,
 ) -> Verdict {
-    let mut flow = Flow {
-        daddr: packet.daddr,
-        dport: packet.rule_port(),
-        proto: packet.proto,
-        is_fragment: packet.is_later_fragment,
-        origin: Origin::Workload,
-    };
-    let is_tcp = socket.is_stream && packet.proto == protocol::TCP;
+    let mut flow = udp::flow_of(header, skb);
+    let is_tcp = socket.is_stream && header.proto() == protocol::TCP;
     if is_tcp {
-        if socket.listens || (state.role == ROLE_PASSIVE && !packet.opens_tcp()) {
+        if socket.listens || (state.role == ROLE_PASSIVE && !header.opens_tcp()) {
             return pass(Reason::Reply);
         }
-        if packet.opens_tcp() {
+        if header.opens_tcp() {
             // A new flow on this socket: what the last one was allowed does not count.
             state.role = ROLE_ACTIVE;
             state.tag = 0;
@@ -105,18 +96,18 @@ fn judge_packet(
         return pass(Reason::EstablishedFlow);
     }
     let Some(workload) = workload::of_skb(config, skb.raw) else {
-        return refuse(Reason::NotConfigured, &UNCONFIGURED);
+        return refuse(skb, Reason::NotConfigured, &UNCONFIGURED);
     };
     let binding = workload.current;
-    if packet.is_link_control() {
+    if header.is_link_control() {
         return pass(Reason::LinkControl);
     }
-    if socket.is_raw && workload.is_node != 0 && packet.is_kernel_answer() {
+    if socket.is_raw && workload.is_node != 0 && header.is_kernel_answer() {
         flow.origin = Origin::Kernel;
     }
-    let is_loose_udp = !is_connected && !socket.is_raw && packet.proto == protocol::UDP;
+    let is_loose_udp = !is_connected && !socket.is_raw && header.proto() == protocol::UDP;
     if is_loose_udp {
-        match udp::recall(config, workload, packet, &flow) {
+        match udp::recall(skb, header, workload) {
             udp::Recalled::Started => flow.origin = Origin::FarEnd,
             udp::Recalled::Allowed => return pass(Reason::EstablishedFlow),
             udp::Recalled::Rested(rule) if has_rule(&binding, rule) => {
@@ -127,92 +118,53 @@ fn judge_packet(
             }
             udp::Recalled::Rested(_) | udp::Recalled::Nothing => {}
         }
-    } else if packet.proto == protocol::UDP && !socket.is_raw {
+    } else if header.proto() == protocol::UDP && !socket.is_raw {
         // A server may connect a socket to a peer that spoke first to another one.
-        if let udp::Recalled::Started = udp::recall(config, workload, packet, &flow) {
+        if let udp::Recalled::Started = udp::recall(skb, header, workload) {
             flow.origin = Origin::FarEnd;
         }
     }
     if is_connected
         && matches!(flow.origin, Origin::Workload)
         && state.tag != 0
-        && state.tag == flow.tag(config.seed, state.generation, state.rule)
+        && state.tag == udp::tag_of(&flow, config.seed, state.generation, state.rule)
         && has_rule(&binding, state.rule)
     {
         flow.origin = Origin::Resting(state.rule);
     }
     let decision = judge(&flow, &binding);
-    if decision.verdict as u8 == Verdict::Allow as u8 {
-        remember(
-            config,
-            workload,
-            packet,
-            &flow,
-            &decision,
-            state,
-            is_connected,
-            is_loose_udp,
-        );
+    if matches!(decision.verdict, Verdict::Allow) && decision.rule != 0 {
+        if is_connected {
+            remember(config, &flow, &decision, state);
+        } else if is_loose_udp {
+            udp::remember(skb, header, workload, &decision);
+        }
     }
-    finish(ctx, Hook::SkbEgress, &decision, &binding, packet)
-}
-
-/// Stores an allowed flow, so that its next packet needs no decision.
-#[inline(always)]
-#[allow(clippy::too_many_arguments)]
-fn remember(
-    config: &Config,
-    workload: &Workload,
-    packet: &Packet,
-    flow: &Flow,
-    decision: &Decision,
-    state: &mut SocketState,
-    is_connected: bool,
-    is_loose_udp: bool,
-) {
-    if decision.rule == 0 {
-        return;
-    }
-    if is_connected {
-        // Order does not matter: the tag covers rule and generation, so a
-        // half-written state matches nothing and the flow is decided again.
-        state.rule = decision.rule;
-        state.generation = config.generation;
-        state.reason = decision.reason as u8;
-        state.tag = flow.tag(config.seed, config.generation, decision.rule);
-    } else if is_loose_udp {
-        udp::remember(config, workload, packet, flow, decision);
-    }
-}
-
-/// Counts, reports and returns a verdict.
-#[inline(always)]
-pub fn finish(
-    ctx: &SkBuffContext,
-    hook: Hook,
-    decision: &Decision,
-    binding: &Binding,
-    packet: &Packet,
-) -> Verdict {
-    record::count(hook, decision.verdict, decision.reason);
-    record::count_rule(decision);
+    record::count(Hook::SkbEgress, decision.verdict, decision.reason);
+    record::count_rule(&decision);
     if decision.rule != 0 || !decision.reason.allows() {
-        // SAFETY: the context is valid while the program runs.
-        let cgroup_id = unsafe { bpf_skb_cgroup_id(ctx.skb.skb) };
-        record::report(hook, decision, binding, |event| {
-            record::fill_packet(event, packet);
-            event.cgroup_id = cgroup_id;
-        });
+        record::report_packet(skb, Hook::SkbEgress, &decision, &binding);
     }
     debug!(
         ctx,
         "skb_egress: proto {} port {} verdict {} reason {}",
-        packet.proto,
-        packet.dport,
+        header.proto(),
+        header.dport(),
         decision.verdict as u8,
         decision.reason as u8
     );
     decision.verdict
+}
+
+/// Stores an allowed flow, so that its next packet needs no decision.
+#[inline(always)]
+fn remember(config: &Config, flow: &Flow, decision: &Decision, state: &mut SocketState) {
+    // Order does not matter: the tag covers rule and generation, so a
+    // half-written state matches nothing and the flow is decided again.
+    state.rule = decision.rule;
+    state.generation = config.generation;
+    state.reason = decision.reason as u8;
+    state.tag = udp::tag_of(flow, config.seed, config.generation, decision.rule);
 }
 
 /// Passes a packet that needs no decision: counted, not reported.
@@ -224,9 +176,9 @@ fn pass(reason: Reason) -> Verdict {
 
 /// The verdict on a packet that could not be judged by its flow.
 #[inline(always)]
-fn refuse(reason: Reason, binding: &Binding) -> Verdict {
+fn refuse(skb: &Skb, reason: Reason, binding: &Binding) -> Verdict {
     let decision = Decision::without_rule(reason, binding);
     record::count(Hook::SkbEgress, decision.verdict, reason);
-    record::report(Hook::SkbEgress, &decision, binding, |_| {});
+    record::report_packet(skb, Hook::SkbEgress, &decision, binding);
     decision.verdict
 }

@@ -1,18 +1,13 @@
 //! The packets that sockets receive: never judged, only learned from.
 
 use aya_ebpf::programs::SkBuffContext;
-use egress_common::{
-    dns::DNS_PORT,
-    flow::ROLE_PASSIVE,
-    packet::{TCP_ACK, TCP_SYN},
-    policy::protocol,
-};
+use egress_common::{dns::DNS_PORT, flow::ROLE_PASSIVE, policy::protocol};
 
 use crate::{
     dns,
     maps::SOCKETS,
     record,
-    skb::{Skb, Socket, full_socket, read_packet},
+    skb::{Header, Skb, Socket, full_socket},
     udp, workload,
 };
 
@@ -26,17 +21,15 @@ pub fn skb_ingress(ctx: &SkBuffContext) {
     let Some(config) = workload::config() else {
         return;
     };
-    let Ok(packet) = read_packet(&skb) else {
-        return;
-    };
-    if packet.is_later_fragment {
+    let header = Header::read(&skb);
+    if header.refusal().is_some() || header.is_later_fragment() {
         return;
     }
     let Some(sk) = full_socket(skb.raw) else {
         return;
     };
-    let is_tcp = packet.proto == protocol::TCP;
-    if !is_tcp && packet.proto != protocol::UDP {
+    let is_tcp = header.proto() == protocol::TCP;
+    if !is_tcp && header.proto() != protocol::UDP {
         return;
     }
     let socket = Socket::read(sk);
@@ -50,14 +43,14 @@ pub fn skb_ingress(ctx: &SkBuffContext) {
         return;
     }
     if !is_tcp {
-        udp::note_inbound(config, &skb, &packet, &socket);
+        udp::note_inbound(&skb, header, &socket);
     }
-    if packet.sport != DNS_PORT || socket.is_raw || packet.flags & (TCP_SYN | TCP_ACK) == TCP_SYN {
+    if header.sport() != DNS_PORT || socket.is_raw || header.opens_tcp() {
         return;
     }
     let Some(workload) = workload::of_skb(config, skb.raw) else {
         return;
     };
-    let arrival = dns::arrival_at_socket(&skb, &packet, sk);
-    dns::answer(config, &skb, &packet, workload, &arrival);
+    let arrival = dns::arrival_at_socket(&skb, header, sk);
+    dns::answer(config, &skb, header, workload, &arrival);
 }

@@ -28,7 +28,7 @@ pub fn judge(flow: &Flow, binding: &Binding) -> Decision {
         | Origin::Kernel
         | Origin::WorkloadServing => 0,
     };
-    let packed = judge_flow(first, second, facts(flow), resting, binding_word(binding));
+    let packed = judge_flow(first, second, facts(flow), resting, binding.pack());
     let rule = packed & ((1 << RULE_BITS) - 1);
     // What `judge_flow` returns is always a reason; were it not, this denies.
     let reason = Reason::try_from((packed >> RULE_BITS) as u8).unwrap_or(Reason::NotConfigured);
@@ -67,12 +67,7 @@ pub extern "C" fn judge_flow(
             _ => Origin::Workload,
         },
     };
-    let binding = Binding {
-        scope_id: binding as u32,
-        policy_id: (binding >> 32) as u16,
-        mode: (binding >> 48) as u8,
-        flags: (binding >> 56) as u8,
-    };
+    let binding = Binding::unpack(binding);
     let cidr = || {
         let key = Key::new(CIDR_KEY_BITS, cidr_key(binding.policy_id, &flow.daddr));
         CIDRS.get(&key)
@@ -110,14 +105,6 @@ fn facts(flow: &Flow) -> u64 {
     };
     let fragment = if flow.is_fragment { IS_FRAGMENT } else { 0 };
     u64::from(origin) << 32 | u64::from(flow.proto) << 24 | fragment | port
-}
-
-#[inline(always)]
-fn binding_word(binding: &Binding) -> u64 {
-    u64::from(binding.flags) << 56
-        | u64::from(binding.mode) << 48
-        | u64::from(binding.policy_id) << 32
-        | u64::from(binding.scope_id)
 }
 
 #[inline(always)]

@@ -1,14 +1,11 @@
 //! DNS queries that leave: noted, so that their answers can be told from forged ones.
 
-use aya_ebpf::{
-    bindings::{__sk_buff, bpf_sock},
-    helpers::bpf_get_socket_cookie,
-};
+use aya_ebpf::{bindings::__sk_buff, helpers::bpf_get_socket_cookie};
 use egress_common::{
     address::{Address, is_loopback},
     dns::{DNS_PORT, HEADER_BYTES, QUESTION_STEPS, QuestionHasher, QuestionStep, is_query_header},
     maps::{Config, Query, QueryKey},
-    packet::{Packet, PacketBytes},
+    packet::PacketBytes,
     policy::protocol,
     tally::Tally,
 };
@@ -16,9 +13,25 @@ use egress_common::{
 use crate::{
     maps::{QUERIES, RESOLVERS},
     record,
-    skb::{Skb, Socket, peer_address},
+    skb::{Header, Payload, Skb, Socket, full_socket, peer_address},
     time::now_ns,
+    workload,
 };
+
+/// Whether a packet that leaves may hold a query: a first look, for every packet.
+#[inline(always)]
+pub fn may_be_one(header: Header, skb: &Skb, socket: &Socket) -> bool {
+    if socket.is_raw || header.is_later_fragment() {
+        return false;
+    }
+    if header.proto() != protocol::UDP && header.proto() != protocol::TCP {
+        return false;
+    }
+    if socket.peer_port != 0 {
+        return socket.peer_port == DNS_PORT;
+    }
+    header.dport() == DNS_PORT || is_loopback(&header.daddr(skb))
+}
 
 /// Notes the query in a packet that leaves, if it is one to a trusted resolver.
 ///
@@ -26,53 +39,66 @@ use crate::{
 /// this namespace has already been done to the packet, and is undone on the
 /// answer before the socket gets it. A socket without a peer that asks a
 /// resolver on loopback may have its port translated (docker's 127.0.0.11).
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn note(config: &Config, skb: &Skb, packet: &Packet, sk: *mut bpf_sock, socket: &Socket) {
-    let is_udp = packet.proto == protocol::UDP;
-    if !(is_udp || packet.proto == protocol::TCP) || packet.is_later_fragment || socket.is_raw {
-        return;
-    }
-    let resolver = if socket.peer_port != 0 {
-        if socket.peer_port != DNS_PORT {
-            return;
-        }
+pub extern "C" fn note_query(raw: *mut __sk_buff, header: u64, payload: u64) -> u32 {
+    let skb = Skb { raw, base: 0 };
+    let Some(config) = workload::config() else {
+        return 0;
+    };
+    let header = Header::unpack(header);
+    let Some(sk) = full_socket(raw) else {
+        return 0;
+    };
+    let resolver = if Socket::read(sk).peer_port != 0 {
         peer_address(sk)
     } else {
-        if packet.dport != DNS_PORT && !is_loopback(&packet.daddr) {
-            return;
-        }
-        packet.daddr
+        header.daddr(&skb)
     };
     if RESOLVERS.get_ptr(&resolver).is_none() {
-        return;
+        return 0;
     }
     // SAFETY: the context is valid while the program runs.
-    let cookie = unsafe { bpf_get_socket_cookie(skb.raw.cast()) };
-    store(config, skb, packet, resolver, cookie);
+    let cookie = unsafe { bpf_get_socket_cookie(raw.cast()) };
+    store(
+        config,
+        &skb,
+        header,
+        Payload::unpack(payload),
+        resolver,
+        cookie,
+    );
+    0
 }
 
 /// Reads and stores the query; `cookie` is whatever tells its sender from others.
 #[inline(always)]
-pub fn store(config: &Config, skb: &Skb, packet: &Packet, resolver: Address, cookie: u64) {
-    let payload_bytes = packet.payload_bytes();
-    let mut at = packet.payload_at;
-    if packet.proto == protocol::TCP {
-        if payload_bytes == 0 {
+pub fn store(
+    config: &Config,
+    skb: &Skb,
+    header: Header,
+    payload: Payload,
+    resolver: Address,
+    cookie: u64,
+) {
+    let Payload { mut at, bytes } = payload;
+    if header.proto() == protocol::TCP {
+        if bytes == 0 {
             return;
         }
         // RFC 1035 section 4.2.2: two bytes of length come first.
         let Some(length) = skb.load::<2>(at) else {
             return record::tally(Tally::QueryUnreadable);
         };
-        if u32::from(u16::from_be_bytes(length)).wrapping_add(2) != payload_bytes {
+        if u32::from(u16::from_be_bytes(length)).wrapping_add(2) != bytes {
             return record::tally(Tally::QueryUnreadable);
         }
         at = at.wrapping_add(2);
     }
-    let Some(header) = skb.load::<12>(at) else {
+    let Some(head) = skb.load::<12>(at) else {
         return record::tally(Tally::QueryUnreadable);
     };
-    if !is_query_header(&header) {
+    if !is_query_header(&head) {
         return record::tally(Tally::QueryUnreadable);
     }
     let begin = skb.base.wrapping_add(at).wrapping_add(HEADER_BYTES);
@@ -80,13 +106,13 @@ pub fn store(config: &Config, skb: &Skb, packet: &Packet, resolver: Address, coo
     if question == 0 {
         return record::tally(Tally::QueryUnreadable);
     }
-    let [id_high, id_low, ..] = header;
+    let [id_high, id_low, ..] = head;
     let key = QueryKey {
         cookie,
         resolver,
         id: [id_high, id_low],
-        port: packet.sport,
-        proto: packet.proto,
+        port: header.sport(),
+        proto: header.proto(),
         _pad: [0; 3],
     };
     let query = Query {

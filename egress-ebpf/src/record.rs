@@ -5,11 +5,12 @@
 //! so that a flood costs one map lookup and one compare for each packet that
 //! is not reported; what is not reported is counted.
 
+use aya_ebpf::{bindings::__sk_buff, helpers::bpf_skb_cgroup_id};
 use egress_common::{
     decision::Decision,
     event::{EVENTS_PER_SECOND, VerdictEvent},
+    hash::RULE_BITS,
     maps::RuleCounters,
-    packet::Packet,
     policy::Binding,
     tally::Tally,
     verdict::{Hook, Reason, Verdict, counter_index},
@@ -17,6 +18,7 @@ use egress_common::{
 
 use crate::{
     maps::{COUNTERS, EVENT_BUDGETS, EVENTS, RULE_COUNTERS, TALLIES},
+    skb::{Header, Skb},
     time::now_ns,
 };
 
@@ -56,12 +58,14 @@ pub fn tally(tally: Tally) {
     tally_number(tally as u32);
 }
 
-/// Counts by number, where the tally comes out of a machine.
-#[inline(always)]
-pub fn tally_number(number: u32) {
+/// Counts by number, where the tally comes out of a machine; verified once for itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn tally_number(number: u32) -> u32 {
     if let Some(counter) = TALLIES.get_ptr_mut(number) {
         add(counter, 1);
     }
+    0
 }
 
 /// Counts a verdict.
@@ -78,37 +82,64 @@ static FRESH: RuleCounters = RuleCounters { decisions: [0; 4] };
 /// Counts a decision under its rule.
 #[inline(always)]
 pub fn count_rule(decision: &Decision) {
-    if decision.rule == 0 {
-        return;
+    if decision.rule != 0 {
+        count_rule_number(decision.rule, decision.verdict as u32);
     }
-    let mut counters = RULE_COUNTERS.get_ptr_mut(decision.rule);
+}
+
+/// [`count_rule`], verified once for itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn count_rule_number(rule: u64, verdict: u32) -> u32 {
+    let mut counters = RULE_COUNTERS.get_ptr_mut(rule);
     if counters.is_none() {
         // Somebody else may have been faster; what counts is that it is there now.
-        let _ = RULE_COUNTERS.insert(decision.rule, &FRESH, NO_EXIST);
-        counters = RULE_COUNTERS.get_ptr_mut(decision.rule);
+        let _ = RULE_COUNTERS.insert(rule, &FRESH, NO_EXIST);
+        counters = RULE_COUNTERS.get_ptr_mut(rule);
     }
     match counters {
         Some(counters) => {
             // SAFETY: the pointer is to a map value with four counters.
             let first = unsafe { &raw mut (*counters).decisions }.cast::<u64>();
             // The mask is for the verifier: a verdict is 0, 1 or 2.
-            let index = opaque(decision.verdict as u32) & 3;
+            let index = opaque(verdict) & 3;
             // SAFETY: the index is at most 3.
             add(unsafe { first.add(index as usize) }, 1);
         }
         None => tally(Tally::RuleCountersFull),
     }
+    0
+}
+
+/// A decision as an event holds it.
+pub struct Facts {
+    /// A [`Hook`] as a number.
+    pub hook: u8,
+    /// A [`Verdict`] as a number.
+    pub verdict: u8,
+    /// A [`Reason`] as a number.
+    pub reason: u8,
+    /// The rule; 0 for none.
+    pub rule: u64,
+}
+
+impl Facts {
+    /// The facts of a decision.
+    #[inline(always)]
+    pub fn of(hook: Hook, decision: &Decision) -> Self {
+        Self {
+            hook: hook as u8,
+            verdict: decision.verdict as u8,
+            reason: decision.reason as u8,
+            rule: decision.rule,
+        }
+    }
 }
 
 /// Sends an event, if this second's budget has room; `fill` adds what the decision does not say.
 #[inline(always)]
-pub fn report(
-    hook: Hook,
-    decision: &Decision,
-    binding: &Binding,
-    fill: impl FnOnce(&mut VerdictEvent),
-) {
-    let is_allowed = matches!(decision.verdict, Verdict::Allow);
+pub fn report(facts: &Facts, binding: &Binding, fill: impl FnOnce(&mut VerdictEvent)) {
+    let is_allowed = facts.verdict == Verdict::Allow as u8;
     let Some(budget) = EVENT_BUDGETS.get_ptr_mut(u32::from(is_allowed)) else {
         return;
     };
@@ -133,7 +164,7 @@ pub fn report(
     let event = entry.write(VerdictEvent {
         at_ns,
         cgroup_id: 0,
-        rule: decision.rule,
+        rule: facts.rule,
         saddr: [0; 16],
         daddr: [0; 16],
         scope_id: binding.scope_id,
@@ -141,21 +172,59 @@ pub fn report(
         sport: 0,
         dport: 0,
         proto: 0,
-        hook: hook as u8,
-        verdict: decision.verdict as u8,
-        reason: decision.reason as u8,
+        hook: facts.hook,
+        verdict: facts.verdict,
+        reason: facts.reason,
         _pad: [0; 6],
     });
     fill(event);
     entry.submit(0);
 }
 
-/// Fills in the flow of a packet.
+/// Reports a decision on a packet.
 #[inline(always)]
-pub fn fill_packet(event: &mut VerdictEvent, packet: &Packet) {
-    event.saddr = packet.saddr;
-    event.daddr = packet.daddr;
-    event.sport = packet.sport;
-    event.dport = packet.dport;
-    event.proto = packet.proto;
+pub fn report_packet(skb: &Skb, hook: Hook, decision: &Decision, binding: &Binding) {
+    let what = (decision.pack() >> RULE_BITS) as u32
+        | (decision.verdict as u32) << 8
+        | (hook as u32) << 16;
+    report_packet_number(skb.raw, skb.base, what, decision.rule, binding.pack());
+}
+
+/// [`report_packet`], verified once for itself. It reads the packet again, which only first packets and denials pay.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn report_packet_number(
+    raw: *mut __sk_buff,
+    base: u32,
+    what: u32,
+    rule: u64,
+    binding: u64,
+) -> u32 {
+    let skb = Skb { raw, base };
+    let header = Header::read(&skb);
+    let binding = Binding::unpack(binding);
+    let cgroup_id = if (what >> 16) as u8 == Hook::SkbEgress as u8 {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { bpf_skb_cgroup_id(raw) }
+    } else {
+        0
+    };
+    let facts = Facts {
+        hook: (what >> 16) as u8,
+        verdict: (what >> 8) as u8,
+        reason: what as u8,
+        rule,
+    };
+    report(&facts, &binding, |event| {
+        event.cgroup_id = cgroup_id;
+        // What cannot be read is reported without its flow.
+        if header.refusal().is_none() {
+            event.saddr = header.saddr(&skb);
+            event.daddr = header.daddr(&skb);
+            event.sport = header.sport();
+            event.dport = header.dport();
+            event.proto = header.proto();
+        }
+    });
+    0
 }

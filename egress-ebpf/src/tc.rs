@@ -2,15 +2,15 @@
 //! made by packet sockets), which no cgroup hook sees. They are judged under
 //! the node's policy.
 
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use aya_log_ebpf::debug;
 use egress_common::{
     decision::Decision,
     dns::DNS_PORT,
-    flow::{FLOW_IDLE_NS, Flow, FlowKey, Origin},
+    flow::{FLOW_IDLE_NS, FlowKey, Origin},
     hash::{mix, mix_address},
     maps::Config,
-    packet::{Packet, PacketBytes, TCP_ACK, TCP_SYN},
+    packet::PacketBytes,
     policy::{Binding, protocol},
     verdict::{Hook, Reason, Verdict},
 };
@@ -21,7 +21,7 @@ use crate::{
     lookup::{has_rule, judge},
     maps::{INTERFACES, RESOLVERS},
     query, record,
-    skb::{AF_INET, AF_INET6, Skb, read_packet},
+    skb::{AF_INET, AF_INET6, Header, Payload, Skb},
     udp, workload,
 };
 
@@ -121,44 +121,69 @@ fn has_inet_socket(ctx: &TcContext) -> bool {
 
 /// Key of the flow that a packet belongs to,.
 #[inline(always)]
-fn key(ctx: &TcContext, packet: &Packet, leaves: bool) -> FlowKey {
-    let (far, far_port, near, near_port) = if leaves {
-        (packet.daddr, packet.dport, packet.saddr, packet.sport)
+fn key(skb: &Skb, header: Header, leaves: bool) -> FlowKey {
+    let raw = skb.raw;
+    let (far_port, near_port) = if leaves {
+        (header.dport(), header.sport())
     } else {
-        (packet.saddr, packet.sport, packet.daddr, packet.dport)
+        (header.sport(), header.dport())
+    };
+    let (far, near) = if leaves {
+        (header.daddr(skb), header.saddr(skb))
+    } else {
+        (header.saddr(skb), header.daddr(skb))
     };
     FlowKey {
         far,
         near,
         // SAFETY: the context is valid while the program runs.
-        owner: unsafe { (*ctx.skb.skb).ifindex },
+        owner: unsafe { (*raw).ifindex },
         far_port,
         near_port,
-        proto: packet.proto,
+        proto: header.proto(),
         by_interface: 1,
         _pad: [0; 2],
     }
 }
 
-/// What is known of the flow of a packet that leaves; in a stack frame of its own.
+/// What is known of the flow of a packet that leaves.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn recall(ctx: &TcContext, config: &Config, packet: &Packet, flow: &Flow) -> udp::Recalled {
-    let key = key(ctx, packet, true);
-    udp::find(config, &key, flow, idle_ns(packet.proto))
+pub extern "C" fn frame_recall(raw: *mut __sk_buff, base: u32, header: u64) -> u64 {
+    let Some(config) = workload::config() else {
+        return 0;
+    };
+    let skb = Skb { raw, base };
+    let header = Header::unpack(header);
+    let key = key(&skb, header, true);
+    let idle_ns = idle_ns(header.proto());
+    udp::find(config, &key, &udp::flow_of(header, &skb), idle_ns).pack()
 }
 
-/// Stores an allowed flow; in a stack frame of its own.
+/// Stores an allowed flow.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn remember(ctx: &TcContext, config: &Config, packet: &Packet, flow: &Flow, decision: &Decision) {
-    let key = key(ctx, packet, true);
-    udp::store_allowed(config, &key, flow, decision);
+pub extern "C" fn frame_remember(
+    raw: *mut __sk_buff,
+    base: u32,
+    header: u64,
+    decision: u64,
+) -> u32 {
+    let Some(config) = workload::config() else {
+        return 0;
+    };
+    let skb = Skb { raw, base };
+    let header = Header::unpack(header);
+    let key = key(&skb, header, true);
+    udp::store_allowed(config, &key, &udp::flow_of(header, &skb), decision);
+    0
 }
 
 /// What tells the queries of forwarded senders apart: the near address, and the interface.
 #[inline(never)]
-fn cookie(config: &Config, ctx: &TcContext, near: &[u8; 16]) -> u64 {
+fn cookie(config: &Config, raw: *mut __sk_buff, near: &[u8; 16]) -> u64 {
     // SAFETY: the context is valid while the program runs.
-    let interface = unsafe { (*ctx.skb.skb).ifindex };
+    let interface = unsafe { (*raw).ifindex };
     // The top bit keeps it apart from socket cookies, which count up from 1.
     mix_address(mix(config.seed, u64::from(interface)), near) | 1 << 63
 }
@@ -176,11 +201,16 @@ fn idle_ns(proto: u8) -> u64 {
 /// Judges a packet that leaves through the interface.
 #[inline(always)]
 pub fn tc_egress(ctx: &TcContext) -> Verdict {
-    let Some(config) = workload::config() else {
-        return refuse(Reason::NotConfigured, &UNCONFIGURED);
+    // A frame whose network header is not found yet.
+    let whole = Skb {
+        raw: ctx.skb.skb,
+        base: 0,
     };
+    if workload::config().is_none() {
+        return refuse(&whole, Reason::NotConfigured, &UNCONFIGURED);
+    }
     let Some(workload) = workload::node() else {
-        return refuse(Reason::NotConfigured, &UNCONFIGURED);
+        return refuse(&whole, Reason::NotConfigured, &UNCONFIGURED);
     };
     let binding = workload.current;
     if has_inet_socket(ctx) {
@@ -189,35 +219,32 @@ pub fn tc_egress(ctx: &TcContext) -> Verdict {
     let skb = match frame(ctx) {
         Frame::Ip(skb) => skb,
         Frame::LinkControl => return pass(Reason::LinkControl),
-        Frame::Other => return refuse(Reason::UnknownEthertype, &binding),
-        Frame::Unknown => return refuse(Reason::NotConfigured, &binding),
+        Frame::Other => return refuse(&whole, Reason::UnknownEthertype, &binding),
+        Frame::Unknown => return refuse(&whole, Reason::NotConfigured, &binding),
     };
-    let packet = match read_packet(&skb) {
-        Ok(packet) => packet,
-        Err(reason) => return refuse(reason, &binding),
-    };
-    let verdict = judge_frame(ctx, config, &binding, &packet);
-    if !matches!(verdict, Verdict::Deny) {
-        note_query(config, ctx, &skb, &packet);
+    let header = Header::read(&skb);
+    if let Some(reason) = header.refusal() {
+        return refuse(&skb, reason, &binding);
+    }
+    let verdict = judge_frame(ctx, &skb, &binding, header);
+    let may_be_query = header.proto() == protocol::UDP
+        && header.dport() == DNS_PORT
+        && !header.is_later_fragment();
+    if may_be_query && !matches!(verdict, Verdict::Deny) {
+        let payload = Payload::find(&skb).pack();
+        frame_note_query(skb.raw, skb.base, header.pack(), payload);
     }
     verdict
 }
 
-#[inline(never)]
-fn judge_frame(ctx: &TcContext, config: &Config, binding: &Binding, packet: &Packet) -> Verdict {
-    if packet.is_link_control() {
+#[inline(always)]
+fn judge_frame(ctx: &TcContext, skb: &Skb, binding: &Binding, header: Header) -> Verdict {
+    if header.is_link_control() {
         return pass(Reason::LinkControl);
     }
-    let mut flow = Flow {
-        daddr: packet.daddr,
-        dport: packet.rule_port(),
-        proto: packet.proto,
-        is_fragment: packet.is_later_fragment,
-        origin: Origin::Workload,
-    };
-    let has_flow = !packet.is_later_fragment && !packet.opens_tcp();
-    if has_flow {
-        match recall(ctx, config, packet, &flow) {
+    let mut flow = udp::flow_of(header, skb);
+    if !header.is_later_fragment() && !header.opens_tcp() {
+        match udp::Recalled::unpack(frame_recall(skb.raw, skb.base, header.pack())) {
             udp::Recalled::Started => flow.origin = Origin::FarEnd,
             udp::Recalled::Allowed => return pass(Reason::EstablishedFlow),
             udp::Recalled::Rested(rule) if has_rule(binding, rule) => {
@@ -230,34 +257,43 @@ fn judge_frame(ctx: &TcContext, config: &Config, binding: &Binding, packet: &Pac
     record::count(Hook::TcEgress, decision.verdict, decision.reason);
     record::count_rule(&decision);
     if decision.rule != 0 || !decision.reason.allows() {
-        record::report(Hook::TcEgress, &decision, binding, |event| {
-            record::fill_packet(event, packet);
-        });
+        record::report_packet(skb, Hook::TcEgress, &decision, binding);
     }
     debug!(
         ctx,
         "tc_egress: proto {} port {} verdict {} reason {}",
-        packet.proto,
-        packet.dport,
+        header.proto(),
+        header.dport(),
         decision.verdict as u8,
         decision.reason as u8
     );
-    if matches!(decision.verdict, Verdict::Allow) && decision.rule != 0 && packet.has_ports {
-        remember(ctx, config, packet, &flow, &decision);
+    if matches!(decision.verdict, Verdict::Allow) && decision.rule != 0 && header.has_ports() {
+        frame_remember(skb.raw, skb.base, header.pack(), decision.pack());
     }
     decision.verdict
 }
 
+/// Notes the query in a packet that leaves, if it is one to a trusted resolver.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn note_query(config: &Config, ctx: &TcContext, skb: &Skb, packet: &Packet) {
-    if packet.proto == protocol::UDP
-        && packet.dport == DNS_PORT
-        && !packet.is_later_fragment
-        && RESOLVERS.get_ptr(&packet.daddr).is_some()
-    {
-        let cookie = cookie(config, ctx, &packet.saddr);
-        query::store(config, skb, packet, packet.daddr, cookie);
+pub extern "C" fn frame_note_query(
+    raw: *mut __sk_buff,
+    base: u32,
+    header: u64,
+    payload: u64,
+) -> u32 {
+    let skb = Skb { raw, base };
+    let Some(config) = workload::config() else {
+        return 0;
+    };
+    let header = Header::unpack(header);
+    let daddr = header.daddr(&skb);
+    if RESOLVERS.get_ptr(&daddr).is_some() {
+        let cookie = cookie(config, raw, &header.saddr(&skb));
+        let payload = Payload::unpack(payload);
+        query::store(config, &skb, header, payload, daddr, cookie);
     }
+    0
 }
 
 /// Notes who started a flow, and learns from DNS answers to forwarded queries.
@@ -269,33 +305,41 @@ pub fn tc_ingress(ctx: &TcContext) {
     let Frame::Ip(skb) = frame(ctx) else {
         return;
     };
-    let Ok(packet) = read_packet(&skb) else {
-        return;
-    };
-    if packet.is_later_fragment {
+    let header = Header::read(&skb);
+    if header.refusal().is_some() {
         return;
     }
-    if packet.proto != protocol::TCP || packet.flags & (TCP_SYN | TCP_ACK) == TCP_SYN {
-        note_flow(ctx, config, &packet);
+    if header.is_later_fragment() {
+        return;
+    }
+    if header.proto() != protocol::TCP || header.opens_tcp() {
+        frame_note_flow(skb.raw, skb.base, header.pack());
     }
     // DNS over TCP of forwarded senders is not learned: without a socket nothing here tells a forged segment.
-    if packet.proto == protocol::UDP && packet.sport == DNS_PORT {
+    if header.proto() == protocol::UDP && header.sport() == DNS_PORT {
         let Some(workload) = workload::node() else {
             return;
         };
         let arrival = dns::Arrival {
-            cookie: cookie(config, ctx, &packet.daddr),
+            cookie: cookie(config, skb.raw, &header.daddr(&skb)),
             expected_sequence: 0,
         };
-        dns::answer(config, &skb, &packet, workload, &arrival);
+        dns::answer(config, &skb, header, workload, &arrival);
     }
 }
 
 /// Stores that the far end spoke first, unless the flow is known already.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn note_flow(ctx: &TcContext, config: &Config, packet: &Packet) {
-    let key = key(ctx, packet, false);
-    udp::store_far_end(config, &key, idle_ns(packet.proto));
+pub extern "C" fn frame_note_flow(raw: *mut __sk_buff, base: u32, header: u64) -> u32 {
+    let Some(config) = workload::config() else {
+        return 0;
+    };
+    let skb = Skb { raw, base };
+    let header = Header::unpack(header);
+    let key = key(&skb, header, false);
+    udp::store_far_end(config, &key, idle_ns(header.proto()));
+    0
 }
 
 /// Passes a packet that needs no decision: counted, not reported.
@@ -307,9 +351,9 @@ fn pass(reason: Reason) -> Verdict {
 
 /// The verdict on a frame that could not be judged by its flow.
 #[inline(always)]
-fn refuse(reason: Reason, binding: &Binding) -> Verdict {
+fn refuse(skb: &Skb, reason: Reason, binding: &Binding) -> Verdict {
     let decision = Decision::without_rule(reason, binding);
     record::count(Hook::TcEgress, decision.verdict, reason);
-    record::report(Hook::TcEgress, &decision, binding, |_| {});
+    record::report_packet(skb, Hook::TcEgress, &decision, binding);
     decision.verdict
 }

@@ -1,13 +1,15 @@
 //! UDP flows of sockets without a peer, and flows that the far end started.
 
+use aya_ebpf::bindings::__sk_buff;
 use egress_common::{
     address::is_loopback,
     decision::Decision,
+    dns::DNS_PORT,
     flow::{
         FLOW_IDLE_NS, Flow, FlowKey, FlowState, Origin, STARTED_BY_FAR_END, STARTED_BY_WORKLOAD,
     },
+    hash::RULE_BITS,
     maps::Config,
-    packet::Packet,
     policy::{Workload, protocol},
     tally::Tally,
 };
@@ -15,7 +17,7 @@ use egress_common::{
 use crate::{
     maps::{FLOWS, RESOLVERS, SOCKETS},
     record,
-    skb::{Skb, Socket, full_socket},
+    skb::{Header, Skb, Socket, full_socket},
     time::now_ns,
     workload,
 };
@@ -37,17 +39,23 @@ pub enum Recalled {
 }
 
 #[inline(always)]
-fn key(workload: &Workload, far: [u8; 16], far_port: u16, near_port: u16) -> FlowKey {
+fn key(identity: u32, far: [u8; 16], far_port: u16, near_port: u16) -> FlowKey {
     FlowKey {
         far,
         near: [0; 16],
-        owner: workload.identity,
+        owner: identity,
         far_port,
         near_port,
         proto: protocol::UDP,
         by_interface: 0,
         _pad: [0; 2],
     }
+}
+
+/// [`Flow::tag`] in a stack frame of its own.
+#[inline(never)]
+pub fn tag_of(flow: &Flow, seed: u64, generation: u32, rule: u64) -> u64 {
+    flow.tag(seed, generation, rule)
 }
 
 /// The flow as its tag sees it when the far end started it: no policy, no generation.
@@ -61,11 +69,8 @@ pub fn far_end_tag(config: &Config, key: &FlowKey) -> u64 {
         origin: Origin::FarEnd,
     };
     // The near end and the owner are part of it as a rule would be.
-    flow.tag(
-        config.seed,
-        0,
-        u64::from(key.owner) << 16 | u64::from(key.near_port),
-    )
+    let rule = u64::from(key.owner) << 16 | u64::from(key.near_port);
+    tag_of(&flow, config.seed, 0, rule)
 }
 
 /// Looks a flow up in the table.
@@ -91,45 +96,112 @@ pub fn find(config: &Config, key: &FlowKey, flow: &Flow, idle_ns: u64) -> Recall
             Recalled::Nothing
         };
     }
-    if entry.tag == flow.tag(config.seed, config.generation, entry.rule) {
+    if entry.tag == tag_of(flow, config.seed, config.generation, entry.rule) {
         return Recalled::Allowed;
     }
-    if entry.tag == flow.tag(config.seed, entry.generation, entry.rule) {
+    if entry.tag == tag_of(flow, config.seed, entry.generation, entry.rule) {
         return Recalled::Rested(entry.rule);
     }
     Recalled::Nothing
 }
 
+impl Recalled {
+    const STARTED: u64 = 1;
+    const ALLOWED: u64 = 2;
+    const RESTED: u64 = 3;
+
+    /// As one number, which is all that a global function can return.
+    #[inline(always)]
+    pub fn pack(self) -> u64 {
+        match self {
+            Self::Nothing => 0,
+            Self::Started => Self::STARTED << RULE_BITS,
+            Self::Allowed => Self::ALLOWED << RULE_BITS,
+            Self::Rested(rule) => Self::RESTED << RULE_BITS | rule,
+        }
+    }
+
+    /// Undoes [`Recalled::pack`].
+    #[inline(always)]
+    pub fn unpack(word: u64) -> Self {
+        match word >> RULE_BITS {
+            Self::STARTED => Self::Started,
+            Self::ALLOWED => Self::Allowed,
+            Self::RESTED => Self::Rested(word & ((1 << RULE_BITS) - 1)),
+            _ => Self::Nothing,
+        }
+    }
+}
+
 /// What is known of the flow of a packet that leaves.
+#[inline(always)]
+pub fn recall(skb: &Skb, header: Header, workload: &Workload) -> Recalled {
+    Recalled::unpack(udp_recall(skb.raw, header.pack(), workload.identity))
+}
+
+/// [`recall`], verified once for itself.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn recall(config: &Config, workload: &Workload, packet: &Packet, flow: &Flow) -> Recalled {
-    let key = key(workload, packet.daddr, packet.dport, packet.sport);
-    find(config, &key, flow, FLOW_IDLE_NS)
+pub extern "C" fn udp_recall(raw: *mut __sk_buff, header: u64, identity: u32) -> u64 {
+    let Some(config) = workload::config() else {
+        return 0;
+    };
+    let skb = Skb { raw, base: 0 };
+    let header = Header::unpack(header);
+    let flow = flow_of(header, &skb);
+    let key = key(identity, flow.daddr, header.dport(), header.sport());
+    find(config, &key, &flow, FLOW_IDLE_NS).pack()
 }
 
 /// Stores an allowed flow of a socket without a peer.
-#[inline(never)]
-pub fn remember(
-    config: &Config,
-    workload: &Workload,
-    packet: &Packet,
-    flow: &Flow,
-    decision: &Decision,
-) {
-    let key = key(workload, packet.daddr, packet.dport, packet.sport);
-    store_allowed(config, &key, flow, decision);
+#[inline(always)]
+pub fn remember(skb: &Skb, header: Header, workload: &Workload, decision: &Decision) {
+    udp_remember(skb.raw, header.pack(), workload.identity, decision.pack());
 }
 
-/// Stores an allowed flow.
+/// [`remember`], verified once for itself.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn store_allowed(config: &Config, key: &FlowKey, flow: &Flow, decision: &Decision) {
+pub extern "C" fn udp_remember(
+    raw: *mut __sk_buff,
+    header: u64,
+    identity: u32,
+    decision: u64,
+) -> u32 {
+    let Some(config) = workload::config() else {
+        return 0;
+    };
+    let skb = Skb { raw, base: 0 };
+    let header = Header::unpack(header);
+    let flow = flow_of(header, &skb);
+    let key = key(identity, flow.daddr, header.dport(), header.sport());
+    store_allowed(config, &key, &flow, decision);
+    0
+}
+
+/// The flow of a packet that leaves, as its tag sees it.
+#[inline(always)]
+pub fn flow_of(header: Header, skb: &Skb) -> Flow {
+    Flow {
+        daddr: header.daddr(skb),
+        dport: header.rule_port(),
+        proto: header.proto(),
+        is_fragment: header.is_later_fragment(),
+        origin: Origin::Workload,
+    }
+}
+
+/// Stores an allowed flow; `decision` is packed.
+#[inline(never)]
+pub fn store_allowed(config: &Config, key: &FlowKey, flow: &Flow, decision: u64) {
+    let rule = decision & ((1 << RULE_BITS) - 1);
     let state = FlowState {
-        tag: flow.tag(config.seed, config.generation, decision.rule),
-        rule: decision.rule,
+        tag: tag_of(flow, config.seed, config.generation, rule),
+        rule,
         last_seen_ns: now_ns(),
         generation: config.generation,
         started_by: STARTED_BY_WORKLOAD,
-        reason: decision.reason as u8,
+        reason: (decision >> RULE_BITS) as u8,
         _pad: [0; 2],
     };
     if FLOWS.insert(key, &state, 0).is_err() {
@@ -173,22 +245,39 @@ pub fn store_far_end(config: &Config, key: &FlowKey, idle_ns: u64) -> bool {
 /// Packets of a connected socket come from the peer that it chose, answers of
 /// resolvers are allowed by the lifeline, and loopback always is.
 #[inline(always)]
-pub fn note_inbound(config: &Config, skb: &Skb, packet: &Packet, socket: &Socket) {
-    if socket.peer_port != 0 || socket.is_raw || is_loopback(&packet.saddr) {
+pub fn note_inbound(skb: &Skb, header: Header, socket: &Socket) {
+    if socket.peer_port != 0 || socket.is_raw || header.is_later_fragment() {
         return;
     }
-    if packet.sport == egress_common::dns::DNS_PORT && RESOLVERS.get_ptr(&packet.saddr).is_some() {
-        return;
+    udp_note_inbound(skb.raw, header.pack());
+}
+
+/// [`note_inbound`], verified once for itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn udp_note_inbound(raw: *mut __sk_buff, header: u64) -> u32 {
+    let skb = Skb { raw, base: 0 };
+    let header = Header::unpack(header);
+    let saddr = header.saddr(&skb);
+    if is_loopback(&saddr) {
+        return 0;
     }
-    let Some(workload) = workload::of_skb(config, skb.raw) else {
-        return;
+    if header.sport() == DNS_PORT && RESOLVERS.get_ptr(&saddr).is_some() {
+        return 0;
+    }
+    let Some(config) = workload::config() else {
+        return 0;
     };
-    let key = key(workload, packet.saddr, packet.sport, packet.dport);
+    let Some(workload) = workload::of_skb(config, raw) else {
+        return 0;
+    };
+    let key = key(workload.identity, saddr, header.sport(), header.dport());
     if !store_far_end(config, &key, FLOW_IDLE_NS) {
-        return;
+        return 0;
     }
-    if let Some(state) = full_socket(skb.raw).and_then(|sk| SOCKETS.get_or_create(sk)) {
+    if let Some(state) = full_socket(raw).and_then(|sk| SOCKETS.get_or_create(sk)) {
         // SAFETY: the storage lives as long as the socket; one byte is written.
         unsafe { (*state).serves = 1 };
     }
+    0
 }
