@@ -1,5 +1,11 @@
 //! What is in `deploy/` and in the README fits the binary: objects, flags, paths, policies.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "tests panic"
+)]
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -60,8 +66,8 @@ fn object<T: Resource + Serialize + DeserializeOwned>(path: &str) -> T {
     let head = |field: &str| written.get(field).and_then(serde_json::Value::as_str);
     assert_eq!(head("apiVersion"), Some(T::API_VERSION), "{path}");
     assert_eq!(head("kind"), Some(T::KIND), "{path}");
-    let object: T = serde_json::from_value(written.clone())
-        .unwrap_or_else(|error| panic!("{path}: {error}"));
+    let object: T =
+        serde_json::from_value(written.clone()).unwrap_or_else(|error| panic!("{path}: {error}"));
     // The types drop fields that they do not know: what is written has to come back as it was.
     assert_eq!(serde_json::to_value(&object).unwrap(), written, "{path}");
     object
@@ -248,7 +254,12 @@ fn every_mount_has_its_volume_and_lies_where_the_binary_looks() {
         }
         let bpffs = mounts.iter().find(|mount| mount.mount_path == BPFFS);
         assert_eq!(bpffs.unwrap().read_only, None);
-        assert!(Path::new(DEFAULT_PIN_DIR).parent().unwrap().starts_with(BPFFS));
+        assert!(
+            Path::new(DEFAULT_PIN_DIR)
+                .parent()
+                .unwrap()
+                .starts_with(BPFFS)
+        );
     }
 
     let set = agent_set();
@@ -441,7 +452,10 @@ fn policies_in_the_readme_compile() {
         .into_iter()
         .filter(|(_, text)| text.contains("kind: EgressPolicy"))
         .collect();
-    assert!(policies.len() >= 2, "the short one and the one with all fields");
+    assert!(
+        policies.len() >= 2,
+        "the short one and the one with all fields"
+    );
     for (language, text) in &policies {
         assert_eq!(language, "yaml");
         compiled(&[("README.md", text)], &Lifeline::new());
