@@ -9,7 +9,7 @@
 
 use aya_ebpf::helpers::{bpf_spin_lock, bpf_spin_unlock};
 use egress_common::{
-    learned::{Grant, Learned},
+    learned::{GRANTS, Grant, Learned, LearnedKey},
     tally::Tally,
 };
 
@@ -41,7 +41,7 @@ pub extern "C" fn learn_grant(slot: u32) -> u32 {
 fn store(scratch: &mut Scratch) -> u32 {
     let request = &scratch.request;
     if let Some(entry) = LEARNED.get_ptr_mut(&request.key) {
-        return prolong(entry, &request.grant) as u32;
+        return prolong(entry, &request.key, &request.grant) as u32;
     }
     scratch.fresh.owner = request.key.owner();
     let [first, rest @ ..] = &mut scratch.fresh.grants;
@@ -53,7 +53,7 @@ fn store(scratch: &mut Scratch) -> u32 {
         Ok(()) => Tally::AddressLearned as u32,
         // Another CPU was faster.
         Err(EEXIST) => match LEARNED.get_ptr_mut(&request.key) {
-            Some(entry) => prolong(entry, &request.grant) as u32,
+            Some(entry) => prolong(entry, &request.key, &request.grant) as u32,
             None => Tally::LearnedFull as u32,
         },
         Err(_) => Tally::LearnedFull as u32,
@@ -62,15 +62,25 @@ fn store(scratch: &mut Scratch) -> u32 {
 
 /// Prolongs a grant of an entry, or adds it.
 #[inline(always)]
-fn prolong(entry: *mut Learned, grant: &Grant) -> Tally {
+fn prolong(entry: *mut Learned, key: &LearnedKey, grant: &Grant) -> Tally {
     let wanted = *grant;
+    let owner = key.owner();
     let mut is_stored = false;
+    let mut is_full = true;
     // SAFETY: the entry is a map value with a lock that the kernel knows.
     let lock = unsafe { &raw mut (*entry).lock };
     // SAFETY: no lock is held, and nothing below calls a function before the unlock.
     unsafe { bpf_spin_lock(lock.cast()) };
+    // SAFETY: the lock is held. An entry that was swept away meanwhile may
+    // belong to another key by now: that key is not to get this grant.
+    if unsafe { (*entry).owner } != owner {
+        is_full = false;
+    }
     // SAFETY: the lock is held.
     for held in unsafe { &mut (*entry).grants } {
+        if !is_full {
+            break;
+        }
         if held.expires_at_ns == 0 {
             held.rule = wanted.rule;
             held.ports.proto = wanted.ports.proto;
@@ -94,7 +104,8 @@ fn prolong(entry: *mut Learned, grant: &Grant) -> Tally {
     }
     // SAFETY: the lock is held.
     unsafe { bpf_spin_unlock(lock.cast()) };
-    if is_stored {
+    // An entry of another key: `learn_grant` looks again, and finds its own or none.
+    if is_stored || !is_full {
         Tally::AddressLearned
     } else {
         Tally::GrantsFull
@@ -129,11 +140,19 @@ pub extern "C" fn sweep_entry(slot: u32) -> u32 {
         return 0;
     }
     record::tally(Tally::LearnedSwept);
-    // What was written between the look and the deletion is put back.
+    // What was written between the look and the deletion is put back, grant by
+    // grant: somebody may have made a new entry meanwhile.
     if is_live(entry, ended_before_ns) && entry.owner == key.owner() {
-        scratch.fresh.owner = entry.owner;
-        scratch.fresh.grants = entry.grants;
-        let _ = LEARNED.insert(&key, scratch.fresh.as_learned(), NO_EXIST);
+        for index in 0..GRANTS {
+            let Some(grant) = entry.grants.get(index) else {
+                break;
+            };
+            scratch.request.grant = *grant;
+            if scratch.request.grant.expires_at_ns > ended_before_ns {
+                learn_grant(slot);
+            }
+            record::forget();
+        }
     }
     1
 }

@@ -130,6 +130,8 @@ impl Shared {
         let local: Vec<_> = own_addresses().into_iter().map(address_from).collect();
         datapath.set_local(&local)?;
 
+        // An agent that was killed on its way may have left something under the new id.
+        datapath.remove_policies_but(last_policy_id)?;
         let prepared = datapath.install(policy_id, &compiled).and_then(|()| {
             for ((scope, old), new) in self.scopes.iter().zip(&old).zip(&new) {
                 if let Some(old) = old {
@@ -147,9 +149,7 @@ impl Shared {
                     datapath.bind(scope.cgroup_id, workload(scope, *old, Binding::default()))?;
                 }
             }
-            if let Some(last) = last_policy_id {
-                datapath.remove_policies_but(last)?;
-            }
+            datapath.remove_policies_but(last_policy_id)?;
             return Err(error.into());
         }
         for (scope, new) in self.scopes.iter().zip(&new) {
@@ -203,7 +203,7 @@ impl Shared {
             .collect();
         // No grant ends later than this: all of them go.
         datapath.sweep(&stale, u64::MAX)?;
-        datapath.remove_policies_but(policy_id)?;
+        datapath.remove_policies_but(Some(policy_id))?;
         Ok(())
     }
 

@@ -17,7 +17,8 @@ use aya::{
     maps::{Map, MapData},
     programs::{
         CgroupAttachMode, CgroupSkbAttachType, Program, SchedClassifier, TcAttachType,
-        links::FdLink, tc,
+        links::FdLink,
+        tc::{self, SchedClassifierLink},
     },
     util::KernelVersion,
 };
@@ -354,6 +355,8 @@ impl Loaded {
 
 /// Priority of the clsact filters: early, and unlikely to be used by others.
 const CLSACT_PRIORITY: u16 = 0xe6;
+/// Handle of the clsact filters, by which a new agent replaces them.
+const CLSACT_HANDLE: tc::TcHandle = tc::TcHandle::new(0, 1);
 
 fn attach_clsact(
     program: &mut SchedClassifier,
@@ -363,15 +366,24 @@ fn attach_clsact(
 ) -> Result<(), aya::programs::ProgramError> {
     // It is there already on every interface that was given before.
     let _ = tc::qdisc_add_clsact(interface);
-    // An earlier agent's filter, which an agent without links cannot take over, is replaced: the new one first.
-    let id = program.attach_with_options(
-        interface,
-        kind,
-        tc::TcAttachOptions::Netlink(tc::NlOptions {
-            priority: CLSACT_PRIORITY,
-            ..tc::NlOptions::default()
-        }),
-    )?;
+    // A filter of an earlier agent is replaced in one step.
+    let earlier =
+        SchedClassifierLink::attached(interface, kind, CLSACT_PRIORITY, CLSACT_HANDLE, None);
+    let replaced = earlier
+        .map_err(aya::programs::ProgramError::IOError)
+        .and_then(|link| program.attach_to_link(link));
+    let id = match replaced {
+        Ok(id) => id,
+        Err(_) => program.attach_with_options(
+            interface,
+            kind,
+            tc::TcAttachOptions::Netlink(tc::NlOptions {
+                priority: CLSACT_PRIORITY,
+                handle: CLSACT_HANDLE,
+                ..tc::NlOptions::default()
+            }),
+        )?,
+    };
     let link = program.take_link(id)?;
     debug!(program = name, interface, "clsact filter added");
     // The filter stays when the agent ends.
@@ -418,7 +430,7 @@ fn replace(pin: &Path, name: &str, program: impl AsFd) -> Result<(), DatapathErr
         source,
     };
     let link = sys::object(pin).map_err(update)?;
-    sys::update_link(link, program).map_err(update)?;
+    sys::update_link(&link, &program).map_err(update)?;
     info!(hook = name, "program replaced behind its link");
     Ok(())
 }

@@ -123,8 +123,10 @@ impl Maps {
         Ok(())
     }
 
-    /// Removes every trace of policies other than `keep`.
-    pub(super) fn remove_policies_but(&mut self, keep: u16) -> Result<(), DatapathError> {
+    /// Removes every trace of policies other than `keep`; all of them when there is none to keep.
+    pub(super) fn remove_policies_but(&mut self, keep: Option<u16>) -> Result<(), DatapathError> {
+        // No policy has the id 0.
+        let keep = keep.unwrap_or(0);
         let id = keep.to_be_bytes();
         let stale = stale_keys(self.names.keys(), "NAMES", |key| {
             let data = key.data();

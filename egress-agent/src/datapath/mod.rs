@@ -127,12 +127,12 @@ impl Datapath {
         self.maps.install(policy_id, compiled)
     }
 
-    /// Removes every trace of policies other than `keep`.
+    /// Removes every trace of policies other than `keep`; all of them when there is none to keep.
     ///
     /// # Errors
     ///
     /// The map that cannot be read or written.
-    pub fn remove_policies_but(&mut self, keep: u16) -> Result<(), DatapathError> {
+    pub fn remove_policies_but(&mut self, keep: Option<u16>) -> Result<(), DatapathError> {
         self.maps.remove_policies_but(keep)
     }
 

@@ -57,18 +57,19 @@ const fn split(pointer: u64) -> [u32; 2] {
 }
 
 /// Puts another program behind a link, atomically.
-pub(super) fn update_link(link: impl AsFd, program: impl AsFd) -> io::Result<()> {
+pub(super) fn update_link(link: &impl AsFd, program: &impl AsFd) -> io::Result<()> {
     let link = raw(link)?;
     let program = raw(program)?;
     bpf(BPF_LINK_UPDATE, &Attr([link, program, 0, 0])).map(|_| ())
 }
 
 /// Takes a link off its hook.
-pub(super) fn detach_link(link: impl AsFd) -> io::Result<()> {
+pub(super) fn detach_link(link: &impl AsFd) -> io::Result<()> {
     let link = raw(link)?;
     bpf(BPF_LINK_DETACH, &Attr([link, 0, 0, 0])).map(|_| ())
 }
 
-fn raw(fd: impl AsFd) -> io::Result<u32> {
+/// The number of a descriptor that the caller keeps open.
+fn raw(fd: &impl AsFd) -> io::Result<u32> {
     u32::try_from(fd.as_fd().as_raw_fd()).map_err(io::Error::other)
 }

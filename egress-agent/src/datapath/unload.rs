@@ -36,7 +36,7 @@ pub fn unload(pin_dir: &Path) -> Result<Removed, DatapathError> {
         let path = links_dir(pin_dir).join(&name);
         if let Ok(link) = sys::object(&path) {
             // A link whose cgroup or interface is gone is detached already.
-            let _ = sys::detach_link(link);
+            let _ = sys::detach_link(&link);
         }
         remove(&path)?;
         removed.hooks.push(name);
