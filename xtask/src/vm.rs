@@ -30,7 +30,7 @@ use crate::{
 /// Virtual machines that run at the same time.
 const PARALLEL: usize = 2;
 /// A kernel that has not finished by then has failed.
-const LIMIT: Duration = Duration::from_mins(8);
+const LIMIT: Duration = Duration::from_mins(5);
 
 /// Options of `cargo xtask vm`.
 #[derive(Args, Debug)]
@@ -71,7 +71,7 @@ impl Vm {
     ///
     /// A tool fails, or a kernel fails a check.
     pub(crate) fn run(&self) -> Result<()> {
-        setup::setup(&[Group::Build, Group::Vm])?;
+        setup::setup(&[Group::Build, Group::Net, Group::Vm])?;
         let agent = match &self.agent {
             Some(agent) => agent.clone(),
             None => build::build()?,
@@ -329,7 +329,7 @@ pub(crate) fn table(guests: &[Guest]) -> String {
 
 /// The script that the guest's kernel starts.
 const INIT: &str = r#"#!/bin/busybox sh
-export PATH=/bin
+export PATH=/sbin:/bin
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
 mount -t sysfs sys /sys
@@ -346,7 +346,7 @@ done </modules/list
 ip link set lo up
 echo "nameserver 127.0.0.1" >/etc/resolv.conf
 echo "127.0.0.1 localhost" >/etc/hosts
-export EGRESS_AGENT=/bin/egress-agent EGRESS_EBPF_OBJECT=/egress-ebpf RUST_BACKTRACE=1
+export EGRESS_VM_GUEST=1 EGRESS_AGENT=/bin/egress-agent EGRESS_EBPF_OBJECT=/egress-ebpf RUST_BACKTRACE=1
 vm-check >/dev/ttyS1 2>/dev/ttyS0 || echo "CHECK vm-check failed exited with status $?" >/dev/ttyS1
 echo END >/dev/ttyS1
 poweroff -f
@@ -355,7 +355,9 @@ poweroff -f
 /// Makes the guest's file system.
 fn initramfs(kernel: &kernels::Kernel, agent: &Path, check: &Path, dir: &Path) -> Result<PathBuf> {
     let tree = dir.join("tree");
-    for name in ["bin", "dev", "etc", "modules", "proc", "run", "sys", "tmp"] {
+    for name in [
+        "bin", "dev", "etc", "modules", "proc", "run", "sbin", "sys", "tmp",
+    ] {
         fs::create_dir_all(tree.join(name)).context("cannot create the guest's folders")?;
     }
     let busybox = run::find_program("busybox").context("no busybox: run `cargo xtask setup`")?;
@@ -368,6 +370,7 @@ fn initramfs(kernel: &kernels::Kernel, agent: &Path, check: &Path, dir: &Path) -
         fs::copy(from, bin.join(name))
             .with_context(|| format!("cannot copy {}", from.display()))?;
     }
+    copy_with_libraries("ip", &tree)?;
     if ebpf::object().is_file() {
         fs::copy(ebpf::object(), tree.join("egress-ebpf")).context("cannot copy the object")?;
     }
@@ -390,6 +393,26 @@ fn initramfs(kernel: &kernels::Kernel, agent: &Path, check: &Path, dir: &Path) -
     }
     setup::remove_dir(&tree)?;
     Ok(archive)
+}
+
+/// Copies a program of this machine and the libraries that it is linked to: busybox's `ip` knows no veth.
+fn copy_with_libraries(name: &str, tree: &Path) -> Result<()> {
+    let program =
+        run::find_program(name).with_context(|| format!("no {name}: run `cargo xtask setup`"))?;
+    let libraries = run::output(run::command("ldd").arg(&program))?;
+    let libraries = libraries
+        .lines()
+        .filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
+    for library in libraries {
+        let to = tree.join(library.trim_start_matches('/'));
+        if let Some(dir) = to.parent() {
+            fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        }
+        fs::copy(library, &to).with_context(|| format!("cannot copy {library}"))?;
+    }
+    fs::copy(&program, tree.join("sbin").join(name))
+        .with_context(|| format!("cannot copy {}", program.display()))?;
+    Ok(())
 }
 
 #[cfg(test)]

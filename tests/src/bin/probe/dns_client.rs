@@ -153,6 +153,9 @@ pub(crate) struct ResolveConnect {
     r#type: Kind,
     #[arg(long, default_value_t = 80)]
     port: u16,
+    /// Ask over TCP.
+    #[arg(long)]
+    tcp: bool,
     /// CPU to run on.
     #[arg(long)]
     cpu: Option<usize>,
@@ -207,7 +210,13 @@ impl ResolveConnect {
 
     fn resolve(&self, number: u32, name: &str) -> Result<IpAddr> {
         let query = dns::query(number as u16, name, self.r#type.record())?;
-        let answer = dns::ask_udp((self.server, 53).into(), &query, Duration::from_secs(2))?;
+        let server = (self.server, 53).into();
+        let limit = Duration::from_secs(2);
+        let answer = if self.tcp {
+            dns::ask_tcp(server, &query, limit)?
+        } else {
+            dns::ask_udp(server, &query, limit)?
+        };
         let message = Message::from_vec(&answer).context("unreadable answer")?;
         match dns::addresses(&message).first() {
             Some((address, _)) => Ok(*address),

@@ -1,0 +1,211 @@
+//! The real agent on the root cgroup: what is allowed and denied, also when it is dead and when it is gone.
+
+use std::{
+    ffi::OsString,
+    fs,
+    io::ErrorKind,
+    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use egress_tests::{Counters, dns, eventually};
+use hickory_proto::{op::Message, rr::RecordType};
+
+use crate::{
+    check,
+    far::{self, PORT, RESOLVER, v4, v6},
+    from_env,
+};
+
+const POLICY: &str = "\
+apiVersion: egress.dev/v1alpha1
+kind: EgressPolicy
+metadata: { name: guest }
+spec:
+  mode: enforce
+  allow:
+    - names: [allowed.test, \"*.wild.test\"]
+";
+
+/// Longest time until the agent enforces: the verifier is slow under emulation.
+const START_LIMIT: Duration = Duration::from_secs(90);
+/// Longest time for a connection or an answer.
+const NET_LIMIT: Duration = Duration::from_secs(5);
+
+/// The agent's program.
+pub(crate) fn program() -> OsString {
+    from_env("EGRESS_AGENT", "/bin/egress-agent")
+}
+
+/// Runs a program that must succeed.
+pub(crate) fn output(command: &mut Command) -> Result<String, String> {
+    let output = command.output().map_err(|error| error.to_string())?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    if output.status.success() {
+        return Ok(said);
+    }
+    let complaints = String::from_utf8_lossy(&output.stderr);
+    Err(format!("{}: {said} {complaints}", output.status))
+}
+
+/// Runs the agent and judges what it lets through.
+pub(crate) fn checks() {
+    let far = match far::start() {
+        Ok(far) => far,
+        Err(error) => {
+            println!("CHECK far_end_comes_up failed {error:#}");
+            return;
+        }
+    };
+    check("everything_is_reachable_before", || reached(v4(20).into()));
+    let mut agent = None;
+    check("agent_enforces_on_the_root_cgroup", || {
+        agent = Some(start()?);
+        Ok(())
+    });
+    let Some(mut agent) = agent else {
+        return;
+    };
+    verdicts();
+    let _ = agent.kill(); // SIGKILL
+    let _ = agent.wait();
+    check("dead_agent:what_was_learned_is_allowed", || {
+        reached(v4(10).into())
+    });
+    check("dead_agent:the_rest_is_denied", || refused(v4(20).into()));
+    check("dead_agent:new_answers_are_learned", || {
+        resolve("a.wild.test", RecordType::AAAA)?;
+        reached(v6(11).into())
+    });
+    check("unload_removes_everything", || {
+        output(Command::new(program()).arg("unload"))?;
+        reached(v4(20).into())
+    });
+    drop(far);
+}
+
+/// What is learned, allowed and denied while the agent runs.
+fn verdicts() {
+    check("v4:denied_before_its_name_was_asked_for", || {
+        refused(v4(10).into())
+    });
+    check("v4:learned_and_allowed", || {
+        resolve("allowed.test", RecordType::A)?;
+        reached(v4(10).into())
+    });
+    check("v6:denied_before_its_name_was_asked_for", || {
+        refused(v6(10).into())
+    });
+    check("v6:learned_and_allowed", || {
+        resolve("allowed.test", RecordType::AAAA)?;
+        reached(v6(10).into())
+    });
+    check("v4:wildcard_is_allowed", || {
+        resolve("a.wild.test", RecordType::A)?;
+        reached(v4(11).into())
+    });
+    check("v4:resolved_but_forbidden_is_denied", || {
+        resolve("forbidden.test", RecordType::A)?;
+        refused(v4(20).into())
+    });
+    check("v6:resolved_but_forbidden_is_denied", || {
+        resolve("forbidden.test", RecordType::AAAA)?;
+        refused(v6(20).into())
+    });
+    check("udp:unconnected_is_denied", || {
+        let socket = UdpSocket::bind("0.0.0.0:0").map_err(|error| error.to_string())?;
+        match socket.send_to(b"x", (v4(20), 9)) {
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
+    check("learned_lists_the_name", || {
+        let learned = output(Command::new(program()).args(["learned", "-o", "json"]))?;
+        contains(&learned, "allowed.test")
+    });
+    check("counters_have_denials", || {
+        let counters = output(Command::new(program()).args(["counters", "-o", "json"]))?;
+        let counters: Counters =
+            serde_json::from_str(&counters).map_err(|error| error.to_string())?;
+        if counters.denied == 0 || counters.denied_by("connect4") == 0 {
+            return Err(format!("{counters:?}"));
+        }
+        Ok(())
+    });
+}
+
+/// Starts the agent and waits until it enforces.
+fn start() -> Result<Child, String> {
+    fs::write("/etc/policy.yaml", POLICY).map_err(|error| error.to_string())?;
+    let mut agent = Command::new(program())
+        .args(["run", "--policy", "/etc/policy.yaml"])
+        .args(["--interface", "near0", "--resolver"])
+        .arg(RESOLVER.to_string())
+        .stdout(Stdio::null())
+        .spawn()
+        .map_err(|error| error.to_string())?;
+    let mut last = String::new();
+    let enforces = eventually(START_LIMIT, || {
+        if !matches!(agent.try_wait(), Ok(None)) {
+            last = "it has ended, see the console".to_owned();
+            return true;
+        }
+        match output(Command::new(program()).arg("status")) {
+            Ok(_) => {
+                last.clear();
+                true
+            }
+            Err(error) => {
+                last = error;
+                false
+            }
+        }
+    });
+    if enforces && last.is_empty() {
+        return Ok(agent);
+    }
+    let _ = agent.kill();
+    let _ = agent.wait();
+    Err(last)
+}
+
+/// Asks for a name; what the answer holds does not matter here.
+fn resolve(name: &str, kind: RecordType) -> Result<(), String> {
+    let ask = || -> anyhow::Result<()> {
+        let query = dns::query(4711, name, kind)?;
+        let answer = dns::ask_udp((RESOLVER, 53).into(), &query, NET_LIMIT)?;
+        anyhow::ensure!(
+            !dns::addresses(&Message::from_vec(&answer)?).is_empty(),
+            "{name} has no address"
+        );
+        Ok(())
+    };
+    ask().map_err(|error| format!("{error:#}"))
+}
+
+/// Connects, which must work.
+fn reached(address: IpAddr) -> Result<(), String> {
+    let address = SocketAddr::new(address, PORT);
+    TcpStream::connect_timeout(&address, NET_LIMIT)
+        .map(drop)
+        .map_err(|error| format!("{address}: {error}"))
+}
+
+/// Connects, which must be refused with EPERM.
+fn refused(address: IpAddr) -> Result<(), String> {
+    let address = SocketAddr::new(address, PORT);
+    match TcpStream::connect_timeout(&address, NET_LIMIT) {
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(()),
+        other => Err(format!("{address}: {other:?}")),
+    }
+}
+
+/// Whether a text has a part.
+fn contains(text: &str, part: &str) -> Result<(), String> {
+    if text.contains(part) {
+        Ok(())
+    } else {
+        Err(format!("no {part} in {text}"))
+    }
+}
