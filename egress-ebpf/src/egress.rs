@@ -95,6 +95,10 @@ fn judge_packet(
     {
         return pass(Reason::EstablishedFlow);
     }
+    // As `decide` says; here because it is every packet of some workloads.
+    if header.is_to_loopback(skb) {
+        return pass(Reason::Loopback);
+    }
     let Some(workload) = workload::of_skb(config, skb.raw) else {
         return refuse(skb, Reason::NotConfigured, &UNCONFIGURED);
     };

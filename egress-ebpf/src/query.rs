@@ -2,7 +2,7 @@
 
 use aya_ebpf::{bindings::__sk_buff, helpers::bpf_get_socket_cookie};
 use egress_common::{
-    address::{Address, is_loopback},
+    address::Address,
     dns::{DNS_PORT, HEADER_BYTES, QUESTION_STEPS, QuestionHasher, QuestionStep, is_query_header},
     maps::{Config, Query, QueryKey},
     packet::PacketBytes,
@@ -30,7 +30,7 @@ pub fn may_be_one(header: Header, skb: &Skb, socket: &Socket) -> bool {
     if socket.peer_port != 0 {
         return socket.peer_port == DNS_PORT;
     }
-    header.dport() == DNS_PORT || is_loopback(&header.daddr(skb))
+    header.dport() == DNS_PORT || header.is_to_loopback(skb)
 }
 
 /// Notes the query in a packet that leaves, if it is one to a trusted resolver.

@@ -7,7 +7,7 @@ use aya_ebpf::{
     helpers::{bpf_sk_fullsock, bpf_skb_load_bytes},
 };
 use egress_common::{
-    address::{Address, from_v4},
+    address::{Address, from_v4, is_loopback},
     packet::{Extensions, Packet, PacketBytes, parse_into, walk_extensions, walk_options},
     verdict::Reason,
 };
@@ -274,6 +274,12 @@ impl Header {
         self.0 & OPENS_TCP != 0
     }
 
+    /// Whether the destination is loopback.
+    #[inline(always)]
+    pub fn is_to_loopback(self, skb: &Skb) -> bool {
+        packet_is_to_loopback(skb.raw, skb.base, self.pack()) != 0
+    }
+
     /// Source address.
     #[inline(always)]
     pub fn saddr(self, skb: &Skb) -> Address {
@@ -305,6 +311,14 @@ impl Header {
     pub fn unpack(word: u64) -> Self {
         Self(word)
     }
+}
+
+/// [`Header::is_to_loopback`], verified once for itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn packet_is_to_loopback(raw: *mut __sk_buff, base: u32, header: u64) -> u32 {
+    let skb = Skb { raw, base };
+    u32::from(is_loopback(&Header::unpack(header).daddr(&skb)))
 }
 
 /// Loads an address; in a stack frame of its own. What was read once can be read again: this does not fail.
