@@ -23,7 +23,7 @@ const START_LIMIT: Duration = Duration::from_secs(20);
 /// Longest time that a question to the agent may take.
 const ASK_LIMIT: Duration = Duration::from_secs(10);
 /// Longest time that the agent may take to end after SIGTERM.
-const STOP_LIMIT: Duration = Duration::from_secs(5);
+const STOP_LIMIT: Duration = Duration::from_secs(10);
 
 /// How an agent shall be started.
 #[derive(Clone, Debug)]
@@ -190,9 +190,12 @@ impl Agent {
     fn wait_until_enforcing(&mut self) -> Result<()> {
         let end = Instant::now() + START_LIMIT;
         loop {
-            let status = self.cli(&["status", "-o", "json"])?;
-            if status.code() == Some(0) {
-                let report: Status = parse(&status)?;
+            // While it still loads, a question may take longer than it should.
+            let status = self.cli(&["status", "-o", "json"]);
+            if let Ok(status) = &status
+                && status.code() == Some(0)
+            {
+                let report: Status = parse(status)?;
                 for hook in ["connect4", "connect6", "skb_egress", "skb_ingress"] {
                     ensure!(
                         report.has(hook),
@@ -211,7 +214,7 @@ impl Agent {
             if Instant::now() >= end {
                 bail!(
                     "status says: {}; its log: {}",
-                    status.shown(),
+                    status.map_or_else(|error| format!("{error:#}"), |status| status.shown()),
                     self.log().trim()
                 );
             }
@@ -403,12 +406,13 @@ impl Agent {
     /// It cannot be run.
     pub fn unload(&mut self) -> Result<Output> {
         self.unloaded = true;
-        let mut command = std::process::Command::new(programs::agent());
+        // In the node's namespace: it also looks for filters on the interfaces that it sees.
+        let mut command = self.options.place.command(programs::agent());
         command
             .arg("unload")
             .arg("--pin-dir")
             .arg(&self.options.pins);
-        process::run(command.stdin(std::process::Stdio::null()), ASK_LIMIT)
+        process::run(&mut command, ASK_LIMIT)
     }
 }
 
@@ -420,6 +424,11 @@ impl Drop for Agent {
         }
         self.running.signal(Signal::SIGTERM);
         let ended = self.running.wait(STOP_LIMIT).is_some();
+        let hangs = if ended {
+            String::new()
+        } else {
+            threads(self.pid())
+        };
         self.running.kill();
         if self.unloaded {
             return;
@@ -429,7 +438,11 @@ impl Drop for Agent {
         // What holds the test's cgroup must go even if the agent failed to remove it.
         let _ = leftovers::remove_pins(&self.options.pins);
         if !panicking {
-            assert!(ended, "the agent still ran {STOP_LIMIT:?} after SIGTERM");
+            assert!(
+                ended,
+                "the agent still ran {STOP_LIMIT:?} after SIGTERM; its threads:\n{hangs}its log:\n{}",
+                self.log()
+            );
             match output {
                 Ok(output) => assert!(
                     output.code() == Some(0) && !left,
@@ -441,6 +454,21 @@ impl Drop for Agent {
             }
         }
     }
+}
+
+/// Where the threads of a process are in the kernel.
+fn threads(pid: u32) -> String {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return String::new();
+    };
+    tasks
+        .flatten()
+        .map(|task| {
+            let read = |name| fs::read_to_string(task.path().join(name)).unwrap_or_default();
+            let stack = read("stack").replace('\n', " < ");
+            format!("{} {} {stack}\n", read("comm").trim(), read("wchan"))
+        })
+        .collect()
 }
 
 fn parse<T: DeserializeOwned>(output: &Output) -> Result<T> {

@@ -23,27 +23,26 @@ fn series(
     count: u32,
     first: u32,
     kind: &str,
+    more: &[&str],
 ) -> Series {
     let (count, first) = (count.to_string(), first.to_string());
+    let args = [
+        "resolve-connect",
+        "--count",
+        &count,
+        "--first",
+        &first,
+        "--server",
+        zone::SERVER,
+        "--zone",
+        zone,
+        "--cpu",
+        "0",
+        "--type",
+        kind,
+    ];
     client
-        .try_probe(
-            &[
-                "resolve-connect",
-                "--count",
-                &count,
-                "--first",
-                &first,
-                "--server",
-                zone::SERVER,
-                "--zone",
-                zone,
-                "--cpu",
-                "0",
-                "--type",
-                kind,
-            ],
-            std::time::Duration::from_secs(240),
-        )
+        .try_probe(&[&args, more].concat(), std::time::Duration::from_secs(240))
         .unwrap()
 }
 
@@ -80,7 +79,7 @@ fn connect_right_after_resolve() {
     let client = world.workload("client");
     let names = if is_quick() { NAMES_QUICK } else { NAMES };
 
-    let (good, moved) = agent.counted(|| series(&client, "fresh.example.com", names, 0, "A"));
+    let (good, moved) = agent.counted(|| series(&client, "fresh.example.com", names, 0, "A", &[]));
     eprintln!("{good:?}");
     assert_eq!(
         (good.count, good.refused, good.failed, good.unresolved),
@@ -95,14 +94,21 @@ fn connect_right_after_resolve() {
     );
     assert!(moved.reason("name_rule") >= u64::from(names), "{moved:?}");
 
-    let six = series(&client, "fresh.example.com", 1000, 0, "AAAA");
+    let six = series(&client, "fresh.example.com", 1000, 0, "AAAA", &[]);
     assert_eq!(
         (six.count, six.refused, six.failed, six.unresolved),
         (1000, 0, 0, 0),
         "{six:?}"
     );
 
+    let tcp = series(&client, "fresh.example.com", 1000, 22_000, "A", &["--tcp"]);
+    assert_eq!(
+        (tcp.count, tcp.refused, tcp.failed, tcp.unresolved),
+        (1000, 0, 0, 0),
+        "over TCP: {tcp:?}"
+    );
+
     // The twin: addresses that nobody has learned yet, by names without a rule.
-    let bad = series(&client, "stale.example.com", 200, 25_000, "A");
+    let bad = series(&client, "stale.example.com", 200, 25_000, "A", &[]);
     assert_eq!((bad.count, bad.refused), (200, 200), "{bad:?}");
 }
