@@ -3,7 +3,7 @@
 use std::{
     ffi::OsString,
     fs,
-    io::ErrorKind,
+    io::{self, ErrorKind},
     net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -68,6 +68,13 @@ pub(crate) fn checks() {
         return;
     };
     verdicts();
+    for command in ["status", "counters", "flows"] {
+        // For whoever reads the console to see why something failed.
+        let _ = Command::new(program())
+            .arg(command)
+            .stdout(io::stderr())
+            .status();
+    }
     let _ = agent.kill(); // SIGKILL
     let _ = agent.wait();
     check("dead_agent:what_was_learned_is_allowed", || {
