@@ -176,7 +176,12 @@ fn learn(
     for _ in 0..ANSWER_STEPS {
         let result = dns_step(HOOK);
         if result != CONTINUE {
-            return result.wrapping_sub(STOP);
+            let outcome = result.wrapping_sub(STOP);
+            // One query, one answer: a second one with the same numbers teaches nothing more.
+            if outcome == Tally::AnswerLearned as u32 {
+                let _ = QUERIES.remove(&key);
+            }
+            return outcome;
         }
     }
     Tally::AnswerOversized as u32

@@ -328,7 +328,7 @@ impl Loaded {
             hook,
             target: cgroup.clone(),
             kind: "link",
-            is_attached: sys::object(&links.join(hook.name())).is_ok(),
+            is_attached: is_attached(&links.join(hook.name())),
         })
         .collect();
         hooks.extend(self.clsact.iter().cloned());
@@ -344,7 +344,7 @@ impl Loaded {
                         hook,
                         target: interface.clone(),
                         kind: "tcx",
-                        is_attached: sys::object(&pin).is_ok(),
+                        is_attached: is_attached(&pin),
                     });
                 }
             }
@@ -433,6 +433,11 @@ fn replace(pin: &Path, name: &str, program: impl AsFd) -> Result<(), DatapathErr
     sys::update_link(&link, &program).map_err(update)?;
     info!(hook = name, "program replaced behind its link");
     Ok(())
+}
+
+/// Whether the link that is pinned here is on its hook.
+fn is_attached(pin: &Path) -> bool {
+    sys::object(pin).is_ok_and(|link| sys::is_attached(&link))
 }
 
 /// A configuration with nothing bound below the node.

@@ -13,10 +13,14 @@ use std::{
 
 /// Commands of include/uapi/linux/bpf.h.
 const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_LINK_DETACH: libc::c_long = 34;
 
-/// `union bpf_attr` as the three commands use it: up to 16 bytes.
+/// `enum bpf_link_type`.
+const BPF_LINK_TYPE_TCX: u32 = 11;
+
+/// `union bpf_attr` as these commands use it: up to 16 bytes.
 #[repr(C, align(8))]
 struct Attr([u32; 4]);
 
@@ -67,6 +71,39 @@ pub(super) fn update_link(link: &impl AsFd, program: &impl AsFd) -> io::Result<(
 pub(super) fn detach_link(link: &impl AsFd) -> io::Result<()> {
     let link = raw(link)?;
     bpf(BPF_LINK_DETACH, &Attr([link, 0, 0, 0])).map(|_| ())
+}
+
+/// Whether a link is still on its hook: one whose cgroup or interface is gone is not, although its pin opens.
+pub(super) fn is_attached(link: &impl AsFd) -> bool {
+    let mut info = LinkInfo::default();
+    let Ok(fd) = raw(link) else {
+        return false;
+    };
+    let [low, high] = split(std::ptr::from_mut(&mut info) as u64);
+    let Ok(bytes) = u32::try_from(size_of::<LinkInfo>()) else {
+        return false;
+    };
+    if bpf(BPF_OBJ_GET_INFO_BY_FD, &Attr([fd, bytes, low, high])).is_err() {
+        return false;
+    }
+    // A cgroup's id is 64 bits long, an interface's index 32; the kernel clears them when the target goes.
+    match info.kind {
+        BPF_LINK_TYPE_TCX => info.target & 0xffff_ffff != 0,
+        _ => info.target != 0,
+    }
+}
+
+/// The beginning of `struct bpf_link_info` (include/uapi/linux/bpf.h), for cgroup and tcx links.
+#[repr(C)]
+#[derive(Default)]
+struct LinkInfo {
+    kind: u32,
+    id: u32,
+    program_id: u32,
+    _pad: u32,
+    /// `cgroup.cgroup_id`, or `tcx.ifindex` and `tcx.attach_type`.
+    target: u64,
+    rest: [u64; 5],
 }
 
 /// The number of a descriptor that the caller keeps open.
