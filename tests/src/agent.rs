@@ -412,7 +412,7 @@ impl Agent {
             .arg("unload")
             .arg("--pin-dir")
             .arg(&self.options.pins);
-        process::run(&mut command, ASK_LIMIT)
+        process::run_anyway(&mut command, ASK_LIMIT)
     }
 }
 

@@ -86,6 +86,19 @@ impl Output {
 ///
 /// It cannot be started, does not end in time, or we are asked to end.
 pub fn run(command: &mut Command, limit: Duration) -> Result<Output> {
+    run_unless(command, limit, interrupt::requested)
+}
+
+/// As [`run`], for cleaning up: also when we are asked to end.
+///
+/// # Errors
+///
+/// It cannot be started or does not end in time.
+pub fn run_anyway(command: &mut Command, limit: Duration) -> Result<Output> {
+    run_unless(command, limit, || false)
+}
+
+fn run_unless(command: &mut Command, limit: Duration, stop: fn() -> bool) -> Result<Output> {
     let name = shown(command);
     let mut child = command
         .stdout(Stdio::piped())
@@ -94,7 +107,7 @@ pub fn run(command: &mut Command, limit: Duration) -> Result<Output> {
         .with_context(|| format!("cannot start {name}"))?;
     let stdout = child.stdout.take().map(drain);
     let stderr = child.stderr.take().map(drain);
-    let status = wait(&mut child, limit).with_context(|| name.clone());
+    let status = wait(&mut child, limit, stop).with_context(|| name.clone());
     if status.is_err() {
         let _ = child.kill();
         let _ = child.wait();
@@ -120,14 +133,14 @@ fn drain(mut pipe: impl Read + Send + 'static) -> JoinHandle<String> {
     })
 }
 
-fn wait(child: &mut Child, limit: Duration) -> Result<ExitStatus> {
+fn wait(child: &mut Child, limit: Duration, stop: fn() -> bool) -> Result<ExitStatus> {
     let end = Instant::now() + limit;
     let mut pause = Duration::from_micros(500);
     loop {
         if let Some(status) = child.try_wait().context("cannot wait")? {
             return Ok(status);
         }
-        if interrupt::requested() {
+        if stop() {
             bail!("interrupted");
         }
         if Instant::now() >= end {
@@ -272,7 +285,7 @@ impl Running {
 
     /// Waits for its end; `None` if it still runs after `limit`.
     pub fn wait(&mut self, limit: Duration) -> Option<ExitStatus> {
-        wait(&mut self.child, limit).ok()
+        wait(&mut self.child, limit, || false).ok()
     }
 
     /// Kills it and waits for its end.

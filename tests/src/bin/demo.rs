@@ -360,7 +360,8 @@ fn reason(agent: &Agent, attempt: &Attempt, allowed: bool) -> Result<String> {
         || "not reported".to_owned(),
         |flow| match flow.rule {
             Some(rule) => format!("{}: {rule}", flow.reason),
-            None => flow.reason,
+            None if flow.names.is_empty() => flow.reason,
+            None => format!("{}: {}", flow.reason, flow.names.join(", ")),
         },
     ))
 }
