@@ -135,10 +135,14 @@ async fn start(
 
 /// Errors that say that the machine, not the agent, has to change.
 fn environment(error: DatapathError) -> anyhow::Error {
-    match error {
-        DatapathError::NoObject | DatapathError::Held { .. } | DatapathError::Layout { .. } => {
-            UsageError::new(anyhow::Error::new(error)).into()
-        }
-        other => anyhow::Error::new(other).context("cannot load the data plane"),
+    let is_environment = matches!(
+        error,
+        DatapathError::NoObject | DatapathError::Held { .. } | DatapathError::Layout { .. }
+    );
+    let error = anyhow::Error::new(error);
+    if is_environment {
+        UsageError::new(error).into()
+    } else {
+        error.context("cannot load the data plane")
     }
 }

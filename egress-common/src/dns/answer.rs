@@ -64,7 +64,8 @@ struct Link {
 
 /// Links of the longest chain, rounded up to a power of two.
 const LINKS: usize = 16;
-const LINK_MASK: u32 = LINKS as u32 - 1;
+const LINK_MASK: u32 = 15;
+const _: () = assert!(LINKS == LINK_MASK as usize + 1);
 const NO_LINK: u32 = 0xff;
 
 /// Reads a number from memory, whatever the compiler knows of it.
@@ -336,7 +337,7 @@ impl AnswerReader {
         }
         // Read anew: what older verifiers concluded of it in the search above contradicts itself.
         let links = reload(&self.links) & LINK_MASK;
-        if links > ALIASES as u32 {
+        if links as usize > ALIASES {
             return self.refuse(Tally::AnswerOversized);
         }
         self.set_link(links, name.hash, self.ttl_s);
