@@ -69,8 +69,8 @@ tallies! {
     14 AnswerOversized "dns_answer_oversized" false,
     /// An answer over TCP that does not start and end in one segment: left to the agent.
     15 AnswerSegmented "dns_answer_segmented" false,
-    /// The parser was interrupted on its own CPU: left to the agent.
-    16 AnswerReentered "dns_answer_reentered" false,
+    /// The parser was interrupted on its own CPU by another answer, which is not learned.
+    16 AnswerReentered "dns_answer_reentered" true,
     /// An address refused because a DNS answer may never teach it (rebinding).
     17 AddressUnteachable "address_unteachable" false,
     /// An address in a record whose owner is not on the alias chain of the question.

@@ -2,7 +2,7 @@
 //!
 //! Slot 0 belongs to the hooks that receive packets. They run in softirq,
 //! which does not nest; should a program find the slot in use all the same (a
-//! test run that a softirq interrupts), it leaves the answer to the agent.
+//! test run that a softirq interrupts), it learns nothing and counts an alarm.
 //! Slot 1 belongs to the programs that the agent runs, one at a time.
 
 use aya_ebpf::{btf_maps::PerCpuArray, macros::btf_map};

@@ -101,10 +101,7 @@ enum Met {
 /// Whether the kernel has left the answer to the agent: only then may the agent learn from it.
 #[must_use]
 pub const fn is_left_to_the_agent(outcome: Tally) -> bool {
-    matches!(
-        outcome,
-        Tally::AnswerOversized | Tally::AnswerSegmented | Tally::AnswerReentered
-    )
+    matches!(outcome, Tally::AnswerOversized | Tally::AnswerSegmented)
 }
 
 impl Answer {
@@ -524,14 +521,7 @@ mod tests {
             .iter()
             .filter(|one| is_left_to_the_agent(**one))
             .collect();
-        assert_eq!(
-            left,
-            [
-                &Tally::AnswerOversized,
-                &Tally::AnswerSegmented,
-                &Tally::AnswerReentered
-            ]
-        );
+        assert_eq!(left, [&Tally::AnswerOversized, &Tally::AnswerSegmented]);
     }
 
     /// Rules that depend on the name alone: about one in four is denied, one in eight has none.
