@@ -167,6 +167,7 @@ pub struct Running {
     child: Child,
     name: String,
     lines: Arc<Mutex<Vec<String>>>,
+    reader: Option<JoinHandle<()>>,
     errors: PathBuf,
 }
 
@@ -189,7 +190,7 @@ impl Running {
             .spawn()
             .with_context(|| format!("cannot start {name}"))?;
         let lines = Arc::new(Mutex::new(Vec::new()));
-        if let Some(pipe) = child.stdout.take() {
+        let reader = child.stdout.take().map(|pipe| {
             let lines = Arc::clone(&lines);
             thread::spawn(move || {
                 for line in BufReader::new(pipe).lines().map_while(Result::ok) {
@@ -198,12 +199,13 @@ impl Running {
                         .unwrap_or_else(PoisonError::into_inner)
                         .push(line);
                 }
-            });
-        }
+            })
+        });
         Ok(Self {
             child,
             name,
             lines,
+            reader,
             errors: errors.to_path_buf(),
         })
     }
@@ -248,6 +250,12 @@ impl Running {
         let end = Instant::now() + limit;
         loop {
             let ended = self.ended();
+            if ended.is_some()
+                && let Some(reader) = self.reader.take()
+            {
+                // Its last lines may still be in the pipe.
+                let _ = reader.join();
+            }
             if let Some(line) = self
                 .lines()
                 .into_iter()
