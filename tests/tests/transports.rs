@@ -279,3 +279,44 @@ fn a_rule_for_one_protocol_opens_no_other() {
         }
     }
 }
+
+#[test]
+fn ipv4_through_an_ipv6_socket_is_judged_as_ipv4() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let _agent = world
+        .agent(&policy(
+            "allow: [{ cidrs: [10.79.0.0/16], ports: [any/udp, 80/tcp] }]",
+        ))
+        .start();
+    let client = world.workload("client");
+    for connected in [false, true] {
+        reached(&client.udp("::ffff:10.79.0.1", 443, connected));
+        refused(&client.udp("::ffff:10.78.9.1", 443, connected));
+    }
+    reached(&client.connect("::ffff:10.79.0.1", 80));
+    refused(&client.connect("::ffff:10.79.0.1", 443));
+}
+
+#[test]
+fn a_datagram_above_the_mtu_is_judged_by_its_port() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let _agent = world
+        .agent(&policy(
+            "allow: [{ cidrs: [10.79.0.0/16, \"fd79::/32\"], ports: [\"443/udp\"] }]",
+        ))
+        .start();
+    let client = world.workload("client");
+    let text = "x".repeat(5000);
+    for address in ["10.79.0.1", "fd79::1"] {
+        let send =
+            |port: &str| -> Attempt { client.probe(&["udp", address, port, "--text", &text]) };
+        reached(&send("443"));
+        refused(&send("9000"));
+    }
+}

@@ -118,7 +118,7 @@ impl Udp {
                 .send_to(self.text.as_bytes(), to)
                 .map_err(at("send"))?;
         }
-        let mut buffer = [0; 2048];
+        let mut buffer = [0; 65_536];
         let (length, sender) = socket.recv_from(&mut buffer).map_err(at("receive"))?;
         let text = String::from_utf8_lossy(&buffer[..length]);
         if sender != to || (text != self.text && !text.starts_with("relayed")) {
