@@ -15,7 +15,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    sync::LazyLock,
+    sync::{LazyLock, Mutex, MutexGuard, PoisonError},
 };
 
 use aya::{
@@ -125,10 +125,10 @@ struct Rig {
 }
 
 impl Rig {
-    /// Everything, loaded once for all tests; or says why this test does not run.
-    fn new() -> Option<&'static Self> {
-        static RIG: LazyLock<Rig> = LazyLock::new(Rig::configured);
-        ready().then(|| &*RIG)
+    /// Everything, loaded once and used by one test at a time, which counts; or says why this test does not run.
+    fn new() -> Option<MutexGuard<'static, Self>> {
+        static RIG: LazyLock<Mutex<Rig>> = LazyLock::new(|| Mutex::new(Rig::configured()));
+        ready().then(|| RIG.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Loads everything.
