@@ -2,12 +2,18 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
     os::fd::AsRawFd as _,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
 use clap::Args;
+use egress_tests::dns;
+use hickory_proto::{
+    op::{Message, OpCode},
+    rr::{RData, Record, RecordType, rdata::A},
+};
 use nix::{
     ifaddrs::getifaddrs,
     sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, sendto, socket},
@@ -120,6 +126,53 @@ impl RawIp {
     }
 }
 
+/// Options of `probe self-forge`.
+#[derive(Args, Debug)]
+pub(crate) struct SelfForge {
+    /// Name to ask for.
+    name: String,
+    /// Resolver that is asked, and in whose name the answer is forged.
+    #[arg(long)]
+    server: Ipv4Addr,
+    /// An address of this machine, to which the forged answer goes.
+    #[arg(long)]
+    to: Ipv4Addr,
+    /// Address in the forged answer.
+    #[arg(long)]
+    address: Ipv4Addr,
+}
+
+impl SelfForge {
+    /// Asks, and answers itself through a raw socket.
+    pub(crate) fn run(&self) -> Result<()> {
+        let id = std::process::id() as u16;
+        let query = dns::query(id, &self.name, RecordType::A)?;
+        let own = UdpSocket::bind("0.0.0.0:0").context("cannot bind")?;
+        own.set_read_timeout(Some(Duration::from_millis(500)))?;
+        own.send_to(&query, (self.server, 53))
+            .context("cannot ask")?;
+        let query = Message::from_vec(&query)?;
+        let mut answer = Message::response(id, OpCode::Query);
+        for question in query.queries {
+            let data = RData::A(A(self.address));
+            answer.add_answer(Record::from_rdata(question.name().clone(), 300, data));
+            answer.add_query(question);
+        }
+        let datagram = udp(53, own.local_addr()?.port(), &answer.to_vec()?);
+        let bytes = ipv4(self.server, self.to, &datagram);
+        let report = attempt(|| {
+            let raw =
+                Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::UDP)).map_err(at("socket"))?;
+            raw.set_header_included_v4(true).map_err(at("socket"))?;
+            let to = SocketAddr::from((self.to, 0));
+            raw.send_to(&bytes, &to.into()).map_err(at("send"))?;
+            own.recv_from(&mut [0; 2048]).map_err(at("receive"))?;
+            Ok(0)
+        });
+        print(&report)
+    }
+}
+
 /// Inserts NOP options into an IPv4 packet and corrects its header.
 fn with_options(packet: &[u8], bytes: usize) -> Vec<u8> {
     let bytes = bytes.div_ceil(4) * 4;
@@ -136,19 +189,28 @@ fn with_options(packet: &[u8], bytes: usize) -> Vec<u8> {
     long
 }
 
-/// A UDP datagram of `hello` without a checksum, from port 7.
+/// A UDP datagram of `hello`.
 fn datagram(port: u16) -> Vec<u8> {
-    let mut bytes = 7_u16.to_be_bytes().to_vec();
-    bytes.extend_from_slice(&port.to_be_bytes());
-    bytes.extend_from_slice(&13_u16.to_be_bytes());
+    udp(7, port, b"hello")
+}
+
+/// A UDP datagram without a checksum.
+fn udp(from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = from.to_be_bytes().to_vec();
+    bytes.extend_from_slice(&to.to_be_bytes());
+    bytes.extend_from_slice(&(8 + payload.len() as u16).to_be_bytes());
     bytes.extend_from_slice(&[0, 0]);
-    bytes.extend_from_slice(b"hello");
+    bytes.extend_from_slice(payload);
     bytes
 }
 
-/// The same in an IPv4 packet.
+/// `hello` in an IPv4 packet.
 fn packet(source: Ipv4Addr, destination: Ipv4Addr, port: u16) -> Vec<u8> {
-    let datagram = datagram(port);
+    ipv4(source, destination, &datagram(port))
+}
+
+/// A UDP datagram in an IPv4 packet.
+fn ipv4(source: Ipv4Addr, destination: Ipv4Addr, datagram: &[u8]) -> Vec<u8> {
     let total = (20 + datagram.len()) as u16;
     let mut header = vec![0x45, 0];
     header.extend_from_slice(&total.to_be_bytes());
@@ -157,7 +219,7 @@ fn packet(source: Ipv4Addr, destination: Ipv4Addr, port: u16) -> Vec<u8> {
     header.extend_from_slice(&destination.octets());
     let sum = checksum(&header).to_be_bytes();
     header[10..12].copy_from_slice(&sum);
-    header.extend_from_slice(&datagram);
+    header.extend_from_slice(datagram);
     header
 }
 

@@ -58,6 +58,8 @@ enum Command {
     ForgeDns(forger::ForgeDns),
     /// Send a raw Ethernet frame past the IP stack.
     Frame(frame::Frame),
+    /// Ask a resolver and forge its answer through a raw socket.
+    SelfForge(frame::SelfForge),
     /// Send an IP packet through a raw socket.
     RawIp(frame::RawIp),
 }
@@ -76,6 +78,7 @@ fn main() -> Result<()> {
         Command::DnsServer(command) => command.run(),
         Command::ForgeDns(command) => command.run(),
         Command::Frame(command) => command.run(),
+        Command::SelfForge(command) => command.run(),
         Command::RawIp(command) => command.run(),
     }
 }
