@@ -250,6 +250,27 @@ impl Binding {
     }
 }
 
+/// The workload is the node's own processes, whose kernel replies pass.
+pub const IS_NODE: u32 = 1;
+/// The workload runs a trusted resolver: it may send from its address and port.
+pub const ANSWERS_DNS: u32 = 2;
+
+impl Workload {
+    /// Whether these are the node's own processes.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_node(&self) -> bool {
+        self.flags & IS_NODE != 0
+    }
+
+    /// Whether it may answer in the name of a trusted resolver.
+    #[inline(always)]
+    #[must_use]
+    pub const fn may_answer(&self) -> bool {
+        self.flags & (IS_NODE | ANSWERS_DNS) != 0
+    }
+}
+
 /// Value of the workload map. Replaced as a whole, so that a switch is atomic.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -259,8 +280,8 @@ pub struct Workload {
     /// What will judge them after the switch that is being prepared: answers
     /// teach both, so that nothing is lost between. `policy_id` 0: no switch.
     pub next: Binding,
-    /// 1 for the node's own processes, whose kernel replies pass.
-    pub is_node: u32,
+    /// [`IS_NODE`], [`ANSWERS_DNS`].
+    pub flags: u32,
     /// Number of the workload that no switch changes; owns its UDP flows.
     pub identity: u32,
 }

@@ -99,6 +99,8 @@ tallies! {
     29 AddressPushed "address_pushed" false,
     /// Expired entries removed.
     30 LearnedSwept "learned_swept" false,
+    /// An answer that came over loopback although its resolver is not on this machine.
+    31 AnswerForged "dns_answer_forged_source" false,
 }
 
 /// Capacity of the map of tallies.

@@ -95,7 +95,7 @@ pub enum Hook {
     Connect6 = 1,
     /// A packet that a socket sends.
     SkbEgress = 2,
-    /// A packet that a socket receives: never judged, only learned from.
+    /// A packet that a socket receives: learned from; judged only when it is a call over loopback with a forged source.
     SkbIngress = 3,
     /// A packet that leaves through a given interface.
     TcEgress = 4,
@@ -207,6 +207,7 @@ reasons! {
     41 ReplyForgotten "reply_forgotten" "the socket serves inbound UDP, but no packet of this far end was seen lately",
     42 UnknownEthertype "unknown_ethertype" "the frame is neither IPv4, IPv6 nor ARP",
     43 NotConfigured "not_configured" "the programs have no configuration yet",
+    44 ForgedSource "forged_source" "the packet claims a source that its sender cannot have",
 }
 
 /// Capacity for reasons in the map of counters.

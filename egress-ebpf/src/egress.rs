@@ -17,7 +17,7 @@ use crate::{
     lookup::{has_rule, judge},
     query, record,
     skb::{Header, Payload, Skb, Socket, full_socket},
-    udp, workload,
+    source, udp, workload,
 };
 
 /// Enforced, with no policy: for packets that come before any configuration.
@@ -54,6 +54,14 @@ pub fn skb_egress(ctx: &SkBuffContext) -> Verdict {
     // it meanwhile: each field stands for itself, and the tag covers the rest.
     let state = unsafe { &mut *state };
     let socket = Socket::read(sk);
+    if source::may_be_forged(header, &socket) {
+        let Some(workload) = workload::of_skb(config, skb.raw) else {
+            return refuse(&skb, Reason::NotConfigured, &UNCONFIGURED);
+        };
+        if source::is_forged(&skb, header, &socket, workload) {
+            return refuse(&skb, Reason::ForgedSource, &workload.current);
+        }
+    }
     let verdict = judge_packet(ctx, config, &skb, header, &socket, state);
     if !matches!(verdict, Verdict::Deny) && query::may_be_one(header, &skb, &socket) {
         query::note_query(skb.raw, header.pack(), Payload::find(&skb).pack());
@@ -95,8 +103,9 @@ fn judge_packet(
     {
         return pass(Reason::EstablishedFlow);
     }
-    // As `decide` says; here because it is every packet of some workloads.
-    if header.is_to_loopback(skb) {
+    // As `decide` says of loopback addresses; here because it is every packet of some workloads. What is on the
+    // loopback device does not leave, whatever its address.
+    if source::is_on_loopback(skb) || header.is_to_loopback(skb) {
         return pass(Reason::Loopback);
     }
     let Some(workload) = workload::of_skb(config, skb.raw) else {
@@ -106,7 +115,7 @@ fn judge_packet(
     if header.is_link_control() {
         return pass(Reason::LinkControl);
     }
-    if socket.is_raw && workload.is_node != 0 && header.is_kernel_answer() {
+    if socket.is_raw && workload.is_node() && header.is_kernel_answer() {
         flow.origin = Origin::Kernel;
     }
     let is_loose_udp = !is_connected && !socket.is_raw && header.proto() == protocol::UDP;

@@ -1,56 +1,85 @@
-//! The packets that sockets receive: never judged, only learned from.
+//! The packets that sockets receive: learned from, and not judged but for calls with a forged source.
 
 use aya_ebpf::programs::SkBuffContext;
-use egress_common::{dns::DNS_PORT, flow::ROLE_PASSIVE, policy::protocol};
+use egress_common::{
+    decision::Decision,
+    dns::DNS_PORT,
+    flow::ROLE_PASSIVE,
+    policy::protocol,
+    tally::Tally,
+    verdict::{Hook, Reason, Verdict},
+};
 
 use crate::{
     dns,
+    egress::UNCONFIGURED,
     maps::SOCKETS,
     record,
     skb::{Header, Skb, Socket, full_socket},
-    udp, workload,
+    source, udp, workload,
 };
 
 /// Notes who started a flow, and learns from DNS answers.
 #[inline(always)]
-pub fn skb_ingress(ctx: &SkBuffContext) {
+pub fn skb_ingress(ctx: &SkBuffContext) -> Verdict {
     let skb = Skb {
         raw: ctx.skb.skb,
         base: 0,
     };
     let Some(config) = workload::config() else {
-        return;
+        return Verdict::Allow;
     };
     let header = Header::read(&skb);
     if header.refusal().is_some() || header.is_later_fragment() {
-        return;
+        return Verdict::Allow;
     }
     let Some(sk) = full_socket(skb.raw) else {
-        return;
+        return Verdict::Allow;
     };
     let is_tcp = header.proto() == protocol::TCP;
     if !is_tcp && header.proto() != protocol::UDP {
-        return;
+        return Verdict::Allow;
     }
     let socket = Socket::read(sk);
     if is_tcp && socket.listens {
+        // What a listener answers passes as a reply: a call to itself in another's name must not reach it.
+        if source::is_foreign_on_loopback(&skb, header) {
+            return refuse(&skb);
+        }
         // The listener's state is inherited by the socket that it makes of this packet or the next.
         match SOCKETS.get_or_create(sk) {
             // SAFETY: the storage lives as long as the socket; one byte is written.
             Some(state) => unsafe { (*state).role = ROLE_PASSIVE },
-            None => record::tally(egress_common::tally::Tally::SocketStateFailed),
+            None => record::tally(Tally::SocketStateFailed),
         }
-        return;
+        return Verdict::Allow;
     }
     if !is_tcp {
         udp::note_inbound(&skb, header, &socket);
     }
     if header.sport() != DNS_PORT || socket.is_raw || header.opens_tcp() {
-        return;
+        return Verdict::Allow;
     }
     let Some(workload) = workload::of_skb(config, skb.raw) else {
-        return;
+        return Verdict::Allow;
     };
+    if source::is_foreign_on_loopback(&skb, header) {
+        record::tally(Tally::AnswerForged);
+        return Verdict::Allow;
+    }
     let arrival = dns::arrival_at_socket(&skb, header, sk);
     dns::answer(config, &skb, header, workload, &arrival);
+    Verdict::Allow
+}
+
+/// The verdict on a call that came over loopback in the name of a far end.
+#[inline(always)]
+fn refuse(skb: &Skb) -> Verdict {
+    let binding = workload::config()
+        .and_then(|config| workload::of_skb(config, skb.raw))
+        .map_or(UNCONFIGURED, |workload| workload.current);
+    let decision = Decision::without_rule(Reason::ForgedSource, &binding);
+    record::count(Hook::SkbIngress, decision.verdict, decision.reason);
+    record::report_packet(skb, Hook::SkbIngress, &decision, &binding);
+    decision.verdict
 }

@@ -27,6 +27,7 @@ mod query;
 mod record;
 mod scratch;
 mod skb;
+mod source;
 mod tc;
 mod time;
 mod udp;
@@ -55,8 +56,7 @@ fn skb_egress(ctx: SkBuffContext) -> i32 {
 
 #[cgroup_skb(ingress)]
 fn skb_ingress(ctx: SkBuffContext) -> i32 {
-    ingress::skb_ingress(&ctx);
-    Verdict::Allow.cgroup_code()
+    ingress::skb_ingress(&ctx).cgroup_code()
 }
 
 #[classifier]

@@ -18,6 +18,7 @@ use crate::{
     maps::{FLOWS, RESOLVERS, SOCKETS},
     record,
     skb::{Header, Skb, Socket, full_socket},
+    source,
     time::now_ns,
     workload,
 };
@@ -243,10 +244,16 @@ pub fn store_far_end(config: &Config, key: &FlowKey, idle_ns: u64) -> bool {
 /// Notes who spoke first when a UDP packet arrives at a socket without a peer.
 ///
 /// Packets of a connected socket come from the peer that it chose, answers of
-/// resolvers are allowed by the lifeline, and loopback always is.
+/// resolvers are allowed by the lifeline, and what came over the loopback
+/// device is answered over it, which is always allowed: a forged call over it
+/// opens no way out.
 #[inline(always)]
 pub fn note_inbound(skb: &Skb, header: Header, socket: &Socket) {
-    if socket.peer_port != 0 || socket.is_raw || header.is_later_fragment() {
+    if socket.peer_port != 0
+        || socket.is_raw
+        || header.is_later_fragment()
+        || source::is_on_loopback(skb)
+    {
         return;
     }
     udp_note_inbound(skb.raw, header.pack());

@@ -53,6 +53,9 @@ pub struct Run {
     /// A cgroup that is a scope of its own: what it resolves is open to it alone; may be repeated
     #[arg(long, num_args = 1.., value_name = "NAME=CGROUP_PATH")]
     pub scope: Vec<ScopeOption>,
+    /// A scope that runs a trusted resolver: without this, only the node's own processes may answer in its name
+    #[arg(long, num_args = 1.., value_name = "SCOPE")]
+    pub resolver_scope: Vec<String>,
     /// Ranges that are always allowed, such as the cluster's pods and services; may be repeated
     #[arg(long, num_args = 1.., value_name = "CIDR")]
     pub lifeline_cidr: Vec<Cidr>,
@@ -201,6 +204,8 @@ pub struct RunOptions {
     pub mode: Option<Mode>,
     /// Cgroups that are scopes of their own, with unique names and paths.
     pub scopes: Vec<ScopeOption>,
+    /// Names of scopes that run a trusted resolver; each is one of `scopes`.
+    pub resolver_scopes: Vec<String>,
     /// Ranges that are always allowed.
     pub lifeline_cidrs: Vec<Cidr>,
     /// The Kubernetes API server.
@@ -237,6 +242,12 @@ impl Run {
                 return Err(UsageError::new(error).into());
             }
         }
+        for name in &self.resolver_scope {
+            if !self.scope.iter().any(|scope| scope.name == *name) {
+                let error = format!("--resolver-scope {name}: no --scope has this name");
+                return Err(UsageError::new(error).into());
+            }
+        }
         let cgroup = match self.cgroup {
             Some(cgroup) => cgroup,
             None => found_cgroup()?,
@@ -258,6 +269,7 @@ impl Run {
             pin_dir: self.pin_dir,
             mode: self.mode.map(Mode::from),
             scopes: self.scope,
+            resolver_scopes: self.resolver_scope,
             lifeline_cidrs: self.lifeline_cidr,
             api_server: self.api_server,
             no_lifeline: self.no_lifeline,

@@ -35,6 +35,8 @@ pub(super) struct Scope {
     pub(super) level: Option<i32>,
     /// What owns its UDP flows: the same in every generation.
     pub(super) identity: u32,
+    /// Whether it runs a trusted resolver.
+    pub(super) answers_dns: bool,
     /// Its number in the memory of names.
     pub(super) number: ScopeNumber,
 }
@@ -87,6 +89,7 @@ impl Shared {
             cgroup_id: NODE_CGROUP,
             level: None,
             identity: 1,
+            answers_dns: true,
             number: memory.scope(NODE_SCOPE),
         }];
         for (identity, scope) in (2_u32..).zip(&options.scopes) {
@@ -101,6 +104,7 @@ impl Shared {
                 cgroup_id,
                 level: Some(level),
                 identity,
+                answers_dns: options.resolver_scopes.contains(&scope.name),
                 number: memory.scope(&scope.name),
             });
         }

@@ -23,7 +23,7 @@ use anyhow::{Context, bail};
 use egress_common::{
     learned::{Grant, LearnRequest, LearnedKey},
     maps::CGROUP_LEVELS,
-    policy::{Binding, Workload},
+    policy::{ANSWERS_DNS, Binding, IS_NODE, Workload},
 };
 use tracing::info;
 
@@ -337,7 +337,8 @@ fn workload(scope: &Scope, current: Binding, next: Binding) -> Workload {
     Workload {
         current,
         next,
-        is_node: u32::from(scope.cgroup.is_none()),
+        flags: if scope.cgroup.is_none() { IS_NODE } else { 0 }
+            | if scope.answers_dns { ANSWERS_DNS } else { 0 },
         identity: scope.identity,
     }
 }

@@ -173,6 +173,39 @@ impl SelfForge {
     }
 }
 
+/// Options of `probe self-call`.
+#[derive(Args, Debug)]
+pub(crate) struct SelfCall {
+    /// Far end that shall seem to have called.
+    far: Ipv4Addr,
+    /// Its port.
+    port: u16,
+    /// An address of this machine, to which the forged call goes.
+    #[arg(long)]
+    to: Ipv4Addr,
+}
+
+impl SelfCall {
+    /// Forges a datagram from the far end to itself through a raw socket, and answers it.
+    pub(crate) fn run(&self) -> Result<()> {
+        let own = UdpSocket::bind("0.0.0.0:0").context("cannot bind")?;
+        own.set_read_timeout(Some(Duration::from_millis(500)))?;
+        let datagram = udp(self.port, own.local_addr()?.port(), b"call");
+        let bytes = ipv4(self.far, self.to, &datagram);
+        let report = attempt(|| {
+            let raw =
+                Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::UDP)).map_err(at("socket"))?;
+            raw.set_header_included_v4(true).map_err(at("socket"))?;
+            let to = SocketAddr::from((self.to, 0));
+            raw.send_to(&bytes, &to.into()).map_err(at("forge"))?;
+            let (_, far) = own.recv_from(&mut [0; 2048]).map_err(at("receive"))?;
+            own.send_to(b"answer", far).map_err(at("send"))?;
+            Ok(0)
+        });
+        print(&report)
+    }
+}
+
 /// Inserts NOP options into an IPv4 packet and corrects its header.
 fn with_options(packet: &[u8], bytes: usize) -> Vec<u8> {
     let bytes = bytes.div_ceil(4) * 4;

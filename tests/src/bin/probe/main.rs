@@ -60,6 +60,8 @@ enum Command {
     Frame(frame::Frame),
     /// Ask a resolver and forge its answer through a raw socket.
     SelfForge(frame::SelfForge),
+    /// Forge a call to itself through a raw socket and answer it.
+    SelfCall(frame::SelfCall),
     /// Send an IP packet through a raw socket.
     RawIp(frame::RawIp),
 }
@@ -79,6 +81,7 @@ fn main() -> Result<()> {
         Command::ForgeDns(command) => command.run(),
         Command::Frame(command) => command.run(),
         Command::SelfForge(command) => command.run(),
+        Command::SelfCall(command) => command.run(),
         Command::RawIp(command) => command.run(),
     }
 }
