@@ -653,6 +653,21 @@ pub struct Status {
     pub hooks: Vec<HookStatus>,
     /// Sentences for an operator.
     pub alarms: Vec<String>,
+    /// Whether enforcing was confirmed, if that was asked for.
+    pub confirmation: Option<Confirmation>,
+}
+
+/// Whether enforcing was confirmed.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Confirmation {
+    /// `idle`, `awaited`, `confirmed` or `fell_back`.
+    pub state: String,
+    /// When the agent falls back.
+    pub until: Option<String>,
+    /// Seconds until then.
+    pub remaining_s: Option<u64>,
+    /// Why it fell back.
+    pub reason: Option<String>,
 }
 
 /// The policy that applies.

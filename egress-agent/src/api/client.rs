@@ -8,7 +8,7 @@ use std::{
 
 use http_body_util::{BodyExt, Empty};
 use hyper::{
-    Request, Response, StatusCode,
+    Method, Request, Response, StatusCode,
     body::{Bytes, Incoming},
     client::conn::http1,
     header,
@@ -21,7 +21,10 @@ use tracing::debug;
 
 use super::{
     listener::{Unreachable, is_trusted},
-    model::{CountersReport, ErrorReport, FlowReport, FollowLine, LearnedReport, Status},
+    model::{
+        ConfirmationStatus, CountersReport, ErrorReport, FlowReport, FollowLine, LearnedReport,
+        Status,
+    },
     state::FlowFilter,
 };
 
@@ -84,6 +87,9 @@ pub enum ClientError {
         /// What the agent says.
         error: String,
     },
+    /// The agent is not in a state for what it was asked to do.
+    #[error("{0}")]
+    Conflict(String),
     /// The answer is not what this version expects.
     #[error("cannot read the agent's answer: are agent and CLI of one version?")]
     Unreadable(#[source] serde_json::Error),
@@ -157,15 +163,29 @@ impl Client {
     /// No agent answers, or it cannot.
     pub async fn follow(&self, filter: FlowFilter) -> Result<Following, ClientError> {
         let path = format!("/v1/flows/follow?denied={}", filter.denied);
-        let response = in_time(self.send(&path)).await?;
+        let response = in_time(self.send(Method::GET, &path)).await?;
         Ok(Following {
             body: response.into_body(),
             buffer: Vec::new(),
         })
     }
 
+    /// Confirms that enforcing left the node reachable.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::Conflict`] when that is not awaited; no agent answers, or it cannot.
+    pub async fn confirm(&self) -> Result<ConfirmationStatus, ClientError> {
+        self.ask(Method::POST, "/v1/confirm").await
+    }
+
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
-        let body = in_time(async { collect(self.send(path).await?.into_body()).await }).await?;
+        self.ask(Method::GET, path).await
+    }
+
+    async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str) -> Result<T, ClientError> {
+        let answer = async { collect(self.send(method, path).await?.into_body()).await };
+        let body = in_time(answer).await?;
         serde_json::from_slice(&body).map_err(ClientError::Unreadable)
     }
 
@@ -191,7 +211,7 @@ impl Client {
     }
 
     /// Sends a request; an answer other than 200 is an error.
-    async fn send(&self, path: &str) -> Result<Response<Incoming>, ClientError> {
+    async fn send(&self, method: Method, path: &str) -> Result<Response<Incoming>, ClientError> {
         let stream = TokioIo::new(self.connect().await?);
         let handshake = http1::handshake::<_, Empty<Bytes>>(stream).await;
         let (mut sender, connection) = handshake.map_err(ClientError::Broken)?;
@@ -200,7 +220,9 @@ impl Client {
                 debug!(%error, "connection ended");
             }
         });
-        let request = Request::get(path)
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
             .header(header::HOST, "localhost")
             .body(Empty::new())
             .map_err(ClientError::Request)?;
@@ -215,6 +237,9 @@ impl Client {
             Ok(report) => report.error,
             Err(_) => String::from_utf8_lossy(&body).into_owned(),
         };
+        if status == StatusCode::CONFLICT {
+            return Err(ClientError::Conflict(error));
+        }
         Err(ClientError::Refused { status, error })
     }
 }

@@ -11,9 +11,10 @@
 //! | `GET /v1/learned?query=` | [`model::LearnedReport`] |
 //! | `GET /v1/flows?denied=&limit=` | list of [`model::FlowReport`], oldest first |
 //! | `GET /v1/flows/follow?denied=` | [`model::FollowLine`], one line of JSON each, until the client leaves |
+//! | `POST /v1/confirm` | [`model::ConfirmationStatus`]; 409 when none is awaited |
 //! | `GET /metrics` | Prometheus text |
 //!
-//! An error is a status of 400 or 500 with `{"error": "…"}`.
+//! An error is a status of 400, 409 or 500 with `{"error": "…"}`.
 
 pub mod client;
 mod follow;
@@ -33,5 +34,5 @@ pub use client::{Client, ClientError};
 pub use listener::{ApiListener, Holder, ListenError};
 pub use recent::{RECENT_FLOWS, RecentFlows};
 pub use service::{ServiceError, serve};
-pub use state::{AgentState, FlowFilter, LearnedQuery};
+pub use state::{AgentState, FlowFilter, LearnedQuery, NotAwaited};
 pub use timestamp::Timestamp;

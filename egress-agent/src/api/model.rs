@@ -37,10 +37,28 @@ pub struct Status {
     pub lifeline: Vec<LifelineStatus>,
     /// Scopes, the node's own first.
     pub scopes: Vec<ScopeStatus>,
+    /// Whether enforcing was confirmed; none when the agent was started without `--confirm`.
+    #[serde(default)]
+    pub confirmation: Option<ConfirmationStatus>,
     /// What an operator should look at, in sentences.
     pub alarms: Vec<String>,
     /// What DNS itself can still carry out of the node.
     pub dns_tunnelling: String,
+}
+
+/// Whether enforcing was confirmed (`run --confirm`). Also the answer of `/v1/confirm`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfirmationStatus {
+    /// `idle` (no policy has enforced yet), `awaited`, `confirmed`, or `fell_back` to audit.
+    pub state: Text,
+    /// When the agent falls back unless it is confirmed before.
+    pub until: Option<Timestamp>,
+    /// Seconds until then, rounded up.
+    pub remaining_s: Option<u64>,
+    /// When it was confirmed, or the agent fell back.
+    pub at: Option<Timestamp>,
+    /// Why the agent fell back.
+    pub reason: Option<String>,
 }
 
 /// The policy that applies.

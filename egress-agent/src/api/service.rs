@@ -15,7 +15,7 @@ use axum::{
     extract::{Query, State, rejection::QueryRejection},
     http::{StatusCode, Uri, header},
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{get, post},
 };
 use serde::Deserialize;
 use thiserror::Error;
@@ -24,8 +24,8 @@ use tracing::{debug, warn};
 use super::{
     AgentState, ApiListener,
     follow::follow,
-    model::{CountersReport, ErrorReport, FlowReport, LearnedReport, Status},
-    state::{FlowFilter, LearnedQuery},
+    model::{ConfirmationStatus, CountersReport, ErrorReport, FlowReport, LearnedReport, Status},
+    state::{FlowFilter, LearnedQuery, NotAwaited},
 };
 use crate::{metrics, shutdown::Shutdown};
 
@@ -87,6 +87,7 @@ fn router(agent: Arc<dyn AgentState>, shutdown: Shutdown) -> Router {
         .route("/v1/learned", get(learned))
         .route("/v1/flows", get(flows))
         .route("/v1/flows/follow", get(flows_follow))
+        .route("/v1/confirm", post(confirm))
         .route("/metrics", get(prometheus))
         .fallback(not_found)
         .with_state(Service {
@@ -127,6 +128,12 @@ impl Service {
         let answer = tokio::task::spawn_blocking(move || question(&*agent)).await;
         let error = match answer {
             Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(error)) if error.is::<NotAwaited>() => {
+                return Err(Failure {
+                    status: StatusCode::CONFLICT,
+                    error: error.to_string(),
+                });
+            }
             Ok(Err(error)) => format!("{error:#}"),
             Err(panic) => format!("the agent's own error: {panic}"),
         };
@@ -211,6 +218,10 @@ async fn flows_follow(
     );
     let headers = [(header::CONTENT_TYPE, "application/x-ndjson")];
     Ok((headers, Body::new(lines)).into_response())
+}
+
+async fn confirm(State(service): State<Service>) -> Result<Json<ConfirmationStatus>, Failure> {
+    service.ask(|agent| agent.confirm()).await.map(Json)
 }
 
 async fn prometheus(State(service): State<Service>) -> Result<Response, Failure> {

@@ -4,7 +4,7 @@ use std::{convert::Infallible, net::IpAddr, str::FromStr};
 
 use tokio::sync::broadcast;
 
-use super::model::{CountersReport, FlowReport, LearnedReport, Status};
+use super::model::{ConfirmationStatus, CountersReport, FlowReport, LearnedReport, Status};
 
 /// The daemon as the service sees it.
 ///
@@ -39,9 +39,21 @@ pub trait AgentState: Send + Sync + 'static {
     /// None that the ring itself has.
     fn recent_flows(&self, filter: FlowFilter) -> anyhow::Result<Vec<FlowReport>>;
 
+    /// Confirms that enforcing left the node reachable.
+    ///
+    /// # Errors
+    ///
+    /// [`NotAwaited`]; or, after a fall back, the policy cannot be switched to.
+    fn confirm(&self) -> anyhow::Result<ConfirmationStatus>;
+
     /// Verdicts from now on.
     fn subscribe(&self) -> broadcast::Receiver<FlowReport>;
 }
+
+/// A confirmation that nobody waits for, with the reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no confirmation is awaited: {0}")]
+pub struct NotAwaited(pub &'static str);
 
 /// Which verdicts to show.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

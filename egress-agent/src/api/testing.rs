@@ -14,10 +14,10 @@ use egress_common::{
 use tokio::sync::broadcast;
 
 use super::{
-    AgentState, FlowFilter, LearnedQuery, RecentFlows, Timestamp,
+    AgentState, FlowFilter, LearnedQuery, NotAwaited, RecentFlows, Timestamp,
     model::{
-        CountersReport, FlowReport, HookStatus, LearnedAddress, LearnedReport, LifelineStatus,
-        MapStatus, PolicyStatus, ScopeStatus, Status,
+        ConfirmationStatus, CountersReport, FlowReport, HookStatus, LearnedAddress, LearnedReport,
+        LifelineStatus, MapStatus, PolicyStatus, ScopeStatus, Status,
     },
     report::counters_report,
 };
@@ -42,7 +42,7 @@ fn address(text: &str) -> IpAddr {
     text.parse().expect("an address")
 }
 
-fn instant() -> Timestamp {
+pub(crate) fn instant() -> Timestamp {
     "2026-11-22T02:49:55.120Z".parse().expect("a time")
 }
 
@@ -130,6 +130,7 @@ pub(crate) fn status() -> Status {
             id: 1,
             cgroup: None,
         }],
+        confirmation: None,
         alarms: vec![],
         dns_tunnelling: "allowed resolvers forward any name".to_owned(),
     }
@@ -217,6 +218,13 @@ impl AgentState for FakeAgent {
     fn recent_flows(&self, filter: FlowFilter) -> anyhow::Result<Vec<FlowReport>> {
         let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(recent.recent(filter))
+    }
+
+    fn confirm(&self) -> anyhow::Result<ConfirmationStatus> {
+        let status = self.status()?;
+        status
+            .confirmation
+            .ok_or_else(|| NotAwaited("the agent was started without --confirm").into())
     }
 
     fn subscribe(&self) -> broadcast::Receiver<FlowReport> {

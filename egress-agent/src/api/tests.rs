@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use super::{
-    model::FollowLine,
+    model::{ConfirmationStatus, FollowLine},
     testing::{FakeAgent, allowed_flow, counters, denied_flow, learned, status},
     *,
 };
@@ -207,6 +207,28 @@ async fn an_agent_that_cannot_answer_says_why() {
     assert_eq!(error.to_string(), text);
     let (head, _) = world.get("/metrics").await;
     assert!(head.starts_with("HTTP/1.1 500"), "{head}");
+}
+
+#[tokio::test]
+async fn a_confirmation_is_passed_on_and_refused_when_none_is_awaited() {
+    let world = World::new();
+    let error = world.client.confirm().await.expect_err("none is awaited");
+    assert!(matches!(error, ClientError::Conflict(_)), "{error:?}");
+    assert_eq!(
+        error.to_string(),
+        "no confirmation is awaited: the agent was started without --confirm"
+    );
+    let confirmed = ConfirmationStatus {
+        state: "confirmed".into(),
+        ..ConfirmationStatus::default()
+    };
+    if let Ok(status) = &mut *world.agent.status.lock().expect("not poisoned") {
+        status.confirmation = Some(confirmed.clone());
+    }
+    assert_eq!(world.client.confirm().await.expect("awaited"), confirmed);
+    // Reading an address must not confirm anything.
+    let (head, _) = world.get("/v1/confirm").await;
+    assert!(head.starts_with("HTTP/1.1 405"), "{head}");
 }
 
 #[tokio::test]

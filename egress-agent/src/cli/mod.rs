@@ -1,5 +1,6 @@
 //! The command line: one file for each subcommand, its options at the top.
 
+mod confirm;
 mod counters;
 mod doctor;
 mod exit;
@@ -29,6 +30,8 @@ Examples:
   egress-agent policy check /etc/egress/          what run would say of it
   egress-agent doctor                             what this node lacks
   egress-agent run --policy /etc/egress/ --mode audit
+  egress-agent run --policy /etc/egress/ --confirm 60s
+  egress-agent confirm                            or it falls back to audit
   egress-agent status                             exit 1: not all is enforced
   egress-agent flows --denied --follow            who is denied what, and why
   egress-agent learned api.example.com -o json
@@ -61,6 +64,8 @@ pub enum Command {
     Run(Box<run::Run>),
     /// Show what is attached, loaded, filled and lost; exit 1 when not all is enforced
     Status(status::Status),
+    /// Confirm that enforcing left the node reachable, after `run --confirm`
+    Confirm(confirm::Confirm),
     /// Show what was allowed and denied, and why
     Counters(counters::Counters),
     /// Show the addresses that DNS answers taught, and how long they stay
@@ -82,6 +87,7 @@ impl Cli {
         match self.command {
             Command::Run(_) => "info",
             Command::Status(_)
+            | Command::Confirm(_)
             | Command::Counters(_)
             | Command::Learned(_)
             | Command::Flows(_)
@@ -100,6 +106,7 @@ impl Cli {
         match self.command {
             Command::Run(run) => run.execute(),
             Command::Status(status) => status.execute(),
+            Command::Confirm(confirm) => confirm.execute(),
             Command::Counters(counters) => counters.execute(),
             Command::Learned(learned) => learned.execute(),
             Command::Flows(flows) => flows.execute(),

@@ -4,6 +4,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     str::FromStr,
+    time::Duration,
 };
 
 use clap::{Args, ValueEnum};
@@ -13,7 +14,10 @@ use super::{
     exit::{ExitCode, UsageError},
     remote::{DEFAULT_PIN_DIR, SocketArgs},
 };
-use crate::{policy::Cidr, workload};
+use crate::{
+    policy::{Cidr, parse_duration_s},
+    workload,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -21,6 +25,9 @@ Examples:
       every *.yaml there, on the whole node; changes are picked up
   egress-agent run --policy node.yaml --mode audit
       nothing is dropped; `flows --denied` shows what would be
+  egress-agent run --policy node.yaml --confirm 60s
+      enforces, and falls back to audit unless `egress-agent confirm` comes
+      within 60 s: for the first start on a node that is reached over the net
   egress-agent run --policy node.yaml --resolver 10.96.0.10 \\
       --api-server 10.0.0.4:6443 --lifeline-cidr 10.244.0.0/16
       a Kubernetes node: cluster DNS, API server and pods stay reachable";
@@ -50,6 +57,14 @@ pub struct Run {
     /// Mode instead of the policies' own
     #[arg(long, value_name = "MODE")]
     pub mode: Option<ModeArg>,
+    /// Fall back to audit unless `egress-agent confirm` comes within this time of enforcing
+    ///
+    /// Until then, and after falling back until it is confirmed or started anew, whatever changes in the policies. An
+    /// agent that is told to end (SIGTERM) before the confirmation falls back first. One that is killed cannot: the
+    /// kernel goes on enforcing, and the time begins anew when the agent is started again. So have a service manager
+    /// restart it, and take the option away once it is confirmed: every start waits for a confirmation.
+    #[arg(long, value_parser = confirm_window, value_name = "TIME")]
+    pub confirm: Option<Duration>,
     /// A cgroup that is a scope of its own: what it resolves is open to it alone; may be repeated
     #[arg(long, num_args = 1.., value_name = "NAME=CGROUP_PATH")]
     pub scope: Vec<ScopeOption>,
@@ -76,6 +91,15 @@ pub struct Run {
     /// Debug messages of the kernel programs
     #[arg(long, value_enum, default_value_t, value_name = "LEVEL")]
     pub ebpf_log: LogLevel,
+}
+
+/// Reads the time to confirm in.
+fn confirm_window(text: &str) -> Result<Duration, String> {
+    match parse_duration_s(text) {
+        Ok(0) => Err("leave at least 1s to confirm".to_owned()),
+        Ok(seconds) => Ok(Duration::from_secs(seconds.into())),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// A [`Mode`] on the command line.
@@ -202,6 +226,8 @@ pub struct RunOptions {
     pub pin_dir: PathBuf,
     /// Mode instead of the policies' own.
     pub mode: Option<Mode>,
+    /// How long a confirmation is awaited before the agent falls back to audit; none: it is not.
+    pub confirm: Option<Duration>,
     /// Cgroups that are scopes of their own, with unique names and paths.
     pub scopes: Vec<ScopeOption>,
     /// Names of scopes that run a trusted resolver; each is one of `scopes`.
@@ -268,6 +294,7 @@ impl Run {
             socket: self.socket.socket,
             pin_dir: self.pin_dir,
             mode: self.mode.map(Mode::from),
+            confirm: self.confirm,
             scopes: self.scope,
             resolver_scopes: self.resolver_scope,
             lifeline_cidrs: self.lifeline_cidr,

@@ -8,7 +8,7 @@ use super::{
     remote::{RemoteArgs, wait_for},
     table::{Cell, Paint, Table, number},
 };
-use crate::api::model;
+use crate::api::{Timestamp, model};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -74,6 +74,9 @@ fn facts(status: &model::Status) -> Table {
         (false, _) => ("NO: not all that it should", Paint::Bad),
     };
     facts.row(["enforcing".into(), Cell::painted(word, paint)]);
+    if let Some(status) = &status.confirmation {
+        facts.row(["confirm".into(), confirmation(status)]);
+    }
     for alarm in &status.alarms {
         facts.row(["alarm".into(), Cell::painted(alarm, Paint::Bad)]);
     }
@@ -112,6 +115,30 @@ fn facts(status: &model::Status) -> Table {
         facts.row(["note".into(), status.dns_tunnelling.as_str().into()]);
     }
     facts
+}
+
+/// Whether enforcing was confirmed, in a sentence.
+pub(super) fn confirmation(status: &model::ConfirmationStatus) -> Cell {
+    let at = |time: Option<Timestamp>| time.map_or_else(String::new, |time| format!(" {time}"));
+    match &*status.state {
+        "awaited" => {
+            let left = duration(status.remaining_s.unwrap_or(0));
+            let text = format!(
+                "AWAITED until{} ({left}): run `egress-agent confirm`, or the agent falls back to audit",
+                at(status.until)
+            );
+            Cell::painted(text, Paint::Doubtful)
+        }
+        "confirmed" => Cell::painted(format!("confirmed{}", at(status.at)), Paint::Good),
+        "fell_back" => {
+            let reason = status.reason.as_deref().unwrap_or("unknown reason");
+            Cell::painted(
+                format!("fell back to audit{}: {reason}", at(status.at)),
+                Paint::Bad,
+            )
+        }
+        _ => "awaited as soon as a policy enforces".into(),
+    }
 }
 
 fn hooks(status: &model::Status) -> Table {

@@ -2,7 +2,7 @@
 
 mod tables;
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, time::Duration};
 
 use clap::{CommandFactory, Parser, error::ErrorKind};
 
@@ -74,7 +74,10 @@ fn run_takes_lists_and_repetitions() {
         "5",
         "--ebpf-log",
         "debug",
+        "--confirm",
+        "1m30s",
     ]);
+    assert_eq!(run.confirm, Some(Duration::from_secs(90)));
     let paths: Vec<_> = ["a.yaml", "b.yaml", "c"].map(PathBuf::from).into();
     assert_eq!(run.policy, paths);
     assert_eq!(run.resolver.len(), 2);
@@ -92,7 +95,7 @@ fn defaults_are_right_for_a_node() {
     assert_eq!(run.pin_dir, PathBuf::from("/sys/fs/bpf/egress"));
     assert_eq!((run.mode, run.ebpf_log), (None, LogLevel::Off));
     assert_eq!(run.max_learned, egress_common::maps::LEARNED_CAPACITY);
-    assert!(run.interface.is_empty() && run.cgroup.is_none());
+    assert!(run.interface.is_empty() && run.cgroup.is_none() && run.confirm.is_none());
 }
 
 #[test]
@@ -117,6 +120,14 @@ fn wrong_command_lines_are_usage_errors() {
         ),
         (
             &["run", "--policy", "a", "--scope", "web=x"],
+            ErrorKind::ValueValidation,
+        ),
+        (
+            &["run", "--policy", "a", "--confirm", "60"],
+            ErrorKind::ValueValidation,
+        ),
+        (
+            &["run", "--policy", "a", "--confirm", "0s"],
             ErrorKind::ValueValidation,
         ),
         (
@@ -165,7 +176,7 @@ fn without_an_agent_every_question_fails_with_one_line() {
     let folder = tempfile::tempdir().expect("a folder");
     let socket = folder.path().join("agent.sock");
     let socket = socket.to_str().expect("plain");
-    for question in ["status", "counters", "learned", "flows"] {
+    for question in ["status", "confirm", "counters", "learned", "flows"] {
         let result = execute(&[question, "--socket", socket]);
         assert_eq!(ExitCode::of(&result), ExitCode::Failure, "{question}");
         let error = format!("{:#}", result.expect_err("fails"));

@@ -1,18 +1,20 @@
 //! The daemon's answers to the API.
 
-use egress_common::tally::Tally;
+use egress_common::{tally::Tally, verdict::Mode};
 use tokio::sync::broadcast;
+use tracing::info;
 
 use super::{
+    confirm::{Answer, Moment},
     shared::{Shared, lock},
     time::now_ns,
 };
 use crate::{
     api::{
-        AgentState, FlowFilter, LearnedQuery,
+        AgentState, FlowFilter, LearnedQuery, NotAwaited,
         model::{
-            CountersReport, FlowReport, HookStatus, LearnedReport, LifelineStatus, MapStatus,
-            PolicyStatus, ScopeStatus, Status,
+            ConfirmationStatus, CountersReport, FlowReport, HookStatus, LearnedReport,
+            LifelineStatus, MapStatus, PolicyStatus, ScopeStatus, Status,
         },
         report::{LearnedContext, counters_report, learned_report, lost},
     },
@@ -67,12 +69,17 @@ impl AgentState for Shared {
                 ));
             }
         }
+        let confirmation = self.confirmation.status(Moment::now());
+        let fell_back = self.confirmation.is_fallen_back();
+        if fell_back {
+            alarms.push(fall_back_words(self.mode(), confirmation.as_ref()));
+        }
         let is_attached = hooks.iter().all(|hook| hook.is_attached);
         Ok(Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_s: self.started.elapsed().as_secs(),
             pid: std::process::id(),
-            enforcing: is_attached && refused.is_none(),
+            enforcing: is_attached && refused.is_none() && !fell_back,
             mode: self.mode().name().to_owned(),
             policy: PolicyStatus {
                 generation,
@@ -99,6 +106,7 @@ impl AgentState for Shared {
                 .map(|policy| lifeline_status(&policy.lifeline))
                 .unwrap_or_default(),
             scopes: self.scope_status(),
+            confirmation,
             alarms,
             dns_tunnelling: "open: any name may be asked of the trusted resolvers".to_owned(),
         })
@@ -136,6 +144,19 @@ impl AgentState for Shared {
         Ok(lock(&self.recent).recent(filter))
     }
 
+    fn confirm(&self) -> anyhow::Result<ConfirmationStatus> {
+        match self.confirmation.confirm(Moment::now()) {
+            Answer::Confirmed => info!("enforcing is confirmed"),
+            Answer::EnforceAgain => {
+                self.enforce_again()?;
+                info!("enforcing again, to be confirmed once more");
+            }
+            Answer::NotAwaited(why) => return Err(NotAwaited(why).into()),
+        }
+        let status = self.confirmation.status(Moment::now());
+        Ok(status.unwrap_or_default())
+    }
+
     fn subscribe(&self) -> broadcast::Receiver<FlowReport> {
         self.followers.subscribe()
     }
@@ -151,6 +172,18 @@ impl Shared {
                 cgroup: scope.cgroup.clone(),
             })
             .collect()
+    }
+}
+
+/// The alarm of an agent that fell back.
+fn fall_back_words(mode: Mode, status: Option<&ConfirmationStatus>) -> String {
+    let reason = status.and_then(|status| status.reason.as_deref());
+    let reason = reason.unwrap_or("it was not confirmed");
+    let advice = "`egress-agent confirm` enforces again";
+    if mode == Mode::Audit {
+        format!("fell back to audit, nothing is dropped: {reason}; {advice}")
+    } else {
+        format!("is to fall back to audit, which the kernel refuses so far: {reason}")
     }
 }
 

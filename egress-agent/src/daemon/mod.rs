@@ -5,6 +5,7 @@
 //! leaves the data plane as it is: it needs no agent.
 
 mod api;
+mod confirm;
 mod dns;
 mod events;
 mod shared;
@@ -15,15 +16,17 @@ mod upkeep;
 use std::sync::Arc;
 
 use anyhow::Context;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::{
     api::{AgentState, ApiListener, serve},
     cli::{ExitCode, RunOptions, UsageError},
     datapath::{self, Datapath, DatapathError},
-    policy, shutdown,
+    shutdown,
 };
+use confirm::Moment;
 use shared::Shared;
+use switch::Candidate;
 
 /// Runs the daemon until it is told to stop.
 ///
@@ -34,15 +37,13 @@ use shared::Shared;
 pub fn run(options: RunOptions) -> anyhow::Result<ExitCode> {
     check_environment(&options)?;
     let lifeline = switch::lifeline(&options, &options.resolvers);
-    let compiled = policy::load(&options.policies)
-        .and_then(|set| policy::compile(&set, &lifeline, options.mode).map(|done| (set, done)))
-        .map_err(UsageError::new)?;
+    let candidate = Candidate::load(&options, lifeline).map_err(UsageError::new)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(start(options, lifeline, compiled))
+    runtime.block_on(start(options, candidate))
 }
 
 /// Says exactly what is missing.
@@ -67,11 +68,7 @@ fn check_environment(options: &RunOptions) -> anyhow::Result<()> {
     .into())
 }
 
-async fn start(
-    options: RunOptions,
-    lifeline: policy::Lifeline,
-    (set, compiled): (policy::PolicySet, policy::Compiled),
-) -> anyhow::Result<ExitCode> {
+async fn start(options: RunOptions, candidate: Candidate) -> anyhow::Result<ExitCode> {
     let listener = ApiListener::bind(&options.socket).map_err(anyhow::Error::new)?;
     let (trigger, stop) = shutdown::channel();
     trigger.on_signals().context("cannot wait for signals")?;
@@ -92,12 +89,13 @@ async fn start(
 
     let shared = Arc::new(Shared::new(options, datapath)?);
     shared
-        .switch(&set, lifeline, compiled)
+        .switch(candidate)
         .context("cannot write the policy into the kernel")?;
-    shared
-        .datapath()
-        .attach()
-        .context("cannot start enforcing")?;
+    let attached = shared.datapath().attach();
+    if let Err(error) = attached {
+        end_unconfirmed(&shared);
+        return Err(anyhow::Error::new(error).context("cannot start enforcing"));
+    }
     info!(
         is_adopted,
         mode = shared.mode().name(),
@@ -111,7 +109,7 @@ async fn start(
     if let Some(log) = log {
         tasks.spawn(events::run_log(log, stop.clone()));
     }
-    let state: Arc<dyn AgentState> = shared;
+    let state: Arc<dyn AgentState> = Arc::clone(&shared) as _;
     tasks.spawn(async move {
         serve(listener, state, stop)
             .await
@@ -129,8 +127,20 @@ async fn start(
             }
         }
     }
+    end_unconfirmed(&shared);
     info!("agent stopped; the data plane stays");
     result
+}
+
+/// Nobody can confirm any more: what was not confirmed is not left enforced.
+fn end_unconfirmed(shared: &Shared) {
+    if !shared.confirmation.give_up(Moment::now()) {
+        return;
+    }
+    match shared.fall_back() {
+        Ok(()) => warn!("not confirmed before the end: fell back to audit"),
+        Err(error) => error!(error = format!("{error:#}"), "still enforcing"),
+    }
 }
 
 /// Errors that say that the machine, not the agent, has to change.

@@ -10,6 +10,7 @@ use std::{
 use egress_common::{maps::NODE_CGROUP, verdict::Mode};
 use tokio::sync::broadcast;
 
+use super::confirm::Confirmation;
 use crate::{
     api::{RECENT_FLOWS, RecentFlows, Timestamp, model::FlowReport},
     cli::{RunOptions, UsageError, run::NODE_SCOPE},
@@ -61,6 +62,10 @@ pub(super) struct Shared {
     pub(super) started: Instant,
     datapath: Mutex<Datapath>,
     in_force: RwLock<Option<Arc<InForce>>>,
+    /// Whether enforcing was confirmed.
+    pub(super) confirmation: Confirmation,
+    /// Held while files are read and switched to: one at a time.
+    pub(super) reloading: Mutex<()>,
     /// Why the last change of a policy was not taken.
     pub(super) refused: Mutex<Option<String>>,
     pub(super) recent: Mutex<RecentFlows>,
@@ -108,6 +113,7 @@ impl Shared {
                 number: memory.scope(&scope.name),
             });
         }
+        let confirmation = Confirmation::new(options.confirm);
         let (followers, _) = broadcast::channel(FOLLOW_FLOWS);
         Ok(Self {
             options,
@@ -116,6 +122,8 @@ impl Shared {
             started: Instant::now(),
             datapath: Mutex::new(datapath),
             in_force: RwLock::new(None),
+            confirmation,
+            reloading: Mutex::default(),
             refused: Mutex::new(None),
             recent: Mutex::new(RecentFlows::new(RECENT_FLOWS)),
             followers,

@@ -15,6 +15,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     net::IpAddr,
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -24,17 +25,19 @@ use egress_common::{
     learned::{Grant, LearnRequest, LearnedKey},
     maps::CGROUP_LEVELS,
     policy::{ANSWERS_DNS, Binding, IS_NODE, Workload},
+    verdict::Mode,
 };
 use tracing::info;
 
 use super::{
-    shared::{InForce, Scope, Shared},
+    confirm::Moment,
+    shared::{InForce, Scope, Shared, lock},
     time::now_ns,
 };
 use crate::{
     cli::{RunOptions, run::LifelinePart},
     datapath::LearnedEntry,
-    policy::{Compiled, Lifeline, PolicySet, RuleList, address_from},
+    policy::{Compiled, Lifeline, PolicyErrors, RuleList, address_from},
     workload::own_addresses,
 };
 
@@ -68,6 +71,43 @@ pub(super) fn lifeline(options: &RunOptions, resolvers: &[IpAddr]) -> Lifeline {
     lifeline
 }
 
+/// A policy that is to come into force.
+#[derive(Debug)]
+pub(super) struct Candidate {
+    files: Vec<PathBuf>,
+    rules: usize,
+    lifeline: Lifeline,
+    compiled: Compiled,
+}
+
+impl Candidate {
+    /// Reads and compiles the policy files.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with them.
+    pub(super) fn load(options: &RunOptions, lifeline: Lifeline) -> Result<Self, PolicyErrors> {
+        let set = crate::policy::load(&options.policies)?;
+        let compiled = crate::policy::compile(&set, &lifeline, options.mode)?;
+        let files: BTreeSet<_> = set
+            .policies()
+            .iter()
+            .map(|policy| policy.file.clone())
+            .collect();
+        let rules = set
+            .policies()
+            .iter()
+            .map(|policy| policy.allow.len().saturating_add(policy.deny.len()))
+            .sum();
+        Ok(Self {
+            files: files.into_iter().collect(),
+            rules,
+            lifeline,
+            compiled,
+        })
+    }
+}
+
 fn next_policy_id(last: u16) -> u16 {
     let next = last.wrapping_add(1);
     if POLICY_IDS.contains(&next) {
@@ -83,12 +123,13 @@ impl Shared {
     /// # Errors
     ///
     /// A map that cannot be written; the old policy is then still in force.
-    pub(super) fn switch(
-        &self,
-        set: &PolicySet,
-        lifeline: Lifeline,
-        compiled: Compiled,
-    ) -> anyhow::Result<()> {
+    pub(super) fn switch(&self, candidate: Candidate) -> anyhow::Result<()> {
+        let Candidate {
+            files,
+            rules,
+            lifeline,
+            compiled,
+        } = candidate;
         let mut datapath = self.datapath();
         let bound: Vec<Option<Workload>> = self
             .scopes
@@ -164,16 +205,6 @@ impl Shared {
         };
         let mut scope_ids = ids(&old);
         scope_ids.extend(ids(&new.iter().copied().map(Some).collect::<Vec<_>>()));
-        let files: BTreeSet<_> = set
-            .policies()
-            .iter()
-            .map(|policy| policy.file.clone())
-            .collect();
-        let rules = set
-            .policies()
-            .iter()
-            .map(|policy| policy.allow.len().saturating_add(policy.deny.len()))
-            .sum();
         info!(
             generation,
             rules,
@@ -182,14 +213,16 @@ impl Shared {
             mode = compiled.mode.name(),
             "policy switched"
         );
+        let mode = compiled.mode;
         self.set_in_force(InForce {
             compiled: Arc::new(compiled),
             lifeline,
-            files: files.into_iter().collect(),
+            files,
             rules,
             loaded_at: InForce::loaded_now(),
             scope_ids,
         });
+        self.confirmation.in_force(mode, Moment::now());
 
         std::thread::sleep(PAUSE);
         let kept: Vec<u64> = self.scopes.iter().map(|scope| scope.cgroup_id).collect();
@@ -213,12 +246,59 @@ impl Shared {
     ///
     /// The files are wrong, or the kernel refuses; the old policy is then still in force.
     pub(super) fn reload(&self) -> anyhow::Result<()> {
-        let lifeline = lifeline(&self.options, &self.resolvers());
-        let set = crate::policy::load(&self.options.policies).map_err(anyhow::Error::new)?;
-        let compiled = crate::policy::compile(&set, &lifeline, self.options.mode)
-            .map_err(anyhow::Error::new)?;
-        self.switch(&set, lifeline, compiled)
+        let _one_at_a_time = lock(&self.reloading);
+        let mut candidate = self.candidate()?;
+        if self.confirmation.is_fallen_back() {
+            candidate.compiled.mode = Mode::Audit;
+        }
+        self.switch(candidate)
             .context("cannot write the policy into the kernel")
+    }
+
+    /// What the files say now.
+    fn candidate(&self) -> anyhow::Result<Candidate> {
+        let lifeline = lifeline(&self.options, &self.resolvers());
+        Candidate::load(&self.options, lifeline).map_err(anyhow::Error::new)
+    }
+
+    /// Switches the policy that is in force to audit, if the agent is to; the files are not looked at, which may be wrong by now.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses; the policy is then still enforced.
+    pub(super) fn fall_back(&self) -> anyhow::Result<()> {
+        let _one_at_a_time = lock(&self.reloading);
+        // While this waited, somebody may have confirmed after all.
+        if !self.confirmation.is_fallen_back() {
+            return Ok(());
+        }
+        let Some(in_force) = self.in_force() else {
+            return Ok(());
+        };
+        let mut compiled = Compiled::clone(&in_force.compiled);
+        compiled.mode = Mode::Audit;
+        self.switch(Candidate {
+            files: in_force.files.clone(),
+            rules: in_force.rules,
+            lifeline: in_force.lifeline.clone(),
+            compiled,
+        })
+        .context("cannot fall back to audit")
+    }
+
+    /// Switches to what the files say, after a fall back; from now on a confirmation is awaited again.
+    ///
+    /// # Errors
+    ///
+    /// The files are wrong, or the kernel refuses; the agent goes on auditing.
+    pub(super) fn enforce_again(&self) -> anyhow::Result<()> {
+        let _one_at_a_time = lock(&self.reloading);
+        let candidate = self.candidate()?;
+        let mode = candidate.compiled.mode;
+        self.switch(candidate)
+            .context("cannot write the policy into the kernel")?;
+        self.confirmation.enforced_again(mode, Moment::now());
+        Ok(())
     }
 
     /// The trusted resolvers: those that were given, or those that the node has now.

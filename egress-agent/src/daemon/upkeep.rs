@@ -5,11 +5,12 @@ use std::{
     time::Duration,
 };
 
-use egress_common::learned::LearnedKey;
+use egress_common::{learned::LearnedKey, verdict::Mode};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info, warn};
 
 use super::{
+    confirm::Moment,
     shared::{Shared, lock},
     time::now_ns,
 };
@@ -58,6 +59,7 @@ fn upkeep(shared: &Shared, mut seen: Seen, tick: u64) -> Seen {
     if is_changed {
         reload(shared);
     }
+    confirm_or_fall_back(shared);
     if tick.is_multiple_of(SWEEP_TICKS) {
         sweep(shared);
     }
@@ -78,6 +80,19 @@ fn reload(shared: &Shared) {
             );
             *lock(&shared.refused) = Some(message);
         }
+    }
+}
+
+/// Falls back to audit when enforcing was not confirmed in time; tries again as long as that fails.
+fn confirm_or_fall_back(shared: &Shared) {
+    if shared.confirmation.expire(Moment::now()) {
+        warn!("enforcing was not confirmed in time: falling back to audit");
+    }
+    if shared.confirmation.is_fallen_back()
+        && shared.mode() != Mode::Audit
+        && let Err(error) = shared.fall_back()
+    {
+        error!(error = format!("{error:#}"), "still enforcing");
     }
 }
 

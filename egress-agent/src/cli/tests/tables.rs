@@ -3,7 +3,10 @@
 use std::{fs, path::Path};
 
 use super::super::{Screen, counters, doctor, flows, learned, status};
-use crate::api::{model::Check, testing};
+use crate::api::{
+    model::{Check, ConfirmationStatus},
+    testing,
+};
 
 const TERMINAL: Screen = Screen {
     width: Some(80),
@@ -35,6 +38,54 @@ fn status_fits_a_terminal() {
     status.policy.error = Some("/etc/egress/node.yaml:7: spec.allow[0].ports: not a port".into());
     let text = status::render(&status, TERMINAL);
     golden("status.txt", &text);
+}
+
+#[test]
+fn status_tells_whether_enforcing_was_confirmed() {
+    let line = |confirmation: Option<ConfirmationStatus>| {
+        let mut status = testing::status();
+        status.confirmation = confirmation;
+        let text = status::render(&status, Screen::PLAIN);
+        let found = text.lines().find(|line| line.starts_with("confirm"));
+        found.map(str::to_owned)
+    };
+    assert_eq!(line(None), None);
+    let status = |state: &'static str| ConfirmationStatus {
+        state: state.into(),
+        ..ConfirmationStatus::default()
+    };
+    let at = Some(testing::instant());
+    assert_eq!(
+        line(Some(status("idle"))).expect("a line"),
+        "confirm    awaited as soon as a policy enforces"
+    );
+    let awaited = ConfirmationStatus {
+        until: at,
+        remaining_s: Some(42),
+        ..status("awaited")
+    };
+    assert_eq!(
+        line(Some(awaited)).expect("a line"),
+        "confirm    AWAITED until 2026-11-22T02:49:55.120Z (42s): run `egress-agent confirm`, \
+         or the agent falls back to audit"
+    );
+    let confirmed = ConfirmationStatus {
+        at,
+        ..status("confirmed")
+    };
+    assert_eq!(
+        line(Some(confirmed)).expect("a line"),
+        "confirm    confirmed 2026-11-22T02:49:55.120Z"
+    );
+    let fell_back = ConfirmationStatus {
+        at,
+        reason: Some("it was not confirmed in time".to_owned()),
+        ..status("fell_back")
+    };
+    assert_eq!(
+        line(Some(fell_back)).expect("a line"),
+        "confirm    fell back to audit 2026-11-22T02:49:55.120Z: it was not confirmed in time"
+    );
 }
 
 #[test]
