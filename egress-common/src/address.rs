@@ -71,6 +71,19 @@ pub const fn is_multicast(address: &Address) -> bool {
     }
 }
 
+/// Whether no router forwards packets to the address: link-local or of link-local scope (RFC 4291 sections 2.5.6 and
+/// 2.7, RFC 5771 section 4).
+#[inline(always)]
+#[must_use]
+pub const fn is_link_scoped(address: &Address) -> bool {
+    let [first, _, _, last] = words(address);
+    if is_v4(address) {
+        last >> 8 == word(0, 224, 0, 0)
+    } else {
+        first >> 22 == 0xfe80 >> 6 || first >> 16 == 0xff02
+    }
+}
+
 /// Whether a DNS answer may never teach this address, whatever its name.
 ///
 /// Unspecified, loopback, link-local, multicast, broadcast and the cloud

@@ -79,12 +79,24 @@ pub struct SocketState {
     pub role: u8,
     /// 1 when a UDP packet arrived that this socket had not asked for.
     pub serves: u8,
-    /// Reason that the tag was made with.
-    pub reason: u8,
-    /// Padding, always zero.
-    pub _pad: u8,
+    /// Tick of the last [`LIVE_FLOW_NS`] stamp.
+    pub stamp: u16,
 }
 const _: () = assert!(size_of::<SocketState>() == 24);
+
+/// A flow that a name rule allowed keeps its address open for new flows this long after its last stamp.
+pub const LIVE_FLOW_NS: u64 = 180 * 1_000_000_000;
+
+/// Jiffies of one tick of stamps: 1 s at 1,000 Hz, 10 s at 100 Hz.
+pub const STAMP_JIFFIES: u64 = 1_024;
+
+/// Whether a flow whose last stamp was at the tick `last` is to be stamped. Only flows that have lived through a whole
+/// tick are: short flows, one after the other, do not keep an address open.
+#[inline(always)]
+#[must_use]
+pub const fn is_stamp_due(last: u16, now: u16) -> bool {
+    now.wrapping_sub(last) >= 2
+}
 
 /// Key of `FLOWS`: a flow without a socket of its own (unconnected UDP, forwarded packets).
 #[repr(C)]
@@ -126,12 +138,12 @@ pub struct FlowState {
     pub last_seen_ns: u64,
     /// Generation that the tag was made with.
     pub generation: u32,
+    /// Tick of the last [`LIVE_FLOW_NS`] stamp.
+    pub stamp: u16,
     /// Who spoke first.
     pub started_by: u8,
-    /// Reason that the tag was made with.
-    pub reason: u8,
     /// Padding, always zero.
-    pub _pad: [u8; 2],
+    pub _pad: u8,
 }
 const _: () = assert!(size_of::<FlowState>() == 32);
 

@@ -14,7 +14,13 @@ use egress_common::{
     verdict::{Hook, Reason, Verdict},
 };
 
-use crate::{egress::UNCONFIGURED, lookup::judge, record, skb::address_of_words, workload};
+use crate::{
+    egress::UNCONFIGURED,
+    lookup::{Start, judge},
+    record,
+    skb::address_of_words,
+    workload,
+};
 
 /// `SOCK_STREAM`, include/linux/net.h.
 const SOCK_STREAM: u32 = 1;
@@ -72,7 +78,10 @@ fn connect(ctx: &SockAddrContext, hook: Hook, daddr: Address) -> Verdict {
     };
     let found = workload::config().and_then(workload::of_current);
     let (binding, decision) = match found {
-        Some(workload) => (workload.current, judge(&flow, &workload.current)),
+        Some(workload) => (
+            workload.current,
+            judge(&flow, Start::WORKLOAD, &workload.current),
+        ),
         None => (
             UNCONFIGURED,
             Decision::without_rule(Reason::NotConfigured, &UNCONFIGURED),

@@ -7,17 +7,22 @@ use aya_ebpf::programs::SkBuffContext;
 use aya_log_ebpf::debug;
 use egress_common::{
     decision::Decision,
-    flow::{Flow, Origin, ROLE_ACTIVE, ROLE_PASSIVE, ROLE_PREEXISTING, ROLE_UNKNOWN, SocketState},
+    flow::{
+        Flow, ROLE_ACTIVE, ROLE_PASSIVE, ROLE_PREEXISTING, ROLE_UNKNOWN, SocketState, is_stamp_due,
+    },
     maps::Config,
     policy::{Binding, protocol},
     verdict::{Hook, Reason, Verdict},
 };
 
 use crate::{
-    lookup::{has_rule, judge},
+    learn::keep_open,
+    lookup::{Start, has_rule, judge},
     query, record,
     skb::{Header, Payload, Skb, Socket, full_socket},
-    source, udp, workload,
+    source,
+    time::stamp_now,
+    udp, workload,
 };
 
 /// Enforced, with no policy: for packets that come before any configuration.
@@ -78,7 +83,8 @@ fn judge_packet(
     socket: &Socket,
     state: &mut SocketState,
 ) -> Verdict {
-    let mut flow = udp::flow_of(header, skb);
+    let flow = udp::flow_of(header, skb);
+    let mut start = Start::WORKLOAD;
     let is_tcp = socket.is_stream && header.proto() == protocol::TCP;
     if is_tcp {
         if socket.listens || (state.role == ROLE_PASSIVE && !header.opens_tcp()) {
@@ -92,7 +98,7 @@ fn judge_packet(
             state.role = ROLE_PREEXISTING;
         }
         if state.role == ROLE_PREEXISTING {
-            flow.origin = Origin::Preexisting;
+            start = Start::PREEXISTING;
         }
     }
     // A socket without a peer of its own keeps its flows in a table instead.
@@ -101,51 +107,66 @@ fn judge_packet(
         && state.tag != 0
         && state.tag == flow.tag(config.seed, config.generation, state.rule)
     {
+        let now = stamp_now();
+        if is_stamp_due(state.stamp, now) {
+            state.stamp = now;
+            keep_address_open(config, skb, header, state.rule);
+        }
         return pass(Reason::EstablishedFlow);
     }
-    // As `decide` says of loopback addresses; here because it is every packet of some workloads. What is on the
-    // loopback device does not leave, whatever its address.
-    if source::is_on_loopback(skb) || header.is_to_loopback(skb) {
+    // What is on the loopback device does not leave, whatever its address.
+    if source::is_on_loopback(skb) {
         return pass(Reason::Loopback);
     }
     let Some(workload) = workload::of_skb(config, skb.raw) else {
         return refuse(skb, Reason::NotConfigured, &UNCONFIGURED);
     };
     let binding = workload.current;
-    if header.is_link_control() {
-        return pass(Reason::LinkControl);
-    }
-    if socket.is_raw && workload.is_node() && header.is_kernel_answer() {
-        flow.origin = Origin::Kernel;
+    if socket.is_raw {
+        // A raw socket writes what it likes: only what the kernel's own sockets send is what it seems to be.
+        let by_kernel = workload::is_kernel_socket(skb.raw);
+        if header.is_to_loopback(skb) {
+            return refuse(skb, Reason::Malformed, &binding);
+        }
+        if header.is_link_control() && (by_kernel || header.stays_on_link()) {
+            return pass(Reason::LinkControl);
+        }
+        if by_kernel && workload.is_node() && header.is_kernel_answer() {
+            start = Start::KERNEL;
+        }
     }
     let is_loose_udp = !is_connected && !socket.is_raw && header.proto() == protocol::UDP;
     if is_loose_udp {
         match udp::recall(skb, header, workload) {
-            udp::Recalled::Started => flow.origin = Origin::FarEnd,
+            udp::Recalled::Started => start = Start::FAR_END,
             udp::Recalled::Allowed => return pass(Reason::EstablishedFlow),
+            udp::Recalled::Unstamped(rule) => {
+                keep_open(skb.raw, skb.base, header.pack(), binding.scope_id, rule);
+                return pass(Reason::EstablishedFlow);
+            }
             udp::Recalled::Rested(rule) if has_rule(&binding, rule) => {
-                flow.origin = Origin::Resting(rule);
+                start = Start::resting(rule);
             }
             udp::Recalled::Rested(_) | udp::Recalled::Nothing if state.serves != 0 => {
-                flow.origin = Origin::WorkloadServing;
+                start = Start::SERVING;
             }
             udp::Recalled::Rested(_) | udp::Recalled::Nothing => {}
         }
     } else if header.proto() == protocol::UDP && !socket.is_raw {
         // A server may connect a socket to a peer that spoke first to another one.
         if let udp::Recalled::Started = udp::recall(skb, header, workload) {
-            flow.origin = Origin::FarEnd;
+            start = Start::FAR_END;
         }
     }
     if is_connected
-        && matches!(flow.origin, Origin::Workload)
+        && start.is_workload()
         && state.tag != 0
         && state.tag == udp::tag_of(&flow, config.seed, state.generation, state.rule)
         && has_rule(&binding, state.rule)
     {
-        flow.origin = Origin::Resting(state.rule);
+        start = Start::resting(state.rule);
     }
-    let decision = judge(&flow, &binding);
+    let decision = judge(&flow, start, &binding);
     if matches!(decision.verdict, Verdict::Allow) && decision.rule != 0 {
         if is_connected {
             remember(config, &flow, &decision, state);
@@ -169,6 +190,20 @@ fn judge_packet(
     decision.verdict
 }
 
+/// Keeps the address of a live flow open for new flows of its workload.
+#[inline(always)]
+fn keep_address_open(config: &Config, skb: &Skb, header: Header, rule: u64) {
+    if let Some(workload) = workload::of_skb(config, skb.raw) {
+        keep_open(
+            skb.raw,
+            skb.base,
+            header.pack(),
+            workload.current.scope_id,
+            rule,
+        );
+    }
+}
+
 /// Stores an allowed flow, so that its next packet needs no decision.
 #[inline(always)]
 fn remember(config: &Config, flow: &Flow, decision: &Decision, state: &mut SocketState) {
@@ -176,7 +211,7 @@ fn remember(config: &Config, flow: &Flow, decision: &Decision, state: &mut Socke
     // half-written state matches nothing and the flow is decided again.
     state.rule = decision.rule;
     state.generation = config.generation;
-    state.reason = decision.reason as u8;
+    state.stamp = stamp_now();
     state.tag = udp::tag_of(flow, config.seed, config.generation, decision.rule);
 }
 

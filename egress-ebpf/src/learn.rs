@@ -7,8 +7,12 @@
 //! and `learn` looks once more whether what it wrote is still there: between
 //! the two, no grant is lost.
 
-use aya_ebpf::helpers::{bpf_spin_lock, bpf_spin_unlock};
+use aya_ebpf::{
+    bindings::__sk_buff,
+    helpers::{bpf_spin_lock, bpf_spin_unlock},
+};
 use egress_common::{
+    flow::LIVE_FLOW_NS,
     learned::{GRANTS, Grant, Learned, LearnedKey},
     tally::Tally,
 };
@@ -17,6 +21,8 @@ use crate::{
     maps::LEARNED,
     record::{self, NO_EXIST},
     scratch::Scratch,
+    skb::{Header, Skb},
+    time::now_ns,
 };
 
 /// `-EEXIST`.
@@ -110,6 +116,49 @@ fn prolong(entry: *mut Learned, key: &LearnedKey, grant: &Grant) -> Tally {
     } else {
         Tally::GrantsFull
     }
+}
+
+/// Keeps the address of a live flow open for new flows of the scope: prolongs the grant that the flow rests on, if there
+/// is one. `header` is a packed [`Header`](crate::skb::Header), `rule` the flow's.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn keep_open(
+    raw: *mut __sk_buff,
+    base: u32,
+    header: u64,
+    scope_id: u32,
+    rule: u64,
+) -> u32 {
+    let skb = Skb { raw, base };
+    let header = Header::unpack(header);
+    let key = LearnedKey::new(scope_id, header.daddr(&skb));
+    let Some(entry) = LEARNED.get_ptr_mut(&key) else {
+        return 0;
+    };
+    let owner = key.owner();
+    let (proto, port) = (header.proto(), header.rule_port());
+    let expires_at_ns = now_ns().wrapping_add(LIVE_FLOW_NS);
+    // SAFETY: the entry is a map value with a lock that the kernel knows.
+    let lock = unsafe { &raw mut (*entry).lock };
+    // SAFETY: no lock is held, and nothing below calls a function before the unlock.
+    unsafe { bpf_spin_lock(lock.cast()) };
+    // SAFETY: the lock is held; the entry may belong to another key by now.
+    let is_own = unsafe { (*entry).owner } == owner;
+    // SAFETY: the lock is held.
+    for held in unsafe { &mut (*entry).grants } {
+        if !is_own || held.expires_at_ns == 0 {
+            break;
+        }
+        if held.rule == rule && held.ports.covers(proto, port) {
+            if held.expires_at_ns < expires_at_ns {
+                publish(held, expires_at_ns);
+            }
+            break;
+        }
+    }
+    // SAFETY: the lock is held.
+    unsafe { bpf_spin_unlock(lock.cast()) };
+    1
 }
 
 /// Writes the end, after everything else of the grant.

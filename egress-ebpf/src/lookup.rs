@@ -16,19 +16,52 @@ use crate::{
     time::now_ns,
 };
 
-/// Decides a flow with what the maps say.
+/// Who started a flow, with every byte written whatever the case: the payload of an [`Origin`] that has none is a hole,
+/// and verifiers before 6.3 refuse to copy a hole.
+#[derive(Clone, Copy)]
+pub struct Start {
+    kind: u8,
+    rule: u64,
+}
+
+impl Start {
+    /// [`Origin::Workload`].
+    pub const WORKLOAD: Self = Self::of(0);
+    /// [`Origin::FarEnd`].
+    pub const FAR_END: Self = Self::of(FAR_END);
+    /// [`Origin::Preexisting`].
+    pub const PREEXISTING: Self = Self::of(PREEXISTING);
+    /// [`Origin::Kernel`].
+    pub const KERNEL: Self = Self::of(KERNEL);
+    /// [`Origin::WorkloadServing`].
+    pub const SERVING: Self = Self::of(SERVING);
+
+    const fn of(kind: u8) -> Self {
+        Self { kind, rule: 0 }
+    }
+
+    /// [`Origin::Resting`].
+    #[inline(always)]
+    pub const fn resting(rule: u64) -> Self {
+        Self {
+            kind: RESTING,
+            rule,
+        }
+    }
+
+    /// Whether this is [`Origin::Workload`].
+    #[inline(always)]
+    pub const fn is_workload(self) -> bool {
+        self.kind == 0
+    }
+}
+
+/// Decides a flow with what the maps say; `start` stands for its origin.
 #[inline(always)]
-pub fn judge(flow: &Flow, binding: &Binding) -> Decision {
+pub fn judge(flow: &Flow, start: Start, binding: &Binding) -> Decision {
     let (first, second) = halves(&flow.daddr);
-    let resting = match flow.origin {
-        Origin::Resting(rule) => rule,
-        Origin::Workload
-        | Origin::FarEnd
-        | Origin::Preexisting
-        | Origin::Kernel
-        | Origin::WorkloadServing => 0,
-    };
-    let packed = judge_flow(first, second, facts(flow), resting, binding.pack());
+    let facts = facts(flow) | u64::from(start.kind) << 32;
+    let packed = judge_flow(first, second, facts, start.rule, binding.pack());
     let rule = packed & ((1 << RULE_BITS) - 1);
     // What `judge_flow` returns is always a reason; were it not, this denies.
     let reason = Reason::try_from((packed >> RULE_BITS) as u8).unwrap_or(Reason::NotConfigured);
@@ -88,23 +121,15 @@ const KERNEL: u8 = 3;
 const SERVING: u8 = 4;
 const RESTING: u8 = 5;
 
-/// Port (bits 0 to 15), flags, protocol (24 to 31) and origin (32 to 39).
+/// Port (bits 0 to 15), flags, protocol (24 to 31); the origin follows (32 to 39).
 #[inline(always)]
 fn facts(flow: &Flow) -> u64 {
-    let origin = match flow.origin {
-        Origin::Workload => 0,
-        Origin::FarEnd => FAR_END,
-        Origin::Preexisting => PREEXISTING,
-        Origin::Kernel => KERNEL,
-        Origin::WorkloadServing => SERVING,
-        Origin::Resting(_) => RESTING,
-    };
     let port = match flow.dport {
         Some(port) => HAS_PORT | u64::from(port),
         None => 0,
     };
     let fragment = if flow.is_fragment { IS_FRAGMENT } else { 0 };
-    u64::from(origin) << 32 | u64::from(flow.proto) << 24 | fragment | port
+    u64::from(flow.proto) << 24 | fragment | port
 }
 
 #[inline(always)]

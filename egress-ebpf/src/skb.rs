@@ -7,7 +7,7 @@ use aya_ebpf::{
     helpers::{bpf_sk_fullsock, bpf_skb_load_bytes},
 };
 use egress_common::{
-    address::{Address, from_v4, is_loopback},
+    address::{Address, from_v4, is_link_scoped, is_loopback},
     packet::{Extensions, Packet, PacketBytes, parse_into, walk_extensions, walk_options},
     verdict::Reason,
 };
@@ -202,6 +202,7 @@ const IS_LATER_FRAGMENT: u64 = 1 << 50;
 const IS_LINK_CONTROL: u64 = 1 << 51;
 const IS_KERNEL_ANSWER: u64 = 1 << 52;
 const OPENS_TCP: u64 = 1 << 53;
+const IS_LINK_SCOPED: u64 = 1 << 54;
 
 impl Header {
     /// Reads the headers.
@@ -272,6 +273,12 @@ impl Header {
     #[inline(always)]
     pub fn opens_tcp(self) -> bool {
         self.0 & OPENS_TCP != 0
+    }
+
+    /// Whether no router forwards packets to the destination.
+    #[inline(always)]
+    pub fn stays_on_link(self) -> bool {
+        self.0 & IS_LINK_SCOPED != 0
     }
 
     /// Whether the destination is loopback.
@@ -363,6 +370,7 @@ pub extern "C" fn packet_header(raw: *mut __sk_buff, base: u32) -> u64 {
         | flag(packet.is_link_control(), IS_LINK_CONTROL)
         | flag(packet.is_kernel_answer(), IS_KERNEL_ANSWER)
         | flag(packet.opens_tcp(), OPENS_TCP)
+        | flag(is_link_scoped(&packet.daddr), IS_LINK_SCOPED)
 }
 
 #[inline(always)]

@@ -7,7 +7,7 @@ use aya_log_ebpf::debug;
 use egress_common::{
     decision::Decision,
     dns::DNS_PORT,
-    flow::{FLOW_IDLE_NS, FlowKey, Origin},
+    flow::{FLOW_IDLE_NS, FlowKey},
     hash::{mix, mix_address},
     maps::Config,
     packet::PacketBytes,
@@ -18,7 +18,8 @@ use egress_common::{
 use crate::{
     dns,
     egress::UNCONFIGURED,
-    lookup::{has_rule, judge},
+    learn::keep_open,
+    lookup::{Start, has_rule, judge},
     maps::{INTERFACES, RESOLVERS},
     query, record,
     skb::{AF_INET, AF_INET6, Header, Payload, Skb},
@@ -242,18 +243,23 @@ fn judge_frame(ctx: &TcContext, skb: &Skb, binding: &Binding, header: Header) ->
     if header.is_link_control() {
         return pass(Reason::LinkControl);
     }
-    let mut flow = udp::flow_of(header, skb);
+    let flow = udp::flow_of(header, skb);
+    let mut start = Start::WORKLOAD;
     if !header.is_later_fragment() && !header.opens_tcp() {
         match udp::Recalled::unpack(frame_recall(skb.raw, skb.base, header.pack())) {
-            udp::Recalled::Started => flow.origin = Origin::FarEnd,
+            udp::Recalled::Started => start = Start::FAR_END,
             udp::Recalled::Allowed => return pass(Reason::EstablishedFlow),
+            udp::Recalled::Unstamped(rule) => {
+                keep_open(skb.raw, skb.base, header.pack(), binding.scope_id, rule);
+                return pass(Reason::EstablishedFlow);
+            }
             udp::Recalled::Rested(rule) if has_rule(binding, rule) => {
-                flow.origin = Origin::Resting(rule);
+                start = Start::resting(rule);
             }
             udp::Recalled::Rested(_) | udp::Recalled::Nothing => {}
         }
     }
-    let decision = judge(&flow, binding);
+    let decision = judge(&flow, start, binding);
     record::count(Hook::TcEgress, decision.verdict, decision.reason);
     record::count_rule(&decision);
     if decision.rule != 0 || !decision.reason.allows() {

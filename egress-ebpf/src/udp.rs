@@ -7,6 +7,7 @@ use egress_common::{
     dns::DNS_PORT,
     flow::{
         FLOW_IDLE_NS, Flow, FlowKey, FlowState, Origin, STARTED_BY_FAR_END, STARTED_BY_WORKLOAD,
+        is_stamp_due,
     },
     hash::RULE_BITS,
     maps::Config,
@@ -19,7 +20,7 @@ use crate::{
     record,
     skb::{Header, Skb, Socket, full_socket},
     source,
-    time::now_ns,
+    time::{now_ns, stamp_now},
     workload,
 };
 
@@ -35,6 +36,8 @@ pub enum Recalled {
     Started,
     /// It was allowed, and nothing has changed since.
     Allowed,
+    /// As [`Recalled::Allowed`], under this rule; its address is to be kept open.
+    Unstamped(u64),
     /// It was allowed under this rule in an earlier generation.
     Rested(u64),
 }
@@ -98,7 +101,12 @@ pub fn find(config: &Config, key: &FlowKey, flow: &Flow, idle_ns: u64) -> Recall
         };
     }
     if entry.tag == tag_of(flow, config.seed, config.generation, entry.rule) {
-        return Recalled::Allowed;
+        let now = stamp_now();
+        if !is_stamp_due(entry.stamp, now) {
+            return Recalled::Allowed;
+        }
+        entry.stamp = now;
+        return Recalled::Unstamped(entry.rule);
     }
     if entry.tag == tag_of(flow, config.seed, entry.generation, entry.rule) {
         return Recalled::Rested(entry.rule);
@@ -110,6 +118,7 @@ impl Recalled {
     const STARTED: u64 = 1;
     const ALLOWED: u64 = 2;
     const RESTED: u64 = 3;
+    const UNSTAMPED: u64 = 4;
 
     /// As one number, which is all that a global function can return.
     #[inline(always)]
@@ -119,6 +128,7 @@ impl Recalled {
             Self::Started => Self::STARTED << RULE_BITS,
             Self::Allowed => Self::ALLOWED << RULE_BITS,
             Self::Rested(rule) => Self::RESTED << RULE_BITS | rule,
+            Self::Unstamped(rule) => Self::UNSTAMPED << RULE_BITS | rule,
         }
     }
 
@@ -129,6 +139,7 @@ impl Recalled {
             Self::STARTED => Self::Started,
             Self::ALLOWED => Self::Allowed,
             Self::RESTED => Self::Rested(word & ((1 << RULE_BITS) - 1)),
+            Self::UNSTAMPED => Self::Unstamped(word & ((1 << RULE_BITS) - 1)),
             _ => Self::Nothing,
         }
     }
@@ -201,9 +212,9 @@ pub fn store_allowed(config: &Config, key: &FlowKey, flow: &Flow, decision: u64)
         rule,
         last_seen_ns: now_ns(),
         generation: config.generation,
+        stamp: stamp_now(),
         started_by: STARTED_BY_WORKLOAD,
-        reason: (decision >> RULE_BITS) as u8,
-        _pad: [0; 2],
+        _pad: 0,
     };
     if FLOWS.insert(key, &state, 0).is_err() {
         record::tally(Tally::FlowTableFailed);
@@ -231,9 +242,9 @@ pub fn store_far_end(config: &Config, key: &FlowKey, idle_ns: u64) -> bool {
         rule: 0,
         last_seen_ns: now_ns,
         generation: 0,
+        stamp: 0,
         started_by: STARTED_BY_FAR_END,
-        reason: 0,
-        _pad: [0; 2],
+        _pad: 0,
     };
     if FLOWS.insert(key, &state, 0).is_err() {
         record::tally(Tally::FlowTableFailed);

@@ -38,6 +38,7 @@ pub mod process;
 pub mod programs;
 pub mod report;
 pub mod skip;
+pub mod test_run;
 pub mod workload;
 pub mod world;
 pub mod zone;

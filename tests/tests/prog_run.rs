@@ -36,7 +36,7 @@ use egress_common::{
     },
     verdict::{Hook, Reason, Verdict, counter_index},
 };
-use egress_tests::{programs, skip::skip};
+use egress_tests::{programs, skip::skip, test_run};
 use nix::unistd::Uid;
 
 const BINDING: Binding = Binding {
@@ -160,11 +160,11 @@ impl Rig {
                 .insert(&Key::new(POLICY_ID_BITS + bits, data), rules, 0)
                 .unwrap();
         }
-        // Test runs come in by the loopback device, with an Ethernet header.
+        // Test runs come by this interface, with an Ethernet header.
         let map = rig.ebpf.map_mut("INTERFACES").unwrap();
         HashMap::<_, u32, u32>::try_from(map)
             .unwrap()
-            .insert(1, 14, 0)
+            .insert(test_run::INTERFACE, 14, 0)
             .unwrap();
         // Last, as the agent does: from now on there is a configuration.
         let map = rig.ebpf.map_mut("CONFIG").unwrap();
@@ -216,6 +216,7 @@ impl Rig {
         frame.extend_from_slice(packet);
         let options = TestRunOptions {
             data_in: Some(&frame),
+            ctx_in: Some(&test_run::context()),
             ..TestRunOptions::new()
         };
         let program = self.ebpf.program(hook.name()).unwrap();
@@ -262,7 +263,7 @@ impl Rig {
     /// Runs a judging hook and compares it with the host.
     #[track_caller]
     fn agree(&self, hook: Hook, packet: &[u8]) -> Option<Reason> {
-        let wanted = on_host(packet);
+        let wanted = on_host(hook, packet);
         let verdict = wanted.verdict(BINDING.mode());
         // What was allowed once is found again as an established flow.
         let established = self.count(hook, Verdict::Allow, Reason::EstablishedFlow);
@@ -305,10 +306,11 @@ impl Rig {
     }
 }
 
-/// What the same parser and decision say on the host, for a socket of no protocol.
-fn on_host(bytes: &[u8]) -> Reason {
+/// What the same parser and decision say on the host, for a socket of no protocol. Only raw sockets, as the kernel's own
+/// are, and frames can be link control.
+fn on_host(hook: Hook, bytes: &[u8]) -> Reason {
     match parse(bytes) {
-        Ok(packet) if packet.is_link_control() => Reason::LinkControl,
+        Ok(packet) if packet.is_link_control() && hook == Hook::TcEgress => Reason::LinkControl,
         Ok(packet) => judge(&packet),
         Err(reason) => reason,
     }
@@ -486,6 +488,7 @@ fn a_frame_of_any_length_at_an_interface_is_never_waved_through() {
             frame.resize(frame.len() + length, 0);
             let options = TestRunOptions {
                 data_in: Some(&frame),
+                ctx_in: Some(&test_run::context()),
                 ..TestRunOptions::new()
             };
             let result = program.test_run(options).unwrap();

@@ -25,6 +25,9 @@ use crate::{
     workload::own_addresses,
 };
 
+/// Most copies that are read before their messages are taken.
+const BATCH: usize = 256;
+
 /// Life of what is remembered of names that no rule allows, at least; seconds.
 const REMEMBER_S: u32 = 300;
 
@@ -42,10 +45,15 @@ pub(super) async fn run(shared: Arc<Shared>, ring: DnsRing, stop: Shutdown) -> a
             () = stop.requested() => return Ok(()),
         };
         let mut messages = Vec::new();
-        while let Some((copy, payload)) = guard.get_inner_mut().next_copy() {
+        // A full batch leaves the ring ready: it is read on at once.
+        for _ in 0..BATCH {
+            let Some((copy, payload)) = guard.get_inner_mut().next_copy() else {
+                guard.clear_ready();
+                break;
+            };
             reassembly.push(&copy, &payload, now_ns(), |message| messages.push(message));
         }
-        guard.clear_ready();
+        drop(guard);
         for message in messages {
             take(&shared, &message);
         }

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use egress_common::{learned::LearnedKey, verdict::Mode};
+use egress_common::{learned::LearnedKey, tally::Tally, verdict::Mode};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info, warn};
 
@@ -60,8 +60,12 @@ fn upkeep(shared: &Shared, mut seen: Seen, tick: u64) -> Seen {
         reload(shared);
     }
     confirm_or_fall_back(shared);
-    if tick.is_multiple_of(SWEEP_TICKS) {
-        sweep(shared);
+    // A full table refuses new addresses: then nothing that has ended is kept for its reason.
+    let refused = refused_for_room(shared);
+    let is_full = refused > seen.refused_for_room;
+    seen.refused_for_room = refused;
+    if tick.is_multiple_of(SWEEP_TICKS) || is_full {
+        sweep(shared, if is_full { 0 } else { KEEP_EXPIRED_NS });
     }
     seen
 }
@@ -96,10 +100,18 @@ fn confirm_or_fall_back(shared: &Shared) {
     }
 }
 
-/// Removes learned addresses that ended a while ago.
-fn sweep(shared: &Shared) {
+/// How many addresses were refused because the table was full.
+fn refused_for_room(shared: &Shared) -> u64 {
+    shared
+        .datapath()
+        .tally(Tally::LearnedFull)
+        .unwrap_or_default()
+}
+
+/// Removes learned addresses that ended longer ago than `keep_ns`.
+fn sweep(shared: &Shared, keep_ns: u64) {
     let now_ns = now_ns();
-    let ended_before_ns = now_ns.saturating_sub(KEEP_EXPIRED_NS);
+    let ended_before_ns = now_ns.saturating_sub(keep_ns);
     let mut datapath = shared.datapath();
     let swept = datapath.learned().and_then(|entries| {
         let ended: Vec<LearnedKey> = entries
@@ -127,6 +139,8 @@ fn sweep(shared: &Shared) {
 struct Seen {
     files: BTreeMap<PathBuf, FileFacts>,
     node: (Vec<IpAddr>, Vec<IpAddr>),
+    /// Addresses refused for lack of room so far.
+    refused_for_room: u64,
 }
 
 /// What changes when a file does: a symlink swap shows as another inode.
@@ -143,6 +157,7 @@ impl Seen {
         Self {
             files: files_of(&shared.options.policies),
             node: node_of(shared),
+            refused_for_room: refused_for_room(shared),
         }
     }
 }

@@ -184,6 +184,11 @@ impl Maps {
         Ok(entries)
     }
 
+    /// Reads one tally.
+    pub(super) fn tally(&self, tally: Tally) -> Result<u64, DatapathError> {
+        sum(&self.tallies, u32::from(tally as u8), "TALLIES")
+    }
+
     /// Everything that the kernel counts.
     pub(super) fn counters(&self) -> Result<Counters, DatapathError> {
         let mut counters = Counters::default();
@@ -204,8 +209,7 @@ impl Maps {
             }
         }
         for tally in Tally::ALL {
-            let count = sum(&self.tallies, u32::from(*tally as u8), "TALLIES")?;
-            counters.tallies.push((*tally, count));
+            counters.tallies.push((*tally, self.tally(*tally)?));
         }
         for item in self.rule_counters.iter() {
             let (rule, value) = match item {

@@ -21,6 +21,7 @@ use egress_common::{
     learned::{Grant, LEARN_BATCH, LearnRequest, LearnedKey},
     maps::{CGROUP_LEVELS, NO_LEVEL, NODE_CGROUP, Query, QueryKey},
     policy::Workload,
+    tally::Tally,
 };
 
 pub use doctor::{Check, doctor};
@@ -267,6 +268,15 @@ impl Datapath {
     /// A map cannot be read.
     pub fn counters(&self) -> Result<Counters, DatapathError> {
         self.maps.counters()
+    }
+
+    /// One count that is not a verdict.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be read.
+    pub fn tally(&self, tally: Tally) -> Result<u64, DatapathError> {
+        self.maps.tally(tally)
     }
 
     /// Fill of the maps that can fill up.
