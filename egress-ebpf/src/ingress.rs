@@ -29,6 +29,13 @@ pub fn skb_ingress(ctx: &SkBuffContext) -> Verdict {
     let Some(config) = workload::config() else {
         return Verdict::Allow;
     };
+    // A connected socket chose its far end, and only port 53 teaches: most packets end here.
+    if let Some(sk) = full_socket(skb.raw) {
+        let socket = Socket::read(sk);
+        if socket.peer_port != 0 && socket.peer_port != DNS_PORT && !socket.listens {
+            return Verdict::Allow;
+        }
+    }
     let header = Header::read(&skb);
     if header.refusal().is_some() || header.is_later_fragment() {
         return Verdict::Allow;

@@ -19,6 +19,7 @@ mod agent;
 mod connect;
 mod dns;
 mod egress;
+mod fast;
 mod ingress;
 mod learn;
 mod lookup;
