@@ -34,6 +34,7 @@ pub mod forge;
 pub mod interrupt;
 pub mod leftovers;
 pub mod namespace;
+pub mod packets;
 pub mod process;
 pub mod programs;
 pub mod report;

@@ -344,6 +344,22 @@ impl World {
         Ok(())
     }
 
+    /// Hardware address of the node's next hop.
+    ///
+    /// # Panics
+    ///
+    /// If `ip` does not tell.
+    #[must_use]
+    pub fn gateway(&self) -> String {
+        let output = Command::new("ip")
+            .args(["-n", self.web.name(), "-o", "link", "show", "br0"])
+            .output()
+            .expect("ip runs");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let (_, rest) = text.split_once("link/ether ").expect("a hardware address");
+        rest.split(' ').next().unwrap_or_default().to_owned()
+    }
+
     /// Lines that the servers of a role have printed: what reached them.
     #[must_use]
     pub fn seen(&self, role: Role) -> Vec<String> {
@@ -398,13 +414,23 @@ impl World {
     /// If its cgroup cannot be made.
     #[must_use]
     pub fn workload(&self, name: &str) -> Workload {
+        self.workload_in(Role::Node, name)
+    }
+
+    /// A workload with a network namespace of its own, in a cgroup of this name below the judged one.
+    ///
+    /// # Panics
+    ///
+    /// If its cgroup cannot be made.
+    #[must_use]
+    pub fn workload_in(&self, role: Role, name: &str) -> Workload {
         let cgroup = self
             .cgroup
             .child(&format!("judged/{name}"))
             .expect("a cgroup for the workload");
         let errors = format!("{}.err", name.replace('/', "-"));
         Workload::new(
-            self.place(Role::Node, cgroup),
+            self.place(role, cgroup),
             self.dir.0.join(errors),
             self.resolv_conf(),
         )

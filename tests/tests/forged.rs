@@ -15,7 +15,7 @@ use egress_tests::{
     expect::{policy, reached, refused, tallied},
     forge::{Kind, UNSOLICITED_PORT},
     ready,
-    report::{Attempt, Lookup},
+    report::Lookup,
     world::Role,
     zone,
 };
@@ -274,42 +274,4 @@ fn a_server_that_is_no_trusted_resolver_can_be_neither_asked_nor_believed() {
             .error
             .is_some_and(|error| error.contains("Operation not permitted"))
     );
-}
-
-#[test]
-fn a_workload_cannot_answer_itself_in_the_name_of_the_resolver() {
-    if !ready() {
-        return;
-    }
-    let (world, agent) = world();
-    let client = world.workload("client");
-    // Containers may make raw sockets unless somebody forbids it. The forger does not answer this name.
-    let name = Kind::Unsolicited.name();
-    for (to, address) in [(zone::NODE[0], "10.78.9.1"), ("127.0.0.1", "10.78.9.2")] {
-        let (attempt, moved) = agent.counted(|| {
-            client.probe::<Attempt>(&[
-                "self-forge",
-                &name,
-                "--server",
-                zone::FORGER,
-                "--to",
-                to,
-                "--address",
-                address,
-            ])
-        });
-        assert_eq!(
-            (
-                moved.dns("dns_answer_learned"),
-                moved.dns("address_learned")
-            ),
-            (0, 0),
-            "by {to}: {attempt:?} {:?}",
-            moved.dns
-        );
-        thread::sleep(Duration::from_millis(200));
-        assert_eq!(agent.learned(), []);
-        refused(&client.connect(address, 80));
-    }
-    good_is_learned(&client);
 }

@@ -148,21 +148,3 @@ fn inbound_flows_survive_the_start_of_the_agent() {
     // Nobody knows any more who opened a flow that is older than the programs: `judge` may cut it.
     let _ = (before.is_alive(), before6.is_alive());
 }
-
-#[test]
-fn a_workload_cannot_call_itself_in_the_name_of_a_far_end() {
-    if !ready() {
-        return;
-    }
-    let world = World::new();
-    let _agent = world.agent(&policy("allow: []")).start();
-    let workload = world.workload("server");
-    for to in [zone::NODE[0], "127.0.0.1"] {
-        let attempt: Attempt = workload.probe(&["self-call", "10.78.9.1", "9000", "--to", to]);
-        assert!(!attempt.ok, "by {to}: {attempt:?}");
-    }
-    assert_eq!(world.web_saw("udp 10.78.9.1:9000"), 0);
-    // The twin: a real call is answered.
-    let _server = serve(&workload);
-    reached(&world.outsider(Role::Web).udp(zone::NODE[0], 7001, false));
-}

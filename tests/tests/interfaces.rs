@@ -1,4 +1,4 @@
-//! What passes no socket hook: frames written past the IP stack, and forwarded packets.
+//! What passes no socket hook: forwarded packets. Frames past the IP stack are in the bypass suite.
 
 #![allow(
     clippy::unwrap_used,
@@ -8,85 +8,16 @@
     reason = "tests panic"
 )]
 
-use std::{fs, time::Duration};
+use std::fs;
 
 use egress_tests::{
-    World, eventually,
-    expect::{counted, policy, reached, refused},
+    World,
+    expect::{policy, reached, refused},
     ready,
     report::Attempt,
     world::Role,
     zone,
 };
-
-fn gateway(world: &World) -> String {
-    let output = std::process::Command::new("ip")
-        .args([
-            "-n",
-            world.namespace(Role::Web).name(),
-            "-o",
-            "link",
-            "show",
-            "br0",
-        ])
-        .output()
-        .unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    let (_, rest) = text.split_once("link/ether ").unwrap();
-    rest.split(' ').next().unwrap().to_owned()
-}
-
-#[test]
-fn frames_past_the_ip_stack_are_judged_at_the_interface() {
-    if !ready() {
-        return;
-    }
-    let world = World::new();
-    let agent = world
-        .agent(&policy("allow: [{ cidrs: [10.79.0.0/16] }]"))
-        .interface("eth0")
-        .start();
-    let status = agent.status();
-    assert!(
-        status.has("tc_egress") && status.has("tc_ingress"),
-        "{status:?}"
-    );
-    let client = world.workload("client");
-    let gateway = gateway(&world);
-    let frame = |address: &str| -> Attempt {
-        client.probe(&[
-            "frame",
-            address,
-            "9000",
-            "--source",
-            zone::NODE[0],
-            "--gateway",
-            &gateway,
-        ])
-    };
-    let (_, moved) = agent.counted(|| frame("10.78.9.1"));
-    counted(&moved, "no_rule");
-    assert!(moved.denied_by("tc_egress") > 0, "{moved:?}");
-    let (_, moved) = agent.counted(|| frame("10.79.0.1"));
-    assert_eq!(moved.denied, 0, "{moved:?}");
-    assert!(eventually(Duration::from_secs(1), || world
-        .web_saw("udp 10.79.0.1:9000")
-        == 1));
-    assert_eq!(world.web_saw("udp 10.78.9.1:9000"), 0);
-    // Neither IPv4, IPv6 nor ARP.
-    let other = [
-        "--source",
-        zone::NODE[0],
-        "--gateway",
-        &gateway,
-        "--ethertype",
-        "88b5",
-    ];
-    let (_, moved) = agent.counted(|| {
-        client.probe::<Attempt>(&[&["frame", "10.79.0.1", "9000"], &other[..]].concat())
-    });
-    counted(&moved, "unknown_ethertype");
-}
 
 #[test]
 fn sockets_of_the_node_are_judged_once_and_keep_their_names() {

@@ -39,29 +39,6 @@ fn a_flow_older_than_the_programs_is_kept_and_counted() {
 }
 
 #[test]
-fn a_flow_older_than_the_programs_is_judged_if_the_policy_says_so() {
-    if !ready() {
-        return;
-    }
-    let world = World::new();
-    let client = world.workload("client");
-    let mut forbidden = client.hold("10.78.9.1", 443);
-    let mut allowed = client.hold("10.79.0.1", 443);
-    let agent = world
-        .agent(&policy(
-            "preexisting: judge\nallow: [{ cidrs: [10.79.0.0/16] }]",
-        ))
-        .start();
-    assert!(
-        forbidden.breaks(Duration::from_secs(4)),
-        "{:?}",
-        forbidden.lines()
-    );
-    assert!(allowed.is_alive(), "{:?}", allowed.lines());
-    counted(&agent.counters(), "no_rule");
-}
-
-#[test]
 fn an_inbound_flow_older_than_the_programs_is_kept() {
     if !ready() {
         return;

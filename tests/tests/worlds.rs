@@ -15,8 +15,10 @@ use std::{
 };
 
 use egress_tests::{
-    Resolver, World, cgroup, eventually, forge, leftovers, programs,
-    report::{Lookup, Series},
+    Resolver, World, cgroup, eventually, forge, leftovers,
+    packets::{Ends, UDP, to_hex},
+    programs,
+    report::{Attempt, Lookup, Series},
     skip::world_ready,
     world::Role,
     zone,
@@ -228,28 +230,31 @@ fn frames_and_raw_packets_arrive_without_an_agent() {
     let world = World::new();
     let client = world.workload("client");
     assert!(client.ping(zone::WEB[0]).ok);
-    let gateway = hardware_address(&world);
-    let sent: egress_tests::report::Attempt = client.probe(&[
-        "frame",
-        "10.78.9.1",
-        "9000",
-        "--source",
-        zone::NODE[0],
-        "--gateway",
-        &gateway,
-    ]);
+    let gateway = world.gateway();
+    let to = |address: &str| {
+        let ends = Ends::new(zone::NODE[0], address);
+        (ends, ends.udp(7, 9000, b"hello"))
+    };
+    let (ends, datagram) = to("10.78.9.1");
+    let packet = to_hex(&ends.packet(UDP, &datagram));
+    let sent: Attempt = client.probe(&["emit-frame", &packet, "--gateway", &gateway]);
     assert!(sent.ok, "{sent:?}");
     assert!(eventually(Duration::from_secs(1), || world
         .web_saw("udp 10.78.9.1:9000")
         == 1));
-    for more in [
-        &["--source", zone::NODE[0]][..],
-        &[],
-        &["--source", zone::NODE[0], "--options", "8"],
+    let (ends, datagram) = to("10.78.9.2");
+    let with_options = ends.ipv4().options(&[1; 8]);
+    for (bytes, how) in [
+        (
+            ends.packet(UDP, &datagram),
+            ["--header-included"].as_slice(),
+        ),
+        (datagram.clone(), &["--protocol", "17"]),
+        (with_options.packet(UDP, &datagram), &["--header-included"]),
     ] {
-        let sent: egress_tests::report::Attempt =
-            client.probe(&[&["raw-ip", "10.78.9.2", "9000"], more].concat());
-        assert!(sent.ok, "{more:?} {sent:?}");
+        let bytes = to_hex(&bytes);
+        let sent: Attempt = client.probe(&[&["emit", "10.78.9.2", &bytes], how].concat());
+        assert!(sent.ok, "{how:?} {sent:?}");
     }
     assert!(eventually(Duration::from_secs(1), || world
         .web_saw("udp 10.78.9.2:9000")
@@ -333,28 +338,6 @@ fn what_a_killed_run_left_is_swept_and_what_others_own_is_not() {
 fn the_probe_that_runs_is_the_one_that_was_built() {
     let probe = programs::probe();
     assert!(probe.is_file(), "{}", probe.display());
-}
-
-fn hardware_address(world: &World) -> String {
-    let text = world
-        .namespace(Role::Web)
-        .enter(|| Ok(fs::read_to_string("/proc/net/dev").is_ok()))
-        .unwrap();
-    assert!(text);
-    let output = Command::new("ip")
-        .args([
-            "-n",
-            world.namespace(Role::Web).name(),
-            "-o",
-            "link",
-            "show",
-            "br0",
-        ])
-        .output()
-        .unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    let (_, rest) = text.split_once("link/ether ").unwrap();
-    rest.split(' ').next().unwrap().to_owned()
 }
 
 fn assert_gone(name: &str) {

@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 
 mod build;
 mod demo;
+mod docs;
 mod ebpf;
 mod fuzz;
 mod image;
@@ -39,6 +40,8 @@ enum Command {
     Test(test::Test),
     /// Compare the DNS step machine with hickory-proto on random and mutated messages.
     Fuzz(fuzz::Fuzz),
+    /// Write the generated parts of the documents, or check them.
+    Docs(docs::Docs),
     /// Make the container image, as an OCI archive.
     Image(image::Image),
     /// Try the agent on other kernels, in QEMU.
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Command::Demo(command) => command.run(),
         Command::Test(command) => command.run(),
         Command::Fuzz(command) => command.run(),
+        Command::Docs(command) => command.run(),
         Command::Image(command) => command.run(),
         Command::Vm(command) => command.run(),
     };

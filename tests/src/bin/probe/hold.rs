@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Read as _, Write as _},
-    net::{IpAddr, TcpStream, UdpSocket},
+    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
     thread,
     time::Duration,
 };
@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use clap::Args;
 use egress_tests::dns::any_like;
+use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::client::name_of;
 
@@ -21,6 +22,9 @@ pub(crate) struct Hold {
     /// By a connected UDP socket.
     #[arg(long)]
     udp: bool,
+    /// By MPTCP.
+    #[arg(long)]
+    mptcp: bool,
 }
 
 impl Hold {
@@ -37,11 +41,17 @@ impl Hold {
                 socket.recv(&mut [0; 16]).map(|_| ())
             });
         } else {
-            let mut stream = TcpStream::connect_timeout(
-                &(self.address, self.port).into(),
-                Duration::from_secs(2),
-            )
-            .context("cannot connect")?;
+            let to = SocketAddr::from((self.address, self.port));
+            let protocol = if self.mptcp {
+                Protocol::MPTCP
+            } else {
+                Protocol::TCP
+            };
+            let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(protocol))?;
+            socket
+                .connect_timeout(&to.into(), Duration::from_secs(2))
+                .context("cannot connect")?;
+            let mut stream = TcpStream::from(socket);
             stream.set_nodelay(true)?;
             stream.set_read_timeout(Some(Duration::from_secs(1)))?;
             keep(|| {

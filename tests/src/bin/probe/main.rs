@@ -15,11 +15,15 @@
 mod client;
 mod dns_client;
 mod dns_server;
+mod emit;
+mod exchange;
 mod forger;
-mod frame;
 mod hold;
 mod ping;
+mod self_forge;
 mod serve;
+mod sys;
+mod tricks;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -56,14 +60,24 @@ enum Command {
     DnsServer(dns_server::DnsServer),
     /// A DNS server that lies.
     ForgeDns(forger::ForgeDns),
-    /// Send a raw Ethernet frame past the IP stack.
-    Frame(frame::Frame),
-    /// Ask a resolver and forge its answer through a raw socket.
-    SelfForge(frame::SelfForge),
-    /// Forge a call to itself through a raw socket and answer it.
-    SelfCall(frame::SelfCall),
-    /// Send an IP packet through a raw socket.
-    RawIp(frame::RawIp),
+    /// Ask a resolver and answer in its name.
+    SelfForge(self_forge::SelfForge),
+    /// Send given bytes through a raw socket.
+    Emit(emit::Emit),
+    /// Send given bytes through a packet socket.
+    EmitFrame(emit::EmitFrame),
+    /// One exchange over a socket with unusual options.
+    Exchange(exchange::Exchange),
+    /// Use a socket in an unusual way.
+    Trick(tricks::Trick),
+    /// Make a socket for another process.
+    Give(tricks::Give),
+    /// Use a socket of another process.
+    Take(tricks::Take),
+    /// Ask whether the kernel has a protocol.
+    Open(tricks::Open),
+    /// Print what goes through an interface.
+    Watch(emit::Watch),
 }
 
 fn main() -> Result<()> {
@@ -79,9 +93,14 @@ fn main() -> Result<()> {
         Command::ResolveConnect(command) => command.run(),
         Command::DnsServer(command) => command.run(),
         Command::ForgeDns(command) => command.run(),
-        Command::Frame(command) => command.run(),
         Command::SelfForge(command) => command.run(),
-        Command::SelfCall(command) => command.run(),
-        Command::RawIp(command) => command.run(),
+        Command::Emit(command) => command.run(),
+        Command::EmitFrame(command) => command.run(),
+        Command::Exchange(command) => command.run(),
+        Command::Trick(command) => command.run(),
+        Command::Give(command) => command.run(),
+        Command::Take(command) => command.run(),
+        Command::Open(command) => command.run(),
+        Command::Watch(command) => command.run(),
     }
 }

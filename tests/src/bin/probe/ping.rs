@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::Result;
 use clap::Args;
+use egress_tests::packets::checksum;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::client::{Step, at, attempt, print};
@@ -83,20 +84,4 @@ fn receive(socket: &Socket, buffer: &mut [MaybeUninit<u8>]) -> Step<(Vec<u8>, Op
     let length = io::Read::read(&mut reader, &mut bytes).map_err(at("receive"))?;
     bytes.truncate(length);
     Ok((bytes, sender.as_socket().map(|address| address.ip())))
-}
-
-/// The Internet checksum, RFC 1071.
-pub(crate) fn checksum(bytes: &[u8]) -> u16 {
-    let mut sum: u32 = bytes
-        .chunks(2)
-        .map(|pair| match pair {
-            [high, low] => u32::from(u16::from_be_bytes([*high, *low])),
-            [high] => u32::from(u16::from_be_bytes([*high, 0])),
-            _ => 0,
-        })
-        .sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
 }

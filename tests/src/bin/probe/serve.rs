@@ -26,6 +26,12 @@ pub(crate) struct Serve {
     /// UDP ports.
     #[arg(long, value_delimiter = ',')]
     udp: Vec<u16>,
+    /// TCP ports, by MPTCP where the client speaks it.
+    #[arg(long, value_delimiter = ',')]
+    mptcp: Vec<u16>,
+    /// TCP ports whose connections are accepted by the kernel and by nobody else.
+    #[arg(long, value_delimiter = ',')]
+    silent: Vec<u16>,
 }
 
 impl Serve {
@@ -34,9 +40,14 @@ impl Serve {
             IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             IpAddr::V6(Ipv6Addr::UNSPECIFIED),
         ] {
-            for port in &self.tcp {
-                let listener = listen((address, *port).into())?;
-                thread::spawn(move || accept(&listener));
+            for (ports, protocol) in [(&self.tcp, Protocol::TCP), (&self.mptcp, Protocol::MPTCP)] {
+                for port in ports {
+                    let listener = listen((address, *port).into(), protocol)?;
+                    thread::spawn(move || accept(&listener));
+                }
+            }
+            for port in &self.silent {
+                std::mem::forget(listen((address, *port).into(), Protocol::TCP)?);
             }
             for port in &self.udp {
                 let socket = bind_udp((address, *port).into())?;
@@ -50,12 +61,8 @@ impl Serve {
     }
 }
 
-fn listen(address: SocketAddr) -> Result<TcpListener> {
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::STREAM,
-        Some(Protocol::TCP),
-    )?;
+fn listen(address: SocketAddr, protocol: Protocol) -> Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(protocol))?;
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;

@@ -1,0 +1,304 @@
+//! Packets in the name of somebody else: of the resolver, to teach addresses; of a far end, to be answered.
+
+use std::{thread, time::Duration};
+
+use egress_tests::{
+    Workload, World,
+    expect::{reached, refused},
+    packets::{Ends, ICMP, ICMPV6, SYN, TCP, UDP, to_hex},
+    process::Running,
+    report::Attempt,
+    world::Role,
+    zone,
+};
+
+use crate::bench::{Bench, DENIED, node_like};
+
+/// A trusted resolver that accepts connections and never answers.
+const SILENT: [&str; 2] = ["10.77.0.99", "fd77::99"];
+/// What the lies say.
+const LIE: [&str; 2] = ["10.78.9.20", "fd78::9:20"];
+/// An allowed name.
+const NAME: &str = "lie.example.com";
+const RULES: &str = "allow: [{ names: [\"*.example.com\"] }]";
+
+/// A bench with the silent resolver.
+fn trusting_bench() -> Option<Bench> {
+    let mut bench = Bench::with(RULES, World::builder(), |agent| {
+        agent.resolver(SILENT[0]).resolver(SILENT[1])
+    })?;
+    let web = bench.world.namespace(Role::Web);
+    web.ip("address add 10.77.0.99/24 dev br0\naddress add fd77::99/64 dev br0 nodad\n")
+        .unwrap();
+    bench
+        .world
+        .start_probe(Role::Web, &["serve", "--silent", "53"])
+        .unwrap();
+    Some(bench)
+}
+
+impl Bench {
+    /// `probe self-forge`: asks the silent resolver, and answers itself by way of `to`.
+    fn lie(&self, family: usize, to: &str, more: &[&str]) -> Attempt {
+        let server = [
+            "--server",
+            SILENT[family],
+            "--to",
+            to,
+            "--address",
+            LIE[family],
+        ];
+        self.client
+            .probe(&[&["self-forge", NAME], &server[..], more].concat())
+    }
+
+    /// The lie taught nothing, to the kernel or to the agent.
+    #[track_caller]
+    fn is_not_believed(&self, family: usize, lie: impl FnOnce() -> Attempt) {
+        let (attempt, moved) = self.agent.counted(lie);
+        assert_eq!(
+            moved.dns("address_learned"),
+            0,
+            "{attempt:?} {:?}",
+            moved.dns
+        );
+        refused(&self.client.connect(LIE[family], 80));
+        // The agent reads copies of answers a little later.
+        thread::sleep(Duration::from_millis(100));
+        refused(&self.client.connect(LIE[family], 80));
+        assert_eq!(self.left_to(LIE[family]), 0);
+    }
+
+    /// The twin: an honest answer for the same rule teaches.
+    #[track_caller]
+    fn honest_answers_are_believed(&self) {
+        for v6 in [false, true] {
+            let server = zone::RESOLVER[usize::from(v6)];
+            self.client.resolve_at("api.example.com", v6, server);
+            reached(
+                &self
+                    .client
+                    .connect(zone::address("api.example.com", v6), 80),
+            );
+        }
+    }
+}
+
+fn forged_answers(more: &[&str]) {
+    let Some(bench) = trusting_bench() else {
+        return;
+    };
+    for (family, loopback) in ["127.0.0.1", "::1"].into_iter().enumerate() {
+        for to in [zone::NODE[family], loopback] {
+            bench.is_not_believed(family, || bench.lie(family, to, more));
+        }
+    }
+    bench.honest_answers_are_believed();
+}
+
+pub(crate) fn answers_by_raw_sockets() {
+    forged_answers(&["--way", "raw"]);
+}
+
+pub(crate) fn answers_by_packet_sockets() {
+    forged_answers(&["--way", "packet"]);
+}
+
+pub(crate) fn answers_by_transparent_sockets() {
+    forged_answers(&["--way", "transparent"]);
+}
+
+pub(crate) fn answers_by_freebind_sockets() {
+    forged_answers(&["--way", "freebind"]);
+}
+
+pub(crate) fn answers_in_a_tcp_connection() {
+    forged_answers(&["--way", "raw", "--tcp"]);
+    forged_answers(&["--way", "packet", "--tcp"]);
+}
+
+pub(crate) fn answers_from_an_untrusted_server() {
+    let rules = "allow:\n- { names: [\"*.forge.example.com\"] }\n\
+                 - { cidrs: [10.77.0.54/32, 10.77.0.55/32], ports: [53/udp, 53/tcp] }";
+    let Some(mut bench) = Bench::under(rules) else {
+        return;
+    };
+    bench
+        .world
+        .start_probe(Role::Dns, &["dns-server", "--zone", "forge.example.com"])
+        .unwrap();
+    let ask = |name: &str, server: &str| bench.client.lookup(&[name, "--server", server, "--tcp"]);
+    // A server that a rule lets it talk to, and that no one trusts.
+    let (lookup, moved) = bench
+        .agent
+        .counted(|| ask("n1.forge.example.com", zone::SERVER));
+    assert_eq!(lookup.addresses.len(), 1, "{lookup:?}");
+    assert_eq!(moved.dns("address_learned"), 0, "{:?}", moved.dns);
+    thread::sleep(Duration::from_millis(200));
+    refused(&bench.client.connect(lookup.addresses[0], 80));
+    // One that no rule lets it talk to.
+    let lookup = ask("n1.forge.example.com", zone::STRANGER);
+    assert!(
+        lookup
+            .error
+            .is_some_and(|error| error.contains("Operation not permitted"))
+    );
+    assert_eq!(bench.left_to(zone::STRANGER), 0);
+}
+
+fn serving(bench: &Bench) -> Running {
+    let mut server = bench
+        .client
+        .background(&["serve", "--tcp", "7000", "--udp", "7001"]);
+    server
+        .wait_for_line(0, Duration::from_secs(5), |line| line == "ready")
+        .unwrap();
+    server
+}
+
+/// The workload calls itself in the name of a far end; nothing may leave to that.
+fn forged_calls(protocols: &[u8], call: impl Fn(&Workload, &Ends, u8, &[u8]) -> Attempt) {
+    let Some(bench) = Bench::new() else { return };
+    let _server = serving(&bench);
+    for denied in DENIED {
+        let ends = Ends::new(denied, node_like(denied));
+        let (ping, echo) = if ends.to.is_ipv4() {
+            (ICMP, 8)
+        } else {
+            (ICMPV6, 128)
+        };
+        for (protocol, payload) in [
+            (UDP, ends.udp(9000, 7001, b"call")),
+            (TCP, ends.tcp((9000, 7000), (1, 0), SYN, b"")),
+            (ping, ends.icmp(echo, b"call")),
+        ] {
+            if !protocols.contains(&protocol) {
+                continue;
+            }
+            let attempt = call(&bench.client, &ends, protocol, &payload);
+            // What answers is the kernel or another process.
+            thread::sleep(Duration::from_millis(50));
+            bench.settle();
+            assert_eq!(bench.left_to(denied), 0, "protocol {protocol}: {attempt:?}");
+        }
+    }
+    real_calls_are_answered(&bench);
+}
+
+fn real_calls_are_answered(bench: &Bench) {
+    let outside = bench.world.outsider(Role::Web);
+    for node in zone::NODE {
+        reached(&outside.connect(node, 7000));
+        reached(&outside.udp(node, 7001, false));
+        reached(&outside.ping(node));
+    }
+}
+
+pub(crate) fn calls_by_raw_sockets() {
+    forged_calls(
+        &[UDP, TCP, ICMP, ICMPV6],
+        |client, ends, protocol, payload| {
+            let packet = to_hex(&ends.packet(protocol, payload));
+            client.probe(&["emit", &ends.to.to_string(), &packet, "--header-included"])
+        },
+    );
+}
+
+pub(crate) fn calls_by_packet_sockets() {
+    forged_calls(&[UDP, TCP], on_loopback);
+}
+
+pub(crate) fn pings_by_packet_sockets() {
+    forged_calls(&[ICMP, ICMPV6], on_loopback);
+}
+
+fn on_loopback(client: &Workload, ends: &Ends, protocol: u8, payload: &[u8]) -> Attempt {
+    let packet = to_hex(&ends.packet(protocol, payload));
+    let kind = if ends.to.is_ipv4() { "0800" } else { "86dd" };
+    client.probe(&[
+        "emit-frame",
+        &packet,
+        "--interface",
+        "lo",
+        "--ethertype",
+        kind,
+    ])
+}
+
+/// Sockets bound to the far end's address call the workload's own servers.
+fn calls_by_bound_sockets(option: &str) {
+    let Some(bench) = Bench::new() else { return };
+    let _server = serving(&bench);
+    for denied in DENIED {
+        let node = node_like(denied);
+        let from = std::net::SocketAddr::new(denied.parse().unwrap(), 9100).to_string();
+        for (port, kind) in [("7001", &["--no-echo"][..]), ("7000", &["--tcp"])] {
+            let more = [&["--from", &from, option], kind].concat();
+            let attempt: Attempt = bench
+                .client
+                .probe(&[&["exchange", node, port], &more[..]].concat());
+            thread::sleep(Duration::from_millis(50));
+            bench.settle();
+            assert_eq!(bench.left_to(denied), 0, "port {port}: {attempt:?}");
+        }
+    }
+    real_calls_are_answered(&bench);
+}
+
+pub(crate) fn calls_by_transparent_sockets() {
+    calls_by_bound_sockets("--transparent");
+}
+
+pub(crate) fn calls_by_freebind_sockets() {
+    calls_by_bound_sockets("--freebind");
+}
+
+pub(crate) fn a_resolvers_address_in_a_namespace_of_ones_own() {
+    let Some(world) = egress_tests::ready().then(|| World::builder().pod().build()) else {
+        return;
+    };
+    let other = world.workload("other");
+    let agent = world
+        .agent(&egress_tests::expect::policy(RULES))
+        .scope("other", other.cgroup())
+        .start();
+    // Root in a network namespace gives it any address; its processes are judged like all others.
+    let own = world.namespace(Role::Pod);
+    own.ip("address add 10.77.0.53/32 dev lo\n").unwrap();
+    let attacker = world.workload_in(Role::Pod, "attacker");
+    let mut server = attacker.background(&[
+        "dns-server",
+        "--listen",
+        zone::RESOLVER[0],
+        "--zone",
+        "gen.example.com",
+    ]);
+    server
+        .wait_for_line(0, Duration::from_secs(5), |line| line == "ready")
+        .unwrap();
+    let lookup = attacker.lookup(&["n9.gen.example.com", "--server", zone::RESOLVER[0]]);
+    let taught = lookup.addresses[0];
+    // It teaches its own scope, here the node's.
+    assert!(agent.knows(taught), "{lookup:?} {:?}", agent.counters().dns);
+    reached(&world.workload("client").connect(taught, 80));
+    // The twin: no other scope gains by it.
+    refused(&other.connect(taught, 80));
+}
+
+pub(crate) fn dns_tunnels() {
+    let Some(bench) = Bench::under("allow: [{ names: [api.example.com] }]") else {
+        return;
+    };
+    let question = b"c2VjcmV0.tunnel.example.org";
+    let lookup = bench.client.lookup(&[
+        std::str::from_utf8(question).unwrap(),
+        "--server",
+        zone::RESOLVER[0],
+    ]);
+    assert!(lookup.rcode.is_some(), "{lookup:?}");
+    assert!(bench.leaves(b"c2VjcmV0"));
+    // The twin: to another server it does not leave.
+    let elsewhere = ["c2VjcmV0.tunnel.example.org", "--server", zone::STRANGER];
+    assert!(bench.client.lookup(&elsewhere).error.is_some());
+    assert_eq!(bench.left_to(zone::STRANGER), 0);
+}

@@ -1,0 +1,23 @@
+//! One test for each way around, as a workload with root in its container would try it.
+//!
+//! [`table`] is the one list: the tests and the README's table are made from
+//! it (`cargo xtask docs`). Each test has an allowed twin, so that none can
+//! pass by breaking the network, and a watcher at the far end of the node's
+//! wire, which sees what left, whatever the sender was told.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::wildcard_enum_match_arm,
+    reason = "tests panic"
+)]
+
+mod bench;
+mod forged;
+mod moved;
+mod networks;
+mod raw;
+mod readme;
+mod sockets;
+mod table;

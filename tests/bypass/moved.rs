@@ -1,0 +1,181 @@
+//! Sockets and processes that change hands and places.
+
+use std::{path::PathBuf, time::Duration};
+
+use egress_tests::{
+    Agent, Workload, World,
+    expect::{counted, policy, reached, refused},
+    ready,
+    report::Attempt,
+    zone,
+};
+
+use crate::bench::{ALLOWED, Bench, DENIED, RULES};
+
+/// Two scopes of which one has resolved the name.
+struct Scopes {
+    poor: Workload,
+    rich: Workload,
+    agent: Agent,
+    world: World,
+}
+
+impl Scopes {
+    fn new() -> Option<Self> {
+        if !ready() {
+            return None;
+        }
+        let world = World::new();
+        let (poor, rich) = (world.workload("poor"), world.workload("rich"));
+        let agent = world
+            .agent(&policy("allow: [{ names: [api.example.com] }]"))
+            .scope("poor", poor.cgroup())
+            .scope("rich", rich.cgroup())
+            .start();
+        for v6 in [false, true] {
+            rich.resolve("api.example.com", v6);
+        }
+        Some(Self {
+            poor,
+            rich,
+            agent,
+            world,
+        })
+    }
+
+    /// Has `giver` make a socket that `taker` uses.
+    fn hand_over(&self, giver: &Workload, taker: &Workload, address: &str, tcp: bool) -> Attempt {
+        let path = self.world.dir().join("give.sock");
+        let _ = std::fs::remove_file(&path);
+        let path = path.to_str().unwrap();
+        let mut args = vec!["give", path];
+        args.extend(tcp.then_some("--tcp"));
+        args.extend(address.contains(':').then_some("--v6"));
+        let mut running = giver.background(&args);
+        running
+            .wait_for_line(0, Duration::from_secs(5), |line| line == "ready")
+            .unwrap();
+        let mut args = vec!["take", path, address, "443"];
+        args.extend(tcp.then_some("--tcp"));
+        taker.probe(&args)
+    }
+}
+
+pub(crate) fn sockets_passed_to_another_scope() {
+    let Some(scopes) = Scopes::new() else { return };
+    for v6 in [false, true] {
+        let address = zone::address("api.example.com", v6).to_string();
+        for tcp in [false, true] {
+            // Who made it counts, not who holds it.
+            let (attempt, moved) = scopes
+                .agent
+                .counted(|| scopes.hand_over(&scopes.poor, &scopes.rich, &address, tcp));
+            assert!(!attempt.ok, "{attempt:?}");
+            assert!(moved.denied_by("skb_egress") > 0, "{moved:?}");
+            counted(&moved, "no_rule");
+            reached(&scopes.hand_over(&scopes.rich, &scopes.rich, &address, tcp));
+            // To a denied address it leads nobody.
+            let denied = zone::address("forbidden.example.org", v6).to_string();
+            for giver in [&scopes.poor, &scopes.rich] {
+                assert!(!scopes.hand_over(giver, &scopes.rich, &denied, tcp).ok);
+            }
+        }
+    }
+    assert_eq!(scopes.world.web_saw("udp 10.78.9.1:443"), 0);
+}
+
+pub(crate) fn processes_moved_to_another_cgroup() {
+    let Some(scopes) = Scopes::new() else { return };
+    let rich = scopes.rich.cgroup().to_str().unwrap();
+    let go = |workload: &Workload, way: &str, address: &str, cgroup: &str, tcp: bool| -> Attempt {
+        let mut args = vec!["trick", way, address, "443", "--cgroup", cgroup];
+        args.extend(tcp.then_some("--tcp"));
+        workload.probe(&args)
+    };
+    for v6 in [false, true] {
+        let address = zone::address("api.example.com", v6).to_string();
+        let denied = zone::address("forbidden.example.org", v6).to_string();
+        for tcp in [false, true] {
+            // A socket stays where it was made.
+            let (attempt, moved) = scopes
+                .agent
+                .counted(|| go(&scopes.poor, "move-then-use", &address, rich, tcp));
+            assert!(!attempt.ok, "{attempt:?}");
+            assert!(moved.denied_by("skb_egress") > 0, "{moved:?}");
+            assert!(!go(&scopes.poor, "move-then-make", &denied, rich, tcp).ok);
+            reached(&go(&scopes.rich, "move-then-use", &address, rich, tcp));
+        }
+    }
+    assert_eq!(scopes.world.web_saw("tcp 10.78.9.1:443"), 0);
+}
+
+pub(crate) fn writing_another_scopes_cgroup_procs() {
+    let Some(scopes) = Scopes::new() else { return };
+    let address = zone::address("api.example.com", false).to_string();
+    let rich = scopes.rich.cgroup().to_str().unwrap();
+    refused(&scopes.poor.connect(&address, 443));
+    let args = [
+        "trick",
+        "move-then-make",
+        &address,
+        "443",
+        "--cgroup",
+        rich,
+        "--tcp",
+    ];
+    reached(&scopes.poor.probe(&args));
+}
+
+pub(crate) fn new_cgroups_below() {
+    let Some(bench) = Bench::new() else { return };
+    let below: PathBuf = bench.client.cgroup().join("own/deeper/deepest");
+    let below = below.to_str().unwrap();
+    for way in ["move-then-use", "move-then-make"] {
+        for kind in [&["--tcp"][..], &[]] {
+            for (denied, allowed) in DENIED.into_iter().zip(ALLOWED) {
+                bench.stops(denied, allowed, |address| {
+                    let args = ["trick", way, address, "443", "--cgroup", below];
+                    bench.client.probe(&[&args, kind].concat())
+                });
+            }
+        }
+    }
+}
+
+pub(crate) fn connections_opened_before() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let client = world.workload("client");
+    for (family, port) in [(0, "443"), (1, "8000")] {
+        let (denied, allowed) = (DENIED[family], ALLOWED[family]);
+        let mut cut = [
+            client.hold_with(&[denied, port]),
+            client.hold_with(&[denied, port, "--udp"]),
+        ];
+        let mut kept = [
+            client.hold_with(&[allowed, port]),
+            client.hold_with(&[allowed, port, "--udp"]),
+        ];
+        let agent = world
+            .agent(&policy(&format!("preexisting: judge\n{RULES}")))
+            .start();
+        for flow in &mut cut {
+            assert!(flow.breaks(Duration::from_secs(4)), "{:?}", flow.lines());
+        }
+        for flow in &mut kept {
+            assert!(flow.is_alive(), "{:?}", flow.lines());
+        }
+        counted(&agent.counters(), "no_rule");
+    }
+}
+
+pub(crate) fn sockets_from_outside_of_what_is_judged() {
+    let Some(scopes) = Scopes::new() else { return };
+    let outsider = scopes.world.outsider(egress_tests::world::Role::Node);
+    let denied = zone::address("forbidden.example.org", false).to_string();
+    reached(&scopes.hand_over(&outsider, &scopes.poor, &denied, false));
+    // The twin: its own socket.
+    refused(&scopes.hand_over(&scopes.poor, &scopes.poor, &denied, false));
+}

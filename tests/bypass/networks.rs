@@ -1,0 +1,216 @@
+//! Networks of one's own, and ways past the IP stack.
+
+use std::process::Command;
+
+use egress_tests::{
+    World,
+    expect::{counted, reached},
+    packets::{Ends, UDP, to_hex},
+    programs,
+    report::Attempt,
+    skip::skip,
+    world::Role,
+    zone,
+};
+
+use crate::bench::{ALLOWED, Bench, DENIED, RULES};
+
+const SECRET: &[u8] = b"the secret of the node";
+
+/// A bench whose agent also judges what leaves through the node's interface, if asked to.
+fn bench(interface: bool) -> Option<Bench> {
+    Bench::with(RULES, World::builder().pod(), |agent| {
+        if interface {
+            agent.interface("eth0")
+        } else {
+            agent
+        }
+    })
+}
+
+pub(crate) fn network_namespaces() {
+    let Some(mut bench) = bench(false) else {
+        return;
+    };
+    bench.client = bench.world.workload_in(Role::Pod, "own");
+    for kind in [&["--tcp"][..], &[], &["--connected"]] {
+        bench.stops_both(|address| {
+            bench
+                .client
+                .probe(&[&["exchange", address, "443"], kind].concat())
+        });
+    }
+    bench.stops_both(|address| bench.client.ping(address));
+    bench.stops_both(|address| {
+        let from = zone::POD[usize::from(address.contains(':'))];
+        let ends = Ends::new(from, address);
+        bench.emit(address, &ends.packet(UDP, &ends.udp(7, 9000, SECRET)))
+    });
+}
+
+/// Sends a datagram with the secret to an address, past the IP stack.
+fn frame(bench: &Bench, address: &str, more: &[&str]) -> Attempt {
+    let family = usize::from(address.contains(':'));
+    let ends = Ends::new(zone::NODE[family], address);
+    let packet = to_hex(&ends.packet(UDP, &ends.udp(7, 9000, SECRET)));
+    let kind = ["0800", "86dd"][family];
+    let args = [
+        "emit-frame",
+        &packet,
+        "--gateway",
+        &bench.world.gateway(),
+        "--ethertype",
+        kind,
+    ];
+    bench.client.probe(&[&args, more].concat())
+}
+
+pub(crate) fn packet_sockets() {
+    let Some(bench) = bench(true) else { return };
+    for (denied, allowed) in DENIED.into_iter().zip(ALLOWED) {
+        let (_, moved) = bench.agent.counted(|| frame(&bench, denied, &[]));
+        counted(&moved, "no_rule");
+        assert!(moved.denied_by("tc_egress") > 0, "{moved:?}");
+        bench.twin(allowed, || frame(&bench, allowed, &[]));
+        assert_eq!(bench.left_to(denied), 0);
+    }
+    // Neither IPv4, IPv6 nor ARP.
+    let other = [
+        "emit-frame",
+        &to_hex(SECRET),
+        "--gateway",
+        &bench.world.gateway(),
+        "--ethertype",
+        "88b5",
+    ];
+    let (_, moved) = bench
+        .agent
+        .counted(|| bench.client.probe::<Attempt>(&other));
+    counted(&moved, "unknown_ethertype");
+}
+
+pub(crate) fn packet_sockets_past_the_queue() {
+    for (interface, more) in [(true, &["--bypass-qdisc"][..]), (false, &[])] {
+        let Some(bench) = bench(interface) else {
+            return;
+        };
+        reached(&frame(&bench, DENIED[0], more));
+        bench.settle();
+        assert!(bench.left_to(DENIED[0]) > 0, "{more:?}: it is stopped now");
+        // The twin: by a socket of its own it may not.
+        assert!(bench.client.udp(DENIED[0], 9000, true).is_refused());
+    }
+}
+
+pub(crate) fn arp_frames() {
+    let Some(bench) = bench(true) else { return };
+    let frame = |kind: &str| -> Attempt {
+        let args = [
+            "emit-frame",
+            &to_hex(SECRET),
+            "--gateway",
+            &bench.world.gateway(),
+            "--ethertype",
+            kind,
+        ];
+        bench.client.probe(&args)
+    };
+    frame("88b5");
+    assert!(!bench.leaves(SECRET));
+    reached(&frame("0806"));
+    assert!(bench.leaves(SECRET), "it is stopped now");
+}
+
+/// A VXLAN device whose far end is `remote`, with allowed addresses behind it.
+fn tunnel(bench: &Bench, role: Role, remote: &str) -> bool {
+    let lines = format!(
+        "link add vx0 type vxlan id 7 remote {remote} dstport 4789 dev eth0\n\
+         address add 10.79.5.1/24 dev vx0\nlink set vx0 up\n\
+         neighbour add 10.79.5.2 lladdr 02:00:00:00:00:02 dev vx0\n"
+    );
+    bench.world.namespace(role).ip(&lines).is_ok()
+}
+
+pub(crate) fn tunnel_devices() {
+    for (interface, remote, leaves) in [
+        (true, DENIED[0], false),
+        (true, ALLOWED[0], true),
+        // Without the hook nobody sees the outer packet.
+        (false, DENIED[0], true),
+    ] {
+        let Some(mut bench) = bench(interface) else {
+            return;
+        };
+        bench.client = bench.world.workload_in(Role::Pod, "own");
+        if !tunnel(&bench, Role::Pod, remote) {
+            skip("no VXLAN in this kernel");
+            return;
+        }
+        reached(
+            &bench
+                .client
+                .probe(&["exchange", "10.79.5.2", "9000", "--no-echo"]),
+        );
+        bench.settle();
+        assert_eq!(
+            bench.left_to(remote) > 0,
+            leaves,
+            "interface {interface}, {remote}"
+        );
+    }
+}
+
+pub(crate) fn tunnel_devices_of_the_node() {
+    let Some(bench) = bench(true) else { return };
+    if !tunnel(&bench, Role::Node, DENIED[0]) {
+        skip("no VXLAN in this kernel");
+        return;
+    }
+    reached(
+        &bench
+            .client
+            .probe(&["exchange", "10.79.5.2", "9000", "--no-echo"]),
+    );
+    bench.settle();
+    assert!(bench.left_to(DENIED[0]) > 0, "it is stopped now");
+    // The twin: to the tunnel's far end it may not send by itself.
+    assert!(bench.client.udp(DENIED[0], 4789, true).is_refused());
+}
+
+/// Has every packet to the allowed address rewritten after the hooks of the cgroup.
+fn rewrite(bench: &Bench, role: Role, to: &str) -> bool {
+    let rules = format!(
+        "table netdev own {{ chain out {{ type filter hook egress device eth0 priority 0; \
+         ip daddr {} ip daddr set {to}; }}; }}",
+        ALLOWED[0]
+    );
+    let namespace = bench.world.namespace(role).name();
+    let output = Command::new("ip")
+        .args(["netns", "exec", namespace, "nft", &rules])
+        .output();
+    output.is_ok_and(|output| output.status.success())
+}
+
+pub(crate) fn rewriting_after_the_hooks() {
+    for (interface, to, leaves) in [
+        (true, DENIED[0], false),
+        (true, "10.79.0.4", true),
+        (false, DENIED[0], true),
+    ] {
+        let Some(mut bench) = bench(interface) else {
+            return;
+        };
+        bench.client = bench.world.workload_in(Role::Pod, "own");
+        if programs::find("nft").is_none() || !rewrite(&bench, Role::Pod, to) {
+            skip("no nft with egress chains here");
+            return;
+        }
+        reached(
+            &bench
+                .client
+                .probe(&["exchange", ALLOWED[0], "9000", "--no-echo"]),
+        );
+        bench.settle();
+        assert_eq!(bench.left_to(to) > 0, leaves, "interface {interface}, {to}");
+    }
+}

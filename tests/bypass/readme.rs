@@ -1,0 +1,55 @@
+//! The table of the README, made from [`crate::table`].
+
+use std::{fmt::Write as _, fs, path::Path};
+
+use crate::table::{Outcome, TECHNIQUES, UNTRIED};
+
+/// Around the table in the README.
+const BEGIN: &str =
+    "<!-- ways around: written by `cargo xtask docs` from tests/bypass/table.rs -->\n";
+/// See [`BEGIN`].
+const END: &str = "<!-- end of ways around -->\n";
+
+/// The table in Markdown: what is open first.
+fn table() -> String {
+    let mut text = String::from("| way around it | | by what, or why not |\n| --- | --- | --- |\n");
+    for outcome in [
+        Outcome::NotStopped,
+        Outcome::Gap,
+        Outcome::AtInterface,
+        Outcome::Stopped,
+    ] {
+        let untried = UNTRIED.iter().map(|row| (row, ", not tried"));
+        let tried = TECHNIQUES.iter().map(|row| (row, ""));
+        for (row, mark) in untried
+            .chain(tried)
+            .filter(|(row, _)| row.outcome == outcome)
+        {
+            let says = match outcome {
+                Outcome::NotStopped => "**not stopped**",
+                Outcome::Gap => "**not stopped yet**",
+                Outcome::AtInterface => "stopped with `--interface`",
+                Outcome::Stopped => "stopped",
+            };
+            writeln!(text, "| {} | {says}{mark} | {} |", row.name, row.why).unwrap();
+        }
+    }
+    text
+}
+
+#[test]
+fn the_readme_has_the_table() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
+    let readme = fs::read_to_string(&path).unwrap();
+    let (before, rest) = readme.split_once(BEGIN).unwrap();
+    let (_, after) = rest.split_once(END).unwrap();
+    let wanted = format!("{before}{BEGIN}{}{END}{after}", table());
+    if std::env::var_os("EGRESS_BLESS").is_some() {
+        fs::write(path, wanted).unwrap();
+        return;
+    }
+    assert!(
+        readme == wanted,
+        "the README's table is stale: run `cargo xtask docs`"
+    );
+}
