@@ -5,6 +5,7 @@ use std::{
     fs::{self, File},
     io::{self, Read},
     path::{Path, PathBuf},
+    string::FromUtf8Error,
 };
 
 use super::{
@@ -37,7 +38,10 @@ pub fn load(paths: &[PathBuf]) -> Result<PolicySet, PolicyErrors> {
     for path in paths {
         for file in files_of(path, &mut report) {
             match read_once(&file, &mut seen) {
-                Ok(text) => texts.push((file, text)),
+                Ok(bytes) => match String::from_utf8(bytes) {
+                    Ok(text) => texts.push((file, text)),
+                    Err(error) => report.add(not_text_at(&file, &error), Problem::NotText),
+                },
                 Err(problem) => report.add(Place::file(&file), problem),
             }
         }
@@ -96,8 +100,18 @@ fn list(path: &Path) -> io::Result<Option<Vec<PathBuf>>> {
     Ok(Some(files))
 }
 
-/// The text of a file that was not read before.
-fn read_once(file: &Path, seen: &mut HashMap<PathBuf, PathBuf>) -> Result<String, Problem> {
+/// The line on which a file stops being text.
+fn not_text_at(file: &Path, error: &FromUtf8Error) -> Place {
+    let good = error
+        .as_bytes()
+        .iter()
+        .take(error.utf8_error().valid_up_to());
+    let lines_before = good.filter(|byte| **byte == b'\n').count();
+    Place::field(file, lines_before.saturating_add(1), "")
+}
+
+/// The bytes of a file that was not read before.
+fn read_once(file: &Path, seen: &mut HashMap<PathBuf, PathBuf>) -> Result<Vec<u8>, Problem> {
     let real = fs::canonicalize(file).map_err(|error| unreadable(&error))?;
     if let Some(first) = seen.insert(real, file.to_owned()) {
         return Err(Problem::SameFile(first.display().to_string()));
@@ -113,8 +127,7 @@ fn read_once(file: &Path, seen: &mut HashMap<PathBuf, PathBuf>) -> Result<String
     if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > MAX_FILE_BYTES {
         return Err(Problem::TooLarge(MAX_FILE_BYTES));
     }
-    // Where the text stops being UTF-8 helps nobody.
-    String::from_utf8(bytes).map_err(|_not_text| Problem::NotText)
+    Ok(bytes)
 }
 
 /// The system's error without Rust's `(os error 2)`.
@@ -184,7 +197,7 @@ mod tests {
         assert_eq!(
             errors.to_string().replace(&root, "F"),
             "F/broken.yaml: cannot be read: no such file or directory; check the path and its permissions\n\
-             F/latin.yaml: is not UTF-8 text; save the policy as UTF-8\n\
+             F/latin.yaml:1: is not UTF-8 text; save the policy as UTF-8\n\
              F/link.yaml: is the same file as F/a.yaml; give it once\n\
              F/missing.yaml: cannot be read: no such file or directory; check the path and its permissions\n\
              F/twice.yaml:1: metadata.name: policy \"a\" is already defined at F/a.yaml:1; rename one of them"

@@ -12,8 +12,12 @@ use super::error::Problem;
 /// Most levels of lists and mappings.
 const DEPTH: usize = 32;
 
-/// Most values that the aliases of one file may repeat.
+/// Most values that the aliases of one file may repeat; keys count, and a text counts once more for each
+/// [`TEXT_BYTES`].
 const ALIAS_VALUES: usize = 100_000;
+
+/// Bytes of text that weigh as much as a value.
+const TEXT_BYTES: usize = 64;
 
 /// A value and the line on which it starts.
 #[derive(Clone, Debug)]
@@ -123,7 +127,7 @@ impl Builder {
                     .anchors
                     .get(&anchor)
                     .ok_or(Problem::AliasBomb(ALIAS_VALUES))?;
-                self.repeated = self.repeated.saturating_add(count(node));
+                self.repeated = self.repeated.saturating_add(weight(node));
                 if self.repeated > ALIAS_VALUES {
                     return Err(Problem::AliasBomb(ALIAS_VALUES));
                 }
@@ -169,12 +173,16 @@ impl Builder {
     }
 }
 
-/// Number of values in a tree, itself included.
-fn count(node: &Node) -> usize {
+/// What a tree weighs: its values and keys, itself included, and its texts.
+fn weight(node: &Node) -> usize {
     let below: usize = match &node.value {
-        Value::Null | Value::Text(_) => 0,
-        Value::List(items) => items.iter().map(count).sum(),
-        Value::Map(pairs) => pairs.iter().map(|(_, value)| count(value)).sum(),
+        Value::Null => 0,
+        Value::Text(text) => text.len().checked_div(TEXT_BYTES).unwrap_or(0),
+        Value::List(items) => items.iter().map(weight).sum(),
+        Value::Map(pairs) => pairs
+            .iter()
+            .map(|(key, value)| weight(key).saturating_add(weight(value)))
+            .sum(),
     };
     below.saturating_add(1)
 }
@@ -218,7 +226,7 @@ mod tests {
     #[test]
     fn an_alias_repeats_a_value_but_not_without_end() {
         let (docs, wrong) = documents("a: &x [1, 2]\nb: *x\n");
-        assert_eq!((count(&docs[0]), wrong), (7, None));
+        assert_eq!((weight(&docs[0]), wrong), (9, None));
 
         let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
         for level in 1..12 {
@@ -228,6 +236,22 @@ mod tests {
         }
         assert_eq!(problem(&bomb).1, Problem::AliasBomb(ALIAS_VALUES));
         assert_eq!(problem("a: &a [*a]\n").1, Problem::AliasBomb(ALIAS_VALUES));
+    }
+
+    #[test]
+    fn keys_and_long_texts_count_as_well() {
+        let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+        for level in 1..12 {
+            let below = level - 1;
+            let items = vec![format!("*a{below}"); 10].join(", ");
+            bomb.push_str(&format!("a{level}: &a{level} {{ ? [{items}] : y }}\n"));
+        }
+        assert_eq!(problem(&bomb).1, Problem::AliasBomb(ALIAS_VALUES));
+
+        let long = "x".repeat(100_000);
+        let aliases = vec!["*a"; 1_000].join(", ");
+        let bomb = format!("a: &a {long}\nb: [{aliases}]\n");
+        assert_eq!(problem(&bomb).1, Problem::AliasBomb(ALIAS_VALUES));
     }
 
     #[test]
