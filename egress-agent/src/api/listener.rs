@@ -9,6 +9,7 @@ use std::{
         net::{UnixListener, UnixStream},
     },
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -18,8 +19,10 @@ use nix::{
     unistd::geteuid,
 };
 use thiserror::Error;
-use tokio::net;
+use tokio::{net, sync::Semaphore};
 use tracing::{debug, warn};
+
+use super::peer::{Limits, Peer};
 
 /// Why the socket cannot be had.
 #[derive(Debug, Error)]
@@ -180,9 +183,18 @@ impl ApiListener {
     }
 
     /// Makes it usable by axum, which needs a runtime. The second part keeps the name.
-    pub(super) fn into_parts(self) -> io::Result<(TrustedPeers, impl Sized + Send)> {
+    pub(super) fn into_parts(
+        self,
+        limits: Limits,
+    ) -> io::Result<(TrustedPeers, impl Sized + Send)> {
         let listener = net::UnixListener::from_std(self.listener)?;
-        Ok((TrustedPeers { listener }, (self.name, self._lock)))
+        let peers = TrustedPeers {
+            listener,
+            limits,
+            places: Arc::new(Semaphore::new(limits.clients)),
+            is_full: false,
+        };
+        Ok((peers, (self.name, self._lock)))
     }
 }
 
@@ -292,10 +304,36 @@ impl Drop for SocketFile {
     }
 }
 
-/// Accepts connections of root and of the agent's own user, and closes all others.
+/// Accepts connections of root and of the agent's own user, as many as have a place, and closes all others.
 #[derive(Debug)]
 pub(super) struct TrustedPeers {
     listener: net::UnixListener,
+    limits: Limits,
+    places: Arc<Semaphore>,
+    /// Whether the last one found no place: that is told once.
+    is_full: bool,
+}
+
+impl TrustedPeers {
+    /// The connection with its place, if there is one.
+    fn seated(&mut self, stream: net::UnixStream) -> Option<Peer> {
+        match Arc::clone(&self.places).try_acquire_owned() {
+            Ok(place) => {
+                self.is_full = false;
+                Some(Peer::new(stream, self.limits, place))
+            }
+            Err(_) => {
+                if !self.is_full {
+                    warn!(
+                        clients = self.limits.clients,
+                        "too many clients, hanging up"
+                    );
+                }
+                self.is_full = true;
+                None
+            }
+        }
+    }
 }
 
 /// Whether a process of this user may talk to the agent (and be believed to be the agent).
@@ -304,14 +342,18 @@ pub(super) fn is_trusted(uid: u32) -> bool {
 }
 
 impl axum::serve::Listener for TrustedPeers {
-    type Io = net::UnixStream;
+    type Io = Peer;
     type Addr = net::unix::SocketAddr;
 
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
         loop {
             match self.listener.accept().await {
                 Ok((stream, address)) => match stream.peer_cred() {
-                    Ok(peer) if is_trusted(peer.uid()) => return (stream, address),
+                    Ok(peer) if is_trusted(peer.uid()) => {
+                        if let Some(peer) = self.seated(stream) {
+                            return (peer, address);
+                        }
+                    }
                     Ok(peer) => warn!(uid = peer.uid(), "refused a client that is not root"),
                     Err(error) => warn!(%error, "refused a client that cannot be identified"),
                 },

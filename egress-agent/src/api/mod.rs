@@ -14,12 +14,14 @@
 //! | `POST /v1/confirm` | [`model::ConfirmationStatus`]; 409 when none is awaited |
 //! | `GET /metrics` | Prometheus text |
 //!
-//! An error is a status of 400, 409 or 500 with `{"error": "…"}`.
+//! An error is a status of 400, 409 or 500 with `{"error": "…"}`. An answer closes its connection; of clients that are
+//! many or slow, some lose theirs.
 
 pub mod client;
 mod follow;
 mod listener;
 pub mod model;
+mod peer;
 mod recent;
 pub mod report;
 mod service;

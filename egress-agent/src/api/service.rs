@@ -13,7 +13,8 @@ use axum::{
     Json, Router,
     body::Body,
     extract::{Query, State, rejection::QueryRejection},
-    http::{StatusCode, Uri, header},
+    http::{HeaderValue, StatusCode, Uri, header},
+    middleware::map_response,
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -25,6 +26,7 @@ use super::{
     AgentState, ApiListener,
     follow::follow,
     model::{ConfirmationStatus, CountersReport, ErrorReport, FlowReport, LearnedReport, Status},
+    peer::Limits,
     state::{FlowFilter, LearnedQuery, NotAwaited},
 };
 use crate::{metrics, shutdown::Shutdown};
@@ -61,7 +63,17 @@ pub async fn serve(
     agent: Arc<dyn AgentState>,
     shutdown: Shutdown,
 ) -> Result<(), ServiceError> {
-    let (listener, _name) = listener.into_parts().map_err(ServiceError::Serve)?;
+    serve_within(Limits::default(), listener, agent, shutdown).await
+}
+
+/// [`serve`] with other bounds.
+pub(super) async fn serve_within(
+    limits: Limits,
+    listener: ApiListener,
+    agent: Arc<dyn AgentState>,
+    shutdown: Shutdown,
+) -> Result<(), ServiceError> {
+    let (listener, _name) = listener.into_parts(limits).map_err(ServiceError::Serve)?;
     let router = router(agent, shutdown.clone());
     let requested = {
         let shutdown = shutdown.clone();
@@ -90,11 +102,19 @@ fn router(agent: Arc<dyn AgentState>, shutdown: Shutdown) -> Router {
         .route("/v1/confirm", post(confirm))
         .route("/metrics", get(prometheus))
         .fallback(not_found)
+        .layer(map_response(closing))
         .with_state(Service {
             agent,
             shutdown,
             followers_lost: Arc::default(),
         })
+}
+
+/// One request for each connection: an idle one would keep a place.
+async fn closing(mut response: Response) -> Response {
+    let close = HeaderValue::from_static("close");
+    response.headers_mut().insert(header::CONNECTION, close);
+    response
 }
 
 /// A request that failed.

@@ -12,6 +12,8 @@ use tokio::{
 
 use super::{
     model::{ConfirmationStatus, FollowLine},
+    peer::Limits,
+    service::serve_within,
     testing::{FakeAgent, allowed_flow, counters, denied_flow, learned, status},
     *,
 };
@@ -30,12 +32,16 @@ struct World {
 
 impl World {
     fn new() -> Self {
+        Self::within(Limits::default())
+    }
+
+    fn within(limits: Limits) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let socket = folder.path().join("agent.sock");
         let agent = Arc::new(FakeAgent::default());
         let (trigger, shutdown) = shutdown::channel();
         let listener = ApiListener::bind(&socket).expect("listens");
-        let serving = tokio::spawn(serve(listener, agent.clone(), shutdown));
+        let serving = tokio::spawn(serve_within(limits, listener, agent.clone(), shutdown));
         Self {
             agent,
             client: Client::new(&socket),
@@ -330,4 +336,58 @@ async fn every_field_that_is_promised_is_there() {
     ];
     has_fields(&flows[0], &fields);
     assert_eq!(flows[0]["at"], "2026-11-22T02:49:55.120Z");
+}
+
+/// Small bounds, so that a test is quick.
+const TIGHT: Limits = Limits {
+    clients: 4,
+    request: Duration::from_millis(200),
+    stalled: Duration::from_millis(200),
+};
+
+#[tokio::test]
+async fn clients_are_bounded_and_idle_ones_lose_their_place() {
+    let world = World::within(TIGHT);
+    let mut idle = Vec::new();
+    for number in 0..20 {
+        let mut stream = UnixStream::connect(&world.socket).await.expect("connects");
+        // Half a request, or none.
+        if number % 2 == 0 {
+            stream.write_all(b"GET /v1/st").await.expect("writes");
+        }
+        idle.push(stream);
+    }
+    // Those without a place are hung up on before the others are late.
+    let mut hung_up = 0;
+    for stream in &mut idle {
+        let read = timeout(Duration::from_millis(20), stream.read(&mut [0; 16])).await;
+        hung_up += usize::from(read.is_ok());
+    }
+    assert!(hung_up >= 12, "{hung_up} of 20");
+    // Then the others; the twin is a client that asks.
+    tokio::time::sleep(TIGHT.request * 2).await;
+    world.json("/v1/status").await;
+    for stream in &mut idle {
+        let mut answer = Vec::new();
+        let read = timeout(SOON, stream.read_to_end(&mut answer)).await;
+        // A 408 or nothing; a connection with unread bytes is reset.
+        assert!(read.is_ok(), "still open");
+    }
+}
+
+#[tokio::test]
+async fn a_follower_that_reads_keeps_its_place_for_as_long_as_it_likes() {
+    let world = World::within(TIGHT);
+    let mut following = world
+        .client
+        .follow(FlowFilter::default())
+        .await
+        .expect("follows");
+    tokio::time::sleep(TIGHT.request * 3).await;
+    world.agent.flows.send(denied_flow(9)).expect("is followed");
+    let line = timeout(SOON, following.next()).await.expect("in time");
+    assert!(matches!(
+        line.expect("a line"),
+        Some(FollowLine::Flow(flow)) if flow.port == Some(9)
+    ));
 }
