@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod build;
 mod demo;
 mod docs;
@@ -36,6 +37,8 @@ enum Command {
     Build(build::Build),
     /// Show the agent at work, in namespaces of its own.
     Demo(demo::Demo),
+    /// Measure what egress costs, beside what its peers cost.
+    Bench(bench::Bench),
     /// Set up, build, and run every test there is.
     Test(test::Test),
     /// Compare the DNS step machine with hickory-proto on random and mutated messages.
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Command::BuildEbpf(command) => command.run(),
         Command::Build(command) => command.run(),
         Command::Demo(command) => command.run(),
+        Command::Bench(command) => command.run(),
         Command::Test(command) => command.run(),
         Command::Fuzz(command) => command.run(),
         Command::Docs(command) => command.run(),

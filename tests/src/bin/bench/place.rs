@@ -1,0 +1,19 @@
+//! Which CPU a process stays on.
+
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    unistd::Pid,
+};
+
+/// Where clients run.
+pub(crate) const CLIENT_CPU: usize = 0;
+/// Where servers, snooper and agent run.
+pub(crate) const SERVER_CPU: usize = 1;
+
+/// Keeps this process on a CPU; on a machine that does not have it, where it is.
+pub(crate) fn stay_on(cpu: usize) {
+    let mut set = CpuSet::new();
+    if set.set(cpu).is_ok() {
+        let _ = sched_setaffinity(Pid::from_raw(0), &set);
+    }
+}

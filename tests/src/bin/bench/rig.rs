@@ -1,0 +1,317 @@
+//! The packet programs on packets that nobody sends (`BPF_PROG_TEST_RUN`), with maps filled for it; nothing is attached.
+
+use std::{net::Ipv4Addr, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, RingBuf, lpm_trie::Key},
+    programs::{CgroupSkb, SchedClassifier, TestRun as _, TestRunOptions, TestRunResult},
+    util::KernelVersion,
+};
+use egress_common::{
+    address::{Address, from_v4},
+    dns::{HEADER_BYTES, QuestionHasher, QuestionStep},
+    learned::LEARN_BATCH,
+    maps::{CGROUP_LEVELS, Config, LAYOUT_VERSION, NO_LEVEL, NODE_CGROUP, Query, QueryKey},
+    name::{NAME_KEY_BYTES, trie_key},
+    policy::{Binding, EntryKind, NameRules, PortRange, RuleEntry, Workload, protocol},
+    tally::Tally,
+    verdict::{Hook, Reason, Verdict, counter_index},
+};
+use egress_tests::programs;
+use socket2::{Domain, Socket, Type};
+
+use crate::wire;
+
+/// Room for a million learned addresses and what the answers add.
+const LEARNED_CAPACITY: u32 = 1 << 21;
+const SEED: u64 = 7;
+const RULE: u64 = 42;
+const BINDING: Binding = Binding {
+    scope_id: 1,
+    policy_id: 1,
+    mode: 0,
+    flags: 0,
+};
+const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 53);
+const OWN: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+/// Port that the pretended query was sent from.
+const OWN_PORT: u16 = 4_000;
+/// A protocol without ports, so that each of its packets is judged anew.
+const ESP: u8 = 50;
+/// Cookies that the next run's socket may have: other processes may make some meanwhile.
+const COOKIES: u64 = 4;
+/// Longer than a tick of the coarse clock.
+const CLOCK_STEP_NS: u64 = 20_000_000;
+/// Ethernet header; a type of no IP version, or the kernel would check more than the programs do.
+const FRAME: [u8; 14] = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x88, 0xb5];
+
+/// The loaded programs and the maps that the bench writes.
+pub(crate) struct Rig {
+    ebpf: Ebpf,
+    queries: HashMap<MapData, QueryKey, Query>,
+    names: LpmTrie<MapData, [u8; NAME_KEY_BYTES], NameRules>,
+    rings: [RingBuf<MapData>; 2],
+}
+
+impl Rig {
+    /// Loads the programs with one policy: every name below the bench's zone is allowed, any port.
+    ///
+    /// # Errors
+    ///
+    /// The object is missing, or the kernel refuses.
+    pub(crate) fn new() -> Result<Self> {
+        let path = programs::object();
+        let object = std::fs::read(&path).with_context(|| {
+            format!(
+                "cannot read {}: run `cargo xtask build-ebpf`",
+                path.display()
+            )
+        })?;
+        let kernel = KernelVersion::current().context("no kernel version")?;
+        let coarse_clock = u8::from(kernel >= KernelVersion::new(5, 11, 0));
+        let mut ebpf = EbpfLoader::new()
+            .override_global("COARSE_CLOCK", &coarse_clock, true)
+            .map_max_entries("LEARNED", LEARNED_CAPACITY)
+            .load(&object)
+            .context("cannot load the programs")?;
+        for name in ["skb_egress", "skb_ingress"] {
+            let program: &mut CgroupSkb = program_mut(&mut ebpf, name)?.try_into()?;
+            program
+                .load()
+                .with_context(|| format!("{name} is refused"))?;
+        }
+        let learn: &mut SchedClassifier = program_mut(&mut ebpf, "learn")?.try_into()?;
+        learn.load().context("learn is refused")?;
+        configure(&mut ebpf)?;
+        let take = |ebpf: &mut Ebpf, name: &str| {
+            ebpf.take_map(name)
+                .with_context(|| format!("no map {name}"))
+        };
+        let mut rig = Self {
+            queries: take(&mut ebpf, "QUERIES")?.try_into()?,
+            names: take(&mut ebpf, "NAMES")?.try_into()?,
+            rings: [
+                take(&mut ebpf, "DNS_COPIES")?.try_into()?,
+                take(&mut ebpf, "EVENTS")?.try_into()?,
+            ],
+            ebpf,
+        };
+        rig.allow(wire::ZONE, true)?;
+        Ok(rig)
+    }
+
+    /// Allows a name, or everything below it, on any port.
+    ///
+    /// # Errors
+    ///
+    /// The map is full.
+    pub(crate) fn allow(&mut self, name: &str, below: bool) -> Result<()> {
+        let mut rules = NameRules {
+            ttl_min_s: 30,
+            ttl_max_s: 86_400,
+            ..NameRules::default()
+        };
+        rules.entries[0] = RuleEntry {
+            rule: RULE,
+            ports: PortRange::ANY,
+            kind: EntryKind::Allow as u8,
+            _pad: 0,
+        };
+        let (bits, data) = trie_key(BINDING.policy_id, name.as_bytes(), below);
+        self.names
+            .insert(&Key::new(bits, data), rules, 0)
+            .context("cannot write NAMES")
+    }
+
+    /// Lets the kernel learn these addresses.
+    ///
+    /// # Errors
+    ///
+    /// The program cannot be run, or does not store them.
+    pub(crate) fn learn(&self, addresses: &mut dyn Iterator<Item = Ipv4Addr>) -> Result<()> {
+        let program: &SchedClassifier = program(&self.ebpf, "learn")?.try_into()?;
+        let mut addresses = addresses.peekable();
+        while addresses.peek().is_some() {
+            // As the agent's datapath writes a batch: 16 bytes, then key and grant of each.
+            let mut input = vec![0; 16];
+            let mut wanted = 0;
+            for address in addresses.by_ref().take(LEARN_BATCH) {
+                input.extend_from_slice(&BINDING.scope_id.to_ne_bytes());
+                input.extend_from_slice(&[0; 4]);
+                input.extend_from_slice(&from_v4(address.octets()));
+                input.extend_from_slice(&u64::MAX.to_ne_bytes());
+                input.extend_from_slice(&RULE.to_ne_bytes());
+                input.extend_from_slice(&[protocol::ANY, 0, 0, 0, 0xff, 0xff, 0, 0]);
+                wanted += 1;
+            }
+            let result = run(program.test_run(options(&input)))?;
+            ensure!(
+                result.return_value == wanted,
+                "the kernel stored {} of {wanted} addresses",
+                result.return_value
+            );
+        }
+        Ok(())
+    }
+
+    /// Nanoseconds of `skb_egress` on the first packet to an address.
+    ///
+    /// # Errors
+    ///
+    /// The program cannot be run, or denies it.
+    pub(crate) fn first_packet(&self, to: Ipv4Addr) -> Result<f64> {
+        let program: &CgroupSkb = program(&self.ebpf, "skb_egress")?.try_into()?;
+        let frame = [&FRAME[..], &ipv4(OWN, to, ESP, &[0; 32])].concat();
+        let result = run(program.test_run(options(&frame)))?;
+        ensure!(result.return_value == 1, "the packet to {to} was denied");
+        Ok(nanoseconds(result.duration))
+    }
+
+    /// Nanoseconds of `skb_ingress` on a message that comes from a port of the resolver.
+    ///
+    /// # Errors
+    ///
+    /// The program cannot be run.
+    pub(crate) fn arrival(&mut self, message: &[u8], port: u16) -> Result<f64> {
+        self.expect_answer(message)?;
+        let program: &CgroupSkb = program(&self.ebpf, "skb_ingress")?.try_into()?;
+        let mut datagram = port.to_be_bytes().to_vec();
+        datagram.extend_from_slice(&OWN_PORT.to_be_bytes());
+        datagram.extend_from_slice(&(message.len() as u16 + 8).to_be_bytes());
+        datagram.extend_from_slice(&[0, 0]);
+        datagram.extend_from_slice(message);
+        let frame = [&FRAME[..], &ipv4(RESOLVER, OWN, protocol::UDP, &datagram)].concat();
+        let result = run(program.test_run(options(&frame)))?;
+        // As the agent would: a full ring costs less than one with room.
+        for ring in &mut self.rings {
+            while ring.next().is_some() {}
+        }
+        Ok(nanoseconds(result.duration))
+    }
+
+    /// Notes the query that this message answers, for the socket that the next run is given.
+    fn expect_answer(&mut self, message: &[u8]) -> Result<()> {
+        let mut hasher = QuestionHasher::new(SEED);
+        let mut bytes = message.iter().skip(HEADER_BYTES as usize);
+        while let Some(byte) = bytes.next()
+            && hasher.step(*byte) == QuestionStep::More
+        {}
+        // The kernel numbers sockets on each CPU one by one.
+        let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).context("no socket")?;
+        let cookie = socket.cookie().context("no cookie")?;
+        let query = Query {
+            question: hasher.hash(),
+            // The programs' clock is a coarse one, and must not be behind this.
+            sent_at_ns: now_ns()?.saturating_sub(CLOCK_STEP_NS),
+        };
+        for next in 1..=COOKIES {
+            let key = QueryKey {
+                cookie: cookie + next,
+                resolver: from_v4(RESOLVER.octets()),
+                id: [message[0], message[1]],
+                port: OWN_PORT,
+                proto: protocol::UDP,
+                _pad: [0; 3],
+            };
+            self.queries
+                .insert(key, query, 0)
+                .context("cannot write QUERIES")?;
+        }
+        Ok(())
+    }
+
+    /// How often something was tallied.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be read.
+    pub(crate) fn tally(&self, tally: Tally) -> Result<u64> {
+        self.per_cpu("TALLIES", tally as u32)
+    }
+
+    /// How many packets `skb_egress` let pass because of a name.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be read.
+    pub(crate) fn passed_by_name(&self) -> Result<u64> {
+        let index = counter_index(Hook::SkbEgress, Verdict::Allow, Reason::NameRule);
+        self.per_cpu("COUNTERS", index)
+    }
+
+    fn per_cpu(&self, name: &str, index: u32) -> Result<u64> {
+        let map = self.ebpf.map(name).context("no such map")?;
+        let values = PerCpuArray::<_, u64>::try_from(map)?;
+        Ok(values.get(&index, 0).context("cannot read")?.iter().sum())
+    }
+}
+
+fn program<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a aya::programs::Program> {
+    ebpf.program(name)
+        .with_context(|| format!("no program {name}"))
+}
+
+fn program_mut<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut aya::programs::Program> {
+    ebpf.program_mut(name)
+        .with_context(|| format!("no program {name}"))
+}
+
+fn configure(ebpf: &mut Ebpf) -> Result<()> {
+    let map = |name: &'static str| move || format!("no map {name}");
+    let mut levels = [0; CGROUP_LEVELS];
+    levels[0] = NO_LEVEL;
+    let workload = Workload {
+        current: BINDING,
+        identity: 1,
+        is_node: 1,
+        ..Workload::default()
+    };
+    let workloads = ebpf.map_mut("WORKLOADS").with_context(map("WORKLOADS"))?;
+    HashMap::<_, u64, Workload>::try_from(workloads)?.insert(NODE_CGROUP, workload, 0)?;
+    let resolvers = ebpf.map_mut("RESOLVERS").with_context(map("RESOLVERS"))?;
+    HashMap::<_, Address, u32>::try_from(resolvers)?.insert(from_v4(RESOLVER.octets()), 1, 0)?;
+    let config = Config {
+        seed: SEED,
+        layout_version: LAYOUT_VERSION,
+        generation: 1,
+        levels,
+    };
+    let configs = ebpf.map_mut("CONFIG").with_context(map("CONFIG"))?;
+    Array::<_, Config>::try_from(configs)?.set(0, config, 0)?;
+    Ok(())
+}
+
+fn options(input: &[u8]) -> TestRunOptions<'_> {
+    TestRunOptions {
+        data_in: Some(input),
+        ..TestRunOptions::new()
+    }
+}
+
+fn run(
+    result: std::result::Result<TestRunResult, aya::programs::ProgramError>,
+) -> Result<TestRunResult> {
+    result.context("the kernel does not run the program")
+}
+
+fn nanoseconds(duration: Duration) -> f64 {
+    duration.as_nanos() as f64
+}
+
+fn now_ns() -> Result<u64> {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)?;
+    Ok(Duration::from(now).as_nanos() as u64)
+}
+
+fn ipv4(from: Ipv4Addr, to: Ipv4Addr, proto: u8, payload: &[u8]) -> Vec<u8> {
+    let total = (20 + payload.len()) as u16;
+    let mut bytes = vec![0x45, 0];
+    bytes.extend_from_slice(&total.to_be_bytes());
+    bytes.extend_from_slice(&[0, 1, 0, 0, 64, proto, 0, 0]);
+    bytes.extend_from_slice(&from.octets());
+    bytes.extend_from_slice(&to.octets());
+    bytes.extend_from_slice(payload);
+    bytes
+}
