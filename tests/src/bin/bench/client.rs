@@ -140,8 +140,10 @@ fn cpu_time() -> Result<Duration> {
 
 /// Parts of one measurement, of which the best counts: in the others somebody else had part of the core.
 const PARTS: u32 = 16;
-/// The same for rates.
-const WINDOWS: u32 = 5;
+/// How long the parts of a measurement of a rate are. Short ones are not shared with others.
+const SHORT: Duration = Duration::from_millis(8);
+/// The same for a stream, whose buffers take a while to fill.
+const LONG: Duration = Duration::from_millis(30);
 
 /// Nanoseconds of CPU for one turn, in the fastest part of `count` turns.
 fn cpu_ns(count: u32, mut turn: impl FnMut(u32) -> Result<()>) -> Result<Sample> {
@@ -162,12 +164,17 @@ fn cpu_ns(count: u32, mut turn: impl FnMut(u32) -> Result<()>) -> Result<Sample>
 }
 
 /// What was done each second, in the best part of this time; a turn returns how much it did.
-fn best_rate(length: Duration, mut turn: impl FnMut() -> Result<f64>) -> Result<f64> {
+fn best_rate(
+    length: Duration,
+    part: Duration,
+    mut turn: impl FnMut() -> Result<f64>,
+) -> Result<f64> {
     let mut best = 0_f64;
-    for _ in 0..WINDOWS {
+    let end = Instant::now() + length;
+    while Instant::now() < end {
         let begin = Instant::now();
         let mut done = 0.0;
-        while begin.elapsed() < length / WINDOWS {
+        while begin.elapsed() < part {
             done += turn()?;
         }
         best = best.max(done / begin.elapsed().as_secs_f64());
@@ -237,7 +244,7 @@ fn reused(number: u32) -> Ipv4Addr {
 fn connections(length: Duration) -> Result<Sample> {
     let mut count = 0;
     let mut buffer = Vec::new();
-    let per_s = best_rate(length, || {
+    let per_s = best_rate(length, SHORT, || {
         let mut stream =
             TcpStream::connect((reused(count), REQUEST_PORT)).context("cannot connect")?;
         stream
@@ -255,7 +262,7 @@ fn connections(length: Duration) -> Result<Sample> {
 fn stream(length: Duration) -> Result<Sample> {
     let mut stream = TcpStream::connect((reused(0), STREAM_PORT)).context("cannot connect")?;
     let chunk = vec![0; 1 << 16];
-    let gbit = best_rate(length, || {
+    let gbit = best_rate(length, LONG, || {
         stream.write_all(&chunk).context("cannot send")?;
         Ok(chunk.len() as f64 * 8.0 / 1e9)
     })?;
@@ -264,7 +271,7 @@ fn stream(length: Duration) -> Result<Sample> {
 
 fn datagrams(length: Duration) -> Result<Sample> {
     let socket = connected((reused(1), DATAGRAM_PORT).into())?;
-    let per_s = best_rate(length, || {
+    let per_s = best_rate(length, SHORT, || {
         for _ in 0..64 {
             socket.send(&[0; SMALL]).context("cannot send")?;
         }
@@ -322,7 +329,7 @@ fn queries(server: SocketAddr, first: u32, length: Duration) -> Result<Sample> {
     for _ in 0..WINDOW {
         ask()?;
     }
-    let per_s = best_rate(length, || {
+    let per_s = best_rate(length, SHORT, || {
         if socket.recv(&mut buffer).is_ok() {
             ask()?;
             return Ok(1.0);

@@ -5,10 +5,10 @@ use nix::{
     unistd::Pid,
 };
 
-/// Where clients run.
+/// Where clients run, and who answers their requests.
 pub(crate) const CLIENT_CPU: usize = 0;
-/// Where servers, snooper and agent run.
-pub(crate) const SERVER_CPU: usize = 1;
+/// Where snooper and agent run.
+pub(crate) const AGENT_CPU: usize = 1;
 
 /// Keeps this process on a CPU; on a machine that does not have it, where it is.
 pub(crate) fn stay_on(cpu: usize) {

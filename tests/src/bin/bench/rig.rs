@@ -19,7 +19,7 @@ use egress_common::{
     tally::Tally,
     verdict::{Hook, Reason, Verdict, counter_index},
 };
-use egress_tests::programs;
+use egress_tests::{programs, test_run};
 use socket2::{Domain, Socket, Type};
 
 use crate::wire;
@@ -146,7 +146,11 @@ impl Rig {
                 input.extend_from_slice(&[protocol::ANY, 0, 0, 0, 0xff, 0xff, 0, 0]);
                 wanted += 1;
             }
-            let result = run(program.test_run(options(&input)))?;
+            let input = TestRunOptions {
+                data_in: Some(&input),
+                ..TestRunOptions::new()
+            };
+            let result = run(program.test_run(input))?;
             ensure!(
                 result.return_value == wanted,
                 "the kernel stored {} of {wanted} addresses",
@@ -164,7 +168,7 @@ impl Rig {
     pub(crate) fn first_packet(&self, to: Ipv4Addr) -> Result<f64> {
         let program: &CgroupSkb = program(&self.ebpf, "skb_egress")?.try_into()?;
         let frame = [&FRAME[..], &ipv4(OWN, to, ESP, &[0; 32])].concat();
-        let result = run(program.test_run(options(&frame)))?;
+        let result = run(program.test_run(options(&frame, &test_run::context())))?;
         ensure!(result.return_value == 1, "the packet to {to} was denied");
         Ok(nanoseconds(result.duration))
     }
@@ -183,7 +187,7 @@ impl Rig {
         datagram.extend_from_slice(&[0, 0]);
         datagram.extend_from_slice(message);
         let frame = [&FRAME[..], &ipv4(RESOLVER, OWN, protocol::UDP, &datagram)].concat();
-        let result = run(program.test_run(options(&frame)))?;
+        let result = run(program.test_run(options(&frame, &test_run::context())))?;
         // As the agent would: a full ring costs less than one with room.
         for ring in &mut self.rings {
             while ring.next().is_some() {}
@@ -265,7 +269,6 @@ fn configure(ebpf: &mut Ebpf) -> Result<()> {
     let workload = Workload {
         current: BINDING,
         identity: 1,
-        is_node: 1,
         ..Workload::default()
     };
     let workloads = ebpf.map_mut("WORKLOADS").with_context(map("WORKLOADS"))?;
@@ -283,9 +286,10 @@ fn configure(ebpf: &mut Ebpf) -> Result<()> {
     Ok(())
 }
 
-fn options(input: &[u8]) -> TestRunOptions<'_> {
+fn options<'a>(input: &'a [u8], context: &'a [u8]) -> TestRunOptions<'a> {
     TestRunOptions {
         data_in: Some(input),
+        ctx_in: Some(context),
         ..TestRunOptions::new()
     }
 }

@@ -116,7 +116,7 @@ impl Scene {
             .resolver(zone::SERVER)
             .arg("--max-learned")
             .arg(MAX_LEARNED)
-            .cpu(place::SERVER_CPU)
+            .cpu(place::AGENT_CPU)
             .try_start()?;
         let nft = Nft::new(world.dir());
         let mut scene = Self {

@@ -29,7 +29,7 @@ const ETHERTYPE_IP: u16 = 0x0800;
 
 impl Snooper {
     pub(crate) fn run(&self) -> Result<()> {
-        place::stay_on(place::SERVER_CPU);
+        place::stay_on(place::AGENT_CPU);
         let protocol = Protocol::from(i32::from(ETHERTYPE_IP.to_be()));
         // Without the link-layer header, so that packets begin with IP.
         let mut packets = Socket::new(Domain::PACKET, Type::DGRAM, Some(protocol))
