@@ -130,6 +130,13 @@ impl Bench {
         self.left_with(bytes) > 0
     }
 
+    /// As [`Bench::leaves`], for packets to an address.
+    #[track_caller]
+    pub(crate) fn leaves_to(&self, address: &str) -> bool {
+        self.settle();
+        self.left_to(address) > 0
+    }
+
     /// Waits until the wire has seen what was sent before.
     #[track_caller]
     pub(crate) fn settle(&self) {

@@ -3,13 +3,18 @@
 use std::{thread, time::Duration};
 
 use egress_tests::{
-    Workload, World,
+    Workload, World, eventually,
     expect::{reached, refused},
     packets::{Ends, ICMP, ICMPV6, SYN, TCP, UDP, to_hex},
     process::Running,
     report::Attempt,
     world::Role,
     zone,
+};
+
+use hickory_proto::{
+    op::{Message, OpCode},
+    rr::{RData, Record, RecordType, rdata::A},
 };
 
 use crate::bench::{Bench, DENIED, node_like};
@@ -283,6 +288,127 @@ pub(crate) fn a_resolvers_address_in_a_namespace_of_ones_own() {
     reached(&world.workload("client").connect(taught, 80));
     // The twin: no other scope gains by it.
     refused(&other.connect(taught, 80));
+}
+
+/// An answer to the query `id` for [`NAME`] with this address, as bytes.
+fn answer(id: u16, address: &str) -> Vec<u8> {
+    let query = egress_tests::dns::query(id, NAME, RecordType::A).unwrap();
+    let mut answer = Message::response(id, OpCode::Query);
+    for question in Message::from_vec(&query).unwrap().queries {
+        let data = RData::A(A(address.parse().unwrap()));
+        answer.add_answer(Record::from_rdata(question.name().clone(), 300, data));
+        answer.add_query(question);
+    }
+    answer.to_vec().unwrap()
+}
+
+pub(crate) fn answers_from_a_neighbour() {
+    let Some(bench) = Bench::with(RULES, World::builder().pod(), |agent| {
+        agent.resolver(SILENT[0])
+    }) else {
+        return;
+    };
+    // Somebody else on a link of the node, who was told the id and the port.
+    let accomplice = bench.world.workload_in(Role::Pod, "accomplice");
+    let gateway = bench.world.hardware_address(Role::Node, "pod0");
+    let ends = Ends::new(SILENT[0], zone::NODE[0]);
+    for (lie, how, is_believed) in [
+        // The twin: a raw socket, which is judged.
+        (
+            "10.78.9.21",
+            &["emit", zone::NODE[0], "--header-included"][..],
+            false,
+        ),
+        (LIE[0], &["emit-frame", "--gateway", &gateway], true),
+    ] {
+        let packet = to_hex(&ends.packet(UDP, &ends.udp(53, 5454, &answer(4660, lie))));
+        let query = [
+            "resolve",
+            NAME,
+            "--server",
+            SILENT[0],
+            "--unconnected",
+            "--id",
+            "4660",
+        ];
+        let more = ["--from-port", "5454", "--timeout", "1500"];
+        let mut asking = bench.client.background(&[&query[..], &more].concat());
+        let heard = eventually(Duration::from_secs(1), || {
+            let _: Attempt = accomplice.probe(&[how, &[&packet]].concat());
+            asking.ended().is_some()
+        });
+        assert_eq!(heard, is_believed, "{how:?}: {:?}", asking.lines());
+        assert_eq!(bench.client.connect(lie, 80).ok, is_believed, "{how:?}");
+    }
+}
+
+/// A pair of devices of the workload's own: what goes into the one comes in by the other.
+fn with_a_pair_of_its_own(interface: bool) -> Option<Bench> {
+    let mut bench = Bench::with(crate::bench::RULES, World::builder().pod(), |agent| {
+        if interface {
+            agent.interface("eth0")
+        } else {
+            agent
+        }
+    })?;
+    let own = bench.world.namespace(Role::Pod);
+    own.ip("link add in0 type veth peer name out0\nlink set in0 up\nlink set out0 up\n")
+        .unwrap();
+    own.sysctl(&[
+        ("ipv4/conf/all/rp_filter", "0"),
+        ("ipv4/conf/in0/rp_filter", "0"),
+    ])
+    .unwrap();
+    bench.client = bench.world.workload_in(Role::Pod, "own");
+    Some(bench)
+}
+
+pub(crate) fn calls_over_a_device_of_ones_own() {
+    for interface in [true, false] {
+        let Some(bench) = with_a_pair_of_its_own(interface) else {
+            return;
+        };
+        let _server = serving(&bench);
+        let gateway = bench.world.hardware_address(Role::Pod, "in0");
+        for (family, denied) in DENIED.into_iter().enumerate() {
+            let ends = Ends::new(denied, zone::POD[family]);
+            let (ping, echo) = [(ICMP, 8), (ICMPV6, 128)][family];
+            let kind = ["0800", "86dd"][family];
+            for (protocol, payload) in [
+                (UDP, ends.udp(9000, 7001, b"call")),
+                (TCP, ends.tcp((9000, 7000), (1, 0), SYN, b"")),
+                (ping, ends.icmp(echo, b"call")),
+            ] {
+                let packet = to_hex(&ends.packet(protocol, &payload));
+                let before = bench.left_to(denied);
+                let args = [
+                    "emit-frame",
+                    &packet,
+                    "--interface",
+                    "out0",
+                    "--gateway",
+                    &gateway,
+                ];
+                let attempt: Attempt = bench
+                    .client
+                    .probe(&[&args[..], &["--ethertype", kind]].concat());
+                thread::sleep(Duration::from_millis(50));
+                bench.settle();
+                let left = bench.left_to(denied) > before;
+                assert_eq!(
+                    left, !interface,
+                    "protocol {protocol} to {denied}: {attempt:?}"
+                );
+            }
+        }
+        // The twin: who really calls is answered.
+        let outside = bench.world.outsider(Role::Web);
+        for pod in zone::POD {
+            reached(&outside.connect(pod, 7000));
+            reached(&outside.udp(pod, 7001, true));
+            reached(&outside.ping(pod));
+        }
+    }
 }
 
 pub(crate) fn dns_tunnels() {

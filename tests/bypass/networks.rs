@@ -121,6 +121,29 @@ pub(crate) fn arp_frames() {
     assert!(bench.leaves(SECRET), "it is stopped now");
 }
 
+pub(crate) fn packets_on_loopback_that_the_node_forwards() {
+    for (interface, to, leaves) in [
+        (true, DENIED[0], false),
+        (true, ALLOWED[0], true),
+        // Without the hook nobody sees a forwarded packet.
+        (false, DENIED[0], true),
+    ] {
+        // A node with a pod behind it forwards.
+        let Some(bench) = bench(interface) else {
+            return;
+        };
+        let ends = Ends::new("10.77.0.77", to);
+        let packet = to_hex(&ends.packet(UDP, &ends.udp(7, 9000, SECRET)));
+        reached(
+            &bench
+                .client
+                .probe(&["emit-frame", &packet, "--interface", "lo"]),
+        );
+        bench.settle();
+        assert_eq!(bench.left_to(to) > 0, leaves, "interface {interface}, {to}");
+    }
+}
+
 /// A VXLAN device whose far end is `remote`, with allowed addresses behind it.
 fn tunnel(bench: &Bench, role: Role, remote: &str) -> bool {
     let lines = format!(

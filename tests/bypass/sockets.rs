@@ -70,6 +70,11 @@ pub(crate) fn socket_mark() {
 pub(crate) fn bind_to_device() {
     let Some(bench) = Bench::new() else { return };
     bench.stops_with_options(&["--device", "eth0"]);
+    // On loopback it passes, and gets nowhere.
+    for denied in DENIED {
+        assert!(!bench.exchange(denied, "443", &["--device", "lo"]).ok);
+        assert!(!bench.leaves_to(denied));
+    }
 }
 
 pub(crate) fn mapped_addresses() {

@@ -135,6 +135,8 @@ techniques! {
     Stopped forged::calls_by_transparent_sockets: "calling oneself in the name of a far end: `IP_TRANSPARENT` sockets", "`skb_ingress`";
     Stopped forged::calls_by_freebind_sockets: "calling oneself in the name of a far end: `IP_FREEBIND`, `IPV6_FREEBIND` sockets", "`skb_ingress`";
     NotStopped forged::a_resolvers_address_in_a_namespace_of_ones_own: "a resolver of one's own", "A workload in a network namespace of its own may give itself the address of a trusted resolver (with `CAP_NET_ADMIN`; an address of 127.0.0.0/8 takes no right at all) and teach its **own scope** any address; no other scope. So never trust a loopback resolver where containers share the node's scope.";
+    NotStopped forged::answers_from_a_neighbour: "a forged answer from a neighbour of the node that was told the query (packet sockets in another container)", "It looks like the resolver's. Reverse-path filters (`rp_filter`, the CNI's) stop it. It needs `CAP_NET_RAW`.";
+    AtInterface forged::calls_over_a_device_of_ones_own: "calling oneself in the name of a far end: over a device of one's own (veth, tun) in a network namespace of one's own", "`tc_egress` on the node's interface has seen no call. It needs `CAP_NET_ADMIN`";
     NotStopped forged::dns_tunnels: "DNS tunnelling", "open: any name may be asked of the trusted resolvers, and a question can carry data. `status` says so.";
 
     Stopped moved::sockets_passed_to_another_scope: "a socket passed to a process that may more (`SCM_RIGHTS`)", "`skb_egress`: who made the socket counts";
@@ -146,6 +148,7 @@ techniques! {
 
     Stopped networks::network_namespaces: "a network namespace of one's own", "the cgroup's hooks are the same in every namespace";
     AtInterface networks::packet_sockets: "packet sockets (`AF_PACKET`)", "`tc_egress`; they pass no cgroup hook. They need `CAP_NET_RAW`";
+    AtInterface networks::packets_on_loopback_that_the_node_forwards: "packet sockets on `lo` of a node that forwards", "`tc_egress`; forwarded packets pass no cgroup hook. They need `CAP_NET_RAW` in the node's network namespace";
     AtInterface networks::tunnel_devices: "tunnel devices in a network namespace of one's own (VXLAN)", "`tc_egress` on the node's interface judges the outer packet. They need `CAP_NET_ADMIN`";
     AtInterface networks::rewriting_after_the_hooks: "rewriting packets in a network namespace of one's own (nftables, tc)", "`tc_egress` on the node's interface judges what comes out of it. It needs `CAP_NET_ADMIN`";
     NotStopped networks::tunnel_devices_of_the_node: "tunnel devices in the host's network namespace", "The outer packet is the kernel's. They need `CAP_NET_ADMIN` there.";

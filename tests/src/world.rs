@@ -345,14 +345,27 @@ impl World {
     }
 
     /// Hardware address of the node's next hop.
+    #[must_use]
+    pub fn gateway(&self) -> String {
+        self.hardware_address(Role::Web, "br0")
+    }
+
+    /// Hardware address of an interface.
     ///
     /// # Panics
     ///
     /// If `ip` does not tell.
     #[must_use]
-    pub fn gateway(&self) -> String {
+    pub fn hardware_address(&self, role: Role, interface: &str) -> String {
         let output = Command::new("ip")
-            .args(["-n", self.web.name(), "-o", "link", "show", "br0"])
+            .args([
+                "-n",
+                self.namespace(role).name(),
+                "-o",
+                "link",
+                "show",
+                interface,
+            ])
             .output()
             .expect("ip runs");
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -417,23 +430,33 @@ impl World {
         self.workload_in(Role::Node, name)
     }
 
-    /// A workload with a network namespace of its own, in a cgroup of this name below the judged one.
+    /// A workload in the namespace of a role, in a cgroup of this name below the judged one.
     ///
     /// # Panics
     ///
     /// If its cgroup cannot be made.
     #[must_use]
     pub fn workload_in(&self, role: Role, name: &str) -> Workload {
+        self.workload_at(self.namespace(role).path(), name)
+    }
+
+    /// A workload in any namespace, in a cgroup of this name below the judged one.
+    ///
+    /// # Panics
+    ///
+    /// If its cgroup cannot be made.
+    #[must_use]
+    pub fn workload_at(&self, namespace: &Path, name: &str) -> Workload {
         let cgroup = self
             .cgroup
             .child(&format!("judged/{name}"))
             .expect("a cgroup for the workload");
         let errors = format!("{}.err", name.replace('/', "-"));
-        Workload::new(
-            self.place(role, cgroup),
-            self.dir.0.join(errors),
-            self.resolv_conf(),
-        )
+        let place = Place {
+            namespace: namespace.to_path_buf(),
+            cgroup,
+        };
+        Workload::new(place, self.dir.0.join(errors), self.resolv_conf())
     }
 
     /// Clients outside of what is judged.

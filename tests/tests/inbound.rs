@@ -13,6 +13,7 @@ use std::time::Duration;
 use egress_tests::{
     Workload, World,
     expect::{counted, policy, reached},
+    namespace::Namespace,
     process::Running,
     ready,
     report::Attempt,
@@ -147,4 +148,50 @@ fn inbound_flows_survive_the_start_of_the_agent() {
     assert!(after.is_alive(), "{:?}", after.lines());
     // Nobody knows any more who opened a flow that is older than the programs: `judge` may cut it.
     let _ = (before.is_alive(), before6.is_alive());
+}
+
+#[test]
+#[ignore = "known gap (ARCHITECTURE.md): kernel sockets of a namespace belong to the cgroup of who made it"]
+fn the_kernel_answers_in_a_namespace_that_a_judged_process_made() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let _agent = world.agent(&policy("allow: []")).start();
+    // As a container runtime does, in a cgroup of its own.
+    let own = Namespace::of_name(format!("{}-own", world.name()));
+    let made = world
+        .workload("runtime")
+        .run("ip", &["netns", "add", own.name()]);
+    assert_eq!(made.code(), Some(0), "{}", made.shown());
+    own.sysctl(&[("ipv6/conf/default/accept_dad", "0")])
+        .unwrap();
+    world
+        .namespace(Role::Web)
+        .ip(&format!(
+            "link add own type veth peer name eth0 netns {}\nlink set own master br0 up\n",
+            own.name()
+        ))
+        .unwrap();
+    own.ip("link set lo up\nlink set eth0 up\n\
+         address add 10.77.0.40/24 dev eth0\naddress add fd77::40/64 dev eth0 nodad\n")
+        .unwrap();
+    let outside = world.outsider(Role::Web);
+    for address in ["10.77.0.40", "fd77::40"] {
+        reached(&outside.ping(address));
+        let attempt = outside.connect(address, 9);
+        assert_eq!(
+            attempt.errno.as_deref(),
+            Some("ECONNREFUSED"),
+            "{attempt:?}"
+        );
+    }
+    // The twin: what a process there begins is denied.
+    for web in zone::WEB {
+        let attempt: Attempt =
+            world
+                .workload_at(own.path(), "container")
+                .probe(&["ping", web, "--timeout", "300"]);
+        assert!(attempt.is_refused(), "{attempt:?}");
+    }
 }

@@ -62,6 +62,9 @@ pub(crate) struct Resolve {
     /// Id of the query.
     #[arg(long)]
     id: Option<u16>,
+    /// Port to ask from, over UDP.
+    #[arg(long, default_value_t = 0)]
+    from_port: u16,
 }
 
 impl Resolve {
@@ -88,7 +91,9 @@ impl Resolve {
             });
             return read(&answer, lookup);
         }
-        let socket = UdpSocket::bind(dns::any_like(self.server)).context("cannot bind")?;
+        let mut own = dns::any_like(self.server);
+        own.set_port(self.from_port);
+        let socket = UdpSocket::bind(own).context("cannot bind")?;
         if self.unconnected {
             socket.send_to(&query, server).context("cannot send")?;
         } else {
