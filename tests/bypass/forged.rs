@@ -213,8 +213,88 @@ pub(crate) fn calls_by_packet_sockets() {
     forged_calls(&[UDP, TCP], on_loopback);
 }
 
-pub(crate) fn pings_by_packet_sockets() {
-    forged_calls(&[ICMP, ICMPV6], on_loopback);
+pub(crate) fn questions_to_the_kernel_by_packet_sockets() {
+    let Some(bench) = Bench::new() else { return };
+    for denied in DENIED {
+        let ends = Ends::new(denied, node_like(denied));
+        let (ping, echo) = if ends.to.is_ipv4() {
+            (ICMP, 8)
+        } else {
+            (ICMPV6, 128)
+        };
+        for (protocol, payload) in [
+            (ping, ends.icmp(echo, b"call")),
+            // Ports on which nobody listens.
+            (UDP, ends.udp(9000, 9, b"call")),
+            (TCP, ends.tcp((9000, 9), (0x5ec7_e700, 0), SYN, b"")),
+        ] {
+            let attempt = on_loopback(&bench.client, &ends, protocol, &payload);
+            thread::sleep(Duration::from_millis(50));
+            bench.settle();
+            assert_eq!(bench.left_to(denied), 0, "protocol {protocol}: {attempt:?}");
+        }
+    }
+    real_questions_are_answered(&bench);
+}
+
+fn real_questions_are_answered(bench: &Bench) {
+    let outside = bench.world.outsider(Role::Web);
+    for node in zone::NODE {
+        reached(&outside.ping(node));
+        for attempt in [outside.connect(node, 9), outside.udp(node, 9, true)] {
+            assert_eq!(
+                attempt.errno.as_deref(),
+                Some("ECONNREFUSED"),
+                "{attempt:?}"
+            );
+        }
+    }
+}
+
+/// Sockets bound to the far end's address make the kernel answer to it.
+fn questions_by_bound_sockets(option: &str) {
+    let Some(bench) = Bench::new() else { return };
+    for denied in DENIED {
+        let node = node_like(denied);
+        let from = std::net::SocketAddr::new(denied.parse().unwrap(), 9100).to_string();
+        for args in [
+            &["ping", node, "--dgram", "--timeout", "200", option, denied][..],
+            &["ping", node, "--timeout", "200", option, denied],
+            &["exchange", node, "9", "--no-echo", option, "--from", &from],
+            &["exchange", node, "9", "--tcp", option, "--from", &from],
+        ] {
+            let attempt: Attempt = bench.client.probe(args);
+            thread::sleep(Duration::from_millis(50));
+            bench.settle();
+            assert_eq!(bench.left_to(denied), 0, "{args:?}: {attempt:?}");
+        }
+    }
+    real_questions_are_answered(&bench);
+}
+
+pub(crate) fn questions_to_the_kernel_by_transparent_sockets() {
+    questions_by_bound_sockets("--transparent");
+}
+
+pub(crate) fn questions_to_the_kernel_by_freebind_sockets() {
+    questions_by_bound_sockets("--freebind");
+}
+
+pub(crate) fn calls_from_outside() {
+    let Some(bench) = Bench::new() else { return };
+    let _server = serving(&bench);
+    let outside = bench.world.outsider(Role::Web);
+    // The accomplice has the address to which the workload itself may not send.
+    let from = format!("{}:9100", DENIED[0]);
+    for kind in [&["--tcp"][..], &[]] {
+        let port = if kind.is_empty() { "7001" } else { "7000" };
+        let more = [kind, &["--from", &from]].concat();
+        reached(&outside.probe(&[&["exchange", zone::NODE[0], port], &more[..]].concat()));
+    }
+    assert!(bench.left_to(DENIED[0]) > 0);
+    // The twin: the workload begins.
+    refused(&bench.client.udp(DENIED[0], 9000, true));
+    refused(&bench.client.connect(DENIED[0], 9000));
 }
 
 fn on_loopback(client: &Workload, ends: &Ends, protocol: u8, payload: &[u8]) -> Attempt {

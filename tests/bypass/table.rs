@@ -130,11 +130,16 @@ techniques! {
     Stopped forged::answers_from_an_untrusted_server: "DNS over TCP to a server that is no trusted resolver", "its answers teach nothing; without a rule it cannot be asked";
     Stopped forged::calls_by_raw_sockets: "calling oneself in the name of a far end, to answer it: raw sockets (TCP, UDP, ping)", "`skb_egress`";
     Stopped forged::calls_by_packet_sockets: "calling oneself in the name of a far end: TCP and UDP, by packet sockets on `lo`", "`skb_ingress`";
-    #[ignore = "known gap (README.md): the kernel answers a ping that a packet socket puts on lo"]
-    Gap forged::pings_by_packet_sockets: "calling oneself in the name of a far end: pings, by packet sockets on `lo`", "The kernel's reply, with what the ping carried, leaves. They need `CAP_NET_RAW`";
+    #[ignore = "known gap (README.md): the kernel answers what a packet socket puts on lo"]
+    Gap forged::questions_to_the_kernel_by_packet_sockets: "making the kernel answer to a far end (pings, closed ports): packet sockets on `lo`", "The kernel's answer, with what was asked, leaves. They need `CAP_NET_RAW`";
+    #[ignore = "known gap (README.md): the kernel answers what a transparent socket asks in a far end's name"]
+    Gap forged::questions_to_the_kernel_by_transparent_sockets: "making the kernel answer to a far end: `IP_TRANSPARENT` sockets", "as above. They need `CAP_NET_RAW`";
+    #[ignore = "known gap (README.md): the kernel answers what a freebind socket asks in a far end's name"]
+    Gap forged::questions_to_the_kernel_by_freebind_sockets: "making the kernel answer to a far end: `IPV6_FREEBIND` sockets", "as above. They need no right at all";
     Stopped forged::calls_by_transparent_sockets: "calling oneself in the name of a far end: `IP_TRANSPARENT` sockets", "`skb_ingress`";
     Stopped forged::calls_by_freebind_sockets: "calling oneself in the name of a far end: `IP_FREEBIND`, `IPV6_FREEBIND` sockets", "`skb_ingress`";
     NotStopped forged::a_resolvers_address_in_a_namespace_of_ones_own: "a resolver of one's own", "A workload in a network namespace of its own may give itself the address of a trusted resolver (with `CAP_NET_ADMIN`; an address of 127.0.0.0/8 takes no right at all) and teach its **own scope** any address; no other scope. So never trust a loopback resolver where containers share the node's scope.";
+    NotStopped forged::calls_from_outside: "answering an accomplice who calls from outside", "Replies always pass. Who may call is for the node's inbound firewall.";
     NotStopped forged::answers_from_a_neighbour: "a forged answer from a neighbour of the node that was told the query (packet sockets in another container)", "It looks like the resolver's. Reverse-path filters (`rp_filter`, the CNI's) stop it. It needs `CAP_NET_RAW`.";
     AtInterface forged::calls_over_a_device_of_ones_own: "calling oneself in the name of a far end: over a device of one's own (veth, tun) in a network namespace of one's own", "`tc_egress` on the node's interface has seen no call. It needs `CAP_NET_ADMIN`";
     NotStopped forged::dns_tunnels: "DNS tunnelling", "open: any name may be asked of the trusted resolvers, and a question can carry data. `status` says so.";

@@ -24,6 +24,12 @@ pub(crate) struct Ping {
     /// Use the kernel's ping socket instead of a raw one.
     #[arg(long)]
     dgram: bool,
+    /// Address to bind to, with `IP_TRANSPARENT` or `IPV6_TRANSPARENT`.
+    #[arg(long)]
+    transparent: Option<IpAddr>,
+    /// Address to bind to, with `IP_FREEBIND` or `IPV6_FREEBIND`.
+    #[arg(long)]
+    freebind: Option<IpAddr>,
 }
 
 impl Ping {
@@ -38,6 +44,17 @@ impl Ping {
         };
         let kind = if self.dgram { Type::DGRAM } else { Type::RAW };
         let socket = Socket::new(domain, kind, Some(protocol)).map_err(at("socket"))?;
+        if let Some(from) = self.transparent.or(self.freebind) {
+            match (self.transparent.is_some(), from.is_ipv4()) {
+                (true, true) => socket.set_ip_transparent_v4(true),
+                (true, false) => socket.set_ip_transparent_v6(true),
+                (false, true) => socket.set_freebind_v4(true),
+                (false, false) => socket.set_freebind_v6(true),
+            }
+            .map_err(at("socket"))?;
+            let from = SocketAddr::from((from, 0));
+            socket.bind(&from.into()).map_err(at("bind"))?;
+        }
         let id = std::process::id() as u16;
         let [high, low] = id.to_be_bytes();
         let mut packet = vec![request, 0, 0, 0, high, low, 0, 1];
