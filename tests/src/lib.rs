@@ -16,6 +16,8 @@
 //! | `EGRESS_AGENT` | the agent; default `target/release/egress-agent` |
 //! | `EGRESS_PROBE` | the client and server program; default beside the tests |
 //! | `EGRESS_TEST_QUICK` | fewer repetitions |
+//! | `EGRESS_TEST_FLOOD_SECONDS` | length of the DNS flood; default 5 |
+//! | `EGRESS_TEST_NAMES` | distinct names of the memory test; default 50,000 |
 //! | `EGRESS_TEST_KEEP` | keep logs and generated files of failed tests |
 
 #![allow(

@@ -79,3 +79,46 @@ pub struct Series {
     /// How long all of it took.
     pub elapsed_ms: f64,
 }
+
+/// A flood of queries or datagrams.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Storm {
+    /// Sent, or tried to.
+    pub sent: u64,
+    /// Answers that came; of datagrams, those that were let through.
+    pub answered: u64,
+    /// Refused with EPERM.
+    pub refused: u64,
+    /// The first few other errors.
+    pub examples: Vec<String>,
+    /// How long all of it took.
+    pub elapsed_ms: f64,
+}
+
+impl Storm {
+    /// Notes an error.
+    pub fn note(&mut self, text: &str) {
+        if self.examples.len() < 5 {
+            self.examples.push(text.to_owned());
+        }
+    }
+
+    /// Answers per second.
+    #[must_use]
+    pub fn rate(&self) -> f64 {
+        self.answered as f64 * 1000.0 / self.elapsed_ms.max(1.0)
+    }
+}
+
+/// Connects one after another.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Steadiness {
+    /// Those that got through, there and back.
+    pub ok: u32,
+    /// Those that did not.
+    pub failed: u32,
+    /// The first few that did not.
+    pub examples: Vec<String>,
+    /// The longest.
+    pub slowest_ms: f64,
+}

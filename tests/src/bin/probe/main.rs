@@ -22,6 +22,7 @@ mod hold;
 mod ping;
 mod self_forge;
 mod serve;
+mod storm;
 mod sys;
 mod tricks;
 
@@ -64,6 +65,14 @@ enum Command {
     SelfForge(self_forge::SelfForge),
     /// Send given bytes through a raw socket.
     Emit(emit::Emit),
+    /// A DNS server that answers with many addresses, fast.
+    StormServer(storm::StormServer),
+    /// Ask for new names, fast.
+    Storm(storm::StormClient),
+    /// Send datagrams for some seconds, fast, and count how each went.
+    StormUdp(storm::StormUdp),
+    /// Connect again and again for some seconds.
+    Steady(storm::Steady),
     /// Send given bytes through a packet socket.
     EmitFrame(emit::EmitFrame),
     /// One exchange over a socket with unusual options.
@@ -95,6 +104,10 @@ fn main() -> Result<()> {
         Command::ForgeDns(command) => command.run(),
         Command::SelfForge(command) => command.run(),
         Command::Emit(command) => command.run(),
+        Command::StormServer(command) => command.run(),
+        Command::Storm(command) => command.run(),
+        Command::StormUdp(command) => command.run(),
+        Command::Steady(command) => command.run(),
         Command::EmitFrame(command) => command.run(),
         Command::Exchange(command) => command.run(),
         Command::Trick(command) => command.run(),
