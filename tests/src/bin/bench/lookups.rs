@@ -10,9 +10,9 @@ use crate::{
     measure::{Budget, Row, Series, interleave},
     nft,
     packets::Timing,
-    scale::{ANSWERS, KINDS},
+    scale::{ANSWERS, KINDS, Kind},
     scene::{Judge, SERVER, Scene},
-    suite::Effort,
+    suite::{Effort, say},
 };
 
 const DNS: &str = "dns";
@@ -43,7 +43,7 @@ pub(crate) fn rows(scene: &mut Scene, effort: Effort) -> Result<Vec<Row>> {
         &WAYS[..2]
     };
     let names: Vec<&str> = ways.iter().map(|(_, _, name)| *name).collect();
-    let samples = interleave(effort.rounds, ways.len(), |_, subject| {
+    let samples = interleave("lookups", effort.rounds, ways.len(), |subject| {
         // Names that nobody has asked for: dnsmasq would answer the others from its cache.
         first += count;
         let (judge, server, _) = ways[subject];
@@ -59,7 +59,7 @@ pub(crate) fn rows(scene: &mut Scene, effort: Effort) -> Result<Vec<Row>> {
     for (figure, text) in [("p50_us", "lookup, p50"), ("p99_us", "lookup, p99")] {
         rows.push(row(text, "µs", &names, &samples, figure)?);
     }
-    let samples = interleave(effort.rounds, ways.len(), |_, subject| {
+    let samples = interleave("queries", effort.rounds, ways.len(), |subject| {
         first += 10_000_000;
         let (judge, server, _) = ways[subject];
         let args = [
@@ -78,7 +78,6 @@ pub(crate) fn rows(scene: &mut Scene, effort: Effort) -> Result<Vec<Row>> {
         "per_s",
     )?);
     drop(dnsmasq);
-    rows.push(race(scene, effort.races)?);
     scene.no_rules()?;
     Ok(rows)
 }
@@ -90,14 +89,25 @@ pub(crate) fn rows(scene: &mut Scene, effort: Effort) -> Result<Vec<Row>> {
 /// Something cannot be measured.
 pub(crate) fn answers(scene: &mut Scene, effort: Effort) -> Result<Vec<Row>> {
     let timing = Timing::begin(scene, "skb_ingress", "idle_ingress")?;
-    let count = (effort.packets / 10).to_string();
     let mut first = 5_000_000;
     let mut rows = Vec::new();
-    for (kind, text) in KINDS {
-        let samples = interleave(effort.rounds, 3, |_, subject| {
+    for Kind {
+        label,
+        text,
+        new,
+        budget,
+    } in KINDS
+    {
+        // What is new must leave room for the race's addresses.
+        let count = match new {
+            0 => effort.packets / 10,
+            new => (1_000 / new).max(60),
+        };
+        let count = count.to_string();
+        let samples = interleave(text, effort.rounds, 3, |subject| {
             first += effort.packets;
             let number = first.to_string();
-            let answers = ["lookups", SERVER, kind, &number, &count];
+            let answers = ["lookups", SERVER, label, &number, &count];
             match subject {
                 0 => timing.of(scene, Judge::Egress, &answers),
                 1 => timing.of(scene, Judge::Empty, &answers),
@@ -109,10 +119,9 @@ pub(crate) fn answers(scene: &mut Scene, effort: Effort) -> Result<Vec<Row>> {
         let figure = next("egress");
         let peers = vec![next("empty program"), next("not DNS")];
         let row = Row::new(ANSWERS, format!("learned: {text}"), "ns", figure, peers);
-        rows.push(match kind {
-            "n" => row.budget(Budget::Added(500.0)),
-            "m16-" => row.budget(Budget::Added(3_000.0)),
-            _ => row,
+        rows.push(match budget {
+            Some(most) => row.budget(Budget::Added(most)),
+            None => row,
         });
     }
     Ok(rows)
@@ -172,7 +181,11 @@ fn start_dnsmasq(scene: &Scene) -> Result<Option<Running>> {
 }
 
 /// Refused right after resolve: the kernel that learns, and a snooper that is told.
-fn race(scene: &mut Scene, count: u32) -> Result<Row> {
+///
+/// # Errors
+///
+/// Something cannot be measured, or the snooper adds nothing.
+pub(crate) fn race(scene: &mut Scene, count: u32) -> Result<Row> {
     let mut figures = Vec::new();
     for (judge, first) in [(Judge::Egress, 100_000), (Judge::NftLearns, 4_000_000)] {
         let snooper = if judge == Judge::NftLearns {
@@ -181,6 +194,7 @@ fn race(scene: &mut Scene, count: u32) -> Result<Row> {
         } else {
             None
         };
+        say(&format!("{count} lookups, {}", judge.name()));
         let sample = scene.client(
             judge,
             &["race", SERVER, &first.to_string(), &count.to_string()],
@@ -199,6 +213,7 @@ fn race(scene: &mut Scene, count: u32) -> Result<Row> {
         }
         figures.push(sample.get("per_million").copied().context("no figure")?);
     }
+    scene.no_rules()?;
     let [kernel, snooper]: [f64; 2] = figures.try_into().ok().context("two were measured")?;
     let row = Row::new(
         DNS,

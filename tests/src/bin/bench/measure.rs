@@ -1,8 +1,15 @@
 //! Rounds, medians, spread, and what a figure is compared with.
 
-use anyhow::{Result, bail};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
 use egress_tests::interrupt;
 use serde::Serialize;
+
+use crate::suite::say;
+
+/// How often a measurement tells how far it is.
+const TICK: Duration = Duration::from_secs(2);
 
 /// What was measured in each round, for one subject.
 #[derive(Clone, Debug, Serialize)]
@@ -139,17 +146,23 @@ impl Row {
 ///
 /// A measurement fails, or we are asked to end.
 pub(crate) fn interleave<T>(
+    what: &str,
     rounds: usize,
     subjects: usize,
-    mut measure: impl FnMut(usize, usize) -> Result<T>,
+    mut measure: impl FnMut(usize) -> Result<T>,
 ) -> Result<Vec<Vec<T>>> {
     let mut all: Vec<Vec<T>> = (0..subjects).map(|_| Vec::new()).collect();
-    for round in 0..rounds {
+    let mut said = Instant::now();
+    for round in 1..=rounds {
         for (subject, figures) in all.iter_mut().enumerate() {
             if interrupt::requested() {
                 bail!("interrupted");
             }
-            figures.push(measure(round, subject)?);
+            figures.push(measure(subject).with_context(|| what.to_owned())?);
+        }
+        if said.elapsed() >= TICK {
+            said = Instant::now();
+            say(&format!("{what}: round {round} of {rounds}"));
         }
     }
     Ok(all)

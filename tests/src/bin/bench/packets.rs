@@ -71,7 +71,7 @@ pub(crate) fn packets(scene: &mut Scene, effort: Effort) -> Result<Vec<Row>> {
             "first packet: new socket, connect, send, close",
         ),
     ] {
-        let samples = interleave(effort.rounds, PEERS.len(), |_, subject| {
+        let samples = interleave(text, effort.rounds, PEERS.len(), |subject| {
             scene.client(PEERS[subject], &[what, count])
         })?;
         rows.push(row(PACKETS, text, "ns", &PEERS, &samples, "ns")?);
@@ -85,7 +85,7 @@ pub(crate) fn packets(scene: &mut Scene, effort: Effort) -> Result<Vec<Row>> {
         Judge::NftSet,
         Judge::NftTracked,
     ];
-    let samples = interleave(effort.rounds, judges.len(), |_, subject| {
+    let samples = interleave("denied packet", effort.rounds, judges.len(), |subject| {
         let sample = scene.client(judges[subject], &["denied", &many])?;
         let refused = sample.get("refused").copied().unwrap_or_default();
         ensure!(
@@ -118,7 +118,7 @@ fn programs(scene: &mut Scene, effort: Effort) -> Result<Vec<Row>> {
         ("denied", "skb_egress alone, denied packet"),
     ] {
         let judges = [Judge::Egress, Judge::Empty];
-        let samples = interleave(effort.rounds, judges.len(), |_, subject| {
+        let samples = interleave(text, effort.rounds, judges.len(), |subject| {
             timing.of(scene, judges[subject], &[what, &count])
         })?;
         let [figure, empty]: [Vec<f64>; 2] = samples
@@ -228,7 +228,7 @@ pub(crate) fn rates(scene: &mut Scene, effort: Effort) -> Result<Vec<Row>> {
             None,
         ),
     ] {
-        let samples = interleave(effort.rounds, PEERS.len(), |_, subject| {
+        let samples = interleave(text, effort.rounds, PEERS.len(), |subject| {
             scene.client(PEERS[subject], &[what, &ms])
         })?;
         let row = row(RATES, text, unit, &PEERS, &samples, figure)?;

@@ -9,18 +9,42 @@ use crate::{
     measure::{Row, Series, interleave},
     place,
     rig::Rig,
-    suite::{Effort, say},
+    suite::Effort,
     wire,
 };
 
 const SCALE: &str = "learned and names";
 pub(crate) const ANSWERS: &str = "answers";
-/// What answers hold: first label, words.
-pub(crate) const KINDS: [(&str, &str); 4] = [
-    ("n", "1 address"),
-    ("m4-", "4 addresses"),
-    ("m16-", "16 addresses"),
-    ("c2-", "1 address behind 2 aliases"),
+/// What an answer holds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Kind {
+    /// How the first labels of its names begin.
+    pub(crate) label: &'static str,
+    /// Words for the table.
+    pub(crate) text: &'static str,
+    /// Addresses that every such answer adds to the map.
+    pub(crate) new: u32,
+    /// Nanoseconds of the budget.
+    pub(crate) budget: Option<f64>,
+}
+
+const fn kind(label: &'static str, text: &'static str, new: u32, budget: Option<f64>) -> Kind {
+    Kind {
+        label,
+        text,
+        new,
+        budget,
+    }
+}
+
+/// The answers that are measured.
+pub(crate) const KINDS: [Kind; 6] = [
+    kind("r", "1 address", 0, Some(500.0)),
+    kind("r4-", "4 addresses", 0, None),
+    kind("r16-", "16 addresses", 0, Some(3_000.0)),
+    kind("c2-", "1 address behind 2 aliases", 0, None),
+    kind("n", "1 new address", 1, Some(500.0)),
+    kind("n16-", "16 new addresses", 16, Some(3_000.0)),
 ];
 /// Runs of one round, of which the median counts.
 const RUNS: u32 = 400;
@@ -76,7 +100,7 @@ fn addresses(effort: Effort) -> Result<Vec<Row>> {
         large.learn(&mut (known..count).map(learned))?;
         known = count;
         let before = large.passed_by_name()?;
-        let rounds = interleave(effort.rounds, 2, |_, subject| {
+        let rounds = interleave(text, effort.rounds, 2, |subject| {
             median(|| {
                 if subject == 0 {
                     large.first_packet(learned(scattered(&mut state, count)))
@@ -96,7 +120,6 @@ fn addresses(effort: Effort) -> Result<Vec<Row>> {
             rounds,
             "1 address",
         ));
-        say(&format!("{text} learned addresses: done"));
     }
     Ok(rows)
 }
@@ -113,7 +136,7 @@ fn names(effort: Effort) -> Result<Vec<Row>> {
         }
         known = count;
         let before = large.tally(Tally::AnswerNoRule)?;
-        let rounds = interleave(effort.rounds, 2, |_, subject| {
+        let rounds = interleave(text, effort.rounds, 2, |subject| {
             median(|| {
                 let label = format!("no{}", pattern(scattered(&mut state, count)));
                 let message = other_answer(&label);
@@ -132,7 +155,6 @@ fn names(effort: Effort) -> Result<Vec<Row>> {
             rounds,
             "1 pattern",
         ));
-        say(&format!("{text} patterns: done"));
     }
     Ok(rows)
 }
@@ -157,13 +179,13 @@ fn answers(effort: Effort) -> Result<Vec<Row>> {
     let mut rig = Rig::new()?;
     let mut rows = Vec::new();
     let mut number = 0;
-    for (kind, text) in KINDS {
+    for Kind { label, text, .. } in KINDS {
         let before = rig.tally(Tally::AnswerLearned)?;
-        let rounds = interleave(effort.rounds, 2, |_, subject| {
+        let rounds = interleave(text, effort.rounds, 2, |subject| {
             let port = if subject == 0 { 53 } else { 1_053 };
             median(|| {
                 number += 1;
-                let query = wire::query(number as u16, &format!("{kind}{number}"));
+                let query = wire::query(number as u16, &format!("{label}{number}"));
                 rig.arrival(&wire::answer(&query).unwrap_or_default(), port)
             })
         })?;

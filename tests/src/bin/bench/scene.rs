@@ -19,8 +19,6 @@ use crate::{
 
 /// No sample takes longer.
 const LIMIT: Duration = Duration::from_secs(240);
-/// Most learned addresses: above what the longest series teaches.
-const MAX_LEARNED: &str = "524288";
 
 /// Who judges the client's packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,8 +112,6 @@ impl Scene {
         let agent = world
             .agent(&policy)
             .resolver(zone::SERVER)
-            .arg("--max-learned")
-            .arg(MAX_LEARNED)
             .cpu(place::AGENT_CPU)
             .try_start()?;
         let nft = Nft::new(world.dir());

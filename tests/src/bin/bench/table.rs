@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Widths of the columns: what, figure, peers, change, budget.
-const WIDTHS: [usize; 5] = [33, 21, 33, 9, 13];
+const WIDTHS: [usize; 5] = [32, 25, 32, 8, 12];
 /// Where the table of a page begins and ends.
 const BEGIN: &str = "<!-- bench: begin -->";
 const END: &str = "<!-- bench: end -->";

@@ -96,7 +96,7 @@ fn switch(world: &World, agent: &Agent, policy: &str) -> Result<f64> {
 
 fn reload(world: &World, agent: &Agent, effort: Effort) -> Result<Row> {
     let mut version = 0;
-    let samples = interleave(effort.rounds.div_ceil(3), 2, |_, subject| {
+    let samples = interleave("reload", effort.rounds.div_ceil(3), 2, |subject| {
         version += 1;
         let policy = if subject == 0 {
             policy(50_000, 1_000, version)
@@ -186,7 +186,7 @@ fn cpu_s(pid: u32) -> Result<f64> {
 fn processor(agent: &Agent, client: &Place, effort: Effort) -> Result<Row> {
     let seconds = if effort.rounds > 10 { 5 } else { 2 };
     let mut first = 2_000_000;
-    let samples = interleave(3, 2, |_, subject| {
+    let samples = interleave("CPU", 3, 2, |subject| {
         let (begin, before) = (Instant::now(), cpu_s(agent.pid())?);
         if subject == 0 {
             let count = 10_000 * seconds;

@@ -3,10 +3,9 @@
 //! | first label | answer |
 //! | --- | --- |
 //! | `s7` | address 7 of the sink: packets to it end at the far side of a veth pair |
-//! | `r7` | one of 4,096 addresses that come again and again |
-//! | `n7` | an address of its own |
-//! | `m16-7` | 16 addresses |
-//! | `c2-7` | two aliases, then an address |
+//! | `r7`, `r16-7` | one, or 16, of 4,096 addresses that come again and again |
+//! | `n7`, `n16-7` | one address, or 16, that no other name has |
+//! | `c2-7` | two aliases, then an address that comes again |
 
 use std::net::Ipv4Addr;
 
@@ -46,10 +45,13 @@ fn plan(label: &str) -> Option<(u8, u32, Ipv4Addr)> {
     let at = |base: Ipv4Addr, number: u32| Ipv4Addr::from(u32::from(base) + number);
     Some(match kind {
         "s" => (0, 1, at(SINK, number % 65_536)),
-        "r" => (0, 1, at(REUSED, number % REUSED_COUNT)),
-        "n" => (0, 1, at(WIDE, number % WIDE_COUNT)),
-        "m" => (0, count, at(WIDE, number * count % (WIDE_COUNT - count))),
-        "c" => (u8::try_from(count).ok()?, 1, at(WIDE, number % WIDE_COUNT)),
+        "r" => (0, count, at(REUSED, number % (REUSED_COUNT - count))),
+        "n" => (0, count, at(WIDE, number * count % (WIDE_COUNT - count))),
+        "c" => (
+            u8::try_from(count).ok()?,
+            1,
+            at(REUSED, number % REUSED_COUNT),
+        ),
         _ => return None,
     })
 }
@@ -104,7 +106,7 @@ mod tests {
 
     #[test]
     fn answers_are_what_hickory_reads() {
-        for (label, aliases, count) in [("s7", 0, 1), ("m16-3", 0, 16), ("c2-5", 2, 1)] {
+        for (label, aliases, count) in [("s7", 0, 1), ("n16-3", 0, 16), ("c2-5", 2, 1)] {
             let query = query(7, label);
             assert!(Message::from_vec(&query).is_ok());
             let bytes = answer(&query).unwrap();
