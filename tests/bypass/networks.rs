@@ -74,6 +74,33 @@ pub(crate) fn packet_sockets() {
         bench.twin(allowed, || frame(&bench, allowed, &[]));
         assert_eq!(bench.left_to(denied), 0);
     }
+    // Behind VLAN tags.
+    let tagged = |address: &str, tags: &str| {
+        let ends = Ends::new(zone::NODE[0], address);
+        let packet = to_hex(&ends.packet(UDP, &ends.udp(7, 9000, b"tagged")));
+        let bytes = format!("{tags}0800{packet}");
+        let args = [
+            "emit-frame",
+            &bytes,
+            "--gateway",
+            &bench.world.gateway(),
+            "--ethertype",
+            "8100",
+        ];
+        bench
+            .agent
+            .counted(|| bench.client.probe::<Attempt>(&args))
+            .1
+    };
+    counted(&tagged(DENIED[0], "0005"), "no_rule");
+    counted(&tagged(DENIED[0], "000581000006"), "no_rule");
+    counted(
+        &tagged(ALLOWED[0], "00058100000681000007"),
+        "unknown_ethertype",
+    );
+    assert!(!bench.leaves(b"tagged"));
+    assert_eq!(tagged(ALLOWED[0], "0005").denied, 0);
+    assert!(bench.leaves(b"tagged"));
     // Neither IPv4, IPv6 nor ARP.
     let other = [
         "emit-frame",
@@ -100,6 +127,26 @@ pub(crate) fn packet_sockets_past_the_queue() {
         // The twin: by a socket of its own it may not.
         assert!(bench.client.udp(DENIED[0], 9000, true).is_refused());
     }
+}
+
+pub(crate) fn af_xdp() {
+    let Some(bench) = bench(true) else { return };
+    let ends = Ends::new(zone::NODE[0], DENIED[0]);
+    let packet = to_hex(&ends.packet(UDP, &ends.udp(7, 9000, SECRET)));
+    let attempt: Attempt =
+        bench
+            .client
+            .probe(&["xdp", &packet, "--gateway", &bench.world.gateway()]);
+    if attempt.stage == "socket" {
+        skip(&format!("no AF_XDP in this kernel: {:?}", attempt.errno));
+        return;
+    }
+    reached(&attempt);
+    bench.settle();
+    assert!(bench.left_to(DENIED[0]) > 0, "it is stopped now");
+    // The twin: by a packet socket it does not leave.
+    frame(&bench, "10.78.9.2", &[]);
+    assert!(!bench.leaves_to("10.78.9.2"));
 }
 
 pub(crate) fn arp_frames() {
@@ -144,17 +191,43 @@ pub(crate) fn packets_on_loopback_that_the_node_forwards() {
     }
 }
 
-/// A VXLAN device whose far end is `remote`, with allowed addresses behind it.
-fn tunnel(bench: &Bench, role: Role, remote: &str) -> bool {
+/// A tunnel device whose far end is `remote`, with allowed addresses behind it.
+fn tunnel(bench: &Bench, role: Role, kind: &str, remote: &str) -> bool {
+    let local = match role {
+        Role::Pod => zone::POD[0],
+        _ => zone::NODE[0],
+    };
+    let (device, hop) = match kind {
+        "vxlan" => (
+            format!("vxlan id 7 remote {remote} dstport 4789 dev eth0"),
+            "neighbour add 10.79.5.2 lladdr 02:00:00:00:00:02 dev tun1\n",
+        ),
+        _ => (format!("{kind} local {local} remote {remote}"), ""),
+    };
     let lines = format!(
-        "link add vx0 type vxlan id 7 remote {remote} dstport 4789 dev eth0\n\
-         address add 10.79.5.1/24 dev vx0\nlink set vx0 up\n\
-         neighbour add 10.79.5.2 lladdr 02:00:00:00:00:02 dev vx0\n"
+        "link add tun1 type {device}\naddress add 10.79.5.1/24 dev tun1\n\
+         link set tun1 up\n{hop}"
     );
     bench.world.namespace(role).ip(&lines).is_ok()
 }
 
-pub(crate) fn tunnel_devices() {
+pub(crate) fn vxlan_devices() {
+    tunnel_devices("vxlan");
+}
+
+pub(crate) fn ipip_devices() {
+    tunnel_devices("ipip");
+}
+
+pub(crate) fn gre_devices() {
+    tunnel_devices("gre");
+}
+
+pub(crate) fn sit_devices() {
+    tunnel_devices("sit mode any");
+}
+
+fn tunnel_devices(kind: &str) {
     for (interface, remote, leaves) in [
         (true, DENIED[0], false),
         (true, ALLOWED[0], true),
@@ -165,8 +238,8 @@ pub(crate) fn tunnel_devices() {
             return;
         };
         bench.client = bench.world.workload_in(Role::Pod, "own");
-        if !tunnel(&bench, Role::Pod, remote) {
-            skip("no VXLAN in this kernel");
+        if !tunnel(&bench, Role::Pod, kind, remote) {
+            skip(&format!("no {kind} in this kernel"));
             return;
         }
         reached(
@@ -185,7 +258,7 @@ pub(crate) fn tunnel_devices() {
 
 pub(crate) fn tunnel_devices_of_the_node() {
     let Some(bench) = bench(true) else { return };
-    if !tunnel(&bench, Role::Node, DENIED[0]) {
+    if !tunnel(&bench, Role::Node, "vxlan", DENIED[0]) {
         skip("no VXLAN in this kernel");
         return;
     }
@@ -201,9 +274,9 @@ pub(crate) fn tunnel_devices_of_the_node() {
 }
 
 /// Has every packet to the allowed address rewritten after the hooks of the cgroup.
-fn rewrite(bench: &Bench, role: Role, to: &str) -> bool {
+fn rewrite(bench: &Bench, role: Role, device: &str, to: &str) -> bool {
     let rules = format!(
-        "table netdev own {{ chain out {{ type filter hook egress device eth0 priority 0; \
+        "table netdev own {{ chain out {{ type filter hook egress device {device} priority 0; \
          ip daddr {} ip daddr set {to}; }}; }}",
         ALLOWED[0]
     );
@@ -212,6 +285,38 @@ fn rewrite(bench: &Bench, role: Role, to: &str) -> bool {
         .args(["netns", "exec", namespace, "nft", &rules])
         .output();
     output.is_ok_and(|output| output.status.success())
+}
+
+pub(crate) fn rewriting_behind_a_macvlan() {
+    let Some(mut bench) = bench(true) else { return };
+    let own = bench.world.namespace(Role::Pod);
+    let device = format!(
+        "link add link eth0 name mv0 netns {} type macvlan mode bridge\n",
+        own.name()
+    );
+    if bench.world.namespace(Role::Node).ip(&device).is_err() {
+        skip("no macvlan in this kernel");
+        return;
+    }
+    own.ip(
+        "link set eth0 down\nlink set mv0 name eth1\nlink set eth1 up\n\
+         address add 10.77.0.41/24 dev eth1\nroute add default via 10.77.0.80\n",
+    )
+    .unwrap();
+    bench.client = bench.world.workload_in(Role::Pod, "own");
+    if programs::find("nft").is_none() || !rewrite(&bench, Role::Pod, "eth1", DENIED[0]) {
+        skip("no nft with egress chains here");
+        return;
+    }
+    reached(
+        &bench
+            .client
+            .probe(&["exchange", ALLOWED[0], "9000", "--no-echo"]),
+    );
+    bench.settle();
+    assert!(bench.left_to(DENIED[0]) > 0, "it is stopped now");
+    // The twin: as it is judged without.
+    assert!(bench.client.udp(DENIED[0], 9000, true).is_refused());
 }
 
 pub(crate) fn rewriting_after_the_hooks() {
@@ -224,7 +329,7 @@ pub(crate) fn rewriting_after_the_hooks() {
             return;
         };
         bench.client = bench.world.workload_in(Role::Pod, "own");
-        if programs::find("nft").is_none() || !rewrite(&bench, Role::Pod, to) {
+        if programs::find("nft").is_none() || !rewrite(&bench, Role::Pod, "eth0", to) {
             skip("no nft with egress chains here");
             return;
         }

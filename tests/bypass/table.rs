@@ -63,11 +63,6 @@ pub(crate) const UNTRIED: &[Technique] = &[
         why: "It is that process that sends, by its own rules.",
     },
     Technique {
-        name: "`AF_XDP`",
-        outcome: Outcome::NotStopped,
-        why: "writes to the device past every hook there is. Needs `CAP_NET_RAW`, and `CAP_BPF` for most uses.",
-    },
-    Technique {
         name: "networks that are not IP (vsock, InfiniBand, Bluetooth)",
         outcome: Outcome::NotStopped,
         why: "are not looked at; seccomp is the tool against them.",
@@ -154,9 +149,14 @@ techniques! {
     Stopped networks::network_namespaces: "a network namespace of one's own", "the cgroup's hooks are the same in every namespace";
     AtInterface networks::packet_sockets: "packet sockets (`AF_PACKET`)", "`tc_egress`; they pass no cgroup hook. They need `CAP_NET_RAW`";
     AtInterface networks::packets_on_loopback_that_the_node_forwards: "packet sockets on `lo` of a node that forwards", "`tc_egress`; forwarded packets pass no cgroup hook. They need `CAP_NET_RAW` in the node's network namespace";
-    AtInterface networks::tunnel_devices: "tunnel devices in a network namespace of one's own (VXLAN)", "`tc_egress` on the node's interface judges the outer packet. They need `CAP_NET_ADMIN`";
+    AtInterface networks::vxlan_devices: "tunnel devices in a network namespace of one's own: VXLAN", "`tc_egress` on the node's interface judges the outer packet. They need `CAP_NET_ADMIN`";
+    AtInterface networks::ipip_devices: "tunnel devices in a network namespace of one's own: IPIP", "as above. Tried where the kernel has them";
+    AtInterface networks::gre_devices: "tunnel devices in a network namespace of one's own: GRE", "as above. Tried where the kernel has them";
+    AtInterface networks::sit_devices: "tunnel devices in a network namespace of one's own: SIT (6in4)", "as above. Tried where the kernel has them";
     AtInterface networks::rewriting_after_the_hooks: "rewriting packets in a network namespace of one's own (nftables, tc)", "`tc_egress` on the node's interface judges what comes out of it. It needs `CAP_NET_ADMIN`";
+    NotStopped networks::rewriting_behind_a_macvlan: "rewriting packets, or tunnel devices, in a network namespace that shares the node's device (macvlan)", "The node's `tc_egress` sees a packet with a socket, which was judged before it was rewritten. It needs `CAP_NET_ADMIN`.";
     NotStopped networks::tunnel_devices_of_the_node: "tunnel devices in the host's network namespace", "The outer packet is the kernel's. They need `CAP_NET_ADMIN` there.";
     NotStopped networks::packet_sockets_past_the_queue: "packet sockets with `PACKET_QDISC_BYPASS`", "go past `tc_egress`. They need `CAP_NET_RAW`.";
+    NotStopped networks::af_xdp: "`AF_XDP`", "goes past `tc_egress`. It needs `CAP_NET_RAW`.";
     NotStopped networks::arp_frames: "ARP frames with a payload", "`--interface` lets ARP pass. Only a neighbour on the same link can read them. They need `CAP_NET_RAW`.";
 }

@@ -25,6 +25,7 @@ mod serve;
 mod storm;
 mod sys;
 mod tricks;
+mod xdp;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -85,6 +86,8 @@ enum Command {
     Take(tricks::Take),
     /// Ask whether the kernel has a protocol.
     Open(tricks::Open),
+    /// Send given bytes through an `AF_XDP` socket.
+    Xdp(xdp::Xdp),
     /// Print what goes through an interface.
     Watch(emit::Watch),
 }
@@ -115,5 +118,6 @@ fn main() -> Result<()> {
         Command::Take(command) => command.run(),
         Command::Open(command) => command.run(),
         Command::Watch(command) => command.run(),
+        Command::Xdp(command) => command.run(),
     }
 }
