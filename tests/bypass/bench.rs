@@ -147,7 +147,7 @@ impl Bench {
             .lookup(&["api.example.com", "--server", resolver]);
         assert!(lookup.error.is_none(), "{lookup:?}");
         let seen = eventually(Duration::from_secs(2), || self.left_to(resolver) > before);
-        assert!(seen, "the wire sees nothing");
+        assert!(seen, "the wire sees nothing: {}", self.wire.errors());
     }
 }
 

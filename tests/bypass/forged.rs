@@ -3,7 +3,7 @@
 use std::{thread, time::Duration};
 
 use egress_tests::{
-    Workload, World, eventually,
+    AgentOptions, Workload, World, eventually,
     expect::{reached, refused},
     packets::{Ends, ICMP, ICMPV6, SYN, TCP, UDP, to_hex},
     process::Running,
@@ -25,6 +25,8 @@ const SILENT: [&str; 2] = ["10.77.0.99", "fd77::99"];
 const LIE: [&str; 2] = ["10.78.9.20", "fd78::9:20"];
 /// An allowed name.
 const NAME: &str = "lie.example.com";
+/// Port of a far end that seems to call. Nobody serves it: two servers that echo would never end.
+const CALLER: u16 = 9001;
 const RULES: &str = "allow: [{ names: [\"*.example.com\"] }]";
 
 /// A bench with the silent resolver.
@@ -173,8 +175,8 @@ fn forged_calls(protocols: &[u8], call: impl Fn(&Workload, &Ends, u8, &[u8]) -> 
             (ICMPV6, 128)
         };
         for (protocol, payload) in [
-            (UDP, ends.udp(9000, 7001, b"call")),
-            (TCP, ends.tcp((9000, 7000), (1, 0), SYN, b"")),
+            (UDP, ends.udp(CALLER, 7001, b"call")),
+            (TCP, ends.tcp((CALLER, 7000), (1, 0), SYN, b"")),
             (ping, ends.icmp(echo, b"call")),
         ] {
             if !protocols.contains(&protocol) {
@@ -225,8 +227,8 @@ pub(crate) fn questions_to_the_kernel_by_packet_sockets() {
         for (protocol, payload) in [
             (ping, ends.icmp(echo, b"call")),
             // Ports on which nobody listens.
-            (UDP, ends.udp(9000, 9, b"call")),
-            (TCP, ends.tcp((9000, 9), (0x5ec7_e700, 0), SYN, b"")),
+            (UDP, ends.udp(CALLER, 9, b"call")),
+            (TCP, ends.tcp((CALLER, 9), (0x5ec7_e700, 0), SYN, b"")),
         ] {
             let attempt = on_loopback(&bench.client, &ends, protocol, &payload);
             thread::sleep(Duration::from_millis(50));
@@ -402,17 +404,7 @@ pub(crate) fn answers_from_a_neighbour() {
         (LIE[0], &["emit-frame", "--gateway", &gateway], true),
     ] {
         let packet = to_hex(&ends.packet(UDP, &ends.udp(53, 5454, &answer(4660, lie))));
-        let query = [
-            "resolve",
-            NAME,
-            "--server",
-            SILENT[0],
-            "--unconnected",
-            "--id",
-            "4660",
-        ];
-        let more = ["--from-port", "5454", "--timeout", "1500"];
-        let mut asking = bench.client.background(&[&query[..], &more].concat());
+        let mut asking = asks(&bench);
         let heard = eventually(Duration::from_secs(1), || {
             let _: Attempt = accomplice.probe(&[how, &[&packet]].concat());
             asking.ended().is_some()
@@ -423,14 +415,11 @@ pub(crate) fn answers_from_a_neighbour() {
 }
 
 /// A pair of devices of the workload's own: what goes into the one comes in by the other.
-fn with_a_pair_of_its_own(interface: bool) -> Option<Bench> {
-    let mut bench = Bench::with(crate::bench::RULES, World::builder().pod(), |agent| {
-        if interface {
-            agent.interface("eth0")
-        } else {
-            agent
-        }
-    })?;
+fn with_a_pair_of_its_own(
+    rules: &str,
+    options: impl FnOnce(AgentOptions) -> AgentOptions,
+) -> Option<Bench> {
+    let mut bench = Bench::with(rules, World::builder().pod(), options)?;
     let own = bench.world.namespace(Role::Pod);
     own.ip("link add in0 type veth peer name out0\nlink set in0 up\nlink set out0 up\n")
         .unwrap();
@@ -443,9 +432,66 @@ fn with_a_pair_of_its_own(interface: bool) -> Option<Bench> {
     Some(bench)
 }
 
+pub(crate) fn answers_over_a_device_of_ones_own() {
+    let trusting = |agent: AgentOptions| agent.resolver(SILENT[0]).interface("eth0");
+    let Some(bench) = with_a_pair_of_its_own(RULES, trusting) else {
+        return;
+    };
+    let gateway = bench.world.hardware_address(Role::Pod, "in0");
+    let ends = Ends::new(SILENT[0], zone::POD[0]);
+    for (lie, device, gateway, is_believed) in [
+        // The twin: over loopback.
+        ("10.78.9.21", "lo", "00:00:00:00:00:00", false),
+        (LIE[0], "out0", gateway.as_str(), true),
+    ] {
+        let packet = to_hex(&ends.packet(UDP, &ends.udp(53, 5454, &answer(4660, lie))));
+        let mut asking = asks(&bench);
+        let heard = eventually(Duration::from_secs(1), || {
+            let args = [
+                "emit-frame",
+                &packet,
+                "--gateway",
+                gateway,
+                "--interface",
+                device,
+            ];
+            let _: Attempt = bench.client.probe(&args);
+            asking.ended().is_some()
+        });
+        assert!(heard, "{device:?}: {:?}", asking.lines());
+        let attempt = bench.world.workload("client").connect(lie, 80);
+        assert_eq!(attempt.ok, is_believed, "{device:?}: {attempt:?}");
+    }
+}
+
+/// A query to the silent resolver, from a known port and with a known id.
+fn asks(bench: &Bench) -> Running {
+    let query = [
+        "resolve",
+        NAME,
+        "--server",
+        SILENT[0],
+        "--unconnected",
+        "--id",
+        "4660",
+    ];
+    let more = ["--from-port", "5454", "--timeout", "1500"];
+    let running = bench.client.background(&[&query[..], &more].concat());
+    // The answer must not be faster than the question.
+    thread::sleep(Duration::from_millis(50));
+    running
+}
+
 pub(crate) fn calls_over_a_device_of_ones_own() {
     for interface in [true, false] {
-        let Some(bench) = with_a_pair_of_its_own(interface) else {
+        let judging = |agent: AgentOptions| {
+            if interface {
+                agent.interface("eth0")
+            } else {
+                agent
+            }
+        };
+        let Some(bench) = with_a_pair_of_its_own(crate::bench::RULES, judging) else {
             return;
         };
         let _server = serving(&bench);
@@ -455,8 +501,8 @@ pub(crate) fn calls_over_a_device_of_ones_own() {
             let (ping, echo) = [(ICMP, 8), (ICMPV6, 128)][family];
             let kind = ["0800", "86dd"][family];
             for (protocol, payload) in [
-                (UDP, ends.udp(9000, 7001, b"call")),
-                (TCP, ends.tcp((9000, 7000), (1, 0), SYN, b"")),
+                (UDP, ends.udp(CALLER, 7001, b"call")),
+                (TCP, ends.tcp((CALLER, 7000), (1, 0), SYN, b"")),
                 (ping, ends.icmp(echo, b"call")),
             ] {
                 let packet = to_hex(&ends.packet(protocol, &payload));

@@ -12,7 +12,10 @@ const END: &str = "<!-- end of ways around -->\n";
 
 /// The table in Markdown: what is open first.
 fn table() -> String {
-    let mut text = String::from("| way around it | | by what, or why not |\n| --- | --- | --- |\n");
+    let mut text = String::from(
+        "The hooks are there from 5.10 on. Unless it says otherwise, each row is what a test in `tests/bypass` shows.\n\n\
+         | way around it | | by what, or why not |\n| --- | --- | --- |\n",
+    );
     for outcome in [
         Outcome::NotStopped,
         Outcome::Gap,

@@ -136,6 +136,7 @@ techniques! {
     NotStopped forged::a_resolvers_address_in_a_namespace_of_ones_own: "a resolver of one's own", "A workload in a network namespace of its own may give itself the address of a trusted resolver (with `CAP_NET_ADMIN`; an address of 127.0.0.0/8 takes no right at all) and teach its **own scope** any address; no other scope. So never trust a loopback resolver where containers share the node's scope.";
     NotStopped forged::calls_from_outside: "answering an accomplice who calls from outside", "Replies always pass. Who may call is for the node's inbound firewall.";
     NotStopped forged::answers_from_a_neighbour: "a forged answer from a neighbour of the node that was told the query (packet sockets in another container)", "It looks like the resolver's. Reverse-path filters (`rp_filter`, the CNI's) stop it. It needs `CAP_NET_RAW`.";
+    NotStopped forged::answers_over_a_device_of_ones_own: "a forged answer over a device of one's own (veth, tun) in a network namespace of one's own", "It looks like the resolver's, and teaches its own scope. It needs `CAP_NET_ADMIN`.";
     AtInterface forged::calls_over_a_device_of_ones_own: "calling oneself in the name of a far end: over a device of one's own (veth, tun) in a network namespace of one's own", "`tc_egress` on the node's interface has seen no call. It needs `CAP_NET_ADMIN`";
     NotStopped forged::dns_tunnels: "DNS tunnelling", "open: any name may be asked of the trusted resolvers, and a question can carry data. `status` says so.";
 
