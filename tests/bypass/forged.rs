@@ -17,7 +17,7 @@ use hickory_proto::{
     rr::{RData, Record, RecordType, rdata::A},
 };
 
-use crate::bench::{Bench, DENIED, node_like};
+use crate::bench::{Bench, DENIED, emit, node_like};
 
 /// A trusted resolver that accepts connections and never answers.
 const SILENT: [&str; 2] = ["10.77.0.99", "fd77::99"];
@@ -280,6 +280,113 @@ pub(crate) fn questions_to_the_kernel_by_transparent_sockets() {
 
 pub(crate) fn questions_to_the_kernel_by_freebind_sockets() {
     questions_by_bound_sockets("--freebind");
+}
+
+pub(crate) fn answers_by_looped_multicast() {
+    let Some(bench) = trusting_bench() else {
+        return;
+    };
+    let query = [
+        "resolve",
+        NAME,
+        "--server",
+        SILENT[1],
+        "--unconnected",
+        "--id",
+        "4660",
+    ];
+    let more = [
+        "--from-port",
+        "547",
+        "--group",
+        "ff02::1:2",
+        "--timeout",
+        "1500",
+    ];
+    let mut asking = bench.client.background(&[&query[..], &more].concat());
+    let from = format!("[{}]:53", SILENT[1]);
+    let lie = to_hex(&answer(4660, LIE[0]));
+    let to = [
+        "exchange",
+        "ff02::1:2",
+        "547",
+        "--no-echo",
+        "--device",
+        "eth0",
+        "--freebind",
+    ];
+    let more = ["--from", &from, "--bytes", &lie];
+    eventually(Duration::from_secs(1), || {
+        let _: Attempt = bench.client.probe(&[&to[..], &more].concat());
+        asking.ended().is_some()
+    });
+    thread::sleep(Duration::from_millis(100));
+    refused(&bench.client.connect(LIE[0], 80));
+    bench.honest_answers_are_believed();
+}
+
+pub(crate) fn calls_by_looped_multicast() {
+    let Some(bench) = Bench::new() else { return };
+    // What leaves to a group comes back to its members here: by eth0, not by loopback. The lifeline opens DHCP.
+    let node = bench.world.namespace(Role::Node);
+    node.ip("route add 255.255.255.255/32 dev eth0\n").unwrap();
+    for (denied, to, port, group) in [
+        (DENIED[1], "ff02::1:2", 547, &["--group", "ff02::1:2"][..]),
+        (DENIED[0], "255.255.255.255", 67, &[]),
+    ] {
+        let number = port.to_string();
+        let mut server = bench
+            .client
+            .background(&[&["answer", &number], group].concat());
+        server
+            .wait_for_line(0, Duration::from_secs(5), |line| line == "ready")
+            .unwrap();
+        let ends = Ends::new(denied, to);
+        let packet = ends.packet(UDP, &ends.udp(CALLER, port, b"call"));
+        let from = std::net::SocketAddr::new(denied.parse().unwrap(), CALLER).to_string();
+        let option = if group.is_empty() {
+            "--transparent"
+        } else {
+            "--freebind"
+        };
+        let bound = [
+            "exchange",
+            to,
+            &number,
+            "--no-echo",
+            "--broadcast",
+            "--device",
+            "eth0",
+        ];
+        let attempts: [Attempt; 2] = [
+            bench
+                .client
+                .probe(&[&bound[..], &[option, "--from", &from]].concat()),
+            emit(
+                &bench.client,
+                to,
+                &packet,
+                &["--header-included", "--interface", "eth0"],
+            ),
+        ];
+        thread::sleep(Duration::from_millis(50));
+        bench.settle();
+        assert_eq!(
+            bench.left_to(denied),
+            0,
+            "{attempts:?} {:?}",
+            server.lines()
+        );
+        // The twin: a real call to the same server.
+        if group.is_empty() {
+            reached(
+                &bench
+                    .world
+                    .outsider(Role::Web)
+                    .udp(zone::NODE[0], port, false),
+            );
+        }
+    }
 }
 
 pub(crate) fn calls_from_outside() {

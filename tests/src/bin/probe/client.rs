@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Read as _, Write as _},
-    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
     time::{Duration, Instant},
 };
 
@@ -179,6 +179,41 @@ impl Listen {
         let (length, sender) = socket.recv_from(&mut buffer).context("nothing came")?;
         println!("got {sender} {}", hex(&buffer[..length]));
         Ok(())
+    }
+}
+
+/// Options of `probe answer`.
+#[derive(Args, Debug)]
+pub(crate) struct Answer {
+    port: u16,
+    /// Group to join on `eth0`; an IPv4 socket without one.
+    #[arg(long)]
+    group: Option<Ipv6Addr>,
+}
+
+impl Answer {
+    /// Answers datagrams from an unconnected socket; prints `ready`, then who was answered and how that went.
+    pub(crate) fn run(&self) -> Result<()> {
+        let any = match self.group {
+            Some(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+            None => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        };
+        let socket = UdpSocket::bind((any, self.port)).context("cannot bind")?;
+        if let Some(group) = &self.group {
+            let index = nix::net::if_::if_nametoindex("eth0")?;
+            socket
+                .join_multicast_v6(group, index)
+                .context("cannot join")?;
+        }
+        println!("ready");
+        let mut buffer = [0; 2048];
+        loop {
+            let (length, sender) = socket.recv_from(&mut buffer)?;
+            match socket.send_to(&buffer[..length], sender) {
+                Ok(_) => println!("answered {sender}"),
+                Err(error) => println!("not {sender} {}", name_of(&error)),
+            }
+        }
     }
 }
 

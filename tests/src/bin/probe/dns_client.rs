@@ -65,6 +65,9 @@ pub(crate) struct Resolve {
     /// Port to ask from, over UDP.
     #[arg(long, default_value_t = 0)]
     from_port: u16,
+    /// Group on `eth0` that the asking socket is a member of.
+    #[arg(long)]
+    group: Option<std::net::Ipv6Addr>,
 }
 
 impl Resolve {
@@ -94,6 +97,12 @@ impl Resolve {
         let mut own = dns::any_like(self.server);
         own.set_port(self.from_port);
         let socket = UdpSocket::bind(own).context("cannot bind")?;
+        if let Some(group) = &self.group {
+            let index = nix::net::if_::if_nametoindex("eth0")?;
+            socket
+                .join_multicast_v6(group, index)
+                .context("cannot join")?;
+        }
         if self.unconnected {
             socket.send_to(&query, server).context("cannot send")?;
         } else {

@@ -60,6 +60,12 @@ impl Emit {
         } else if self.header_included {
             socket.set_header_included_v6(true).map_err(at("socket"))?;
         }
+        socket.set_broadcast(true).map_err(at("socket"))?;
+        if let Some(interface) = &self.interface {
+            socket
+                .bind_device(Some(interface.as_bytes()))
+                .map_err(at("socket"))?;
+        }
         if let Some(hops) = self.hops {
             if to.is_ipv4() {
                 socket.set_ttl_v4(hops).map_err(at("socket"))?;

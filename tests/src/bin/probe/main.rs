@@ -50,6 +50,8 @@ enum Command {
     Flood(client::Flood),
     /// Wait for one datagram on a port.
     Listen(client::Listen),
+    /// Answer datagrams on a port.
+    Answer(client::Answer),
     /// Send an ICMP echo request and wait for the reply.
     Ping(ping::Ping),
     /// Keep a flow open with a byte every 100 ms.
@@ -99,6 +101,7 @@ fn main() -> Result<()> {
         Command::Udp(command) => command.run(),
         Command::Flood(command) => command.run(),
         Command::Listen(command) => command.run(),
+        Command::Answer(command) => command.run(),
         Command::Ping(command) => command.run(),
         Command::Hold(command) => command.run(),
         Command::Resolve(command) => command.run(),
