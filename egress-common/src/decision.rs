@@ -56,7 +56,8 @@ impl Decision {
 ///
 /// `cidr` looks the destination up among the policy's CIDRs, `learned` among
 /// the scope's learned addresses (with the owner tag of the key it asked for);
-/// each is called at most once.
+/// each is called at most once. `held` says whether an answer for the scope is
+/// being learned by the agent at this moment.
 #[inline(always)]
 pub fn decide<'a>(
     flow: &Flow,
@@ -64,6 +65,7 @@ pub fn decide<'a>(
     now_ns: u64,
     cidr: impl FnOnce() -> Option<&'a CidrRules>,
     learned: impl FnOnce() -> Option<(&'a Learned, u64)>,
+    held: impl FnOnce() -> bool,
 ) -> Decision {
     if let Some(reason) = standing_reason(flow, binding) {
         return Decision::without_rule(reason, binding);
@@ -88,6 +90,7 @@ pub fn decide<'a>(
     match found {
         Found::Live(rule) => Decision::new(Reason::NameRule, rule, binding),
         _ if flow.is_fragment => Decision::without_rule(Reason::Fragment, binding),
+        _ if held() => Decision::without_rule(Reason::HeldOff, binding),
         Found::Expired(rule) => Decision::new(Reason::Expired, rule, binding),
         Found::OtherPorts => Decision::without_rule(Reason::PortNotAllowed, binding),
         Found::Unknown => match flow.origin {
@@ -182,13 +185,21 @@ mod tests {
             100,
             || cidr,
             || learned.map(|(entry, owner)| (entry, *owner)),
+            || false,
         )
         .reason
     }
 
     #[test]
     fn without_a_rule_the_flow_is_denied() {
-        let decision = decide(&flow(Origin::Workload), &ENFORCED, 100, || None, || None);
+        let decision = decide(
+            &flow(Origin::Workload),
+            &ENFORCED,
+            100,
+            || None,
+            || None,
+            || false,
+        );
         assert_eq!(decision.verdict, Verdict::Deny);
         assert_eq!(decision.reason, Reason::NoRule);
     }
@@ -249,7 +260,7 @@ mod tests {
             flags: 0,
             ..ENFORCED
         };
-        let decision = decide(&flow, &judged, 100, || None, || None);
+        let decision = decide(&flow, &judged, 100, || None, || None, || false);
         assert_eq!(decision.reason, Reason::NoRule);
     }
 
@@ -278,13 +289,21 @@ mod tests {
             100,
             || unreachable!(),
             || unreachable!(),
+            || unreachable!(),
         );
         assert_eq!(decision.reason, Reason::NoPolicy);
         let local = Flow {
             daddr: from_v4([127, 0, 0, 1]),
             ..flow(Origin::Workload)
         };
-        let decision = decide(&local, &ENFORCED, 100, || unreachable!(), || unreachable!());
+        let decision = decide(
+            &local,
+            &ENFORCED,
+            100,
+            || unreachable!(),
+            || unreachable!(),
+            || unreachable!(),
+        );
         assert_eq!(decision.reason, Reason::Loopback);
     }
 
@@ -306,6 +325,35 @@ mod tests {
         assert_eq!(
             reason(&flow(Origin::WorkloadServing), None, None),
             Reason::ReplyForgotten
+        );
+    }
+
+    #[test]
+    fn a_flow_is_held_off_only_while_nothing_else_speaks() {
+        let judged = |learned: Option<&(Learned, u64)>, cidr: Option<&CidrRules>| {
+            let learned = || learned.map(|(entry, owner)| (entry, *owner));
+            decide(
+                &flow(Origin::Workload),
+                &ENFORCED,
+                100,
+                || cidr,
+                learned,
+                || true,
+            )
+        };
+        assert_eq!(judged(None, None).reason, Reason::HeldOff);
+        assert_eq!(judged(None, None).verdict, Verdict::Deny);
+        assert_eq!(
+            judged(Some(&learned(443, 100)), None).reason,
+            Reason::HeldOff
+        );
+        assert_eq!(
+            judged(Some(&learned(443, 101)), None).reason,
+            Reason::NameRule
+        );
+        assert_eq!(
+            judged(None, Some(&cidr(EntryKind::Deny))).reason,
+            Reason::DeniedCidr
         );
     }
 }

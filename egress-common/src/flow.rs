@@ -65,6 +65,9 @@ pub const ROLE_PASSIVE: u8 = 2;
 /// It was connected before the programs were attached.
 pub const ROLE_PREEXISTING: u8 = 3;
 
+/// A raw socket that a process made; the kernel's own are raw too, and unknown.
+pub const ROLE_RAW: u8 = 4;
+
 /// Value of `SOCKETS`, the socket storage. A socket that a listener makes inherits it (`BPF_F_CLONE`).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -75,7 +78,7 @@ pub struct SocketState {
     pub rule: u64,
     /// Generation that the tag was made with.
     pub generation: u32,
-    /// A `ROLE_` constant; meaningful for TCP.
+    /// A `ROLE_` constant; meaningful for TCP and raw sockets.
     pub role: u8,
     /// 1 when a UDP packet arrived that this socket had not asked for.
     pub serves: u8,

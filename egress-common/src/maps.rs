@@ -9,11 +9,13 @@
 //! | `INTERFACES` | agent, before it attaches | tc hooks |
 //! | `LEARNED` | kernel only (`learn`, `sweep`), under the entry's lock | first packets |
 //! | `QUERIES` | kernel | kernel, on the answer |
+//! | `ALIASES` | kernel; agent, entries of scopes to come and dead ones | DNS |
+//! | `HOLDS` | kernel | denied first packets |
 //! | `SOCKETS`, `FLOWS` | kernel | every packet |
 //! | `COUNTERS`, `TALLIES`, `RULE_COUNTERS` | kernel, atomic adds | agent |
 //! | `EVENTS`, `DNS_COPIES` | kernel | agent |
 
-use crate::address::Address;
+use crate::{address::Address, hash::mix, policy::NameRules};
 
 /// Version of everything in this crate that is stored in maps. A change of any layout raises it.
 pub const LAYOUT_VERSION: u32 = 1;
@@ -61,6 +63,59 @@ pub struct QueryKey {
 }
 const _: () = assert!(size_of::<QueryKey>() == 32 && align_of::<QueryKey>() == 8);
 
+/// Key of `ALIASES`: a name that an allowed name is an alias of, in the scope that resolved it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct AliasKey {
+    /// Keyed hash of the name, in lower case.
+    pub name: u64,
+    /// The scope.
+    pub scope_id: u32,
+    /// Padding, always zero: the kernel hashes every byte of a key.
+    pub _pad: u32,
+}
+const _: () = assert!(size_of::<AliasKey>() == 16 && align_of::<AliasKey>() == 8);
+
+impl AliasKey {
+    /// The key of a name in a scope.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(name: u64, scope_id: u32) -> Self {
+        Self {
+            name,
+            scope_id,
+            _pad: 0,
+        }
+    }
+
+    /// What the entry of this key carries as its `owner`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn owner(&self) -> u64 {
+        mix(self.name, self.scope_id as u64)
+    }
+}
+
+/// Value of `ALIASES`: while the alias lives, answers about its target teach under these rules.
+///
+/// An entry is replaced as a whole, except for its end, which only grows. A freed entry may be given to another key
+/// while a reader still copies it: readers compare `owner`, which comes first, after the copy.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Alias {
+    /// [`AliasKey::owner`] of the key.
+    pub owner: u64,
+    /// When the alias ends, nanoseconds of the monotonic clock.
+    pub expires_at_ns: u64,
+    /// The rules of the name that was asked for.
+    pub rules: NameRules,
+}
+const _: () = assert!(size_of::<Alias>() == 160 && align_of::<Alias>() == 8);
+
+/// After an answer that the kernel leaves to the agent, what its scope cannot reach yet is held off this long rather
+/// than refused.
+pub const HOLD_NS: u64 = 1_000_000_000;
+
 /// Value of `QUERIES`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +153,10 @@ pub const RESOLVERS_CAPACITY: u32 = 256;
 pub const LOCAL_CAPACITY: u32 = 4_096;
 /// Capacity of `QUERIES`: with 2 s between query and answer, 32,000 queries per second.
 pub const QUERIES_CAPACITY: u32 = 65_536;
+/// Capacity of `ALIASES`.
+pub const ALIASES_CAPACITY: u32 = 65_536;
+/// Capacity of `HOLDS`.
+pub const HOLDS_CAPACITY: u32 = 8_192;
 /// Capacity of `FLOWS`.
 pub const FLOWS_CAPACITY: u32 = 65_536;
 /// Capacity of `RULE_COUNTERS`.
@@ -123,6 +182,8 @@ pub const MAP_NAMES: &[&str] = &[
     "LOCAL",
     "LEARNED",
     "QUERIES",
+    "ALIASES",
+    "HOLDS",
     "SOCKETS",
     "FLOWS",
     "COUNTERS",
@@ -138,7 +199,7 @@ mod user {
     //! `aya::Pod` for keys and values.
     #![expect(unsafe_code, reason = "Pod is an unsafe trait")]
 
-    use super::{Config, Query, QueryKey, RuleCounters};
+    use super::{Alias, AliasKey, Config, Query, QueryKey, RuleCounters};
     use crate::{
         event::EventBudget,
         flow::{FlowKey, FlowState, SocketState},
@@ -156,6 +217,8 @@ mod user {
         };
     }
     pod!(
+        Alias,
+        AliasKey,
         Config,
         Query,
         QueryKey,

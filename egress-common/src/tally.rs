@@ -67,7 +67,7 @@ tallies! {
     13 AnswerTruncated "dns_answer_truncated" false,
     /// An answer above the kernel's size or record limit: left to the agent.
     14 AnswerOversized "dns_answer_oversized" false,
-    /// An answer over TCP that does not start and end in one segment: left to the agent.
+    /// An answer over TCP that does not start and end in one segment, or whose query did not: left to the agent.
     15 AnswerSegmented "dns_answer_segmented" false,
     /// The parser was interrupted on its own CPU by another answer, which is not learned.
     16 AnswerReentered "dns_answer_reentered" true,
@@ -101,6 +101,8 @@ tallies! {
     30 LearnedSwept "learned_swept" false,
     /// An answer that came over loopback although its resolver is not on this machine.
     31 AnswerForged "dns_answer_forged_source" false,
+    /// An alias that could not be noted: answers about its target alone teach nothing.
+    32 AliasesFull "dns_aliases_full" true,
 }
 
 /// Capacity of the map of tallies.

@@ -39,6 +39,10 @@ impl Verdict {
         }
     }
 
+    /// Return code of a cgroup_skb egress program that drops a packet without an error for its sender, who is to try
+    /// again (`BPF_PROG_CGROUP_INET_EGRESS_RUN_ARRAY`, include/linux/bpf.h: `NET_XMIT_DROP` instead of EPERM).
+    pub const SILENT_DROP: i32 = 2;
+
     /// Return code of tc programs, valid for clsact in direct-action mode and for TCX
     /// (include/uapi/linux/pkt_cls.h, include/uapi/linux/bpf.h): -1 hands on, 2 drops.
     #[inline(always)]
@@ -101,10 +105,12 @@ pub enum Hook {
     TcEgress = 4,
     /// A packet that enters through a given interface: never judged, only learned from.
     TcIngress = 5,
+    /// A process makes a socket: never judged, only noted.
+    SockCreate = 6,
 }
 
 /// Number of hooks.
-pub const HOOKS: u32 = 6;
+pub const HOOKS: u32 = 7;
 
 impl Hook {
     /// Every hook.
@@ -115,6 +121,7 @@ impl Hook {
         Self::SkbIngress,
         Self::TcEgress,
         Self::TcIngress,
+        Self::SockCreate,
     ];
 
     /// The name in JSON, metrics and tables, which is also the program's name in the object.
@@ -127,6 +134,7 @@ impl Hook {
             Self::SkbIngress => "skb_ingress",
             Self::TcEgress => "tc_egress",
             Self::TcIngress => "tc_ingress",
+            Self::SockCreate => "sock_create",
         }
     }
 }
@@ -142,6 +150,7 @@ impl TryFrom<u8> for Hook {
             3 => Ok(Self::SkbIngress),
             4 => Ok(Self::TcEgress),
             5 => Ok(Self::TcIngress),
+            6 => Ok(Self::SockCreate),
             other => Err(other),
         }
     }
@@ -208,6 +217,8 @@ reasons! {
     42 UnknownEthertype "unknown_ethertype" "the frame is neither IPv4, IPv6 nor ARP",
     43 NotConfigured "not_configured" "the programs have no configuration yet",
     44 ForgedSource "forged_source" "the packet claims a source that its sender cannot have",
+    45 HeldOff "held_off" "an answer that only the agent can read is being learned: the sender is to try again",
+    46 Rebinding "rebinding" "an answer for an allowed name points to an address that DNS may not open",
 }
 
 /// Capacity for reasons in the map of counters.

@@ -87,6 +87,10 @@ fn connect(ctx: &SockAddrContext, hook: Hook, daddr: Address) -> Verdict {
             Decision::without_rule(Reason::NotConfigured, &UNCONFIGURED),
         ),
     };
+    // Its SYN is dropped without an error, and sent again.
+    if matches!(decision.reason, Reason::HeldOff) {
+        return Verdict::Allow;
+    }
     record::count(hook, decision.verdict, decision.reason);
     // What is allowed here, or passes under audit, is judged, counted under its rule and reported with its packet.
     if matches!(decision.verdict, Verdict::Deny) {

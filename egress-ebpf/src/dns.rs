@@ -16,7 +16,7 @@ use egress_common::{
     dns::{ANSWER_STEPS, HEADER_BYTES, MESSAGE_BYTES, NAME_STEPS, NameReader, NameStep, Next},
     event::DnsCopy,
     learned::{Grant, LearnRequest, LearnedKey},
-    maps::{ANSWER_LATE_NS, Config, QueryKey},
+    maps::{ANSWER_LATE_NS, AliasKey, Config, QueryKey},
     packet::PacketBytes,
     policy::{Binding, EntryKind, HAS_DENIED_NAMES, NameRules, Workload, protocol},
     tally::Tally,
@@ -24,9 +24,10 @@ use egress_common::{
 
 use crate::{
     learn::learn_grant,
-    maps::{DNS_COPIES, LOCAL, NAMES, QUERIES, RESOLVERS},
+    lookup::hold_off,
+    maps::{ALIASES, DNS_COPIES, LOCAL, NAMES, QUERIES, RESOLVERS},
     record::{self, forget, opaque},
-    scratch::{HOOK, Scratch},
+    scratch::{BY_ALIAS, HOOK, NEXT, SETS, Scratch},
     skb::{Header, Payload, Skb, packet_sequence},
     time::now_ns,
 };
@@ -116,6 +117,10 @@ pub fn answer(config: &Config, skb: &Skb, header: Header, workload: &Workload, a
     let outcome = learn(scratch, skb, header, payload, arrival);
     record::tally_number(outcome);
     scratch.copy.outcome = outcome as u8;
+    if outcome == Tally::AnswerSegmented as u32 || outcome == Tally::AnswerOversized as u32 {
+        // The agent will learn it: until then nothing is refused for not being known.
+        hold_off(workload.current.scope_id);
+    }
     copy(scratch, skb, payload);
     scratch.busy = 0;
 }
@@ -163,7 +168,12 @@ fn learn(
         _pad: [0; 3],
     };
     let Some(query) = QUERIES.get_ptr(&key) else {
-        return Tally::AnswerUnsolicited as u32;
+        // A query over TCP that was sent in pieces could not be noted: the connection speaks for its answer.
+        return if header.proto() == protocol::TCP {
+            Tally::AnswerSegmented as u32
+        } else {
+            Tally::AnswerUnsolicited as u32
+        };
     };
     // SAFETY: the entry may be reused while it is read: a wrong question then refuses the answer.
     scratch.asked = unsafe { (*query).question };
@@ -299,23 +309,20 @@ pub extern "C" fn dns_match(slot: u32) -> u32 {
     };
     let mut is_allowed = false;
     let mut is_denied = false;
-    let [first, ..] = &mut scratch.rules.entries;
-    first.kind = 0;
-    let [first, ..] = &mut scratch.next_rules.entries;
-    first.kind = 0;
-    if let Some(rules) = rules_of(&mut scratch.name, &scratch.current) {
-        if rules.deny == 0 {
-            scratch.rules = *rules;
-            is_allowed = true;
-        } else {
-            is_denied = true;
+    for which in 0..BY_ALIAS {
+        scratch.clear(which);
+        scratch.clear(which | BY_ALIAS);
+        let binding = scratch.binding(which);
+        let rules = rules_of(&mut scratch.name, &binding);
+        if rules.is_some_and(|rules| rules.deny != 0) {
+            is_denied |= which == 0;
+            continue;
         }
-    }
-    if let Some(rules) = rules_of(&mut scratch.name, &scratch.next) {
-        if rules.deny == 0 {
-            scratch.next_rules = *rules;
+        if let Some(rules) = rules {
+            scratch.fill(which, rules);
             is_allowed = true;
         }
+        is_allowed |= dns_recall_alias(slot, which) != 0;
     }
     if is_allowed {
         CONTINUE
@@ -326,32 +333,98 @@ pub extern "C" fn dns_match(slot: u32) -> u32 {
     }
 }
 
-/// Stops at an alias whose name is denied.
+/// Finds the rules of a name that the question is an alias of.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn dns_recall_alias(slot: u32, which: u32) -> u32 {
+    let Some(scratch) = Scratch::get(slot) else {
+        return 0;
+    };
+    let key = AliasKey::new(scratch.name.hash, scratch.binding(which).scope_id);
+    let Some(alias) = ALIASES.get_ptr(&key) else {
+        return 0;
+    };
+    // SAFETY: the entry may be given to another key while it is copied: its owner is compared afterwards.
+    let alias = unsafe { &*alias };
+    if alias.expires_at_ns <= scratch.now_ns {
+        return 0;
+    }
+    scratch.fill(which | BY_ALIAS, &raw const alias.rules);
+    forget();
+    // SAFETY: the pointer comes from a reference; the read must not move before the copy.
+    if unsafe { core::ptr::read_volatile(&raw const alias.owner) } != key.owner() {
+        scratch.clear(which | BY_ALIAS);
+        return 0;
+    }
+    1
+}
+
+/// Stops at an alias whose name is denied; notes the others, so that an answer about the target alone teaches too.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn dns_alias(slot: u32) -> u32 {
     let Some(scratch) = Scratch::get(slot) else {
         return STOP + Tally::AnswerReentered as u32;
     };
-    if scratch.current.flags & HAS_DENIED_NAMES != 0
-        && rules_of(&mut scratch.name, &scratch.current).is_some_and(|rules| rules.deny != 0)
-    {
-        let [first, ..] = &mut scratch.rules.entries;
-        first.kind = 0;
+    let mut is_allowed = false;
+    for which in 0..BY_ALIAS {
+        let binding = scratch.binding(which);
+        if binding.flags & HAS_DENIED_NAMES != 0
+            && rules_of(&mut scratch.name, &binding).is_some_and(|rules| rules.deny != 0)
+        {
+            scratch.clear(which);
+            scratch.clear(which | BY_ALIAS);
+        }
+        if scratch.has_rules(which) {
+            is_allowed = true;
+            dns_note_alias(slot, which);
+        } else if scratch.has_rules(which | BY_ALIAS) {
+            is_allowed = true;
+            dns_note_alias(slot, which | BY_ALIAS);
+        }
     }
-    if scratch.next.flags & HAS_DENIED_NAMES != 0
-        && rules_of(&mut scratch.name, &scratch.next).is_some_and(|rules| rules.deny != 0)
-    {
-        let [first, ..] = &mut scratch.next_rules.entries;
-        first.kind = 0;
-    }
-    let [current, ..] = scratch.rules.entries;
-    let [next, ..] = scratch.next_rules.entries;
-    if current.kind == 0 && next.kind == 0 {
-        STOP + Tally::AliasDenied as u32
-    } else {
+    if is_allowed {
         CONTINUE
+    } else {
+        STOP + Tally::AliasDenied as u32
     }
+}
+
+/// Notes that the name in the slot is an alias, under a set of rules.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn dns_note_alias(slot: u32, which: u32) -> u32 {
+    let Some(scratch) = Scratch::get(slot) else {
+        return 0;
+    };
+    let key = AliasKey::new(scratch.name.hash, scratch.binding(which).scope_id);
+    let ttl_s = scratch.answer.ttl_s;
+    let rules = scratch.set(which);
+    let lifetime_ns = u64::from(rules.lifetime_s(ttl_s)).wrapping_mul(1_000_000_000);
+    let [first, ..] = &rules.entries;
+    let first_rule = first.rule;
+    let expires_at_ns = scratch.now_ns.wrapping_add(lifetime_ns);
+    if let Some(alias) = ALIASES.get_ptr_mut(&key) {
+        // SAFETY: the entry is a map value. Only its end is written, and only prolonged; should the entry belong to
+        // another key by now, the owner says so.
+        let alias = unsafe { &mut *alias };
+        let [held, ..] = &alias.rules.entries;
+        if alias.owner == key.owner() && held.rule == first_rule {
+            if alias.expires_at_ns < expires_at_ns {
+                alias.expires_at_ns = expires_at_ns;
+            }
+            return 1;
+        }
+    }
+    scratch.alias.owner = key.owner();
+    scratch.alias.expires_at_ns = expires_at_ns;
+    let set: *const NameRules = scratch.set(which);
+    // SAFETY: both lie in the slot, one behind the other.
+    unsafe { core::ptr::copy_nonoverlapping(set, &raw mut scratch.alias.rules, 1) };
+    if ALIASES.insert(&key, &scratch.alias, 0).is_err() {
+        record::tally(Tally::AliasesFull);
+    }
+    1
 }
 
 /// Learns the address that the answer machine holds, on the ports of every rule.
@@ -368,25 +441,32 @@ pub extern "C" fn dns_teach(slot: u32) -> u32 {
         record::tally(Tally::AddressUnteachable);
         return 0;
     }
-    dns_grant(slot, 0).wrapping_add(dns_grant(slot, 1))
+    let mut stored = 0_u32;
+    for which in 0..SETS {
+        stored = stored.wrapping_add(dns_grant(slot, which));
+    }
+    stored
 }
 
-/// Learns the address under the current rules (`which` 0) or those after the switch (1).
+/// Learns the address under a set of rules.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn dns_grant(slot: u32, which: u32) -> u32 {
     let Some(scratch) = Scratch::get(slot) else {
         return 0;
     };
-    let (binding, rules) = if which == 0 {
-        (scratch.current, &scratch.rules)
-    } else {
-        (scratch.next, &scratch.next_rules)
-    };
-    let lifetime_ns = u64::from(rules.lifetime_s(scratch.answer.ttl_s)).wrapping_mul(1_000_000_000);
+    if !scratch.has_rules(which) {
+        return 0;
+    }
+    let binding = scratch.binding(which);
+    let ttl_s = scratch.answer.ttl_s;
+    let rules = scratch.set(which);
+    let lifetime_ns = u64::from(rules.lifetime_s(ttl_s)).wrapping_mul(1_000_000_000);
+    let rules = core::ptr::from_ref(rules);
     let expires_at_ns = scratch.now_ns.wrapping_add(lifetime_ns);
     let mut stored = 0_u32;
-    for entry in &rules.entries {
+    // SAFETY: the set lies in the slot, which nothing below moves or writes there.
+    for entry in unsafe { &(*rules).entries } {
         if entry.kind != EntryKind::Allow as u8 {
             break;
         }
@@ -405,7 +485,7 @@ pub extern "C" fn dns_grant(slot: u32, which: u32) -> u32 {
             stored = stored.wrapping_add(1);
         }
     }
-    if which == 0 && stored != 0 {
+    if which & NEXT == 0 && stored != 0 {
         scratch.learned = scratch.learned.wrapping_add(1);
     }
     stored

@@ -8,7 +8,8 @@ use aya_log_ebpf::debug;
 use egress_common::{
     decision::Decision,
     flow::{
-        Flow, ROLE_ACTIVE, ROLE_PASSIVE, ROLE_PREEXISTING, ROLE_UNKNOWN, SocketState, is_stamp_due,
+        Flow, ROLE_ACTIVE, ROLE_PASSIVE, ROLE_PREEXISTING, ROLE_RAW, ROLE_UNKNOWN, SocketState,
+        is_stamp_due,
     },
     maps::Config,
     policy::{Binding, protocol},
@@ -34,9 +35,9 @@ pub const UNCONFIGURED: Binding = Binding {
     flags: 0,
 };
 
-/// Judges a packet and records what was decided.
+/// Judges a packet and records what was decided; returns the program's code.
 #[inline(always)]
-pub fn skb_egress(ctx: &SkBuffContext) -> Verdict {
+pub fn skb_egress(ctx: &SkBuffContext) -> i32 {
     // Two comparisons rather than a conversion: one path each for the verifier.
     let reason = fast_reason(ctx.skb.skb);
     if reason == Reason::EstablishedFlow as u32 {
@@ -76,11 +77,12 @@ pub fn skb_egress(ctx: &SkBuffContext) -> Verdict {
             return refuse(&skb, Reason::ForgedSource, &workload.current);
         }
     }
-    let verdict = judge_packet(ctx, config, &skb, header, &socket, state);
-    if !matches!(verdict, Verdict::Deny) && query::may_be_one(header, &skb, &socket) {
+    let code = judge_packet(ctx, config, &skb, header, &socket, state);
+    if code == Verdict::Allow.cgroup_code() && query::may_be_one(header, &skb, &socket) {
         query::note_query(skb.raw, header.pack(), Payload::find(&skb).pack());
     }
-    verdict
+    // Verifiers before 5.16 forget what a number was that waited on the stack: the mask says that it is a code.
+    (record::opaque(code as u32) & 3) as i32
 }
 
 #[inline(always)]
@@ -91,7 +93,7 @@ fn judge_packet(
     header: Header,
     socket: &Socket,
     state: &mut SocketState,
-) -> Verdict {
+) -> i32 {
     let flow = udp::flow_of(header, skb);
     let mut start = Start::WORKLOAD;
     let is_tcp = socket.is_stream && header.proto() == protocol::TCP;
@@ -133,7 +135,7 @@ fn judge_packet(
     let binding = workload.current;
     if socket.is_raw {
         // A raw socket writes what it likes: only what the kernel's own sockets send is what it seems to be.
-        let by_kernel = workload::is_kernel_socket(skb.raw);
+        let by_kernel = state.role != ROLE_RAW;
         if header.is_to_loopback(skb) {
             return refuse(skb, Reason::Malformed, &binding);
         }
@@ -196,7 +198,7 @@ fn judge_packet(
         decision.verdict as u8,
         decision.reason as u8
     );
-    decision.verdict
+    code_of(&decision)
 }
 
 /// Keeps the address of a live flow open for new flows of its workload.
@@ -226,16 +228,26 @@ fn remember(config: &Config, flow: &Flow, decision: &Decision, state: &mut Socke
 
 /// Passes a packet that needs no decision: counted, not reported.
 #[inline(always)]
-fn pass(reason: Reason) -> Verdict {
+fn pass(reason: Reason) -> i32 {
     record::count(Hook::SkbEgress, Verdict::Allow, reason);
-    Verdict::Allow
+    Verdict::Allow.cgroup_code()
+}
+
+/// The code of a decision. What is held off is dropped without an error: TCP sends it again, and so do resolvers.
+#[inline(always)]
+fn code_of(decision: &Decision) -> i32 {
+    if matches!(decision.verdict, Verdict::Deny) && matches!(decision.reason, Reason::HeldOff) {
+        Verdict::SILENT_DROP
+    } else {
+        decision.verdict.cgroup_code()
+    }
 }
 
 /// The verdict on a packet that could not be judged by its flow.
 #[inline(always)]
-fn refuse(skb: &Skb, reason: Reason, binding: &Binding) -> Verdict {
+fn refuse(skb: &Skb, reason: Reason, binding: &Binding) -> i32 {
     let decision = Decision::without_rule(reason, binding);
     record::count(Hook::SkbEgress, decision.verdict, reason);
     record::report_packet(skb, Hook::SkbEgress, &decision, binding);
-    decision.verdict
+    decision.verdict.cgroup_code()
 }

@@ -7,12 +7,13 @@ use egress_common::{
     flow::{Flow, Origin},
     hash::RULE_BITS,
     learned::LearnedKey,
+    maps::HOLD_NS,
     policy::{Binding, CIDR_KEY_BITS, RuleKey, cidr_key},
     verdict::Reason,
 };
 
 use crate::{
-    maps::{CIDRS, LEARNED, RULES},
+    maps::{CIDRS, HOLDS, LEARNED, RULES},
     time::now_ns,
 };
 
@@ -110,7 +111,25 @@ pub extern "C" fn judge_flow(
         // SAFETY: readers of a learned entry tolerate its writers (egress_common::learned).
         unsafe { LEARNED.get(&key) }.map(|entry| (entry, key.owner()))
     };
-    decide(&flow, &binding, now_ns(), cidr, learned).pack()
+    let held = || is_held(binding.scope_id) != 0;
+    decide(&flow, &binding, now_ns(), cidr, learned, held).pack()
+}
+
+/// Whether an answer for the scope is being learned by the agent.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn is_held(scope_id: u32) -> u32 {
+    // SAFETY: one number, which another CPU may renew; a stale one holds off a little shorter.
+    let until_ns = unsafe { HOLDS.get(scope_id) };
+    u32::from(until_ns.is_some_and(|until_ns| *until_ns > now_ns()))
+}
+
+/// Holds the scope's unknown destinations off for a while.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn hold_off(scope_id: u32) -> u32 {
+    let until_ns = now_ns().wrapping_add(HOLD_NS);
+    u32::from(HOLDS.insert(scope_id, until_ns, 0).is_ok())
 }
 
 const HAS_PORT: u64 = 1 << 16;

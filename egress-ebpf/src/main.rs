@@ -7,6 +7,7 @@
 //! | --- | --- | --- |
 //! | `connect4`, `connect6` | cgroup, `BPF_CGROUP_INET4_CONNECT`, `BPF_CGROUP_INET6_CONNECT` | 5.10 |
 //! | `skb_egress`, `skb_ingress` | cgroup, `BPF_CGROUP_INET_EGRESS`, `BPF_CGROUP_INET_INGRESS` | 5.10 |
+//! | `sock_create` | cgroup, `BPF_CGROUP_INET_SOCK_CREATE` | 5.10 |
 //! | `tc_egress`, `tc_ingress` | interface, TCX (6.6) or clsact | 5.10 |
 //! | `learn`, `sweep` | nothing: the agent runs them | 5.10 |
 
@@ -17,6 +18,7 @@
 
 mod agent;
 mod connect;
+mod create;
 mod dns;
 mod egress;
 mod fast;
@@ -35,8 +37,8 @@ mod udp;
 mod workload;
 
 use aya_ebpf::{
-    macros::{cgroup_skb, cgroup_sock_addr, classifier},
-    programs::{SkBuffContext, SockAddrContext, TcContext},
+    macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr, classifier},
+    programs::{SkBuffContext, SockAddrContext, SockContext, TcContext},
 };
 use egress_common::verdict::Verdict;
 
@@ -50,9 +52,15 @@ fn connect6(ctx: SockAddrContext) -> i32 {
     connect::connect6(&ctx).cgroup_code()
 }
 
+#[cgroup_sock(sock_create)]
+fn sock_create(ctx: SockContext) -> i32 {
+    create::sock_create(&ctx);
+    Verdict::Allow.cgroup_code()
+}
+
 #[cgroup_skb(egress)]
 fn skb_egress(ctx: SkBuffContext) -> i32 {
-    egress::skb_egress(&ctx).cgroup_code()
+    egress::skb_egress(&ctx)
 }
 
 #[cgroup_skb(ingress)]

@@ -14,10 +14,10 @@ use egress_common::{
     flow::{FlowKey, FlowState, SocketState},
     learned::{Learned, LearnedKey},
     maps::{
-        CIDRS_CAPACITY, Config, DNS_COPIES_BYTES, EVENTS_BYTES, FLOWS_CAPACITY,
-        INTERFACES_CAPACITY, LEARNED_CAPACITY, LOCAL_CAPACITY, NAMES_CAPACITY, QUERIES_CAPACITY,
-        Query, QueryKey, RESOLVERS_CAPACITY, RULE_COUNTERS_CAPACITY, RULES_CAPACITY, RuleCounters,
-        WORKLOADS_CAPACITY,
+        ALIASES_CAPACITY, Alias, AliasKey, CIDRS_CAPACITY, Config, DNS_COPIES_BYTES, EVENTS_BYTES,
+        FLOWS_CAPACITY, HOLDS_CAPACITY, INTERFACES_CAPACITY, LEARNED_CAPACITY, LOCAL_CAPACITY,
+        NAMES_CAPACITY, QUERIES_CAPACITY, Query, QueryKey, RESOLVERS_CAPACITY,
+        RULE_COUNTERS_CAPACITY, RULES_CAPACITY, RuleCounters, WORKLOADS_CAPACITY,
     },
     name::NAME_KEY_BYTES,
     policy::{CIDR_KEY_BYTES, CidrRules, NameRules, RuleKey, Workload},
@@ -66,6 +66,15 @@ pub static LEARNED: HashMap<LearnedKey, Learned, { LEARNED_CAPACITY as usize }, 
 /// Grants nothing by itself: a query that is evicted leaves its answer to the agent.
 #[btf_map]
 pub static QUERIES: LruHashMap<QueryKey, Query, { QUERIES_CAPACITY as usize }> = LruHashMap::new();
+
+/// Names that allowed names are aliases of, by scope.
+#[btf_map]
+pub static ALIASES: HashMap<AliasKey, Alias, { ALIASES_CAPACITY as usize }, GRANTING> =
+    HashMap::new();
+
+/// Scope to the end of its hold-off. Grants nothing: a lost entry means a refusal that could have waited.
+#[btf_map]
+pub static HOLDS: LruHashMap<u32, u64, { HOLDS_CAPACITY as usize }> = LruHashMap::new();
 
 /// Least recently used, because it must clean itself when no agent does. An
 /// entry carries a tag of its own key, so that a reused one matches nothing;

@@ -11,8 +11,11 @@ use egress_common::{
     dns::{AnswerReader, Message, NameReader},
     event::DnsCopy,
     learned::{GRANTS, Grant, LearnRequest, Learned},
+    maps::Alias,
     policy::{Binding, NameRules},
 };
+
+use crate::record::opaque;
 
 /// Slot of the hooks.
 pub const HOOK: u32 = 0;
@@ -43,6 +46,14 @@ impl Fresh {
     }
 }
 
+/// Sets of rules that an answer may teach under: those of its own name, now and after the switch, and those of the name
+/// that it is an alias of, likewise. A power of two.
+pub const SETS: u32 = 4;
+/// Bit of a set's number: after the switch.
+pub const NEXT: u32 = 1;
+/// Bit of a set's number: by alias.
+pub const BY_ALIAS: u32 = 2;
+
 /// What lies in a slot.
 #[repr(C)]
 pub struct Scratch {
@@ -60,10 +71,10 @@ pub struct Scratch {
     pub current: Binding,
     /// What will judge it after the switch that is being prepared.
     pub next: Binding,
-    /// Rules of the name under `current`.
-    pub rules: NameRules,
-    /// Rules of the name under `next`.
-    pub next_rules: NameRules,
+    /// Rules of the name: for each of [`SETS`], none when its first entry has kind 0.
+    pub sets: [NameRules; SETS as usize],
+    /// An alias on its way into the map.
+    pub alias: Alias,
     /// What `learn` is to store.
     pub request: LearnRequest,
     /// A new entry on its way into the map.
@@ -90,6 +101,46 @@ const _: () = assert!(
 static SCRATCH: PerCpuArray<Scratch, 2> = PerCpuArray::new();
 
 impl Scratch {
+    /// A set of rules.
+    #[inline(always)]
+    pub fn set(&mut self, which: u32) -> &mut NameRules {
+        let index = opaque(which) & (SETS - 1);
+        // SAFETY: the index is below SETS.
+        unsafe { &mut *self.sets.as_mut_ptr().add(index as usize) }
+    }
+
+    /// Fills a set. Copied in place: a detour over the stack would not fit there.
+    #[inline(always)]
+    pub fn fill(&mut self, which: u32, rules: *const NameRules) {
+        let set: *mut NameRules = self.set(which);
+        // SAFETY: `rules` is a map value, and no set overlaps it.
+        unsafe { core::ptr::copy_nonoverlapping(rules, set, 1) };
+    }
+
+    /// Whether a set has rules.
+    #[inline(always)]
+    pub fn has_rules(&mut self, which: u32) -> bool {
+        let [first, ..] = &self.set(which).entries;
+        first.kind != 0
+    }
+
+    /// Empties a set.
+    #[inline(always)]
+    pub fn clear(&mut self, which: u32) {
+        let [first, ..] = &mut self.set(which).entries;
+        first.kind = 0;
+    }
+
+    /// The binding that a set of rules belongs to.
+    #[inline(always)]
+    pub fn binding(&self, which: u32) -> Binding {
+        if which & NEXT == 0 {
+            self.current
+        } else {
+            self.next
+        }
+    }
+
     /// The slot on this CPU.
     #[inline(always)]
     pub fn get(slot: u32) -> Option<&'static mut Self> {

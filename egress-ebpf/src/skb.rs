@@ -15,7 +15,7 @@ use egress_common::{
 /// `SOCK_STREAM`, include/linux/net.h.
 const SOCK_STREAM: u32 = 1;
 /// `SOCK_RAW`.
-const SOCK_RAW: u32 = 3;
+pub const SOCK_RAW: u32 = 3;
 /// `TCP_LISTEN`, include/net/tcp_states.h.
 const TCP_LISTEN: u32 = 10;
 /// `AF_INET`, include/linux/socket.h.

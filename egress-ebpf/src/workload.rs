@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::__sk_buff,
-    helpers::{bpf_get_current_ancestor_cgroup_id, bpf_skb_ancestor_cgroup_id, bpf_skb_cgroup_id},
+    helpers::{bpf_get_current_ancestor_cgroup_id, bpf_skb_ancestor_cgroup_id},
 };
 use egress_common::{
     maps::{Config, NO_LEVEL, NODE_CGROUP},
@@ -46,16 +46,6 @@ pub fn of_skb(config: &Config, skb: *mut __sk_buff) -> Option<&'static Workload>
     find(config, |level| unsafe {
         bpf_skb_ancestor_cgroup_id(skb, level)
     })
-}
-
-/// Whether the kernel made the socket of a packet: such sockets belong to the root of the hierarchy, where a process
-/// cannot be by accident.
-#[inline(always)]
-pub fn is_kernel_socket(skb: *mut __sk_buff) -> bool {
-    // SAFETY: the context is valid while the program runs.
-    let own = unsafe { bpf_skb_cgroup_id(skb) };
-    // SAFETY: as above.
-    own == unsafe { bpf_skb_ancestor_cgroup_id(skb, 0) }
 }
 
 /// The workload of the current task.

@@ -196,7 +196,13 @@ impl Agent {
                 && status.code() == Some(0)
             {
                 let report: Status = parse(status)?;
-                for hook in ["connect4", "connect6", "skb_egress", "skb_ingress"] {
+                for hook in [
+                    "connect4",
+                    "connect6",
+                    "skb_egress",
+                    "skb_ingress",
+                    "sock_create",
+                ] {
                     ensure!(
                         report.has(hook),
                         "{hook} is not attached: {}",

@@ -29,7 +29,13 @@ fn status_tells_what_is_attached_and_exits_with_zero() {
     assert!(status.enforcing);
     assert_eq!(status.mode, "enforce");
     assert_eq!(status.alarms, Vec::<String>::new());
-    for hook in ["connect4", "connect6", "skb_egress", "skb_ingress"] {
+    for hook in [
+        "connect4",
+        "connect6",
+        "skb_egress",
+        "skb_ingress",
+        "sock_create",
+    ] {
         let attached = status
             .hooks
             .iter()

@@ -331,7 +331,7 @@ fn judge(packet: &Packet) -> Reason {
             .find(|(network, bits, _)| covers(network, *bits, &packet.daddr))
             .map(|(_, _, rules)| rules)
     };
-    decide(&flow, &BINDING, 1, cidr, || None).reason
+    decide(&flow, &BINDING, 1, cidr, || None, || false).reason
 }
 
 fn udp(port: u16) -> Vec<u8> {

@@ -4,25 +4,23 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use egress_common::{
+    dns::name_hash,
     event::DnsCopy,
-    maps::{ANSWER_LATE_NS, QueryKey},
+    maps::{ANSWER_LATE_NS, AliasKey, QueryKey},
     policy::protocol,
     tally::Tally,
 };
 use tracing::{debug, warn};
 
 use super::{
+    events::{Budget, rebinding},
     shared::{Scope, Shared, lock},
     time::now_ns,
 };
 use crate::{
     datapath::{DnsRing, readable},
-    dns::{
-        Answer, Reassembly, Seen, StreamLimits, WholeMessage, is_left_to_the_agent, learn_requests,
-    },
-    policy::address_from,
+    dns::{Answer, Reassembly, Receiver, Seen, StreamLimits, WholeMessage, is_left_to_the_agent},
     shutdown::Shutdown,
-    workload::own_addresses,
 };
 
 /// Most copies that are read before their messages are taken.
@@ -39,6 +37,7 @@ const REMEMBER_S: u32 = 300;
 pub(super) async fn run(shared: Arc<Shared>, ring: DnsRing, stop: Shutdown) -> anyhow::Result<()> {
     let mut ring = readable(ring).context("cannot wait for DNS copies")?;
     let mut reassembly = Reassembly::new(StreamLimits::default());
+    let mut raised = Budget::default();
     loop {
         let mut guard = tokio::select! {
             guard = ring.readable_mut() => guard.context("cannot wait for DNS copies")?,
@@ -55,7 +54,7 @@ pub(super) async fn run(shared: Arc<Shared>, ring: DnsRing, stop: Shutdown) -> a
         }
         drop(guard);
         for message in messages {
-            take(&shared, &message);
+            take(&shared, &message, &mut raised);
         }
         let counts = reassembly.counts();
         let mut lost = lock(&shared.dns_lost);
@@ -64,7 +63,7 @@ pub(super) async fn run(shared: Arc<Shared>, ring: DnsRing, stop: Shutdown) -> a
     }
 }
 
-fn take(shared: &Shared, message: &WholeMessage) {
+fn take(shared: &Shared, message: &WholeMessage, raised: &mut Budget) {
     let copy = &message.copy;
     let outcome = Tally::try_from(copy.outcome).ok();
     if is_refused(outcome, copy) {
@@ -89,6 +88,9 @@ fn take(shared: &Shared, message: &WholeMessage) {
         "DNS answer"
     );
     remember(shared, scope, &answer, now_ns);
+    if answer.response_code == 0 {
+        raise_rebinding(shared, copy.scope_id, &answer, raised);
+    }
     if outcome.is_some_and(is_left_to_the_agent) && was_asked(shared, copy, &answer, now_ns) {
         learn(shared, copy, &answer, now_ns);
     }
@@ -154,9 +156,31 @@ fn remember(shared: &Shared, scope: &Scope, answer: &Answer, now_ns: u64) {
     }
 }
 
+/// Reports addresses that an answer for an allowed name may not open.
+fn raise_rebinding(shared: &Shared, scope_id: u32, answer: &Answer, raised: &mut Budget) {
+    let is_allowed = shared.in_force().is_some_and(|in_force| {
+        let rules = in_force.compiled.rules_of_name(answer.question());
+        rules.is_some_and(|rules| rules.deny == 0)
+    });
+    if !is_allowed {
+        return;
+    }
+    let mut refused = answer.unteachable.clone();
+    {
+        let local = lock(&shared.local);
+        let addresses = answer.addresses.iter().map(|one| one.address);
+        refused.extend(addresses.filter(|address| local.contains(address)));
+    }
+    refused.sort_unstable();
+    refused.dedup();
+    for address in refused {
+        rebinding(shared, scope_id, answer.question(), address, raised);
+    }
+}
+
 /// Pushes what the kernel could not learn.
 fn learn(shared: &Shared, copy: &DnsCopy, answer: &Answer, now_ns: u64) {
-    let local: Vec<_> = own_addresses().into_iter().map(address_from).collect();
+    let local = lock(&shared.local).clone();
     // Under the lock, so that a switch comes before or after.
     let mut datapath = shared.datapath();
     let Some(in_force) = shared.in_force() else {
@@ -173,14 +197,29 @@ fn learn(shared: &Shared, copy: &DnsCopy, answer: &Answer, now_ns: u64) {
     else {
         return;
     };
-    let requests = learn_requests(
+    let Ok(seed) = datapath.seed() else {
+        return;
+    };
+    let key = AliasKey::new(name_hash(seed, answer.question()), scope_id);
+    let noted = datapath
+        .alias(&key)
+        .filter(|alias| alias.expires_at_ns > now_ns);
+    let receiver = Receiver {
+        scope_id,
+        seed,
+        now_ns,
+        by_alias: noted.as_ref().map(|alias| &alias.rules),
+    };
+    let lesson = crate::dns::learn(
         answer,
+        receiver,
         |name| in_force.compiled.rules_of_name(name).copied(),
         |address| local.contains(address),
-        scope_id,
-        now_ns,
     );
-    if let Err(error) = datapath.learn(&requests) {
+    let stored = datapath
+        .learn(&lesson.requests)
+        .and_then(|_| datapath.note_aliases(&lesson.aliases));
+    if let Err(error) = stored {
         warn!(
             error = format!("{:#}", anyhow::Error::new(error)),
             "cannot learn"

@@ -3,7 +3,12 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use egress_common::{event::VerdictEvent, verdict::Verdict};
+use egress_common::{
+    address::Address,
+    event::VerdictEvent,
+    policy::protocol,
+    verdict::{Hook, Reason, Verdict},
+};
 use tracing::{debug, info};
 
 use super::{
@@ -22,6 +27,11 @@ use crate::{
 /// Most denials that are logged in a second; all of them are counted and kept for `flows`.
 const LOGGED_PER_SECOND: u32 = 20;
 
+/// Most events that are read before they are reported.
+const BATCH: usize = 1_024;
+/// How long events of addresses without a name wait for it.
+const NAME_WAIT: std::time::Duration = std::time::Duration::from_millis(50);
+
 /// Reads events until it is told to stop.
 ///
 /// # Errors
@@ -39,15 +49,69 @@ pub(super) async fn run(
             guard = ring.readable_mut() => guard.context("cannot wait for events")?,
             () = stop.requested() => return Ok(()),
         };
-        while let Some(event) = guard.get_inner_mut().next_event() {
-            take(&shared, &event, &mut logged);
+        let mut events = Vec::new();
+        // A full batch leaves the ring ready: it is read on at once.
+        for _ in 0..BATCH {
+            let Some(event) = guard.get_inner_mut().next_event() else {
+                guard.clear_ready();
+                break;
+            };
+            events.push(event);
         }
-        guard.clear_ready();
+        drop(guard);
+        // The answer that names an address may still be on its way through the other ring.
+        if events.iter().any(|event| is_nameless(&shared, event)) {
+            tokio::time::sleep(NAME_WAIT).await;
+        }
+        for event in &events {
+            take(&shared, event, &mut logged);
+        }
     }
 }
 
+fn is_nameless(shared: &Shared, event: &VerdictEvent) -> bool {
+    shared.scope_of(event.scope_id).is_some_and(|scope| {
+        let names = shared
+            .memory
+            .names_of(scope.number, &event.daddr, event.at_ns);
+        names.is_empty()
+    })
+}
+
 fn take(shared: &Shared, event: &VerdictEvent, logged: &mut Budget) {
-    let flow = report(shared, event);
+    publish(shared, event, report(shared, event), logged);
+}
+
+/// Reports that an answer for an allowed name pointed to an address that it may not open.
+pub(super) fn rebinding(
+    shared: &Shared,
+    scope_id: u32,
+    name: &str,
+    address: Address,
+    logged: &mut Budget,
+) {
+    let event = VerdictEvent {
+        at_ns: now_ns(),
+        cgroup_id: 0,
+        rule: 0,
+        saddr: [0; 16],
+        daddr: address,
+        scope_id,
+        policy_id: 0,
+        sport: 0,
+        dport: 0,
+        proto: protocol::ANY,
+        hook: Hook::SkbIngress as u8,
+        verdict: Verdict::Deny as u8,
+        reason: Reason::Rebinding as u8,
+        _pad: [0; 6],
+    };
+    let mut flow = report(shared, &event);
+    flow.names = vec![name.to_owned()];
+    publish(shared, &event, flow, logged);
+}
+
+fn publish(shared: &Shared, event: &VerdictEvent, flow: FlowReport, logged: &mut Budget) {
     let is_denied = event.verdict != Verdict::Allow as u8;
     if !is_denied {
         debug!(
@@ -104,7 +168,7 @@ fn report(shared: &Shared, event: &VerdictEvent) -> FlowReport {
 
 /// A window of one second.
 #[derive(Debug, Default)]
-struct Budget {
+pub(super) struct Budget {
     second: u64,
     used: u32,
 }

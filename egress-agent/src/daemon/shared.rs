@@ -7,7 +7,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use egress_common::{maps::NODE_CGROUP, verdict::Mode};
+use egress_common::{address::Address, maps::NODE_CGROUP, verdict::Mode};
 use tokio::sync::broadcast;
 
 use super::confirm::Confirmation;
@@ -71,6 +71,8 @@ pub(super) struct Shared {
     pub(super) recent: Mutex<RecentFlows>,
     pub(super) followers: broadcast::Sender<FlowReport>,
     pub(super) cgroup_paths: Mutex<CgroupPaths>,
+    /// The node's own addresses, as the kernel has them.
+    pub(super) local: Mutex<Vec<Address>>,
     /// What the agent itself lost: names and streams thrown out for lack of room.
     pub(super) dns_lost: Mutex<HashMap<&'static str, u64>>,
 }
@@ -128,6 +130,7 @@ impl Shared {
             recent: Mutex::new(RecentFlows::new(RECENT_FLOWS)),
             followers,
             cgroup_paths: Mutex::default(),
+            local: Mutex::default(),
             dns_lost: Mutex::default(),
         })
     }

@@ -23,8 +23,8 @@ use std::{
 use anyhow::{Context, bail};
 use egress_common::{
     learned::{Grant, LearnRequest, LearnedKey},
-    maps::CGROUP_LEVELS,
-    policy::{ANSWERS_DNS, Binding, IS_NODE, Workload},
+    maps::{Alias, AliasKey, CGROUP_LEVELS},
+    policy::{ANSWERS_DNS, Binding, IS_NODE, NAME_ENTRIES, RuleEntry, Workload},
     verdict::Mode,
 };
 use tracing::info;
@@ -170,6 +170,7 @@ impl Shared {
         datapath.set_resolvers(&resolvers)?;
         let local: Vec<_> = own_addresses().into_iter().map(address_from).collect();
         datapath.set_local(&local)?;
+        *lock(&self.local) = local;
 
         // An agent that was killed on its way may have left something under the new id.
         datapath.remove_policies_but(last_policy_id)?;
@@ -182,7 +183,9 @@ impl Shared {
             std::thread::sleep(PAUSE);
             let entries = datapath.learned()?;
             let requests = self.carry_over(&entries, &old, &new, &compiled);
-            datapath.learn(&requests)
+            datapath.learn(&requests)?;
+            let aliases = carry_over_aliases(&datapath.aliases()?, &old, &new, &compiled);
+            datapath.note_aliases(&aliases)
         });
         if let Err(error) = prepared {
             for (scope, old) in self.scopes.iter().zip(&old) {
@@ -236,6 +239,13 @@ impl Shared {
             .collect();
         // No grant ends later than this: all of them go.
         datapath.sweep(&stale, u64::MAX)?;
+        let stale: Vec<AliasKey> = datapath
+            .aliases()?
+            .iter()
+            .map(|(key, _)| *key)
+            .filter(|key| !live.contains(&key.scope_id))
+            .collect();
+        datapath.remove_aliases(&stale)?;
         datapath.remove_policies_but(Some(policy_id))?;
         Ok(())
     }
@@ -405,12 +415,48 @@ impl Shared {
         if live.peek().is_none() {
             return true;
         }
+        // A rule with the same content covers the same names. A name that no rule covers was the target of an alias.
         live.any(|name| {
-            compiled.rules_of_name(&name.name).is_some_and(|rules| {
-                rules.deny == 0 && rules.entries.iter().any(|rule| rule.rule == grant.rule)
-            })
+            compiled
+                .rules_of_name(&name.name)
+                .is_none_or(|rules| rules.deny == 0)
         })
     }
+}
+
+/// Noted aliases for the new scopes: under the rules that the new policy still has. A target that the new policy denies
+/// stays denied, because its own name is matched first.
+fn carry_over_aliases(
+    aliases: &[(AliasKey, Alias)],
+    old: &[Option<Binding>],
+    new: &[Binding],
+    compiled: &Compiled,
+) -> Vec<(AliasKey, Alias)> {
+    let successors: HashMap<u32, u32> = old
+        .iter()
+        .zip(new)
+        .filter_map(|(old, new)| Some(((*old)?.scope_id, new.scope_id)))
+        .collect();
+    let carried = aliases.iter().filter_map(|(key, alias)| {
+        let key = AliasKey::new(key.name, *successors.get(&key.scope_id)?);
+        let mut rules = alias.rules;
+        rules.entries = [RuleEntry::default(); NAME_ENTRIES];
+        let kept = alias.rules.entries.iter().filter(|entry| {
+            let source = compiled.rules.get(&entry.rule);
+            entry.kind != 0 && source.is_some_and(|source| source.list == RuleList::Allow)
+        });
+        for (slot, entry) in rules.entries.iter_mut().zip(kept) {
+            *slot = *entry;
+        }
+        let [first, ..] = rules.entries;
+        let alias = Alias {
+            owner: key.owner(),
+            expires_at_ns: alias.expires_at_ns,
+            rules,
+        };
+        (first.kind != 0).then_some((key, alias))
+    });
+    carried.collect()
 }
 
 fn workload(scope: &Scope, current: Binding, next: Binding) -> Workload {

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use egress_common::{learned::LearnedKey, tally::Tally, verdict::Mode};
+use egress_common::{learned::LearnedKey, maps::AliasKey, tally::Tally, verdict::Mode};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info, warn};
 
@@ -124,6 +124,15 @@ fn sweep(shared: &Shared, keep_ns: u64) {
             .collect();
         datapath.sweep(&ended, ended_before_ns)
     });
+    let aliases = datapath.aliases().and_then(|aliases| {
+        let ended: Vec<AliasKey> = aliases
+            .iter()
+            .filter(|(_, alias)| alias.expires_at_ns <= ended_before_ns)
+            .map(|(key, _)| *key)
+            .collect();
+        datapath.remove_aliases(&ended)
+    });
+    let swept = swept.and(aliases);
     drop(datapath);
     if let Err(error) = swept {
         warn!(

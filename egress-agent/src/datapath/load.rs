@@ -6,7 +6,7 @@
 //! atomic update each; nothing is ever detached on the way.
 #![expect(
     clippy::wildcard_enum_match_arm,
-    reason = "aya knows some thirty kinds of programs; all but three are an error here"
+    reason = "aya knows some thirty kinds of programs; all but four are an error here"
 )]
 
 use std::{
@@ -172,6 +172,7 @@ fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), DatapathError
     let loaded = match program {
         Program::CgroupSkb(program) => program.load(),
         Program::CgroupSockAddr(program) => program.load(),
+        Program::CgroupSock(program) => program.load(),
         Program::SchedClassifier(program) => program.load(),
         _ => {
             return Err(DatapathError::Missing {
@@ -197,10 +198,11 @@ fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), DatapathError
 impl Loaded {
     /// Attaches every hook that is not attached yet, and puts the new programs behind the others.
     ///
-    /// Learning comes before judging, packets before connects.
+    /// Noting and learning come before judging, packets before connects.
     pub(super) fn attach(&mut self) -> Result<(), DatapathError> {
         let cgroup = self.options.cgroup.clone();
         for hook in [
+            Hook::SockCreate,
             Hook::SkbIngress,
             Hook::SkbEgress,
             Hook::Connect4,
@@ -223,6 +225,7 @@ impl Loaded {
         let fd = match program {
             Program::CgroupSkb(program) => program.fd(),
             Program::CgroupSockAddr(program) => program.fd(),
+            Program::CgroupSock(program) => program.fd(),
             _ => {
                 return Err(DatapathError::Missing {
                     what: "program",
@@ -258,6 +261,11 @@ impl Loaded {
                 fd_link(link.try_into(), name)?
             }
             Program::CgroupSockAddr(program) => {
+                let id = program.attach(directory, mode).map_err(attach)?;
+                let link = program.take_link(id).map_err(attach)?;
+                fd_link(link.try_into(), name)?
+            }
+            Program::CgroupSock(program) => {
                 let id = program.attach(directory, mode).map_err(attach)?;
                 let link = program.take_link(id).map_err(attach)?;
                 fd_link(link.try_into(), name)?
@@ -326,6 +334,7 @@ impl Loaded {
             Hook::Connect6,
             Hook::SkbEgress,
             Hook::SkbIngress,
+            Hook::SockCreate,
         ]
         .into_iter()
         .map(|hook| AttachedHook {

@@ -7,7 +7,7 @@ use aya::{
 use egress_common::{
     address::Address,
     learned::{Grant, Learned, LearnedKey},
-    maps::{Config, Query, QueryKey, RuleCounters},
+    maps::{Alias, AliasKey, Config, Query, QueryKey, RuleCounters},
     name::{NAME_KEY_BYTES, trie_key},
     policy::{CIDR_KEY_BYTES, CidrRules, NameRules, POLICY_ID_BITS, RuleKey, Workload, cidr_key},
     tally::Tally,
@@ -31,6 +31,7 @@ pub(super) struct Maps {
     interfaces: Hash<u32, u32>,
     learned: Hash<LearnedKey, Learned>,
     pub(super) queries: Hash<QueryKey, Query>,
+    aliases: Hash<AliasKey, Alias>,
     counters: PerCpuArray<MapData, u64>,
     tallies: PerCpuArray<MapData, u64>,
     rule_counters: Hash<u64, RuleCounters>,
@@ -77,6 +78,7 @@ impl Maps {
             interfaces: take(ebpf, "INTERFACES")?,
             learned: take(ebpf, "LEARNED")?,
             queries: take(ebpf, "QUERIES")?,
+            aliases: take(ebpf, "ALIASES")?,
             counters: take(ebpf, "COUNTERS")?,
             tallies: take(ebpf, "TALLIES")?,
             rule_counters: take(ebpf, "RULE_COUNTERS")?,
@@ -184,6 +186,47 @@ impl Maps {
         Ok(entries)
     }
 
+    /// Every noted alias.
+    pub(super) fn aliases(&self) -> Result<Vec<(AliasKey, Alias)>, DatapathError> {
+        let mut entries = Vec::new();
+        for item in self.aliases.iter() {
+            match item {
+                Ok(item) => entries.push(item),
+                Err(MapError::KeyNotFound) => {}
+                Err(source) => return Err(error("read", "ALIASES")(source)),
+            }
+        }
+        Ok(entries)
+    }
+
+    /// The noted alias of this key.
+    pub(super) fn alias(&self, key: &AliasKey) -> Option<Alias> {
+        self.aliases.get(key, 0).ok()
+    }
+
+    /// Notes an alias, unless it is noted for longer.
+    pub(super) fn note_alias(
+        &mut self,
+        key: &AliasKey,
+        alias: &Alias,
+    ) -> Result<(), DatapathError> {
+        let held = self.alias(key);
+        if held.is_some_and(|held| held.expires_at_ns >= alias.expires_at_ns) {
+            return Ok(());
+        }
+        self.aliases
+            .insert(key, alias, 0)
+            .map_err(error("write", "ALIASES"))
+    }
+
+    /// Removes aliases.
+    pub(super) fn remove_aliases(&mut self, keys: &[AliasKey]) -> Result<(), DatapathError> {
+        for key in keys {
+            ignore_missing(self.aliases.remove(key), "ALIASES")?;
+        }
+        Ok(())
+    }
+
     /// Reads one tally.
     pub(super) fn tally(&self, tally: Tally) -> Result<u64, DatapathError> {
         sum(&self.tallies, u32::from(tally as u8), "TALLIES")
@@ -241,6 +284,11 @@ impl Maps {
                 "LEARNED",
                 self.learned.keys().count(),
                 self.learned_capacity,
+            ),
+            fill(
+                "ALIASES",
+                self.aliases.keys().count(),
+                limits::ALIASES_CAPACITY,
             ),
             fill("NAMES", self.names.keys().count(), limits::NAMES_CAPACITY),
             fill("CIDRS", self.cidrs.keys().count(), limits::CIDRS_CAPACITY),

@@ -19,7 +19,7 @@ use aya::{
 use egress_common::{
     address::Address,
     learned::{Grant, LEARN_BATCH, LearnRequest, LearnedKey},
-    maps::{CGROUP_LEVELS, NO_LEVEL, NODE_CGROUP, Query, QueryKey},
+    maps::{Alias, AliasKey, CGROUP_LEVELS, NO_LEVEL, NODE_CGROUP, Query, QueryKey},
     policy::Workload,
     tally::Tally,
 };
@@ -259,6 +259,42 @@ impl Datapath {
     /// The map cannot be read.
     pub fn learned(&self) -> Result<Vec<LearnedEntry>, DatapathError> {
         self.maps.learned()
+    }
+
+    /// Every noted alias.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be read.
+    pub fn aliases(&self) -> Result<Vec<(AliasKey, Alias)>, DatapathError> {
+        self.maps.aliases()
+    }
+
+    /// The noted alias of this key.
+    #[must_use]
+    pub fn alias(&self, key: &AliasKey) -> Option<Alias> {
+        self.maps.alias(key)
+    }
+
+    /// Notes aliases, unless they are noted for longer.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be written.
+    pub fn note_aliases(&mut self, aliases: &[(AliasKey, Alias)]) -> Result<(), DatapathError> {
+        for (key, alias) in aliases {
+            self.maps.note_alias(key, alias)?;
+        }
+        Ok(())
+    }
+
+    /// Removes aliases.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be written.
+    pub fn remove_aliases(&mut self, keys: &[AliasKey]) -> Result<(), DatapathError> {
+        self.maps.remove_aliases(keys)
     }
 
     /// Everything that the kernel counts.

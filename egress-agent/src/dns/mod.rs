@@ -2,7 +2,7 @@
 //!
 //! The kernel learns by itself and sends a copy of every answer. [`Reassembly`]
 //! puts copied TCP segments and parts of long messages together; [`Answer`] is
-//! a whole message that was read with hickory-proto; [`learn_requests`] is what
+//! a whole message that was read with hickory-proto; [`learn`] is what
 //! the kernel would have learned from it; [`Memory`] keeps what was resolved to
 //! what, allowed or not, so that a denied address gets its name back.
 //!
@@ -17,6 +17,7 @@ mod support;
 
 pub use memory::{LiveName, Memory, MemoryCounts, MemoryLimits, ScopeNumber, Seen, SeenName};
 pub use slow::{
-    ALIASES, Answer, ChainAddress, ChainName, SlowError, is_left_to_the_agent, learn_requests,
+    ALIASES, Answer, ChainAddress, ChainName, Lesson, Receiver, SlowError, is_left_to_the_agent,
+    learn,
 };
 pub use stream::{Reassembly, StreamCounts, StreamLimits, WholeMessage};

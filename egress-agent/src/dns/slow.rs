@@ -11,9 +11,10 @@ use std::collections::HashMap;
 
 use egress_common::{
     address::{Address, from_v4, is_unteachable},
-    dns::question_hash,
+    dns::{name_hash, question_hash},
     hash::mix,
     learned::{Grant, LearnRequest, LearnedKey},
+    maps::{Alias, AliasKey},
     name::is_matchable,
     policy::{EntryKind, NameRules},
     tally::Tally,
@@ -81,7 +82,7 @@ pub struct Answer {
     /// Addresses on the chain that may be taught, in the order in which they were reached.
     pub addresses: Vec<ChainAddress>,
     /// Addresses on the chain that may never be taught.
-    pub unteachable: usize,
+    pub unteachable: Vec<Address>,
     /// Addresses and aliases off the chain.
     pub off_chain: usize,
     /// Labels of the question in lower case, each behind its length.
@@ -126,7 +127,7 @@ impl Answer {
             is_truncated: message.truncation,
             chain: vec![chain_name(question.name(), u32::MAX)],
             addresses: Vec::new(),
-            unteachable: 0,
+            unteachable: Vec::new(),
             off_chain: 0,
             question_labels: labels(question.name()),
             met: Vec::new(),
@@ -198,7 +199,7 @@ impl Answer {
                     reads_again |= self.off_chain != 0;
                 } else if let Some((address, from_aaaa)) = address_of(&record.data) {
                     if is_unteachable(&address, from_aaaa) {
-                        self.unteachable = self.unteachable.saturating_add(1);
+                        self.unteachable.push(address);
                         continue;
                     }
                     self.met.push(Met::Address(self.addresses.len()));
@@ -216,38 +217,73 @@ impl Answer {
     }
 }
 
-/// What the kernel would have learned from an answer: for every address and every allowed port range one request.
+/// What the kernel would have learned from an answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lesson {
+    /// For every address and every allowed port range one request.
+    pub requests: Vec<LearnRequest>,
+    /// Names that the question is an alias of now, with the rules under which answers about them teach.
+    pub aliases: Vec<(AliasKey, Alias)>,
+}
+
+/// What is known of an answer's receiver.
+#[derive(Clone, Copy, Debug)]
+pub struct Receiver<'a> {
+    /// Its scope.
+    pub scope_id: u32,
+    /// Key of the hashes.
+    pub seed: u64,
+    /// Now, nanoseconds of the monotonic clock.
+    pub now_ns: u64,
+    /// Rules of the name that the question is a noted alias of.
+    pub by_alias: Option<&'a NameRules>,
+}
+
+/// Learns from an answer what the kernel would have learned.
 ///
 /// `rules_of` gives the rules of the longest pattern that covers a name. A
 /// question without rules, or a denied one, teaches nothing; an alias that is
 /// denied ends the reading. The node's own addresses, which only the caller
 /// knows, have to be taken out by `is_local`.
 #[must_use]
-pub fn learn_requests(
+pub fn learn(
     answer: &Answer,
+    receiver: Receiver<'_>,
     rules_of: impl Fn(&str) -> Option<NameRules>,
     is_local: impl Fn(&Address) -> bool,
-    scope_id: u32,
-    now_ns: u64,
-) -> Vec<LearnRequest> {
+) -> Lesson {
     let rules_of = |name: &ChainName| {
         // The root has no rules.
         let can_match = name.is_matchable && !name.name.is_empty();
         can_match.then(|| rules_of(&name.name)).flatten()
     };
-    let Some(rules) = answer.chain.first().and_then(rules_of) else {
-        return Vec::new();
-    };
-    if rules.deny != 0 {
-        return Vec::new();
+    let mut lesson = Lesson::default();
+    let own = answer.chain.first().and_then(rules_of);
+    if own.is_some_and(|rules| rules.deny != 0) {
+        return lesson;
     }
-    let mut requests = Vec::new();
+    let sets: Vec<&NameRules> = own.iter().chain(receiver.by_alias).collect();
+    let Some(first) = sets.first() else {
+        return lesson;
+    };
     for met in &answer.met {
         match met {
             Met::Alias(place) => {
-                let alias = answer.chain.get(*place).and_then(rules_of);
-                if alias.is_some_and(|rules| rules.deny != 0) {
+                let Some(name) = answer.chain.get(*place) else {
+                    continue;
+                };
+                if rules_of(name).is_some_and(|rules| rules.deny != 0) {
                     break;
+                }
+                if name.is_matchable {
+                    let key =
+                        AliasKey::new(name_hash(receiver.seed, &name.name), receiver.scope_id);
+                    let alias = Alias {
+                        owner: key.owner(),
+                        expires_at_ns: end_of(first, name.ttl_s, receiver.now_ns),
+                        rules: **first,
+                    };
+                    lesson.aliases.push((key, alias));
                 }
             }
             Met::Address(place) => {
@@ -255,30 +291,36 @@ pub fn learn_requests(
                     continue;
                 };
                 if !is_local(&one.address) {
-                    teach(&mut requests, one, &rules, scope_id, now_ns);
+                    for rules in &sets {
+                        teach(&mut lesson.requests, one, rules, receiver);
+                    }
                 }
             }
         }
     }
-    requests
+    lesson
+}
+
+/// When something ends that is learned now.
+fn end_of(rules: &NameRules, ttl_s: u32, now_ns: u64) -> u64 {
+    let lifetime_ns = u64::from(rules.lifetime_s(ttl_s)).saturating_mul(1_000_000_000);
+    now_ns.saturating_add(lifetime_ns)
 }
 
 fn teach(
     requests: &mut Vec<LearnRequest>,
     one: &ChainAddress,
     rules: &NameRules,
-    scope_id: u32,
-    now_ns: u64,
+    receiver: Receiver<'_>,
 ) {
-    let lifetime_ns = u64::from(rules.lifetime_s(one.ttl_s)).saturating_mul(1_000_000_000);
     let grants = rules
         .entries
         .iter()
         .take_while(|entry| entry.kind == EntryKind::Allow as u8);
     requests.extend(grants.map(|entry| LearnRequest {
-        key: LearnedKey::new(scope_id, one.address),
+        key: LearnedKey::new(receiver.scope_id, one.address),
         grant: Grant {
-            expires_at_ns: now_ns.saturating_add(lifetime_ns),
+            expires_at_ns: end_of(rules, one.ttl_s, receiver.now_ns),
             rule: entry.rule,
             ports: entry.ports,
             _pad: 0,
@@ -363,6 +405,15 @@ mod tests {
 
     const SECOND: u64 = 1_000_000_000;
 
+    fn receiver(scope_id: u32, now_ns: u64) -> Receiver<'static> {
+        Receiver {
+            scope_id,
+            seed: 5,
+            now_ns,
+            by_alias: None,
+        }
+    }
+
     fn rules(deny: u64) -> NameRules {
         let mut rules = NameRules {
             deny,
@@ -407,18 +458,21 @@ mod tests {
             "none.example." | "none.example" => None,
             name => Some(rules(u64::from(name == denied))),
         };
-        learn_requests(answer, look, |address| address[15] == 200, 3, 10 * SECOND)
-            .iter()
-            .map(|request| {
-                assert_eq!(request.key.scope_id, 3);
-                let grant = request.grant;
-                (
-                    request.key.address[15],
-                    grant.rule,
-                    grant.expires_at_ns / SECOND,
-                )
-            })
-            .collect()
+        learn(answer, receiver(3, 10 * SECOND), look, |address| {
+            address[15] == 200
+        })
+        .requests
+        .iter()
+        .map(|request| {
+            assert_eq!(request.key.scope_id, 3);
+            let grant = request.grant;
+            (
+                request.key.address[15],
+                grant.rule,
+                grant.expires_at_ns / SECOND,
+            )
+        })
+        .collect()
     }
 
     #[test]
@@ -476,7 +530,10 @@ mod tests {
         assert_eq!(answer.question(), "a\\032b.example");
         assert_eq!(answer.addresses.len(), 1);
         let look = |_: &str| -> Option<NameRules> { panic!("it was looked up") };
-        assert!(learn_requests(&answer, look, |_| false, 1, 1).is_empty());
+        assert_eq!(
+            learn(&answer, receiver(1, 1), look, |_| false),
+            Lesson::default()
+        );
     }
 
     #[test]
@@ -580,7 +637,8 @@ mod tests {
                 [(*address, life(*ttl_s), 443), (*address, life(*ttl_s), 80)]
             })
             .collect();
-        let requests: BTreeSet<_> = learn_requests(&answer, rules_of, |_| false, 1, 0)
+        let requests: BTreeSet<_> = learn(&answer, receiver(1, 0), rules_of, |_| false)
+            .requests
             .iter()
             .map(|one| (one.key.address, one.grant.expires_at_ns, one.grant.rule))
             .collect();
@@ -593,7 +651,7 @@ mod tests {
         }
         if let Ok(machine) = outcome {
             prop_assert_eq!(answer.question_hash(5), machine.question);
-            prop_assert_eq!(answer.unteachable, machine.unteachable as usize);
+            prop_assert_eq!(answer.unteachable.len(), machine.unteachable as usize);
             prop_assert_eq!(answer.off_chain, machine.off_chain as usize);
             // `None` where the question holds a pointer, which no query does.
             let hash = hash_question(&bytes[12..], 5);

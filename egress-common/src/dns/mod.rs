@@ -19,7 +19,9 @@ pub use answer::{ALIASES, ANSWER_STEPS, AnswerReader, Next};
 pub use host::{Answer, Taught, read_answer};
 pub use message::{HEADER_BYTES, MESSAGE_BYTES, Message};
 pub use name_reader::{NAME_STEPS, NameReader, NameStep};
-pub use question::{QUESTION_STEPS, QuestionHasher, QuestionStep, is_query_header, question_hash};
+pub use question::{
+    QUESTION_STEPS, QuestionHasher, QuestionStep, is_query_header, name_hash, question_hash,
+};
 
 /// The port of DNS, host byte order.
 pub const DNS_PORT: u16 = 53;

@@ -12,6 +12,18 @@ pub const fn question_hash(name_hash: u64, type_and_class: u32) -> u64 {
     mix(name_hash, type_and_class as u64)
 }
 
+/// Hash of a name as the machines compute it; `text` is in lower case, without the final dot.
+#[must_use]
+pub fn name_hash(seed: u64, text: &str) -> u64 {
+    let labels = text.split('.').filter(|label| !label.is_empty());
+    labels.fold(seed, |hash, label| {
+        let hash = mix(hash, label.len() as u64);
+        label
+            .bytes()
+            .fold(hash, |hash, byte| mix(hash, u64::from(byte)))
+    })
+}
+
 /// Whether a header is that of one plain query: QR 0, opcode 0, one question (RFC 1035 section 4.1.1).
 #[inline(always)]
 #[must_use]

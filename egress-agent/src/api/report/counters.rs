@@ -26,7 +26,7 @@ const fn is_total(counter: &Counter) -> bool {
         Hook::Connect4 | Hook::Connect6 => {
             matches!(counter.verdict, Verdict::Deny | Verdict::WouldDeny)
         }
-        Hook::SkbIngress | Hook::TcIngress => false,
+        Hook::SkbIngress | Hook::TcIngress | Hook::SockCreate => false,
     }
 }
 

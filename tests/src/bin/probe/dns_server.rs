@@ -6,6 +6,7 @@
 //! | `many-30-100` | the 30 addresses from number 100 on; UDP cuts what does not fit (TC bit) |
 //! | `huge-30-100` | the same, over UDP in any size |
 //! | `chain-4-9` | 4 aliases, then address 9 |
+//! | `alias-5` | an alias of `n5` in the last zone, and nothing else |
 //! | `split-5` | address 5; over TCP byte by byte |
 //! | `ttl3-5` | address 5 with TTL 3 |
 
@@ -147,6 +148,11 @@ impl DnsServer {
                 }
                 plan.records
                     .extend(self.record(&owner, kind, *number, self.ttl));
+            }
+            ("alias", [number]) => {
+                let target = dns::absolute(&format!("n{number}.{}", self.zone.last()?)).ok()?;
+                let data = RData::CNAME(CNAME(target));
+                plan.records.push(Record::from_rdata(name, self.ttl, data));
             }
             ("split", [number]) => {
                 plan.is_split = true;

@@ -73,11 +73,12 @@ fn load(name: &str, program: &mut Program) -> Result<(), String> {
 fn load_as_its_type(program: &mut Program) -> Result<(), ProgramError> {
     #[expect(
         clippy::wildcard_enum_match_arm,
-        reason = "we have three types of aya's thirty"
+        reason = "we have four types of aya's thirty"
     )]
     match program {
         Program::CgroupSkb(program) => program.load(),
         Program::CgroupSockAddr(program) => program.load(),
+        Program::CgroupSock(program) => program.load(),
         Program::SchedClassifier(program) => program.load(),
         _ => Err(ProgramError::UnexpectedProgramType),
     }
@@ -85,7 +86,7 @@ fn load_as_its_type(program: &mut Program) -> Result<(), ProgramError> {
 
 /// Loads a refused program once more for the verifier's log: its end goes to the console, the reason is returned.
 fn why_refused(name: &str) -> Result<String, String> {
-    let mut ebpf = load_object(VerifierLogLevel::VERBOSE | VerifierLogLevel::STATS)?;
+    let mut ebpf = load_object(VerifierLogLevel::DEBUG | VerifierLogLevel::STATS)?;
     let program = ebpf.program_mut(name).ok_or("not in the object")?;
     let Err(ProgramError::LoadError { verifier_log, .. }) = load_as_its_type(program) else {
         return Ok("loads when tried again".to_owned());
