@@ -18,7 +18,16 @@
 use crate::{address::Address, hash::mix, policy::NameRules};
 
 /// Version of everything in this crate that is stored in maps. A change of any layout raises it.
-pub const LAYOUT_VERSION: u32 = 1;
+///
+/// Agents of two layouts read each other's maps while one takes over from the
+/// other. So a map of [`KERNEL_MAPS`] whose meaning changes also changes its
+/// size or its name, and [`Config`] keeps its size and its first three fields.
+pub const LAYOUT_VERSION: u32 = if cfg!(feature = "layout-next") {
+    THIS_LAYOUT + 1
+} else {
+    THIS_LAYOUT
+};
+const THIS_LAYOUT: u32 = 1;
 
 /// Value of `CONFIG` (array of one).
 #[repr(C)]
@@ -144,7 +153,11 @@ pub const LEARNED_CAPACITY: u32 = 262_144;
 /// Capacity of `NAMES`.
 pub const NAMES_CAPACITY: u32 = 262_144;
 /// Capacity of `CIDRS`.
-pub const CIDRS_CAPACITY: u32 = 262_144;
+pub const CIDRS_CAPACITY: u32 = if cfg!(feature = "layout-next") {
+    262_144 + 1
+} else {
+    262_144
+};
 /// Capacity of `WORKLOADS`.
 pub const WORKLOADS_CAPACITY: u32 = 4_096;
 /// Capacity of `RESOLVERS`.
@@ -160,7 +173,11 @@ pub const HOLDS_CAPACITY: u32 = 8_192;
 /// Capacity of `FLOWS`.
 pub const FLOWS_CAPACITY: u32 = 65_536;
 /// Capacity of `RULE_COUNTERS`.
-pub const RULE_COUNTERS_CAPACITY: u32 = 262_144;
+pub const RULE_COUNTERS_CAPACITY: u32 = if cfg!(feature = "layout-next") {
+    262_144 + 1
+} else {
+    262_144
+};
 /// Capacity of `RULES`.
 pub const RULES_CAPACITY: u32 = 262_144;
 /// Capacity of `INTERFACES`.
@@ -184,6 +201,20 @@ pub const MAP_NAMES: &[&str] = &[
     "QUERIES",
     "ALIASES",
     "HOLDS",
+    "SOCKETS",
+    "FLOWS",
+    "COUNTERS",
+    "TALLIES",
+    "RULE_COUNTERS",
+    "EVENT_BUDGETS",
+    "EVENTS",
+    "DNS_COPIES",
+];
+
+/// Those that the kernel writes. Programs of another layout go on with the same ones, if they have the same form.
+pub const KERNEL_MAPS: &[&str] = &[
+    "LEARNED",
+    "QUERIES",
     "SOCKETS",
     "FLOWS",
     "COUNTERS",

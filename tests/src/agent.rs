@@ -28,6 +28,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(10);
 /// How an agent shall be started.
 #[derive(Clone, Debug)]
 pub struct AgentOptions {
+    program: PathBuf,
     place: Place,
     policy: PathBuf,
     cgroup: PathBuf,
@@ -48,6 +49,7 @@ impl AgentOptions {
         policy: &Path,
     ) -> Self {
         Self {
+            program: programs::agent(),
             place,
             policy: policy.to_path_buf(),
             cgroup,
@@ -90,6 +92,20 @@ impl AgentOptions {
     #[must_use]
     pub fn arg(mut self, arg: impl Into<String>) -> Self {
         self.more.push(arg.into());
+        self
+    }
+
+    /// Serves another socket.
+    #[must_use]
+    pub fn socket(mut self, path: &Path) -> Self {
+        self.socket = path.to_path_buf();
+        self
+    }
+
+    /// Runs this program instead of the usual agent.
+    #[must_use]
+    pub fn program(mut self, program: PathBuf) -> Self {
+        self.program = program;
         self
     }
 
@@ -148,13 +164,10 @@ impl AgentOptions {
         let mut command = match self.cpu {
             Some(cpu) => {
                 let mut command = self.place.command("taskset");
-                command
-                    .arg("-c")
-                    .arg(cpu.to_string())
-                    .arg(programs::agent());
+                command.arg("-c").arg(cpu.to_string()).arg(&self.program);
                 command
             }
-            None => self.place.command(programs::agent()),
+            None => self.place.command(&self.program),
         };
         command
             .arg("run")
@@ -403,6 +416,35 @@ impl Agent {
             .unwrap_or_else(|error| panic!("{error:#}"));
         self.wait_until_enforcing()
             .unwrap_or_else(|error| panic!("the agent does not enforce again: {error:#}"));
+    }
+
+    /// As [`Agent::start_again`], with another program and these options added.
+    ///
+    /// # Panics
+    ///
+    /// If it does not enforce.
+    #[track_caller]
+    pub fn start_other(&mut self, program: PathBuf, more: &[&str]) {
+        self.options.program = program;
+        let more = more.iter().map(ToString::to_string);
+        self.options.more.extend(more);
+        self.start_again();
+    }
+
+    /// Starts a program with the same options and kills it after a while, wherever it is then.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be started.
+    #[track_caller]
+    pub fn start_and_kill(&mut self, program: PathBuf, after: Duration) {
+        self.options.program = program;
+        self.running = self
+            .options
+            .spawn()
+            .unwrap_or_else(|error| panic!("{error:#}"));
+        std::thread::sleep(after);
+        self.kill();
     }
 
     /// Removes everything from the kernel, as a user would.

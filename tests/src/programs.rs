@@ -36,6 +36,13 @@ pub fn agent() -> PathBuf {
         .map_or_else(|| target_dir().join("release/egress-agent"), PathBuf::from)
 }
 
+/// An agent with the next layout of the maps: `EGRESS_AGENT_NEXT`, or what `cargo xtask test` makes.
+#[must_use]
+pub fn next_agent() -> PathBuf {
+    env::var_os("EGRESS_AGENT_NEXT")
+        .map_or_else(|| target_dir().join("next/egress-agent"), PathBuf::from)
+}
+
 /// The eBPF object: `EGRESS_EBPF_OBJECT`, or what `cargo xtask build-ebpf` makes.
 #[must_use]
 pub fn object() -> PathBuf {

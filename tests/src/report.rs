@@ -122,3 +122,38 @@ pub struct Steadiness {
     /// The longest.
     pub slowest_ms: f64,
 }
+
+/// What `probe load` did.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Load {
+    /// Exchanges of 16 KiB over TCP streams that stay open.
+    pub streams: Traffic,
+    /// Datagrams of one flow, and their echoes.
+    pub datagrams: Traffic,
+    /// New TCP connections to a learned address.
+    pub connects: Traffic,
+    /// Lookups of new names, each followed by a connect.
+    pub lookups: Traffic,
+    /// Attempts that have to be refused: done is refused, failed got through.
+    pub forbidden: Traffic,
+}
+
+/// Attempts of one kind.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Those that went as they should.
+    pub done: u64,
+    /// Those that did not.
+    pub failed: u64,
+    /// The first few that did not.
+    pub examples: Vec<String>,
+}
+
+impl Traffic {
+    /// Counts these too.
+    pub fn add(&mut self, other: Self) {
+        self.done += other.done;
+        self.failed += other.failed;
+        self.examples.extend(other.examples);
+    }
+}

@@ -44,6 +44,22 @@ pub fn ready() -> bool {
     true
 }
 
+/// Whether a test of an upgrade to another layout of the maps can run; if not, the reason is printed.
+#[must_use]
+pub fn upgrade_ready() -> bool {
+    if !ready() {
+        return false;
+    }
+    let next = programs::next_agent();
+    if !next.is_file() {
+        return skip(&format!(
+            "{} is missing: run `cargo xtask build --next-layout`",
+            next.display()
+        ));
+    }
+    true
+}
+
 /// Prints why this test does not run, past libtest's capture; always false.
 pub fn skip(reason: &str) -> bool {
     let thread = std::thread::current();

@@ -1,6 +1,10 @@
 //! `cargo xtask build`: the static agent with the object inside.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
@@ -13,7 +17,11 @@ use crate::{
 
 /// Options of `cargo xtask build`.
 #[derive(Args, Debug)]
-pub(crate) struct Build {}
+pub(crate) struct Build {
+    /// Also build an agent with the next layout of the maps, for the tests of an upgrade.
+    #[arg(long)]
+    next_layout: bool,
+}
 
 impl Build {
     /// Builds the object, then the agent, and says where it is.
@@ -22,9 +30,14 @@ impl Build {
     ///
     /// A tool is missing or fails.
     pub(crate) fn run(&self) -> Result<()> {
-        let agent = build()?;
-        let size = fs::metadata(&agent).map_or(0, |data| data.len());
-        run::say(&format!("{}: {size} bytes, static", run::shown(&agent)));
+        let mut agents = vec![build()?];
+        if self.next_layout {
+            agents.push(build_next()?);
+        }
+        for agent in agents {
+            let size = fs::metadata(&agent).map_or(0, |data| data.len());
+            run::say(&format!("{}: {size} bytes, static", run::shown(&agent)));
+        }
         Ok(())
     }
 }
@@ -53,15 +66,60 @@ pub(crate) fn build() -> Result<PathBuf> {
 ///
 /// The build fails, or the program needs a loader after all.
 pub(crate) fn build_static(package: &str, bin: &str) -> Result<PathBuf> {
-    let target = host()?;
     let stage = Stage::begin(&format!("build-{bin}"), format!("static {bin}"))?;
+    build_static_in(
+        stage,
+        package,
+        bin,
+        &run::target_dir(),
+        &ebpf::object(),
+        &[],
+    )
+}
+
+/// Where the agent of the next layout is: the tests of an upgrade look for it there.
+pub(crate) fn next_agent() -> PathBuf {
+    run::target_dir().join("next/egress-agent")
+}
+
+/// Builds an agent as the next layout of the maps would make it, for the tests of an upgrade.
+///
+/// # Errors
+///
+/// A tool is missing or fails.
+pub(crate) fn build_next() -> Result<PathBuf> {
+    let dir = run::target_dir().join("next");
+    let object = ebpf::build_next(&dir)?;
+    let _lock = setup::lock("agent")?;
+    let stage = Stage::begin(
+        "build-egress-agent-next",
+        "static egress-agent of the next layout",
+    )?;
+    let (name, more) = ("egress-agent", &ebpf::NEXT_LAYOUT);
+    let built = build_static_in(stage, name, name, &dir.join("agent"), &object, more)?;
+    run::copy_if_changed(&built, &next_agent()).context("cannot keep the agent")?;
+    Ok(next_agent())
+}
+
+fn build_static_in(
+    stage: Stage,
+    package: &str,
+    bin: &str,
+    target_dir: &Path,
+    object: &Path,
+    more: &[&str],
+) -> Result<PathBuf> {
+    let target = host()?;
     // Given a target, cargo keeps the flags away from proc macros, which cannot be static.
     stage.run(
-        static_cargo(&target)
+        static_cargo(&target, object)
             .args(["build", "--release", "--package", package, "--bin", bin])
-            .args(["--target", &target]),
+            .args(["--target", &target])
+            .args(more)
+            .arg("--target-dir")
+            .arg(target_dir),
     )?;
-    let built = run::target_dir().join(&target).join("release").join(bin);
+    let built = target_dir.join(&target).join("release").join(bin);
     let bytes = fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
     ensure!(
         !needs_loader(&bytes),
@@ -72,8 +130,8 @@ pub(crate) fn build_static(package: &str, bin: &str) -> Result<PathBuf> {
     Ok(built)
 }
 
-/// A cargo that links statically and embeds our object.
-fn static_cargo(target: &str) -> Command {
+/// A cargo that links statically and embeds this object.
+fn static_cargo(target: &str, object: &Path) -> Command {
     let mut cargo = run::cargo();
     let name = target.to_uppercase().replace('-', "_");
     cargo
@@ -83,7 +141,7 @@ fn static_cargo(target: &str) -> Command {
             format!("CARGO_TARGET_{name}_RUSTFLAGS"),
             "-C target-feature=+crt-static",
         )
-        .env("EGRESS_EBPF_OBJECT", ebpf::object());
+        .env("EGRESS_EBPF_OBJECT", object);
     cargo
 }
 

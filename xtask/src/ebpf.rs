@@ -38,6 +38,9 @@ impl BuildEbpf {
     }
 }
 
+/// Options that make the next layout of the maps, for tests of an upgrade (`egress-common/Cargo.toml`).
+pub(crate) const NEXT_LAYOUT: [&str; 2] = ["--features", "egress-common/layout-next"];
+
 /// Where the object is: the path that egress-agent's build script embeds.
 pub(crate) fn object() -> PathBuf {
     run::target_dir().join("ebpf/egress-ebpf")
@@ -49,20 +52,44 @@ pub(crate) fn object() -> PathBuf {
 ///
 /// A tool is missing or fails.
 pub(crate) fn build() -> Result<bool> {
+    let target_dir = run::target_dir().join("ebpf/build");
+    build_into("build-ebpf", "eBPF object", &target_dir, &[], &object())
+}
+
+/// Builds the object of the next layout, and says where it is.
+///
+/// # Errors
+///
+/// A tool is missing or fails.
+pub(crate) fn build_next(target_dir: &Path) -> Result<PathBuf> {
+    let object = target_dir.join("egress-ebpf");
+    let title = "eBPF object of the next layout";
+    let build = target_dir.join("ebpf");
+    build_into("build-ebpf-next", title, &build, &NEXT_LAYOUT, &object)?;
+    Ok(object)
+}
+
+fn build_into(
+    log: &str,
+    title: &str,
+    target_dir: &Path,
+    more: &[&str],
+    object: &Path,
+) -> Result<bool> {
     let toolchain = Toolchain::require()?;
     let _lock = setup::lock("ebpf")?;
-    let target_dir = run::target_dir().join("ebpf/build");
-    let stage = Stage::begin("build-ebpf", "eBPF object")?;
+    let stage = Stage::begin(log, title)?;
     stage.run(
         toolchain
             .cargo()
             .args(["build", "--release", "--package", "egress-ebpf"])
             .args(["--target", "bpfel-unknown-none", "-Z", "build-std=core"])
+            .args(more)
             .arg("--target-dir")
-            .arg(&target_dir),
+            .arg(target_dir),
     )?;
     let built: &Path = &target_dir.join("bpfel-unknown-none/release/egress-ebpf");
-    let changed = run::copy_if_changed(built, &object()).context("cannot keep the object")?;
+    let changed = run::copy_if_changed(built, object).context("cannot keep the object")?;
     stage.done();
     Ok(changed)
 }

@@ -53,8 +53,9 @@ impl Test {
         }
         setup::setup(&groups)?;
         let agent = build::build()?;
+        let next = build::build_next()?;
 
-        let mut suites = vec![self.unit()?, self.netns(&agent)?];
+        let mut suites = vec![self.unit()?, self.netns(&agent, &next)?];
         if self.filter.is_none() {
             suites.push(self.fuzz()?);
             suites.push(self.vm(&agent)?);
@@ -95,7 +96,7 @@ impl Test {
     }
 
     /// The worlds in network namespaces, one at a time: they measure times.
-    fn netns(&self, agent: &Path) -> Result<Suite> {
+    fn netns(&self, agent: &Path, next: &Path) -> Result<Suite> {
         if !nix::unistd::geteuid().is_root() {
             return Ok(Suite::skipped("netns", "needs root"));
         }
@@ -104,7 +105,8 @@ impl Test {
             .args(["--package", "egress-tests", "--"])
             .args(["--show-output", "--test-threads=1"])
             .args(&self.filter)
-            .env("EGRESS_AGENT", agent);
+            .env("EGRESS_AGENT", agent)
+            .env("EGRESS_AGENT_NEXT", next);
         self.libtest("netns", "tests in network namespaces", &mut cargo)
     }
 

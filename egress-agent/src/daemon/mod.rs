@@ -10,6 +10,7 @@ mod dns;
 mod events;
 mod shared;
 mod switch;
+mod takeover;
 mod time;
 mod upkeep;
 
@@ -88,13 +89,9 @@ async fn start(options: RunOptions, candidate: Candidate) -> anyhow::Result<Exit
     let is_adopted = datapath.is_adopted();
 
     let shared = Arc::new(Shared::new(options, datapath)?);
-    shared
-        .switch(candidate)
-        .context("cannot write the policy into the kernel")?;
-    let attached = shared.datapath().attach();
-    if let Err(error) = attached {
+    if let Err(error) = begin(&shared, candidate) {
         end_unconfirmed(&shared);
-        return Err(anyhow::Error::new(error).context("cannot start enforcing"));
+        return Err(error);
     }
     info!(
         is_adopted,
@@ -130,6 +127,33 @@ async fn start(options: RunOptions, candidate: Candidate) -> anyhow::Result<Exit
     end_unconfirmed(&shared);
     info!("agent stopped; the data plane stays");
     result
+}
+
+/// Brings the policy and the programs into force, whatever was there before.
+fn begin(shared: &Shared, candidate: Candidate) -> anyhow::Result<()> {
+    let switch = |candidate| {
+        let switched = shared.switch(candidate);
+        switched.context("cannot write the policy into the kernel")
+    };
+    let is_taking_over = shared.datapath().is_taking_over();
+    if is_taking_over && shared.is_bound() {
+        // An agent was killed while it took over. What it left is finished under its policy.
+        shared
+            .take_over()
+            .context("cannot take over from another layout")?;
+        return switch(candidate);
+    }
+    switch(candidate)?;
+    if is_taking_over {
+        return shared
+            .take_over()
+            .context("cannot take over from another layout");
+    }
+    let mut datapath = shared.datapath();
+    datapath
+        .attach_learning()
+        .and_then(|()| datapath.attach_judging())
+        .context("cannot start enforcing")
 }
 
 /// Nobody can confirm any more: what was not confirmed is not left enforced.

@@ -17,7 +17,7 @@ use std::{
     net::IpAddr,
     path::PathBuf,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
@@ -42,7 +42,7 @@ use crate::{
 };
 
 /// Longer than any program runs.
-const PAUSE: Duration = Duration::from_millis(20);
+pub(super) const PAUSE: Duration = Duration::from_millis(20);
 
 /// Policy ids in use: 0 restricts nothing, the last one stands for "not configured".
 const POLICY_IDS: std::ops::Range<u16> = 1..u16::MAX;
@@ -130,6 +130,8 @@ impl Shared {
             lifeline,
             compiled,
         } = candidate;
+        let began = Instant::now();
+        let compiled = Arc::new(compiled);
         let mut datapath = self.datapath();
         let bound: Vec<Option<Workload>> = self
             .scopes
@@ -151,6 +153,7 @@ impl Shared {
             .iter()
             .map(|entry| entry.scope_id)
             .chain(old.iter().flatten().map(|binding| binding.scope_id))
+            .chain(datapath.foreign_scope_ids())
             .max()
             .unwrap_or(0);
         drop(learned);
@@ -214,11 +217,12 @@ impl Shared {
             names = compiled.names.len(),
             cidrs = compiled.cidrs.len(),
             mode = compiled.mode.name(),
+            ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
             "policy switched"
         );
         let mode = compiled.mode;
         self.set_in_force(InForce {
-            compiled: Arc::new(compiled),
+            compiled,
             lifeline,
             files,
             rules,
@@ -230,7 +234,12 @@ impl Shared {
         std::thread::sleep(PAUSE);
         let kept: Vec<u64> = self.scopes.iter().map(|scope| scope.cgroup_id).collect();
         datapath.unbind_but(&kept)?;
-        let live: BTreeSet<u32> = new.iter().map(|binding| binding.scope_id).collect();
+        // Programs of another layout may still judge by what they know.
+        let live: BTreeSet<u32> = new
+            .iter()
+            .map(|binding| binding.scope_id)
+            .chain(datapath.foreign_scope_ids())
+            .collect();
         let stale: Vec<LearnedKey> = datapath
             .learned()?
             .into_iter()

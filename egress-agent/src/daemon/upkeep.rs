@@ -17,11 +17,11 @@ use super::{
 use crate::{shutdown::Shutdown, workload::own_addresses};
 
 /// How often policy files are looked at.
-const TICK: Duration = Duration::from_millis(500);
+const TICK: Duration = Duration::from_millis(200);
 /// Ticks between two looks at the node.
-const NODE_TICKS: u64 = 10;
+const NODE_TICKS: u64 = 25;
 /// Ticks between two sweeps.
-const SWEEP_TICKS: u64 = 20;
+const SWEEP_TICKS: u64 = 50;
 /// An entry stays this long after its end, so that a denial can say that it expired.
 const KEEP_EXPIRED_NS: u64 = 60 * 1_000_000_000;
 

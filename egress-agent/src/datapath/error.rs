@@ -1,6 +1,9 @@
 //! What can go wrong between the agent and the kernel.
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 /// A step that failed.
 #[derive(Debug, thiserror::Error)]
@@ -27,13 +30,13 @@ pub enum DatapathError {
         #[source]
         source: io::Error,
     },
-    /// The maps that are pinned have another layout.
+    /// The maps in the folder of one layout are of another.
     #[error(
-        "{} holds maps of layout {found}, this agent has layout {expected}: run `egress-agent unload` first",
+        "{} holds maps of layout {found} instead of {expected}: run `egress-agent unload` first",
         .path.display()
     )]
     Layout {
-        /// The pin directory.
+        /// The folder.
         path: PathBuf,
         /// Version found.
         found: u32,
@@ -85,6 +88,17 @@ pub enum DatapathError {
         #[source]
         source: aya::maps::MapError,
     },
+    /// Many entries of a map at once.
+    #[error("cannot {action} map {map}")]
+    Bulk {
+        /// What was tried.
+        action: &'static str,
+        /// The map.
+        map: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// The object lacks something that the agent expects.
     #[error("the eBPF object has no {what} {name}: it is of another version than the agent")]
     Missing {
@@ -93,4 +107,17 @@ pub enum DatapathError {
         /// Its name.
         name: &'static str,
     },
+}
+
+/// A file operation's error, for `map_err`.
+pub(super) fn io_error(
+    action: &'static str,
+    path: &Path,
+) -> impl FnOnce(io::Error) -> DatapathError {
+    let path = path.to_owned();
+    move |source| DatapathError::Io {
+        action,
+        path,
+        source,
+    }
 }

@@ -1,9 +1,9 @@
 //! Loading, adopting and attaching.
 //!
-//! Maps and links are pinned below one bpffs directory, `maps/` and `links/`.
-//! An agent that finds pins of its own layout adopts them: it loads its
-//! programs over the pinned maps and puts them behind the pinned links, one
-//! atomic update each; nothing is ever detached on the way.
+//! Maps and links are pinned below one bpffs directory: `layout-N/` and `links/`.
+//! An agent loads its programs over the maps of its own layout, which it adopts
+//! or makes, and puts them behind the pinned links, one atomic update each;
+//! nothing is ever detached on the way.
 #![expect(
     clippy::wildcard_enum_match_arm,
     reason = "aya knows some thirty kinds of programs; all but four are an error here"
@@ -18,7 +18,6 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Map, MapData},
     programs::{
         CgroupAttachMode, CgroupSkbAttachType, Program, SchedClassifier, TcAttachType,
         links::FdLink,
@@ -33,7 +32,12 @@ use egress_common::{
 use nix::fcntl::{Flock, FlockArg};
 use tracing::{debug, info};
 
-use super::{AttachedHook, error::DatapathError, sys};
+use super::{
+    AttachedHook,
+    error::{DatapathError, io_error},
+    layout::{Foreign, links_dir, own_maps_dir, pinned_config, share},
+    sys,
+};
 
 /// The object that `cargo xtask build-ebpf` made; empty when there was none.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/egress-ebpf"));
@@ -72,17 +76,10 @@ pub(super) struct Loaded {
     _lock: Flock<File>,
     /// clsact hooks, which have no link to pin.
     pub(super) clsact: Vec<AttachedHook>,
-    /// Whether maps of an earlier agent were found.
+    /// Whether maps of an earlier agent of this layout were found.
     pub(super) is_adopted: bool,
-}
-
-fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DatapathError {
-    let path = path.to_owned();
-    move |source| DatapathError::Io {
-        action,
-        path,
-        source,
-    }
+    /// Maps of other layouts that were found.
+    pub(super) foreign: Vec<Foreign>,
 }
 
 /// Takes the pin directory for this process. bpffs has no regular files, but its directories can be locked.
@@ -100,44 +97,34 @@ pub(super) fn lock(pin_dir: &Path) -> Result<Flock<File>, DatapathError> {
     })
 }
 
-pub(super) fn maps_dir(pin_dir: &Path) -> PathBuf {
-    pin_dir.join("maps")
-}
-
-pub(super) fn links_dir(pin_dir: &Path) -> PathBuf {
-    pin_dir.join("links")
-}
-
-/// Layout of the maps that are pinned; `None` when there are none.
-fn pinned_layout(pin_dir: &Path) -> Option<u32> {
-    let path = maps_dir(pin_dir).join("CONFIG");
-    let data = MapData::from_pin(path).ok()?;
-    let map = Map::from_map_data(data).ok()?;
-    let config = aya::maps::Array::<_, Config>::try_from(map).ok()?;
-    config.get(&0, 0).ok().map(|config| config.layout_version)
-}
-
 /// Loads the object over the pinned maps, or over new ones.
 pub(super) fn load(options: Options) -> Result<Loaded, DatapathError> {
     if OBJECT.is_empty() {
         return Err(DatapathError::NoObject);
     }
-    let maps = maps_dir(&options.pin_dir);
+    let maps = own_maps_dir(&options.pin_dir);
     let links = links_dir(&options.pin_dir);
-    for directory in [&options.pin_dir, &maps, &links] {
+    let pin_dir = &options.pin_dir;
+    fs::create_dir_all(pin_dir).map_err(io_error("create", pin_dir))?;
+    let lock = lock(pin_dir)?;
+    for directory in [&maps, &links] {
         fs::create_dir_all(directory).map_err(io_error("create", directory))?;
     }
-    let lock = lock(&options.pin_dir)?;
-    let found = pinned_layout(&options.pin_dir);
+    let found = pinned_config(&maps).map(|config| config.layout_version);
     if let Some(found) = found
         && found != LAYOUT_VERSION
         && found != 0
     {
         return Err(DatapathError::Layout {
-            path: options.pin_dir,
+            path: maps,
             found,
             expected: LAYOUT_VERSION,
         });
+    }
+    let foreign = Foreign::find(pin_dir)?;
+    for other in &foreign {
+        info!(from = %other.dir.display(), to = %maps.display(), "taking over from another layout");
+        share(OBJECT, &maps, &other.dir, options.learned_capacity)?;
     }
     let coarse_clock = u8::from(kernel_is_at_least(COARSE_CLOCK_KERNEL));
     let mut loader = EbpfLoader::new();
@@ -161,6 +148,7 @@ pub(super) fn load(options: Options) -> Result<Loaded, DatapathError> {
         _lock: lock,
         clsact: Vec::new(),
         is_adopted: found == Some(LAYOUT_VERSION),
+        foreign,
     })
 }
 
@@ -196,24 +184,62 @@ fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), DatapathError
 }
 
 impl Loaded {
-    /// Attaches every hook that is not attached yet, and puts the new programs behind the others.
-    ///
-    /// Noting and learning come before judging, packets before connects.
-    pub(super) fn attach(&mut self) -> Result<(), DatapathError> {
+    /// Attaches these hooks where they are not attached yet, and puts the new programs behind the others.
+    pub(super) fn attach(&mut self, hooks: &[Hook]) -> Result<(), DatapathError> {
         let cgroup = self.options.cgroup.clone();
-        for hook in [
-            Hook::SockCreate,
-            Hook::SkbIngress,
-            Hook::SkbEgress,
-            Hook::Connect4,
-            Hook::Connect6,
-        ] {
-            self.attach_cgroup(hook, &cgroup)?;
-        }
-        for interface in self.options.interfaces.clone() {
-            for hook in [Hook::TcIngress, Hook::TcEgress] {
-                self.attach_interface(hook, &interface)?;
+        for hook in hooks {
+            match hook {
+                Hook::SockCreate
+                | Hook::SkbIngress
+                | Hook::SkbEgress
+                | Hook::Connect4
+                | Hook::Connect6 => {
+                    self.attach_cgroup(*hook, &cgroup)?;
+                }
+                Hook::TcIngress | Hook::TcEgress => {
+                    for interface in self.options.interfaces.clone() {
+                        self.attach_interface(*hook, &interface)?;
+                    }
+                }
             }
+        }
+        Ok(())
+    }
+
+    /// Interfaces that an earlier agent was given and this one was not; its links are still there.
+    pub(super) fn other_interfaces(&self) -> Vec<String> {
+        let Ok(entries) = fs::read_dir(links_dir(&self.options.pin_dir)) else {
+            return Vec::new();
+        };
+        entries
+            .flatten()
+            .filter_map(|entry| {
+                let name = entry.file_name().into_string().ok()?;
+                let interface = name
+                    .strip_prefix(Hook::TcEgress.name())?
+                    .strip_prefix('-')?;
+                let is_given = self.options.interfaces.iter().any(|one| one == interface);
+                (!is_given).then(|| interface.to_owned())
+            })
+            .collect()
+    }
+
+    /// Puts the new program behind the links of interfaces that this agent was not given.
+    pub(super) fn replace_other(&mut self, hook: Hook) -> Result<(), DatapathError> {
+        for interface in self.other_interfaces() {
+            let name = hook.name();
+            let pin = links_dir(&self.options.pin_dir).join(format!("{name}-{interface}"));
+            if !is_attached(&pin) {
+                continue;
+            }
+            let Program::SchedClassifier(program) = program_of(&mut self.ebpf, name)? else {
+                continue;
+            };
+            let fd = program.fd().map_err(|source| DatapathError::Program {
+                program: name,
+                source,
+            })?;
+            replace(&pin, name, fd.as_fd())?;
         }
         Ok(())
     }
@@ -454,11 +480,11 @@ fn is_attached(pin: &Path) -> bool {
 }
 
 /// A configuration with nothing bound below the node.
-pub(super) fn fresh_config(seed: u64) -> Config {
+pub(super) fn fresh_config(seed: u64, generation: u32) -> Config {
     Config {
         seed,
         layout_version: LAYOUT_VERSION,
-        generation: 1,
+        generation,
         levels: [NO_LEVEL; egress_common::maps::CGROUP_LEVELS],
     }
 }

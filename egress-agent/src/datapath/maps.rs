@@ -1,5 +1,10 @@
 //! Typed access to the maps.
 
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
 use aya::{
     Ebpf, Pod,
     maps::{Array, HashMap, LpmTrie, MapData, MapError, PerCpuArray, RingBuf, lpm_trie::Key},
@@ -14,7 +19,9 @@ use egress_common::{
     verdict::{Hook, Reason, Verdict, counter_index},
 };
 
-use super::{Counter, Counters, LearnedEntry, MapFill, RuleCounter, error::DatapathError};
+use super::{
+    Counter, Counters, LearnedEntry, MapFill, RuleCounter, bulk::Bulk, error::DatapathError,
+};
 use crate::policy::Compiled;
 
 type Hash<K, V> = HashMap<MapData, K, V>;
@@ -36,6 +43,15 @@ pub(super) struct Maps {
     tallies: PerCpuArray<MapData, u64>,
     rule_counters: Hash<u64, RuleCounters>,
     learned_capacity: u32,
+    bulk_names: Bulk<Key<[u8; NAME_KEY_BYTES]>, NameRules>,
+    bulk_cidrs: Bulk<Key<[u8; CIDR_KEY_BYTES]>, CidrRules>,
+    bulk_rules: Bulk<RuleKey, u32>,
+    /// What this agent has written, by policy id.
+    installed: BTreeMap<u16, Arc<Compiled>>,
+    /// The rules that their names teach.
+    rules_of: BTreeMap<u16, BTreeSet<u64>>,
+    /// Whether nothing else is in the maps.
+    is_searched: bool,
 }
 
 fn error(action: &'static str, map: &'static str) -> impl FnOnce(MapError) -> DatapathError {
@@ -68,6 +84,12 @@ pub(super) fn take_ring(
 impl Maps {
     pub(super) fn take(ebpf: &mut Ebpf, learned_capacity: u32) -> Result<Self, DatapathError> {
         Ok(Self {
+            bulk_names: Bulk::open(ebpf, "NAMES")?,
+            bulk_cidrs: Bulk::open(ebpf, "CIDRS")?,
+            bulk_rules: Bulk::open(ebpf, "RULES")?,
+            installed: BTreeMap::new(),
+            rules_of: BTreeMap::new(),
+            is_searched: false,
             config: take(ebpf, "CONFIG")?,
             workloads: take(ebpf, "WORKLOADS")?,
             names: take(ebpf, "NAMES")?,
@@ -102,53 +124,67 @@ impl Maps {
     pub(super) fn install(
         &mut self,
         policy_id: u16,
-        compiled: &Compiled,
+        compiled: &Arc<Compiled>,
     ) -> Result<(), DatapathError> {
-        for (pattern, rules) in &compiled.names {
-            let (bits, data) = trie_key(policy_id, pattern.name.as_bytes(), pattern.below);
-            self.names
-                .insert(&Key::new(bits, data), rules, 0)
-                .map_err(error("write", "NAMES"))?;
-            for entry in rules.entries.iter().take_while(|entry| entry.kind != 0) {
-                self.rules
-                    .insert(rule_key(policy_id, entry.rule), 1, 0)
-                    .map_err(error("write", "RULES"))?;
-            }
-        }
-        for ((address, prefix), rules) in &compiled.cidrs {
-            let bits = POLICY_ID_BITS.wrapping_add(u32::from(*prefix));
-            let key = Key::new(bits, cidr_key(policy_id, address));
-            self.cidrs
-                .insert(&key, rules, 0)
-                .map_err(error("write", "CIDRS"))?;
-        }
-        Ok(())
+        // Known before it is written, so that what a failure leaves is removed.
+        self.installed.insert(policy_id, Arc::clone(compiled));
+        self.rules_of.insert(policy_id, rules_of(compiled));
+        let names = name_keys(policy_id, compiled).zip(compiled.names.values().copied());
+        self.bulk_names.insert(names)?;
+        let cidrs = cidr_keys(policy_id, compiled).zip(compiled.cidrs.values().copied());
+        self.bulk_cidrs.insert(cidrs)?;
+        let rules = self.rules_of.get(&policy_id).into_iter().flatten();
+        self.bulk_rules
+            .insert(rules.map(|rule| (rule_key(policy_id, *rule), 1)))
     }
 
     /// Removes every trace of policies other than `keep`; all of them when there is none to keep.
     pub(super) fn remove_policies_but(&mut self, keep: Option<u16>) -> Result<(), DatapathError> {
         // No policy has the id 0.
         let keep = keep.unwrap_or(0);
+        let old: Vec<u16> = self.installed.keys().copied().collect();
+        for policy_id in old.into_iter().filter(|id| *id != keep) {
+            self.remove_policy(policy_id)?;
+        }
+        // What agents before this one left is known to nobody.
+        let is_all_known = self.installed.contains_key(&keep) || keep == 0;
+        if !self.is_searched {
+            self.search_and_remove(keep)?;
+            self.is_searched = is_all_known;
+        }
+        Ok(())
+    }
+
+    /// Removes a policy that this agent has written.
+    fn remove_policy(&mut self, policy_id: u16) -> Result<(), DatapathError> {
+        if let Some(compiled) = self.installed.get(&policy_id) {
+            self.bulk_names.remove(name_keys(policy_id, compiled))?;
+            self.bulk_cidrs.remove(cidr_keys(policy_id, compiled))?;
+        }
+        if let Some(rules) = self.rules_of.get(&policy_id) {
+            let keys = rules.iter().map(|rule| rule_key(policy_id, *rule));
+            self.bulk_rules.remove(keys)?;
+        }
+        self.installed.remove(&policy_id);
+        self.rules_of.remove(&policy_id);
+        Ok(())
+    }
+
+    /// Looks at every entry and removes those of policies other than `keep`.
+    fn search_and_remove(&mut self, keep: u16) -> Result<(), DatapathError> {
         let id = keep.to_be_bytes();
         let stale = stale_keys(self.names.keys(), "NAMES", |key| {
             let data = key.data();
             !data.starts_with(&id)
         })?;
-        for key in stale {
-            ignore_missing(self.names.remove(&key), "NAMES")?;
-        }
+        self.bulk_names.remove(stale.into_iter())?;
         let stale = stale_keys(self.cidrs.keys(), "CIDRS", |key| {
             let data = key.data();
             !data.starts_with(&id)
         })?;
-        for key in stale {
-            ignore_missing(self.cidrs.remove(&key), "CIDRS")?;
-        }
+        self.bulk_cidrs.remove(stale.into_iter())?;
         let stale = stale_keys(self.rules.keys(), "RULES", |key| key.policy_id != keep)?;
-        for key in stale {
-            ignore_missing(self.rules.remove(&key), "RULES")?;
-        }
-        Ok(())
+        self.bulk_rules.remove(stale.into_iter())
     }
 
     /// Makes the trusted resolvers exactly these.
@@ -170,20 +206,12 @@ impl Maps {
 
     /// Every learned address.
     pub(super) fn learned(&self) -> Result<Vec<LearnedEntry>, DatapathError> {
-        let mut entries = Vec::new();
-        for item in self.learned.iter() {
-            let (key, value) = match item {
-                Ok(item) => item,
-                Err(MapError::KeyNotFound) => continue,
-                Err(source) => return Err(error("read", "LEARNED")(source)),
-            };
-            entries.push(LearnedEntry {
-                scope_id: key.scope_id,
-                address: key.address,
-                grants: used_grants(&value),
-            });
-        }
-        Ok(entries)
+        learned_entries(&self.learned).map_err(error("read", "LEARNED"))
+    }
+
+    /// Whether a policy has a rule that names teach.
+    pub(super) fn has_rule(&self, policy_id: u16, rule: u64) -> bool {
+        self.rules.get(&rule_key(policy_id, rule), 0).is_ok()
     }
 
     /// Every noted alias.
@@ -279,6 +307,13 @@ impl Maps {
             entries: entries as u64,
             capacity: u64::from(capacity),
         };
+        // Walking the tries takes the kernel long; the agent alone writes them.
+        let written = |count: fn(&Compiled) -> usize| {
+            let counts = self.installed.values().map(|compiled| count(compiled));
+            counts.fold(0, usize::saturating_add)
+        };
+        let rules = self.rules_of.values().map(BTreeSet::len);
+        let rules = rules.fold(0, usize::saturating_add);
         vec![
             fill(
                 "LEARNED",
@@ -290,9 +325,17 @@ impl Maps {
                 self.aliases.keys().count(),
                 limits::ALIASES_CAPACITY,
             ),
-            fill("NAMES", self.names.keys().count(), limits::NAMES_CAPACITY),
-            fill("CIDRS", self.cidrs.keys().count(), limits::CIDRS_CAPACITY),
-            fill("RULES", self.rules.keys().count(), limits::RULES_CAPACITY),
+            fill(
+                "NAMES",
+                written(|compiled| compiled.names.len()),
+                limits::NAMES_CAPACITY,
+            ),
+            fill(
+                "CIDRS",
+                written(|compiled| compiled.cidrs.len()),
+                limits::CIDRS_CAPACITY,
+            ),
+            fill("RULES", rules, limits::RULES_CAPACITY),
             fill(
                 "RULE_COUNTERS",
                 self.rule_counters.keys().count(),
@@ -305,6 +348,55 @@ impl Maps {
             ),
         ]
     }
+}
+
+/// Every entry of a map of learned addresses.
+pub(super) fn learned_entries(
+    learned: &Hash<LearnedKey, Learned>,
+) -> Result<Vec<LearnedEntry>, MapError> {
+    let mut entries = Vec::new();
+    for item in learned.iter() {
+        let (key, value) = match item {
+            Ok(item) => item,
+            Err(MapError::KeyNotFound) => continue,
+            Err(error) => return Err(error),
+        };
+        entries.push(LearnedEntry {
+            scope_id: key.scope_id,
+            address: key.address,
+            grants: used_grants(&value),
+        });
+    }
+    Ok(entries)
+}
+
+/// The keys of a policy's names, in the order of the map.
+fn name_keys(
+    policy_id: u16,
+    compiled: &Compiled,
+) -> impl Iterator<Item = Key<[u8; NAME_KEY_BYTES]>> {
+    compiled.names.keys().map(move |pattern| {
+        let (bits, data) = trie_key(policy_id, pattern.name.as_bytes(), pattern.below);
+        Key::new(bits, data)
+    })
+}
+
+/// The keys of a policy's networks, in the order of the map.
+fn cidr_keys(
+    policy_id: u16,
+    compiled: &Compiled,
+) -> impl Iterator<Item = Key<[u8; CIDR_KEY_BYTES]>> {
+    compiled.cidrs.keys().map(move |(address, prefix)| {
+        let bits = POLICY_ID_BITS.wrapping_add(u32::from(*prefix));
+        Key::new(bits, cidr_key(policy_id, address))
+    })
+}
+
+/// The rules that a policy's names teach.
+fn rules_of(compiled: &Compiled) -> BTreeSet<u64> {
+    let entries = compiled.names.values().flat_map(|rules| &rules.entries);
+    let used = entries.filter(|entry| entry.kind != 0);
+    used.map(|entry| entry.rule).collect()
 }
 
 /// The key of a rule that a policy has.

@@ -1,8 +1,10 @@
 //! The kernel side as the agent sees it: load, attach, pin, write maps, read
 //! rings. The only module that uses aya.
 
+mod bulk;
 mod doctor;
 mod error;
+mod layout;
 mod load;
 mod maps;
 mod rings;
@@ -10,7 +12,7 @@ mod snapshot;
 mod sys;
 mod unload;
 
-use std::{fs, os::unix::fs::MetadataExt, path::Path};
+use std::{fs, os::unix::fs::MetadataExt, path::Path, sync::Arc};
 
 use aya::{
     maps::RingBuf,
@@ -22,6 +24,7 @@ use egress_common::{
     maps::{Alias, AliasKey, CGROUP_LEVELS, NO_LEVEL, NODE_CGROUP, Query, QueryKey},
     policy::Workload,
     tally::Tally,
+    verdict::Hook,
 };
 
 pub use doctor::{Check, doctor};
@@ -47,36 +50,118 @@ impl Datapath {
     ///
     /// # Errors
     ///
-    /// The step that failed; another agent on the same directory; maps of another layout.
+    /// The step that failed; another agent on the same directory.
     pub fn open(options: Options) -> Result<Self, DatapathError> {
         let learned_capacity = options.learned_capacity;
         let mut loaded = load::load(options)?;
         let maps = maps::Maps::take(&mut loaded.ebpf, learned_capacity)?;
         let mut datapath = Self { loaded, maps };
         if !datapath.loaded.is_adopted {
-            let config = load::fresh_config(random_seed()?);
+            // What is shared with another layout carries hashes under its seed.
+            let mut foreign = datapath.loaded.foreign.iter();
+            let config = match foreign.find_map(|foreign| foreign.config) {
+                Some(other) => load::fresh_config(other.seed, other.generation),
+                None => load::fresh_config(random_seed()?, 1),
+            };
             datapath.maps.set_config(config)?;
         }
         Ok(datapath)
     }
 
-    /// Whether maps of an earlier agent were found and kept.
+    /// Whether maps of an earlier agent, of this or of another layout, were found.
     #[must_use]
     pub fn is_adopted(&self) -> bool {
-        self.loaded.is_adopted
+        self.loaded.is_adopted || self.is_taking_over()
     }
 
-    /// Attaches every hook; programs behind pinned links are replaced atomically.
+    /// Whether maps of another layout were found, whose programs may still be attached.
+    #[must_use]
+    pub fn is_taking_over(&self) -> bool {
+        !self.loaded.foreign.is_empty()
+    }
+
+    /// How a cgroup is bound in the other layout that was switched last.
+    #[must_use]
+    pub fn foreign_bound(&self, cgroup_id: u64) -> Option<Workload> {
+        let mut foreign = self.loaded.foreign.iter();
+        foreign.find_map(|foreign| foreign.bound(cgroup_id))
+    }
+
+    /// Every scope of other layouts.
+    #[must_use]
+    pub fn foreign_scope_ids(&self) -> Vec<u32> {
+        let foreign = self.loaded.foreign.iter();
+        foreign.flat_map(layout::Foreign::scope_ids).collect()
+    }
+
+    /// What other layouts know, expired entries included.
+    ///
+    /// # Errors
+    ///
+    /// A map cannot be read.
+    pub fn foreign_learned(&self) -> Result<Vec<LearnedEntry>, DatapathError> {
+        let mut entries = Vec::new();
+        for foreign in &self.loaded.foreign {
+            let learned = foreign.learned().map_err(|source| DatapathError::Map {
+                action: "read",
+                map: "LEARNED",
+                source,
+            })?;
+            entries.extend(learned);
+        }
+        Ok(entries)
+    }
+
+    /// Removes the maps of other layouts. Their programs must not be attached any more.
+    ///
+    /// # Errors
+    ///
+    /// A map cannot be unpinned.
+    pub fn remove_foreign(&mut self) -> Result<(), DatapathError> {
+        for foreign in std::mem::take(&mut self.loaded.foreign) {
+            layout::remove_maps(&foreign.dir)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a policy has a rule that names teach.
+    #[must_use]
+    pub fn has_rule(&self, policy_id: u16, rule: u64) -> bool {
+        self.maps.has_rule(policy_id, rule)
+    }
+
+    /// Attaches the hooks that learn; programs behind pinned links are replaced atomically.
     ///
     /// # Errors
     ///
     /// The hook that cannot be attached.
-    pub fn attach(&mut self) -> Result<(), DatapathError> {
+    pub fn attach_learning(&mut self) -> Result<(), DatapathError> {
+        // A link that is left of an interface that is gone needs no facts.
+        let others = self.loaded.other_interfaces();
+        for facts in others.iter().flat_map(|name| interface_facts(name)) {
+            self.maps.set_interface(facts.0, facts.1)?;
+        }
         for interface in self.loaded.options.interfaces.clone() {
             let (index, bytes) = interface_facts(&interface)?;
             self.maps.set_interface(index, bytes)?;
         }
-        self.loaded.attach()
+        self.loaded.attach(&[Hook::SkbIngress, Hook::TcIngress])?;
+        self.loaded.replace_other(Hook::TcIngress)
+    }
+
+    /// Attaches the hooks that judge, packets before connects.
+    ///
+    /// # Errors
+    ///
+    /// The hook that cannot be attached.
+    pub fn attach_judging(&mut self) -> Result<(), DatapathError> {
+        self.loaded.attach(&[
+            Hook::SkbEgress,
+            Hook::Connect4,
+            Hook::Connect6,
+            Hook::TcEgress,
+        ])?;
+        self.loaded.replace_other(Hook::TcEgress)
     }
 
     /// Every hook that should be there, and whether the kernel still has it.
@@ -124,7 +209,11 @@ impl Datapath {
     /// # Errors
     ///
     /// The map that cannot be written, for example because it is full.
-    pub fn install(&mut self, policy_id: u16, compiled: &Compiled) -> Result<(), DatapathError> {
+    pub fn install(
+        &mut self,
+        policy_id: u16,
+        compiled: &Arc<Compiled>,
+    ) -> Result<(), DatapathError> {
         self.maps.install(policy_id, compiled)
     }
 

@@ -6,7 +6,8 @@ use aya::programs::{TcAttachType, tc};
 
 use super::{
     error::DatapathError,
-    load::{links_dir, lock, maps_dir},
+    layout::{links_dir, maps_dirs, remove_maps},
+    load::lock,
     sys,
 };
 
@@ -42,11 +43,11 @@ pub fn unload(pin_dir: &Path) -> Result<Removed, DatapathError> {
         removed.hooks.push(name);
     }
     removed.hooks.extend(remove_clsact());
-    for name in names_in(&maps_dir(pin_dir))? {
-        remove(&maps_dir(pin_dir).join(name))?;
-        removed.maps = removed.maps.saturating_add(1);
+    // Of every layout: an agent may have been killed while it took over from another.
+    for directory in maps_dirs(pin_dir)? {
+        removed.maps = removed.maps.saturating_add(remove_maps(&directory)?);
     }
-    for directory in [links_dir(pin_dir), maps_dir(pin_dir), pin_dir.to_owned()] {
+    for directory in [links_dir(pin_dir), pin_dir.to_owned()] {
         if directory.exists() {
             fs::remove_dir(&directory).map_err(|source| DatapathError::Io {
                 action: "remove",

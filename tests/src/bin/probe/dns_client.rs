@@ -223,28 +223,44 @@ impl ResolveConnect {
     }
 
     fn resolve(&self, number: u32, name: &str) -> Result<IpAddr> {
-        let query = dns::query(number as u16, name, self.r#type.record())?;
-        let server = (self.server, 53).into();
-        let limit = Duration::from_secs(2);
-        let answer = if self.tcp {
-            dns::ask_tcp(server, &query, limit)?
-        } else {
-            dns::ask_udp(server, &query, limit)?
-        };
-        let message = Message::from_vec(&answer).context("unreadable answer")?;
-        match dns::addresses(&message).first() {
-            Some((address, _)) => Ok(*address),
-            None => bail!("no address"),
-        }
+        let kind = self.r#type.record();
+        resolve(self.server, name, number as u16, kind, self.tcp)
     }
 
     fn connect(&self, address: IpAddr) -> io::Result<()> {
-        let to = SocketAddr::from((address, self.port));
-        let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
-        // Closed by a reset: no thousands of ports in TIME_WAIT.
-        socket.set_linger(Some(Duration::ZERO))?;
-        socket.connect_timeout(&to.into(), Duration::from_millis(self.timeout))
+        let limit = Duration::from_millis(self.timeout);
+        connect((address, self.port).into(), limit)
     }
+}
+
+/// Asks for a name; the first address of the answer.
+pub(crate) fn resolve(
+    server: IpAddr,
+    name: &str,
+    id: u16,
+    kind: RecordType,
+    over_tcp: bool,
+) -> Result<IpAddr> {
+    let query = dns::query(id, name, kind)?;
+    let server = (server, 53).into();
+    let limit = Duration::from_secs(2);
+    let answer = if over_tcp {
+        dns::ask_tcp(server, &query, limit)?
+    } else {
+        dns::ask_udp(server, &query, limit)?
+    };
+    let message = Message::from_vec(&answer).context("unreadable answer")?;
+    match dns::addresses(&message).first() {
+        Some((address, _)) => Ok(*address),
+        None => bail!("no address"),
+    }
+}
+
+/// Connects by TCP and closes by a reset: no thousands of ports in TIME_WAIT.
+pub(crate) fn connect(to: SocketAddr, limit: Duration) -> io::Result<()> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_linger(Some(Duration::ZERO))?;
+    socket.connect_timeout(&to.into(), limit)
 }
 
 fn note(series: &mut Series, text: String) {

@@ -19,6 +19,7 @@ mod emit;
 mod exchange;
 mod forger;
 mod hold;
+mod load;
 mod ping;
 mod self_forge;
 mod serve;
@@ -56,6 +57,8 @@ enum Command {
     Ping(ping::Ping),
     /// Keep a flow open with a byte every 100 ms.
     Hold(hold::Hold),
+    /// Streams, connects, lookups and forbidden attempts until SIGTERM.
+    Load(load::Load),
     /// Resolve a name.
     Resolve(dns_client::Resolve),
     /// Resolve fresh names and connect at once.
@@ -104,6 +107,7 @@ fn main() -> Result<()> {
         Command::Answer(command) => command.run(),
         Command::Ping(command) => command.run(),
         Command::Hold(command) => command.run(),
+        Command::Load(command) => command.run(),
         Command::Resolve(command) => command.run(),
         Command::ResolveConnect(command) => command.run(),
         Command::DnsServer(command) => command.run(),

@@ -1,0 +1,267 @@
+//! Map folders: one for each layout, beside `links/`.
+//!
+//! ```text
+//! <pin-dir>/layout-1/CONFIG …   maps of layout 1
+//! <pin-dir>/layout-2/CONFIG …   maps of layout 2: there while it takes over, alone afterwards
+//! <pin-dir>/links/skb_egress …  what is attached, whichever layout its program uses
+//! ```
+//!
+//! What the agent writes is written anew for another layout. What the kernel
+//! wrote is shared: the same map is pinned in both folders, if the new layout
+//! wants it in the same form. So programs of both layouts go on from the same
+//! sockets, flows, queries and learned addresses while hooks are switched.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use aya::maps::{Array, HashMap, Map, MapData, MapError};
+use egress_common::{
+    learned::{Learned, LearnedKey},
+    maps::{Config, KERNEL_MAPS, LAYOUT_VERSION},
+    policy::Workload,
+};
+use tracing::{info, warn};
+
+use super::{
+    LearnedEntry,
+    error::{DatapathError, io_error},
+    maps::learned_entries,
+};
+
+/// Name of the folder for links.
+const LINKS: &str = "links";
+
+pub(super) fn links_dir(pin_dir: &Path) -> PathBuf {
+    pin_dir.join(LINKS)
+}
+
+/// The folder for the maps of this agent's layout.
+pub(super) fn own_maps_dir(pin_dir: &Path) -> PathBuf {
+    pin_dir.join(format!("layout-{LAYOUT_VERSION}"))
+}
+
+/// Every folder with maps, of whatever layout.
+pub(super) fn maps_dirs(pin_dir: &Path) -> Result<Vec<PathBuf>, DatapathError> {
+    let entries = fs::read_dir(pin_dir).map_err(io_error("read", pin_dir))?;
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(io_error("read", pin_dir))?;
+        let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        if is_dir && entry.file_name() != LINKS {
+            found.push(entry.path());
+        }
+    }
+    Ok(found)
+}
+
+fn pinned_map(dir: &Path, name: &str) -> Option<Map> {
+    let data = MapData::from_pin(dir.join(name)).ok()?;
+    Map::from_map_data(data).ok()
+}
+
+/// The configuration in a folder of maps; `None` when there is none.
+pub(super) fn pinned_config(dir: &Path) -> Option<Config> {
+    let config = Array::<_, Config>::try_from(pinned_map(dir, "CONFIG")?).ok()?;
+    config.get(&0, 0).ok()
+}
+
+/// Type, sizes, capacity and flags of a map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Shape {
+    kind: u32,
+    key_bytes: u32,
+    value_bytes: u32,
+    capacity: u32,
+    flags: u32,
+}
+
+/// The shapes that this agent's programs want.
+fn wanted_shapes(
+    object: &[u8],
+    learned_capacity: u32,
+) -> Result<BTreeMap<String, Shape>, DatapathError> {
+    let object = aya_obj::Object::parse(object)
+        .map_err(|error| DatapathError::Load(aya::EbpfError::ParseError(error)))?;
+    let shapes = object.maps.iter().map(|(name, map)| {
+        let capacity = if name == "LEARNED" {
+            learned_capacity
+        } else {
+            map.max_entries()
+        };
+        let shape = Shape {
+            kind: map.map_type(),
+            key_bytes: map.key_size(),
+            value_bytes: map.value_size(),
+            capacity,
+            flags: map.map_flags(),
+        };
+        (name.clone(), shape)
+    });
+    Ok(shapes.collect())
+}
+
+fn pinned_shape(path: &Path) -> Option<Shape> {
+    let info = aya::maps::MapInfo::from_pin(path).ok()?;
+    Some(Shape {
+        kind: info.map_type().ok()? as u32,
+        key_bytes: info.key_size(),
+        value_bytes: info.value_size(),
+        capacity: info.max_entries(),
+        flags: info.map_flags(),
+    })
+}
+
+/// Pins in `own` what the kernel wrote for another layout and this one can use as it is.
+pub(super) fn share(
+    object: &[u8],
+    own: &Path,
+    other: &Path,
+    learned_capacity: u32,
+) -> Result<(), DatapathError> {
+    let wanted = wanted_shapes(object, learned_capacity)?;
+    for &name in KERNEL_MAPS {
+        let pin = own.join(name);
+        // An agent that was killed on its way may have got this far.
+        if pin.exists() {
+            continue;
+        }
+        let theirs = other.join(name);
+        let (Some(there), Some(here)) = (pinned_shape(&theirs), wanted.get(name)) else {
+            continue;
+        };
+        if there != *here {
+            warn!(map = name, from = %other.display(), "map has another form: not shared");
+            continue;
+        }
+        let failed = |source| DatapathError::Map {
+            action: "share",
+            map: name,
+            source,
+        };
+        let map = MapData::from_pin(&theirs).map_err(failed)?;
+        map.pin(&pin)
+            .map_err(|error| io_error("pin", &pin)(std::io::Error::other(error)))?;
+    }
+    Ok(())
+}
+
+/// Maps of another layout, whose programs may still be attached.
+pub(super) struct Foreign {
+    pub(super) dir: PathBuf,
+    pub(super) config: Option<Config>,
+    workloads: Option<HashMap<MapData, u64, Workload>>,
+    learned: Option<HashMap<MapData, LearnedKey, Learned>>,
+}
+
+impl Foreign {
+    /// Opens what can be read of a folder of maps.
+    fn open(dir: PathBuf) -> Self {
+        let config = pinned_config(&dir).filter(|config| config.layout_version != 0);
+        let workloads = pinned_map(&dir, "WORKLOADS").and_then(|map| map.try_into().ok());
+        let learned = pinned_map(&dir, "LEARNED").and_then(|map| map.try_into().ok());
+        Self {
+            dir,
+            config,
+            workloads,
+            learned,
+        }
+    }
+
+    /// Every folder but this agent's own, the one that was switched last first.
+    pub(super) fn find(pin_dir: &Path) -> Result<Vec<Self>, DatapathError> {
+        let own = own_maps_dir(pin_dir);
+        let dirs = maps_dirs(pin_dir)?.into_iter();
+        let mut found: Vec<_> = dirs.filter(|dir| *dir != own).map(Self::open).collect();
+        found.sort_by_key(|foreign| {
+            std::cmp::Reverse(foreign.config.map_or(0, |config| config.generation))
+        });
+        Ok(found)
+    }
+
+    /// How a cgroup is bound there.
+    pub(super) fn bound(&self, cgroup_id: u64) -> Option<Workload> {
+        self.workloads.as_ref()?.get(&cgroup_id, 0).ok()
+    }
+
+    /// Every scope that is bound there.
+    pub(super) fn scope_ids(&self) -> Vec<u32> {
+        let Some(workloads) = &self.workloads else {
+            return Vec::new();
+        };
+        workloads
+            .iter()
+            .flatten()
+            .flat_map(|(_, workload)| [workload.current, workload.next])
+            .filter(|binding| binding.policy_id != 0)
+            .map(|binding| binding.scope_id)
+            .collect()
+    }
+
+    /// What was learned there; nothing if that is not in a form that this agent reads.
+    pub(super) fn learned(&self) -> Result<Vec<LearnedEntry>, MapError> {
+        match &self.learned {
+            Some(learned) => learned_entries(learned),
+            None => {
+                warn!(from = %self.dir.display(), "learned addresses cannot be read: not carried over");
+                Ok(Vec::new())
+            }
+        }
+    }
+}
+
+/// Unpins every map of a folder and removes it; returns how many there were.
+pub(super) fn remove_maps(dir: &Path) -> Result<usize, DatapathError> {
+    let entries = fs::read_dir(dir).map_err(io_error("read", dir))?;
+    let mut removed: usize = 0;
+    for entry in entries {
+        let path = entry.map_err(io_error("read", dir))?.path();
+        fs::remove_file(&path).map_err(io_error("remove", &path))?;
+        removed = removed.saturating_add(1);
+    }
+    fs::remove_dir(dir).map_err(io_error("remove", dir))?;
+    info!(maps = %dir.display(), "maps removed");
+    Ok(removed)
+}
+
+#[cfg(test)]
+mod tests {
+    use egress_common::maps::MAP_NAMES;
+
+    use super::*;
+
+    #[test]
+    fn what_the_agent_writes_is_never_shared() {
+        for name in KERNEL_MAPS {
+            assert!(MAP_NAMES.contains(name), "{name}");
+        }
+        for name in [
+            "CONFIG",
+            "WORKLOADS",
+            "NAMES",
+            "CIDRS",
+            "RULES",
+            "INTERFACES",
+            "RESOLVERS",
+            "LOCAL",
+        ] {
+            assert!(!KERNEL_MAPS.contains(&name), "{name}");
+        }
+    }
+
+    #[test]
+    fn every_folder_but_that_of_the_links_holds_maps() {
+        let pins = tempfile::tempdir().expect("a folder");
+        for name in ["links", "layout-1", "layout-77", "maps"] {
+            fs::create_dir(pins.path().join(name)).expect("a folder");
+        }
+        let mut found = maps_dirs(pins.path()).expect("reads");
+        found.sort();
+        let names: Vec<_> = ["layout-1", "layout-77", "maps"]
+            .map(|name| pins.path().join(name))
+            .into();
+        assert_eq!(found, names);
+    }
+}

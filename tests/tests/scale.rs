@@ -1,0 +1,168 @@
+//! Large policies.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::wildcard_enum_match_arm,
+    reason = "tests panic"
+)]
+
+use std::{
+    fmt::Write as _,
+    fs,
+    time::{Duration, Instant},
+};
+
+use egress_tests::{
+    Agent, World,
+    expect::{policy, reached, refused},
+    ready,
+    report::Load,
+    world::Role,
+    zone,
+};
+use nix::sys::signal::Signal;
+
+const NAMES: u32 = 50_000;
+const CIDRS: u32 = 1_000;
+/// Above what a debug build on a busy machine takes; the figure is printed.
+const RELOAD_LIMIT: Duration = Duration::from_secs(30);
+/// The same for a release build.
+const RELEASE_RELOAD_LIMIT: Duration = Duration::from_secs(5);
+
+/// A policy of this size; `edition` changes one name in ten and every CIDR.
+fn large(edition: u32) -> String {
+    let mut spec =
+        String::from("allow:\n- names:\n  - api.example.com\n  - \"*.fresh.example.com\"\n");
+    for number in 0..NAMES {
+        let edition = if number % 10 == 0 { edition } else { 0 };
+        let star = if number % 2 == 0 { "*." } else { "" };
+        writeln!(
+            spec,
+            "  - \"{star}host{number}-{edition}.service{}.example.net\"",
+            number % 997
+        )
+        .unwrap();
+    }
+    spec.push_str("  ports: [\"80/tcp\", \"443/tcp\"]\n- names: [api.example.com]\n  ports: [\"443/udp\"]\n- cidrs:\n");
+    for number in 0..CIDRS {
+        writeln!(
+            spec,
+            "  - 10.{}.{}.0/24",
+            200 + edition % 10 + number / 256,
+            number % 256
+        )
+        .unwrap();
+    }
+    policy(&spec)
+}
+
+/// Resident memory of a process, MiB.
+fn resident_mib(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmRSS:"))
+        .unwrap();
+    let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+    kib / 1024
+}
+
+/// Writes the policy and waits until it is in force.
+fn reload(agent: &Agent, path: &std::path::Path, text: &str) -> Duration {
+    let before = agent.status().policy.generation;
+    let next = path.with_extension("tmp");
+    fs::write(&next, text).unwrap();
+    let begin = Instant::now();
+    fs::rename(&next, path).unwrap();
+    loop {
+        let status = agent.status().policy;
+        let passed = begin.elapsed();
+        if status.generation > before {
+            return passed;
+        }
+        assert_eq!(status.error, None);
+        assert!(passed < RELOAD_LIMIT, "not in force after {passed:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn a_large_policy_is_reloaded_fast_and_no_packet_is_judged_by_half_of_it() {
+    if !ready() {
+        return;
+    }
+    let mut world = World::new();
+    world
+        .start_probe(
+            Role::Dns,
+            &[
+                "dns-server",
+                "--zone",
+                "fresh.example.com",
+                "--zone",
+                "stale.example.com",
+            ],
+        )
+        .unwrap();
+    let agent = world.agent(&large(0)).resolver(zone::SERVER).start();
+    let path = world.dir().join("policy.yaml");
+    let client = world.workload("client");
+    client.resolve("api.example.com", false);
+    let api = zone::address("api.example.com", false);
+
+    // With nothing else going on: the time.
+    let mut times = Vec::new();
+    for edition in 1..=3 {
+        times.push(reload(&agent, &path, &large(edition)));
+    }
+    // With traffic that both editions allow, and traffic that both forbid.
+    let mut load = client.background(&[
+        "load",
+        &api.to_string(),
+        "10.78.9.1",
+        "--server",
+        zone::SERVER,
+        "--zone",
+        "fresh.example.com",
+        "--stale-zone",
+        "stale.example.com",
+        "--pause-us",
+        "2000",
+    ]);
+    load.wait_for_line(0, Duration::from_secs(5), |line| line == "ready")
+        .unwrap();
+    let mut loaded = Vec::new();
+    for edition in 4..=6 {
+        loaded.push(reload(&agent, &path, &large(edition)));
+        refused(&client.connect("10.202.1.1", 80));
+    }
+    load.signal(Signal::SIGTERM);
+    let line = load
+        .wait_for_line(1, Duration::from_secs(20), |line| line.starts_with('{'))
+        .unwrap();
+    let report: Load = serde_json::from_str(&line).unwrap();
+    let memory = resident_mib(agent.pid());
+    eprintln!("reload {times:?}, under load {loaded:?}, agent {memory} MiB, {report:?}");
+    for (name, traffic) in [
+        ("streams", &report.streams),
+        ("datagrams", &report.datagrams),
+        ("connects", &report.connects),
+        ("lookups", &report.lookups),
+        ("forbidden", &report.forbidden),
+    ] {
+        assert_eq!(traffic.failed, 0, "{name}: {:?}", traffic.examples);
+        assert!(traffic.done > 50, "{name}: {}", traffic.done);
+    }
+    reached(&client.connect(api, 80));
+    let is_release = egress_tests::programs::agent()
+        .to_string_lossy()
+        .contains("release");
+    if is_release {
+        assert!(
+            times.iter().all(|time| *time < RELEASE_RELOAD_LIMIT),
+            "{times:?}"
+        );
+    }
+}
