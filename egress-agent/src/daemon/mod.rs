@@ -93,6 +93,7 @@ async fn start(options: RunOptions, candidate: Candidate) -> anyhow::Result<Exit
         end_unconfirmed(&shared);
         return Err(error);
     }
+    datapath::release_memory();
     info!(
         is_adopted,
         mode = shared.mode().name(),

@@ -14,7 +14,7 @@ use super::{
     shared::{Shared, lock},
     time::now_ns,
 };
-use crate::{shutdown::Shutdown, workload::own_addresses};
+use crate::{datapath, shutdown::Shutdown, workload::own_addresses};
 
 /// How often policy files are looked at.
 const TICK: Duration = Duration::from_millis(200);
@@ -71,7 +71,9 @@ fn upkeep(shared: &Shared, mut seen: Seen, tick: u64) -> Seen {
 }
 
 fn reload(shared: &Shared) {
-    match shared.reload() {
+    let reloaded = shared.reload();
+    datapath::release_memory();
+    match reloaded {
         Ok(()) => {
             info!("policy files taken up");
             *lock(&shared.refused) = None;

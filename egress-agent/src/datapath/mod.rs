@@ -32,6 +32,7 @@ pub use error::DatapathError;
 pub use load::Options;
 pub use rings::{DnsRing, EventRing, Ring, readable};
 pub use snapshot::{AttachedHook, Counter, Counters, LearnedEntry, MapFill, RuleCounter};
+pub use sys::release_memory;
 pub use unload::{Removed, unload};
 
 use crate::policy::Compiled;

@@ -106,6 +106,17 @@ struct LinkInfo {
     rest: [u64; 5],
 }
 
+/// Gives memory that is free back to the system: reading a large policy needs much more than keeping it.
+#[cfg(target_env = "gnu")]
+pub fn release_memory() {
+    // SAFETY: it has no preconditions, and locks what it looks at.
+    unsafe { libc::malloc_trim(0) };
+}
+
+/// Other C libraries do so by themselves, or cannot.
+#[cfg(not(target_env = "gnu"))]
+pub const fn release_memory() {}
+
 /// The number of a descriptor that the caller keeps open.
 fn raw(fd: &impl AsFd) -> io::Result<u32> {
     u32::try_from(fd.as_fd().as_raw_fd()).map_err(io::Error::other)

@@ -26,8 +26,8 @@ use crate::{
 const LIMIT: Duration = Duration::from_secs(5);
 /// Longest wait for anything that is forbidden, were it not refused at once.
 const FORBIDDEN_LIMIT: Duration = Duration::from_millis(300);
-/// Fresh names are asked for in turn, so many.
-const FRESH_NAMES: u32 = 30_000;
+/// So many names have an IPv4 address that is theirs alone; those after them are asked for their IPv6 address.
+const FRESH_NAMES_V4: u32 = 30_000;
 /// Names that are not allowed have other addresses than these.
 const STALE_NAMES: std::ops::Range<u32> = 30_000..32_000;
 
@@ -164,8 +164,13 @@ impl Load {
     }
 
     fn look_up_and_connect(&self, round: u32) -> Step {
-        let name = format!("n{}.{}", round % FRESH_NAMES, self.zone);
-        let address = resolve(self.server, &name, round as u16, RecordType::A, false)
+        let name = format!("n{round}.{}", self.zone);
+        let kind = if round < FRESH_NAMES_V4 {
+            RecordType::A
+        } else {
+            RecordType::AAAA
+        };
+        let address = resolve(self.server, &name, round as u16, kind, false)
             .map_err(|error| format!("{name}: {error:#}"))?;
         connect((address, 80).into(), LIMIT)
             .map_err(|error| format!("{name} {address}: {}", name_of(&error)))
