@@ -287,3 +287,37 @@ fn a_second_agent_on_the_same_pins_says_who_holds_them() {
     refused(&client.connect(FORBIDDEN, 80));
     assert!(agent.status().enforcing);
 }
+
+#[test]
+fn maps_in_a_folder_of_another_name_are_taken_over_too() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let mut agent = world
+        .agent(&policy(
+            "ttl: { min: 1s, max: 1h }\nallow: [{ names: [api.example.com, short.example.com] }]",
+        ))
+        .start();
+    let client = world.workload("client");
+    let (api, short) = (
+        zone::address("api.example.com", false),
+        zone::address("short.example.com", false),
+    );
+    client.resolve("short.example.com", false);
+    let mut flow = client.hold(short, 80);
+    client.resolve("api.example.com", false);
+    thread::sleep(Duration::from_millis(1500));
+    agent.kill();
+    // As if they were of another layout, whose maps all have the same form.
+    fs::rename(
+        agent.pins().join(this_layout()),
+        agent.pins().join("layout-0"),
+    )
+    .unwrap();
+    agent.start_again();
+    assert_eq!(layouts(agent.pins()), [this_layout()]);
+    assert!(flow.is_alive(), "{:?}", flow.lines());
+    reached(&client.connect(api, 80));
+    refused(&client.connect(FORBIDDEN, 80));
+}

@@ -214,8 +214,14 @@ impl Foreign {
 
 /// Unpins every map of a folder and removes it; returns how many there were.
 pub(super) fn remove_maps(dir: &Path) -> Result<usize, DatapathError> {
-    let entries = fs::read_dir(dir).map_err(io_error("read", dir))?;
+    // Bindings first: an agent that finds them goes on with the policy that they name, which has to be there.
+    let workloads = dir.join("WORKLOADS");
     let mut removed: usize = 0;
+    if workloads.exists() {
+        fs::remove_file(&workloads).map_err(io_error("remove", &workloads))?;
+        removed = 1;
+    }
+    let entries = fs::read_dir(dir).map_err(io_error("read", dir))?;
     for entry in entries {
         let path = entry.map_err(io_error("read", dir))?.path();
         fs::remove_file(&path).map_err(io_error("remove", &path))?;
