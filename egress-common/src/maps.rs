@@ -215,6 +215,8 @@ pub const MAP_NAMES: &[&str] = &[
 pub const KERNEL_MAPS: &[&str] = &[
     "LEARNED",
     "QUERIES",
+    "ALIASES",
+    "HOLDS",
     "SOCKETS",
     "FLOWS",
     "COUNTERS",

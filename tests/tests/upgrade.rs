@@ -296,7 +296,7 @@ fn maps_in_a_folder_of_another_name_are_taken_over_too() {
     let world = World::new();
     let mut agent = world
         .agent(&policy(
-            "ttl: { min: 1s, max: 1h }\nallow: [{ names: [api.example.com, short.example.com] }]",
+            "ttl: { min: 1s, max: 1h }\nallow: [{ names: [api.example.com, short.example.com, alias.example.com] }]",
         ))
         .start();
     let client = world.workload("client");
@@ -307,6 +307,11 @@ fn maps_in_a_folder_of_another_name_are_taken_over_too() {
     client.resolve("short.example.com", false);
     let mut flow = client.hold(short, 80);
     client.resolve("api.example.com", false);
+    // A name that only counts as the target of an alias.
+    let target = zone::address("end.example.org", true);
+    client.resolve("end.example.org", true);
+    refused(&client.connect(target, 80));
+    client.resolve("alias.example.com", false);
     thread::sleep(Duration::from_millis(1500));
     agent.kill();
     // As if they were of another layout, whose maps all have the same form.
@@ -320,4 +325,7 @@ fn maps_in_a_folder_of_another_name_are_taken_over_too() {
     assert!(flow.is_alive(), "{:?}", flow.lines());
     reached(&client.connect(api, 80));
     refused(&client.connect(FORBIDDEN, 80));
+    refused(&client.connect(target, 80));
+    client.resolve("end.example.org", true);
+    reached(&client.connect(target, 80));
 }

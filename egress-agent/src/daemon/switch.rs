@@ -448,24 +448,34 @@ fn carry_over_aliases(
         .collect();
     let carried = aliases.iter().filter_map(|(key, alias)| {
         let key = AliasKey::new(key.name, *successors.get(&key.scope_id)?);
-        let mut rules = alias.rules;
-        rules.entries = [RuleEntry::default(); NAME_ENTRIES];
-        let kept = alias.rules.entries.iter().filter(|entry| {
-            let source = compiled.rules.get(&entry.rule);
-            entry.kind != 0 && source.is_some_and(|source| source.list == RuleList::Allow)
-        });
-        for (slot, entry) in rules.entries.iter_mut().zip(kept) {
-            *slot = *entry;
-        }
-        let [first, ..] = rules.entries;
-        let alias = Alias {
-            owner: key.owner(),
-            expires_at_ns: alias.expires_at_ns,
-            rules,
+        let is_kept = |rule| {
+            let source = compiled.rules.get(&rule);
+            source.is_some_and(|source| source.list == RuleList::Allow)
         };
-        (first.kind != 0).then_some((key, alias))
+        alias_for(key, alias, is_kept).map(|alias| (key, alias))
     });
     carried.collect()
+}
+
+/// An alias as it is noted under another key, with those of its rules that are kept; `None` if there are none.
+pub(super) fn alias_for(
+    key: AliasKey,
+    alias: &Alias,
+    is_kept: impl Fn(u64) -> bool,
+) -> Option<Alias> {
+    let mut rules = alias.rules;
+    rules.entries = [RuleEntry::default(); NAME_ENTRIES];
+    let entries = alias.rules.entries.iter();
+    let kept = entries.filter(|entry| entry.kind != 0 && is_kept(entry.rule));
+    for (slot, entry) in rules.entries.iter_mut().zip(kept) {
+        *slot = *entry;
+    }
+    let [first, ..] = rules.entries;
+    (first.kind != 0).then_some(Alias {
+        owner: key.owner(),
+        expires_at_ns: alias.expires_at_ns,
+        rules,
+    })
 }
 
 fn workload(scope: &Scope, current: Binding, next: Binding) -> Workload {

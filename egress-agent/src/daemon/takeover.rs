@@ -18,12 +18,16 @@ use std::collections::HashMap;
 
 use egress_common::{
     learned::{LearnRequest, LearnedKey},
-    maps::NODE_CGROUP,
+    maps::{AliasKey, NODE_CGROUP},
     policy::{Binding, Workload},
 };
 use tracing::info;
 
-use super::{shared::Shared, switch::PAUSE, time::now_ns};
+use super::{
+    shared::Shared,
+    switch::{PAUSE, alias_for},
+    time::now_ns,
+};
 
 impl Shared {
     /// Whether every workload is bound to a policy of this agent's layout.
@@ -81,6 +85,15 @@ impl Shared {
             }
         }
         let carried = datapath.learn(&requests)?;
+        let mut aliases = Vec::new();
+        for (key, alias) in datapath.aliases()? {
+            for binding in successors.get(&key.scope_id).into_iter().flatten() {
+                let key = AliasKey::new(key.name, binding.scope_id);
+                let has_rule = |rule| datapath.has_rule(binding.policy_id, rule);
+                aliases.extend(alias_for(key, &alias, has_rule).map(|alias| (key, alias)));
+            }
+        }
+        datapath.note_aliases(&aliases)?;
         datapath.attach_judging()?;
 
         for (cgroup_id, workload) in &own {
@@ -89,17 +102,25 @@ impl Shared {
         }
         datapath.remove_foreign()?;
         std::thread::sleep(PAUSE);
-        let mut left = datapath.learned()?;
-        left.retain(|entry| {
+        let is_left = |scope_id| {
             let mut own = own.iter();
-            own.all(|(_, workload)| workload.current.scope_id != entry.scope_id)
-        });
-        let left: Vec<_> = left
+            own.all(|(_, workload)| workload.current.scope_id != scope_id)
+        };
+        let left: Vec<_> = datapath
+            .learned()?
             .iter()
+            .filter(|entry| is_left(entry.scope_id))
             .map(|entry| LearnedKey::new(entry.scope_id, entry.address))
             .collect();
         // No grant ends later than this: all of them go.
         datapath.sweep(&left, u64::MAX)?;
+        let left: Vec<_> = datapath
+            .aliases()?
+            .into_iter()
+            .map(|(key, _)| key)
+            .filter(|key| is_left(key.scope_id))
+            .collect();
+        datapath.remove_aliases(&left)?;
         info!(carried, "taken over from another layout");
         Ok(())
     }

@@ -131,7 +131,7 @@ impl Datapath {
         self.maps.has_rule(policy_id, rule)
     }
 
-    /// Attaches the hooks that learn; programs behind pinned links are replaced atomically.
+    /// Attaches the hooks that note and learn; programs behind pinned links are replaced atomically.
     ///
     /// # Errors
     ///
@@ -146,7 +146,8 @@ impl Datapath {
             let (index, bytes) = interface_facts(&interface)?;
             self.maps.set_interface(index, bytes)?;
         }
-        self.loaded.attach(&[Hook::SkbIngress, Hook::TcIngress])?;
+        self.loaded
+            .attach(&[Hook::SockCreate, Hook::SkbIngress, Hook::TcIngress])?;
         self.loaded.replace_other(Hook::TcIngress)
     }
 
