@@ -41,7 +41,7 @@ enum Command {
     Bench(bench::Bench),
     /// Set up, build, and run every test there is.
     Test(test::Test),
-    /// Compare the DNS step machine with hickory-proto on random and mutated messages.
+    /// Feed the parsers, the programs in the kernel, the policy loader and the socket with random and broken input.
     Fuzz(fuzz::Fuzz),
     /// Write the generated parts of the documents, or check them.
     Docs(docs::Docs),

@@ -13,15 +13,21 @@ use anyhow::{Result, bail};
 use clap::Args;
 
 use crate::{
-    build, ebpf, fuzz,
+    build, ebpf,
+    fuzz::{self, Target},
     run::{self, Stage, say},
     setup::{self, Group},
     vm::{self, Vm},
 };
 
-/// Messages of the short fuzz run, and of the one with `--quick`.
-const FUZZ_RUNS: u64 = 500_000;
-const FUZZ_RUNS_QUICK: u64 = 50_000;
+/// Targets of the short fuzz run, with their inputs and those of `--quick`.
+const FUZZ_RUNS: [(Target, u64, u64); 5] = [
+    (Target::Dns, 500_000, 50_000),
+    (Target::Packet, 500_000, 50_000),
+    (Target::Prog, 10_000, 2_000),
+    (Target::Policy, 1_000, 300),
+    (Target::Api, 4_000, 1_000),
+];
 /// The kernels of a run with `--quick`.
 const QUICK_KERNELS: [&str; 2] = ["5.10", "newest"];
 /// Skips that are no failure in CI, one `name: reason` per line.
@@ -110,24 +116,32 @@ impl Test {
         self.libtest("netns", "tests in network namespaces", &mut cargo)
     }
 
-    /// A short run of the fuzz target.
+    /// A short run of every fuzz target.
     fn fuzz(&self) -> Result<Suite> {
         let mut suite = Suite::new("fuzz");
-        if !fuzz::manifest().is_file() {
-            return Ok(Suite::skipped("fuzz", "tests/fuzz is not there"));
-        }
-        let runs = if self.quick {
-            FUZZ_RUNS_QUICK
-        } else {
-            FUZZ_RUNS
-        };
-        let stage = Stage::begin_in(LOGS, "fuzz", format!("fuzz, {runs} messages"))?;
-        let status = stage.status(&mut fuzz::command(("--runs", runs)))?;
-        if status.success() {
-            suite.passed = 1;
-        } else {
-            eprintln!("{}", run::tail(stage.log()));
-            suite.failed.push(format!("fuzz: {status}"));
+        let stage = Stage::begin_in(LOGS, "fuzz", "fuzz targets")?;
+        for (target, runs, quick_runs) in FUZZ_RUNS {
+            let name = target.name();
+            if target.program() == fuzz::Program::Parsers && !fuzz::manifest().is_file() {
+                let reason = "tests/fuzz is not there".to_owned();
+                suite.skipped.push((format!("fuzz {name}"), reason));
+                continue;
+            }
+            let runs = if self.quick { quick_runs } else { runs };
+            let stage = Stage::begin_in(LOGS, &format!("fuzz-{name}"), format!("fuzz {name}"))?;
+            let status = stage.status(&mut fuzz::command(target, runs))?;
+            let text = stage.output();
+            let skip = text.lines().find_map(|line| line.strip_prefix("SKIPPED "));
+            if !status.success() {
+                eprintln!("{}", run::tail(stage.log()));
+                suite.failed.push(format!("fuzz {name}: {status}"));
+            } else if let Some((_, reason)) = skip.and_then(|skip| skip.split_once(": ")) {
+                let skip = (format!("fuzz {name}"), reason.to_owned());
+                suite.skipped.push(skip);
+            } else {
+                suite.passed = suite.passed.saturating_add(1);
+            }
+            stage.done();
         }
         suite.end(stage);
         Ok(suite)
