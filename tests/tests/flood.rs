@@ -23,6 +23,7 @@ use egress_tests::{
     process::Running,
     programs, ready,
     report::{Attempt, Series, Steadiness, Storm},
+    skip,
     world::Role,
     zone,
 };
@@ -219,7 +220,8 @@ fn storm(pool_size: &str, is_full: bool) {
     if !ready() {
         return;
     }
-    let seconds = option("EGRESS_TEST_FLOOD_SECONDS", 5);
+    let usual = if skip::is_quick() { 2 } else { 5 };
+    let seconds = option("EGRESS_TEST_FLOOD_SECONDS", usual);
     let (world, agent) = world(
         &["--records", "100", "--pool-size", pool_size],
         ALLOWED,

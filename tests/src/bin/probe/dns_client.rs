@@ -1,8 +1,9 @@
 //! DNS clients.
 
 use std::{
-    io,
-    net::{IpAddr, SocketAddr, UdpSocket},
+    io::{self, Write as _},
+    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -50,6 +51,12 @@ pub(crate) struct Resolve {
     /// Ask over TCP.
     #[arg(long)]
     tcp: bool,
+    /// Over TCP: send each byte of the query in a segment of its own.
+    #[arg(long, requires = "tcp")]
+    split: bool,
+    /// Over TCP: ask for these names too, all queries in one segment.
+    #[arg(long, requires = "tcp")]
+    also: Vec<String>,
     /// Ask from an unconnected socket, which hears everybody.
     #[arg(long)]
     unconnected: bool,
@@ -87,12 +94,7 @@ impl Resolve {
         let server = SocketAddr::from((self.server, 53));
         let limit = Duration::from_millis(self.timeout);
         if self.tcp {
-            let answer = dns::ask_tcp(server, &query, limit)?;
-            lookup.arrived.push(Arrived {
-                from: server,
-                hex: hex(&answer),
-            });
-            return read(&answer, lookup);
+            return self.ask_tcp(id, server, limit, lookup);
         }
         let mut own = dns::any_like(self.server);
         own.set_port(self.from_port);
@@ -134,6 +136,47 @@ impl Resolve {
                 return result;
             }
         }
+    }
+}
+
+impl Resolve {
+    /// Asks for all names over one connection; the addresses of all answers are reported, in the answers' order.
+    fn ask_tcp(
+        &self,
+        id: u16,
+        server: SocketAddr,
+        limit: Duration,
+        lookup: &mut Lookup,
+    ) -> Result<()> {
+        let mut stream = TcpStream::connect_timeout(&server, limit).context("cannot connect")?;
+        stream.set_read_timeout(Some(limit)).context("no timeout")?;
+        stream.set_nodelay(true).context("no delay")?;
+        let mut bytes = Vec::new();
+        for (number, name) in (0..).zip(std::iter::once(&self.name).chain(&self.also)) {
+            let query = dns::query(id.wrapping_add(number), name, self.r#type.record())?;
+            bytes.extend((query.len() as u16).to_be_bytes());
+            bytes.extend(query);
+        }
+        if self.split {
+            for byte in &bytes {
+                stream.write_all(&[*byte]).context("cannot send")?;
+                thread::sleep(Duration::from_millis(1));
+            }
+        } else {
+            stream.write_all(&bytes).context("cannot send")?;
+        }
+        let mut addresses = Vec::new();
+        for _ in 0..=self.also.len() {
+            let answer = dns::read_framed(&mut stream)?;
+            lookup.arrived.push(Arrived {
+                from: server,
+                hex: hex(&answer),
+            });
+            read(&answer, lookup)?;
+            addresses.append(&mut lookup.addresses);
+        }
+        lookup.addresses = addresses;
+        Ok(())
     }
 }
 

@@ -9,10 +9,16 @@
 //! | `alias-5` | an alias of `n5` in the last zone, and nothing else |
 //! | `split-5` | address 5; over TCP byte by byte |
 //! | `ttl3-5` | address 5 with TTL 3 |
+//! | `rotate-16-1000-0` | 16 of the 1,000 addresses from number 0 on, others in each answer |
+//! | `twice-5` | address 5 three times; over UDP the whole answer twice |
 
 use std::{
     io::Write as _,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -43,6 +49,12 @@ pub(crate) struct DnsServer {
     pool4: Ipv4Addr,
     #[arg(long, default_value = zone::POOL6)]
     pool6: Ipv6Addr,
+    /// Over TCP: sends so many answers in one segment.
+    #[arg(long, default_value_t = 1)]
+    batch: usize,
+    /// Answers of `rotate` so far.
+    #[arg(skip)]
+    turns: Arc<AtomicU32>,
 }
 
 /// Bytes of an answer over UDP without EDNS, RFC 1035 section 4.2.1.
@@ -63,31 +75,40 @@ impl DnsServer {
         let mut buffer = [0; 4096];
         loop {
             let (length, peer) = udp.recv_from(&mut buffer).context("cannot receive")?;
-            if let Some((_, answer)) = self.answer(&buffer[..length], true) {
+            if let Some((how, answer)) = self.answer(&buffer[..length], true) {
                 send(&udp, &answer, peer);
+                if how == How::Twice {
+                    send(&udp, &answer, peer);
+                }
             }
         }
     }
 
     fn serve_stream(&self, mut stream: TcpStream) {
         let _ = stream.set_nodelay(true);
+        let mut waiting = Vec::new();
         while let Ok(query) = dns::read_framed(&mut stream) {
-            let Some((is_split, answer)) = self.answer(&query, false) else {
+            let Some((how, answer)) = self.answer(&query, false) else {
                 return;
             };
-            let sent = if is_split {
-                write_split(&mut stream, &answer)
+            waiting.push(answer);
+            if waiting.len() < self.batch {
+                continue;
+            }
+            let sent = if how == How::Split {
+                write_split(&mut stream, &waiting)
             } else {
-                dns::write_framed(&mut stream, &answer)
+                framed(&waiting).and_then(|bytes| Ok(stream.write_all(&bytes)?))
             };
+            waiting.clear();
             if sent.is_err() {
                 return;
             }
         }
     }
 
-    /// The answer, and whether it shall be split.
-    fn answer(&self, query: &[u8], over_udp: bool) -> Option<(bool, Vec<u8>)> {
+    /// The answer, and how to send it.
+    fn answer(&self, query: &[u8], over_udp: bool) -> Option<(How, Vec<u8>)> {
         let query = Message::from_vec(query).ok()?;
         let question = query.queries.first()?.clone();
         let limit = query
@@ -106,13 +127,13 @@ impl DnsServer {
             None => answer.metadata.response_code = ResponseCode::NXDomain,
         }
         let mut bytes = answer.to_vec().ok()?;
-        let (is_huge, is_split) = plan.map_or((false, false), |plan| (plan.is_huge, plan.is_split));
-        if over_udp && bytes.len() > limit && !is_huge {
+        let how = plan.map_or(How::Plain, |plan| plan.how);
+        if over_udp && bytes.len() > limit && how != How::Huge {
             answer.answers.clear();
             answer.metadata.truncation = true;
             bytes = answer.to_vec().ok()?;
         }
-        Some((is_split, bytes))
+        Some((how, bytes))
     }
 
     /// The records for a question; `None` for a name that does not exist.
@@ -132,7 +153,9 @@ impl DnsServer {
         let kind = question.query_type();
         match (word, numbers.as_slice()) {
             ("many" | "huge", [count, first]) => {
-                plan.is_huge = word == "huge";
+                if word == "huge" {
+                    plan.how = How::Huge;
+                }
                 for number in *first..first.checked_add(*count)? {
                     plan.records
                         .extend(self.record(&name, kind, number, self.ttl));
@@ -155,9 +178,25 @@ impl DnsServer {
                 plan.records.push(Record::from_rdata(name, self.ttl, data));
             }
             ("split", [number]) => {
-                plan.is_split = true;
+                plan.how = How::Split;
                 plan.records
                     .extend(self.record(&name, kind, *number, self.ttl));
+            }
+            ("rotate", [count, of, first]) => {
+                let turn = self.turns.fetch_add(1, Ordering::Relaxed);
+                for place in 0..*count {
+                    let number =
+                        first + turn.wrapping_mul(*count).wrapping_add(place) % (*of).max(1);
+                    plan.records
+                        .extend(self.record(&name, kind, number, self.ttl));
+                }
+            }
+            ("twice", [number]) => {
+                plan.how = How::Twice;
+                for _ in 0..3 {
+                    plan.records
+                        .extend(self.record(&name, kind, *number, self.ttl));
+                }
             }
             (word, [number]) if word.starts_with("ttl") => {
                 let ttl = word.strip_prefix("ttl")?.parse().ok()?;
@@ -190,8 +229,20 @@ impl DnsServer {
 #[derive(Debug, Default)]
 struct Plan {
     records: Vec<Record>,
-    is_huge: bool,
-    is_split: bool,
+    how: How,
+}
+
+/// How an answer is sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum How {
+    #[default]
+    Plain,
+    /// Over UDP in any size.
+    Huge,
+    /// Over TCP byte by byte.
+    Split,
+    /// Over UDP twice.
+    Twice,
 }
 
 fn send(socket: &UdpSocket, answer: &[u8], peer: SocketAddr) {
@@ -200,12 +251,20 @@ fn send(socket: &UdpSocket, answer: &[u8], peer: SocketAddr) {
     }
 }
 
+/// Messages with their lengths before them.
+fn framed(messages: &[Vec<u8>]) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    for message in messages {
+        let length = u16::try_from(message.len()).context("too long")?;
+        bytes.extend(length.to_be_bytes());
+        bytes.extend(message);
+    }
+    Ok(bytes)
+}
+
 /// Sends each byte in a segment of its own.
-fn write_split(stream: &mut TcpStream, message: &[u8]) -> Result<()> {
-    let length = u16::try_from(message.len()).context("too long")?;
-    let mut bytes = length.to_be_bytes().to_vec();
-    bytes.extend_from_slice(message);
-    for byte in bytes {
+fn write_split(stream: &mut TcpStream, messages: &[Vec<u8>]) -> Result<()> {
+    for byte in framed(messages)? {
         stream.write_all(&[byte]).context("cannot send")?;
         thread::sleep(Duration::from_millis(1));
     }
