@@ -389,6 +389,37 @@ pub(crate) fn calls_by_looped_multicast() {
     }
 }
 
+pub(crate) fn calls_by_a_neighbour() {
+    let Some(mut bench) = Bench::with(crate::bench::RULES, World::builder().pod(), |agent| agent)
+    else {
+        return;
+    };
+    let _server = serving(&bench);
+    // Another container may reach the node's own addresses, and claims any IPv6 source without any right.
+    bench.client = bench.world.workload_in(Role::Pod, "accomplice");
+    let from = format!("[{}]:{CALLER}", DENIED[1]);
+    for (port, kind) in [("7001", &["--no-echo"][..]), ("7000", &["--tcp"])] {
+        let before = bench.left_to(DENIED[1]);
+        let to = [
+            "exchange",
+            zone::NODE[1],
+            port,
+            "--freebind",
+            "--from",
+            &from,
+        ];
+        let attempt: Attempt = bench.client.probe(&[&to[..], kind].concat());
+        bench.settle();
+        let left = eventually(Duration::from_secs(1), || bench.left_to(DENIED[1]) > before);
+        assert!(left, "it is stopped now: {attempt:?}");
+    }
+    // The twin: to call by themselves they may not.
+    for name in ["client", "other"] {
+        refused(&bench.world.workload(name).udp(DENIED[1], CALLER, true));
+    }
+    refused(&bench.client.udp(DENIED[1], CALLER, true));
+}
+
 pub(crate) fn calls_from_outside() {
     let Some(bench) = Bench::new() else { return };
     let _server = serving(&bench);

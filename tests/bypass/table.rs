@@ -139,6 +139,7 @@ techniques! {
     #[ignore = "known gap (README.md): a call that is looped back from a group does not come by loopback"]
     Gap forged::calls_by_looped_multicast: "calling oneself in the name of a far end: by a group or broadcast that the lifeline or a rule opens", "What is sent to a group comes back over the same device";
     NotStopped forged::calls_from_outside: "answering an accomplice who calls from outside", "Replies always pass. Who may call is for the node's inbound firewall.";
+    NotStopped forged::calls_by_a_neighbour: "a call in the name of a far end from another container, to answer it (`IPV6_FREEBIND` takes no right)", "It looks like the far end's. Checks of sources at the containers' links stop it (the CNI's, `rp_filter`, an `rpfilter` rule for IPv6).";
     NotStopped forged::answers_from_a_neighbour: "a forged answer from a neighbour of the node that was told the query (packet sockets in another container)", "It looks like the resolver's. Reverse-path filters (`rp_filter`, the CNI's) stop it. It needs `CAP_NET_RAW`.";
     NotStopped forged::answers_over_a_device_of_ones_own: "a forged answer over a device of one's own (veth, tun) in a network namespace of one's own", "It looks like the resolver's, and teaches its own scope. It needs `CAP_NET_ADMIN`.";
     AtInterface forged::calls_over_a_device_of_ones_own: "calling oneself in the name of a far end: over a device of one's own (veth, tun) in a network namespace of one's own", "`tc_egress` on the node's interface has seen no call. It needs `CAP_NET_ADMIN`";
