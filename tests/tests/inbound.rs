@@ -151,7 +151,6 @@ fn inbound_flows_survive_the_start_of_the_agent() {
 }
 
 #[test]
-#[ignore = "known gap (ARCHITECTURE.md): kernel sockets of a namespace belong to the cgroup of who made it"]
 fn the_kernel_answers_in_a_namespace_that_a_judged_process_made() {
     if !ready() {
         return;
