@@ -128,7 +128,7 @@ impl Row {
             Budget::Ratio(least) => (format!("≥ {least}"), self.ratio.map(|ratio| ratio >= least)),
             Budget::AtMost(most) => (format!("≤ {most} {unit}"), Some(self.figure.median <= most)),
         };
-        self.budget = Some(text);
+        self.budget = Some(text.trim_end().to_owned());
         self.met = met;
         self
     }

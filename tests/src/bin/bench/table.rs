@@ -63,7 +63,8 @@ fn change(row: &Row) -> String {
         (Some(added), _) if row.unit == "ns" => {
             format!("{}{}", if added < 0.0 { "" } else { "+" }, digits(added))
         }
-        (_, Some(ratio)) => format!("× {ratio:.2}"),
+        // A thousandth can be what a budget is missed by.
+        (_, Some(ratio)) => format!("× {ratio:.3}"),
         _ => String::new(),
     }
 }
