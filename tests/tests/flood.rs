@@ -61,11 +61,18 @@ impl Status {
     }
 }
 
+/// The agent's status; one that has much to count may take its time, which is then printed.
 #[track_caller]
 fn told_status(agent: &Agent) -> Status {
-    agent
-        .try_ask(&["status"])
-        .unwrap_or_else(|error| panic!("{error:#}"))
+    let begin = Instant::now();
+    let mut status = agent.try_ask(&["status"]);
+    while status.is_err() && begin.elapsed() < Duration::from_secs(60) {
+        status = agent.try_ask(&["status"]);
+    }
+    if begin.elapsed() > Duration::from_secs(5) {
+        eprintln!("status took {:?}", begin.elapsed());
+    }
+    status.unwrap_or_else(|error| panic!("{error:#}"))
 }
 
 /// The agent's resident memory in MiB.
