@@ -199,6 +199,12 @@ pub const KEEP_PREEXISTING: u8 = 1;
 /// Some name of the policy is denied: aliases have to be matched as well.
 pub const HAS_DENIED_NAMES: u8 = 2;
 
+/// Only queries for allowed names may be asked, and only of trusted resolvers.
+pub const ONLY_ALLOWED_QUERIES: u8 = 4;
+
+/// Policy id under which `NAMES` holds the search domains: what is below them may always be asked. No policy has it.
+pub const SEARCH_POLICY: u16 = u16::MAX - 1;
+
 /// Which policy applies to a workload, and which scope it learns into.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -209,12 +215,19 @@ pub struct Binding {
     pub policy_id: u16,
     /// A [`Mode`](crate::verdict::Mode) as a number; anything but 1 enforces.
     pub mode: u8,
-    /// [`KEEP_PREEXISTING`], [`HAS_DENIED_NAMES`].
+    /// [`KEEP_PREEXISTING`], [`HAS_DENIED_NAMES`], [`ONLY_ALLOWED_QUERIES`].
     pub flags: u8,
 }
 const _: () = assert!(size_of::<Binding>() == 8);
 
 impl Binding {
+    /// Whether only queries for allowed names may be asked.
+    #[inline(always)]
+    #[must_use]
+    pub const fn restricts_queries(&self) -> bool {
+        self.flags & ONLY_ALLOWED_QUERIES != 0
+    }
+
     /// The binding as one number: what a global function in the kernel can take.
     #[inline(always)]
     #[must_use]

@@ -103,6 +103,8 @@ tallies! {
     31 AnswerForged "dns_answer_forged_source" false,
     /// An alias that could not be noted: answers about its target alone teach nothing.
     32 AliasesFull "dns_aliases_full" true,
+    /// A query that the policy does not let through, or would not.
+    33 QueryRefused "dns_query_refused" false,
 }
 
 /// Capacity of the map of tallies.

@@ -219,7 +219,11 @@ reasons! {
     44 ForgedSource "forged_source" "the packet claims a source that its sender cannot have",
     45 HeldOff "held_off" "an answer that only the agent can read is being learned: the sender is to try again",
     46 Rebinding "rebinding" "an answer for an allowed name points to an address that DNS may not open",
+    47 QueryNotAllowed "query_not_allowed" "the policy lets only queries for allowed names through, and only to trusted resolvers",
 }
+
+/// Numbers from this one on deny.
+pub const FIRST_DENIAL: u8 = 32;
 
 /// Capacity for reasons in the map of counters.
 pub const REASONS: u32 = 64;
@@ -229,7 +233,7 @@ impl Reason {
     #[inline(always)]
     #[must_use]
     pub const fn allows(self) -> bool {
-        (self as u8) < 32
+        (self as u8) < FIRST_DENIAL
     }
 
     /// Turns the reason into a verdict: this is the only place where an error becomes one.

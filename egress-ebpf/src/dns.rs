@@ -199,7 +199,7 @@ fn learn(
 
 /// Copies `length` bytes (1 to [`MESSAGE_BYTES`]) of the packet into the slot.
 #[inline(always)]
-fn load_message(scratch: &mut Scratch, skb: &Skb, at: u32, length: u32) -> bool {
+pub fn load_message(scratch: &mut Scratch, skb: &Skb, at: u32, length: u32) -> bool {
     // Older verifiers do not learn "not zero" from a comparison, and the mask
     // must survive the compiler, which knows that it changes nothing.
     let masked = (opaque(length.wrapping_sub(1)) & (MESSAGE_BYTES as u32 - 1)).wrapping_add(1);
@@ -285,7 +285,7 @@ fn conclude(scratch: &Scratch) -> Tally {
 
 /// Finds the rules of the name in the slot.
 #[inline(always)]
-fn rules_of(name: &mut NameReader, binding: &Binding) -> Option<&'static NameRules> {
+pub fn rules_of(name: &mut NameReader, binding: &Binding) -> Option<&'static NameRules> {
     if binding.policy_id == 0 || name.is_unmatchable != 0 || name.text_bytes == 0 {
         return None;
     }
@@ -511,18 +511,7 @@ fn copy(scratch: &mut Scratch, skb: &Skb, payload: Payload) {
         }
         scratch.copy.offset_bytes = offset;
         scratch.copy.payload_bytes = part;
-        let masked = (opaque(part.wrapping_sub(1)) & (MESSAGE_BYTES as u32 - 1)).wrapping_add(1);
-        let map = (&raw const DNS_COPIES).cast_mut().cast();
-        // SAFETY: the message follows the head at once, and `masked` is at most its size.
-        let error = unsafe {
-            bpf_ringbuf_output(
-                map,
-                (&raw mut scratch.copy).cast(),
-                u64::from(masked).wrapping_add(size_of::<DnsCopy>() as u64),
-                0,
-            )
-        };
-        if error != 0 {
+        if !send_part(scratch, part) {
             return record::tally(Tally::CopiesLost);
         }
         offset = offset.wrapping_add(part);
@@ -530,4 +519,21 @@ fn copy(scratch: &mut Scratch, skb: &Skb, payload: Payload) {
     if offset < payload_bytes {
         record::tally(Tally::CopiesLost);
     }
+}
+
+/// Sends the copy's head and the message of `bytes` bytes (1 to [`MESSAGE_BYTES`]) that follows it in the slot.
+#[inline(always)]
+pub fn send_part(scratch: &mut Scratch, bytes: u32) -> bool {
+    let masked = (opaque(bytes.wrapping_sub(1)) & (MESSAGE_BYTES as u32 - 1)).wrapping_add(1);
+    let map = (&raw const DNS_COPIES).cast_mut().cast();
+    // SAFETY: the message follows the head at once, and `masked` is at most its size.
+    let error = unsafe {
+        bpf_ringbuf_output(
+            map,
+            (&raw mut scratch.copy).cast(),
+            u64::from(masked).wrapping_add(size_of::<DnsCopy>() as u64),
+            0,
+        )
+    };
+    error == 0
 }

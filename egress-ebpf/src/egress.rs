@@ -38,7 +38,7 @@ pub const UNCONFIGURED: Binding = Binding {
 /// Judges a packet and records what was decided; returns the program's code.
 #[inline(always)]
 pub fn skb_egress(ctx: &SkBuffContext) -> i32 {
-    // Two comparisons rather than a conversion: one path each for the verifier.
+    // Comparisons rather than a conversion: one path each for the verifier.
     let reason = fast_reason(ctx.skb.skb);
     if reason == Reason::EstablishedFlow as u32 {
         return pass(Reason::EstablishedFlow);
@@ -46,40 +46,60 @@ pub fn skb_egress(ctx: &SkBuffContext) -> i32 {
     if reason == Reason::Reply as u32 {
         return pass(Reason::Reply);
     }
+    if reason == Reason::Loopback as u32 {
+        return pass(Reason::Loopback);
+    }
     let skb = Skb {
         raw: ctx.skb.skb,
         base: 0,
     };
     let Some(config) = workload::config() else {
-        return refuse(&skb, Reason::NotConfigured, &UNCONFIGURED);
+        return refuse(
+            &skb,
+            Header::read(&skb),
+            Reason::NotConfigured,
+            &UNCONFIGURED,
+        );
     };
     let header = Header::read(&skb);
     if let Some(reason) = header.refusal() {
         let binding = workload::of_skb(config, skb.raw).map_or(UNCONFIGURED, |w| w.current);
-        return refuse(&skb, reason, &binding);
+        return refuse(&skb, header, reason, &binding);
     }
     let Some(sk) = full_socket(skb.raw) else {
-        return refuse(&skb, Reason::StateUnavailable, &UNCONFIGURED);
+        return refuse(&skb, header, Reason::StateUnavailable, &UNCONFIGURED);
     };
     let Some(state) = crate::maps::SOCKETS.get_or_create(sk) else {
         record::tally(egress_common::tally::Tally::SocketStateFailed);
-        return refuse(&skb, Reason::StateUnavailable, &UNCONFIGURED);
+        return refuse(&skb, header, Reason::StateUnavailable, &UNCONFIGURED);
     };
     // SAFETY: the storage lives as long as the socket. Other CPUs may change
     // it meanwhile: each field stands for itself, and the tag covers the rest.
     let state = unsafe { &mut *state };
     let socket = Socket::read(sk);
-    if source::may_be_forged(header, &socket) {
+    if source::may_be_forged(&skb, header, &socket) {
         let Some(workload) = workload::of_skb(config, skb.raw) else {
-            return refuse(&skb, Reason::NotConfigured, &UNCONFIGURED);
+            return refuse(&skb, header, Reason::NotConfigured, &UNCONFIGURED);
         };
-        if source::is_forged(&skb, header, &socket, workload) {
-            return refuse(&skb, Reason::ForgedSource, &workload.current);
+        let accepted = socket.listens || (socket.is_stream && state.role == ROLE_PASSIVE);
+        if source::is_forged(&skb, header, &socket, accepted, workload) {
+            return refuse(&skb, header, Reason::ForgedSource, &workload.current);
         }
     }
     let code = judge_packet(ctx, config, &skb, header, &socket, state);
     if code == Verdict::Allow.cgroup_code() && query::may_be_one(header, &skb, &socket) {
-        query::note_query(skb.raw, header.pack(), Payload::find(&skb).pack());
+        let binding = workload::of_skb(config, skb.raw).map_or(UNCONFIGURED, |w| w.current);
+        let payload = Payload::find(&skb).pack();
+        if binding.restricts_queries()
+            && query::query_refused(skb.raw, 0, header.pack(), payload, 0) != 0
+        {
+            query::copy_refused(skb.raw, 0, header.pack(), payload, binding.pack());
+            return refuse(&skb, header, Reason::QueryNotAllowed, &binding);
+        }
+        // What a raw socket asks teaches nothing: nobody can tell its answer from others.
+        if !socket.is_raw {
+            query::note_query(skb.raw, header.pack(), payload);
+        }
     }
     // Verifiers before 5.16 forget what a number was that waited on the stack: the mask says that it is a code.
     (record::opaque(code as u32) & 3) as i32
@@ -130,14 +150,14 @@ fn judge_packet(
         return pass(Reason::Loopback);
     }
     let Some(workload) = workload::of_skb(config, skb.raw) else {
-        return refuse(skb, Reason::NotConfigured, &UNCONFIGURED);
+        return refuse(skb, header, Reason::NotConfigured, &UNCONFIGURED);
     };
     let binding = workload.current;
     if socket.is_raw {
         // A raw socket writes what it likes: only what the kernel's own sockets send is what it seems to be.
         let by_kernel = state.role != ROLE_RAW;
         if header.is_to_loopback(skb) {
-            return refuse(skb, Reason::Malformed, &binding);
+            return refuse(skb, header, Reason::Malformed, &binding);
         }
         if header.is_link_control() && (by_kernel || header.stays_on_link()) {
             return pass(Reason::LinkControl);
@@ -188,7 +208,7 @@ fn judge_packet(
     record::count(Hook::SkbEgress, decision.verdict, decision.reason);
     record::count_rule(&decision);
     if decision.rule != 0 || !decision.reason.allows() {
-        record::report_packet(skb, Hook::SkbEgress, &decision, &binding);
+        record::report_packet(skb, Hook::SkbEgress, header, &decision, &binding);
     }
     debug!(
         ctx,
@@ -245,9 +265,9 @@ fn code_of(decision: &Decision) -> i32 {
 
 /// The verdict on a packet that could not be judged by its flow.
 #[inline(always)]
-fn refuse(skb: &Skb, reason: Reason, binding: &Binding) -> i32 {
+fn refuse(skb: &Skb, header: Header, reason: Reason, binding: &Binding) -> i32 {
     let decision = Decision::without_rule(reason, binding);
     record::count(Hook::SkbEgress, decision.verdict, reason);
-    record::report_packet(skb, Hook::SkbEgress, &decision, binding);
+    record::report_packet(skb, Hook::SkbEgress, header, &decision, binding);
     decision.verdict.cgroup_code()
 }

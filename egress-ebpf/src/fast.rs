@@ -15,7 +15,8 @@ use egress_common::{
 
 use crate::{
     maps::SOCKETS,
-    skb::{Socket, full_socket},
+    skb::{Skb, Socket, full_socket},
+    source::is_on_loopback,
     time::stamp_now,
     workload,
 };
@@ -34,6 +35,8 @@ const FRAGMENT_BITS: u16 = 0x3fff;
 /// What a plain packet says.
 #[derive(Clone, Copy)]
 struct Plain {
+    /// Whether the source is in 127.0.0.0/8.
+    is_from_loopback: bool,
     daddr: Address,
     proto: u8,
     sport: u16,
@@ -65,6 +68,7 @@ fn plain(raw: *mut __sk_buff) -> Option<Plain> {
         }
         let [proto] = bytes::<1>(data, 9);
         return Some(Plain {
+            is_from_loopback: bytes::<1>(data, 12)[0] == 127,
             daddr: from_v4(bytes(data, 16)),
             proto,
             sport: u16::from_be_bytes(bytes(data, V4_BYTES)),
@@ -77,6 +81,7 @@ fn plain(raw: *mut __sk_buff) -> Option<Plain> {
     }
     let [proto] = bytes::<1>(data, 6);
     Some(Plain {
+        is_from_loopback: false,
         daddr: bytes(data, 24),
         proto,
         sport: u16::from_be_bytes(bytes(data, V6_BYTES)),
@@ -109,6 +114,9 @@ pub extern "C" fn fast_reason(raw: *mut __sk_buff) -> u32 {
         || (is_tcp && packet.tcp_flags & TCP_SYN != 0)
     {
         return UNKNOWN;
+    }
+    if packet.is_from_loopback && is_on_loopback(&Skb { raw, base: 0 }) {
+        return Reason::Loopback as u32;
     }
     let Some(state) = SOCKETS.get_or_create(sk) else {
         return UNKNOWN;

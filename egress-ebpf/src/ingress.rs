@@ -50,8 +50,8 @@ pub fn skb_ingress(ctx: &SkBuffContext) -> Verdict {
     let socket = Socket::read(sk);
     if is_tcp && socket.listens {
         // What a listener answers passes as a reply: a call to itself in another's name must not reach it.
-        if source::is_foreign_on_loopback(&skb, header) {
-            return refuse(&skb);
+        if source::is_looped_and_foreign(&skb, header) {
+            return refuse(&skb, header);
         }
         // The listener's state is inherited by the socket that it makes of this packet or the next.
         match SOCKETS.get_or_create(sk) {
@@ -70,7 +70,7 @@ pub fn skb_ingress(ctx: &SkBuffContext) -> Verdict {
     let Some(workload) = workload::of_skb(config, skb.raw) else {
         return Verdict::Allow;
     };
-    if source::is_foreign_on_loopback(&skb, header) {
+    if source::is_looped_and_foreign(&skb, header) {
         record::tally(Tally::AnswerForged);
         return Verdict::Allow;
     }
@@ -81,12 +81,12 @@ pub fn skb_ingress(ctx: &SkBuffContext) -> Verdict {
 
 /// The verdict on a call that came over loopback in the name of a far end.
 #[inline(always)]
-fn refuse(skb: &Skb) -> Verdict {
+fn refuse(skb: &Skb, header: Header) -> Verdict {
     let binding = workload::config()
         .and_then(|config| workload::of_skb(config, skb.raw))
         .map_or(UNCONFIGURED, |workload| workload.current);
     let decision = Decision::without_rule(Reason::ForgedSource, &binding);
     record::count(Hook::SkbIngress, decision.verdict, decision.reason);
-    record::report_packet(skb, Hook::SkbIngress, &decision, &binding);
+    record::report_packet(skb, Hook::SkbIngress, header, &decision, &binding);
     decision.verdict
 }

@@ -1,19 +1,27 @@
-//! DNS queries that leave: noted, so that their answers can be told from forged ones.
+//! DNS queries that leave: noted, so that their answers can be told from forged ones; and judged by their name, where
+//! the policy lets only queries for allowed names through.
 
 use aya_ebpf::{bindings::__sk_buff, helpers::bpf_get_socket_cookie};
 use egress_common::{
     address::Address,
-    dns::{DNS_PORT, HEADER_BYTES, QUESTION_STEPS, QuestionHasher, QuestionStep, is_query_header},
+    dns::{
+        DNS_PORT, HEADER_BYTES, MESSAGE_BYTES, NameStep, QUESTION_STEPS, QuestionHasher,
+        QuestionStep, is_query_header,
+    },
+    event::DnsCopy,
     maps::{Config, Query, QueryKey},
     packet::PacketBytes,
-    policy::protocol,
+    policy::{Binding, SEARCH_POLICY, protocol},
     tally::Tally,
 };
 
 use crate::{
+    dns::{dns_name, dns_recall_alias, load_message, rules_of, send_part},
     maps::{QUERIES, RESOLVERS},
     record,
+    scratch::{QUERY, Scratch},
     skb::{Header, Payload, Skb, Socket, full_socket, peer_address},
+    source::is_on_loopback,
     time::now_ns,
     workload,
 };
@@ -21,7 +29,7 @@ use crate::{
 /// Whether a packet that leaves may hold a query: a first look, for every packet.
 #[inline(always)]
 pub fn may_be_one(header: Header, skb: &Skb, socket: &Socket) -> bool {
-    if socket.is_raw || header.is_later_fragment() {
+    if header.is_later_fragment() {
         return false;
     }
     if header.proto() != protocol::UDP && header.proto() != protocol::TCP {
@@ -47,13 +55,8 @@ pub extern "C" fn note_query(raw: *mut __sk_buff, header: u64, payload: u64) -> 
         return 0;
     };
     let header = Header::unpack(header);
-    let Some(sk) = full_socket(raw) else {
+    let Some(resolver) = resolver_of(&skb, header, false) else {
         return 0;
-    };
-    let resolver = if Socket::read(sk).peer_port != 0 {
-        peer_address(sk)
-    } else {
-        header.daddr(&skb)
     };
     if RESOLVERS.get_ptr(&resolver).is_none() {
         return 0;
@@ -68,6 +71,171 @@ pub extern "C" fn note_query(raw: *mut __sk_buff, header: u64, payload: u64) -> 
         resolver,
         cookie,
     );
+    0
+}
+
+/// Who is asked: the socket's peer, or the destination of a packet without a peer or a socket.
+#[inline(always)]
+fn resolver_of(skb: &Skb, header: Header, is_frame: bool) -> Option<Address> {
+    if is_frame {
+        return Some(header.daddr(skb));
+    }
+    let sk = full_socket(skb.raw)?;
+    let socket = Socket::read(sk);
+    Some(if socket.peer_port != 0 && !socket.is_raw {
+        peer_address(sk)
+    } else {
+        header.daddr(skb)
+    })
+}
+
+/// What [`query_refused`] returns for a query that the policy does not let through.
+const REFUSED: u32 = 1;
+
+/// Whether a packet leaves for the DNS port of somebody who is no trusted resolver.
+#[inline(always)]
+fn asks_a_stranger(skb: &Skb, header: Header) -> bool {
+    header.dport() == DNS_PORT && header.sport() != DNS_PORT && !is_on_loopback(skb)
+}
+
+/// Judges a packet for port 53 under a policy that restricts queries; returns [`REFUSED`] or 0. What cannot be read as one
+/// query is refused. Of a frame, `is_frame` is 1: it has no socket, and is the node's.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn query_refused(
+    raw: *mut __sk_buff,
+    base: u32,
+    header: u64,
+    payload: u64,
+    is_frame: u32,
+) -> u32 {
+    let workload = if is_frame != 0 {
+        workload::node()
+    } else {
+        workload::config().and_then(|config| workload::of_skb(config, raw))
+    };
+    let Some(workload) = workload else {
+        return REFUSED;
+    };
+    let skb = Skb { raw, base };
+    let header = Header::unpack(header);
+    let Some(resolver) = resolver_of(&skb, header, is_frame != 0) else {
+        return REFUSED;
+    };
+    if RESOLVERS.get_ptr(&resolver).is_none() {
+        return u32::from(asks_a_stranger(&skb, header));
+    }
+    let payload = Payload::unpack(payload);
+    // The handshake of DNS over TCP.
+    if payload.bytes == 0 {
+        return 0;
+    }
+    let Some(scratch) = Scratch::get(QUERY) else {
+        return REFUSED;
+    };
+    if scratch.busy != 0 {
+        record::tally(Tally::AnswerReentered);
+        return REFUSED;
+    }
+    scratch.busy = 1;
+    scratch.current = workload.current;
+    scratch.now_ns = now_ns();
+    let is_allowed = name_is_allowed(scratch, &skb, header, payload);
+    scratch.busy = 0;
+    u32::from(!is_allowed)
+}
+
+#[inline(always)]
+fn name_is_allowed(scratch: &mut Scratch, skb: &Skb, header: Header, payload: Payload) -> bool {
+    let Some(config) = workload::config() else {
+        return false;
+    };
+    let Payload { mut at, mut bytes } = payload;
+    if header.proto() == protocol::TCP {
+        // RFC 1035 section 4.2.2: two bytes of length come first.
+        let Some(length) = skb.load::<2>(at) else {
+            return false;
+        };
+        at = at.wrapping_add(2);
+        bytes = bytes.wrapping_sub(2);
+        if u32::from(u16::from_be_bytes(length)) != bytes {
+            return false;
+        }
+    }
+    if !(HEADER_BYTES..=MESSAGE_BYTES as u32).contains(&bytes)
+        || !load_message(scratch, skb, at, bytes)
+    {
+        return false;
+    }
+    // QR 0, opcode 0, one question.
+    if scratch.message.u16_at(2) & 0xf800 != 0 || scratch.message.u16_at(4) != 1 {
+        return false;
+    }
+    scratch.seed = config.seed;
+    scratch.answer.name_at = HEADER_BYTES;
+    if dns_name(QUERY) != NameStep::Done as u32 {
+        return false;
+    }
+    let binding = scratch.current;
+    if let Some(rules) = rules_of(&mut scratch.name, &binding) {
+        return rules.deny == 0;
+    }
+    let search = Binding {
+        policy_id: SEARCH_POLICY,
+        ..binding
+    };
+    rules_of(&mut scratch.name, &search).is_some() || dns_recall_alias(QUERY, 0) != 0
+}
+
+/// Counts a refused query, and copies it to the agent, which reports it with its name.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn copy_refused(
+    raw: *mut __sk_buff,
+    base: u32,
+    header: u64,
+    payload: u64,
+    binding: u64,
+) -> u32 {
+    record::tally(Tally::QueryRefused);
+    let Some(scratch) = Scratch::get(QUERY) else {
+        return 0;
+    };
+    let at_ns = now_ns();
+    if !record::has_budget(false, at_ns) {
+        return 0;
+    }
+    let skb = Skb { raw, base };
+    let header = Header::unpack(header);
+    let binding = Binding::unpack(binding);
+    let payload = Payload::unpack(payload);
+    if scratch.busy != 0 || payload.bytes == 0 || payload.bytes > MESSAGE_BYTES as u32 {
+        record::tally(Tally::CopiesLost);
+        return 0;
+    }
+    scratch.busy = 1;
+    scratch.copy = DnsCopy {
+        at_ns,
+        cookie: 0,
+        resolver: [0; 16],
+        scope_id: binding.scope_id,
+        policy_id: binding.policy_id,
+        port: header.sport(),
+        sequence: 0,
+        expected_sequence: 0,
+        total_bytes: payload.bytes,
+        offset_bytes: 0,
+        payload_bytes: payload.bytes,
+        outcome: Tally::QueryRefused as u8,
+        proto: header.proto(),
+        _pad: [0; 2],
+    };
+    scratch.copy.resolver = header.daddr(&skb);
+    if !load_message(scratch, &skb, payload.at, payload.bytes) || !send_part(scratch, payload.bytes)
+    {
+        record::tally(Tally::CopiesLost);
+    }
+    scratch.busy = 0;
     0
 }
 

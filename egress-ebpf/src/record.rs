@@ -13,7 +13,7 @@ use egress_common::{
     maps::RuleCounters,
     policy::Binding,
     tally::Tally,
-    verdict::{Hook, Reason, Verdict, counter_index},
+    verdict::{FIRST_DENIAL, Hook, Mode, Reason, Verdict, counter_index},
 };
 
 use crate::{
@@ -136,14 +136,12 @@ impl Facts {
     }
 }
 
-/// Sends an event, if this second's budget has room; `fill` adds what the decision does not say.
+/// Takes one event out of this second's budget, that of denials or that of allowed flows; counts what there is no room for.
 #[inline(always)]
-pub fn report(facts: &Facts, binding: &Binding, fill: impl FnOnce(&mut VerdictEvent)) {
-    let is_allowed = facts.verdict == Verdict::Allow as u8;
+pub fn has_budget(is_allowed: bool, at_ns: u64) -> bool {
     let Some(budget) = EVENT_BUDGETS.get_ptr_mut(u32::from(is_allowed)) else {
-        return;
+        return false;
     };
-    let at_ns = now_ns();
     let second = at_ns / 1_000_000_000;
     // SAFETY: the pointer is to a map value of this CPU. A softirq between
     // these lines can let a few events more or less through; each of them is
@@ -155,9 +153,19 @@ pub fn report(facts: &Facts, binding: &Binding, fill: impl FnOnce(&mut VerdictEv
     }
     if budget.used >= u64::from(EVENTS_PER_SECOND) {
         tally(Tally::EventsSuppressed);
-        return;
+        return false;
     }
     budget.used = budget.used.wrapping_add(1);
+    true
+}
+
+/// Sends an event, if this second's budget has room; `fill` adds what the decision does not say.
+#[inline(always)]
+pub fn report(facts: &Facts, binding: &Binding, fill: impl FnOnce(&mut VerdictEvent)) {
+    let at_ns = now_ns();
+    if !has_budget(facts.verdict == Verdict::Allow as u8, at_ns) {
+        return;
+    }
     let Some(mut entry) = EVENTS.reserve(0) else {
         return tally(Tally::EventsLost);
     };
@@ -183,37 +191,62 @@ pub fn report(facts: &Facts, binding: &Binding, fill: impl FnOnce(&mut VerdictEv
 
 /// Reports a decision on a packet.
 #[inline(always)]
-pub fn report_packet(skb: &Skb, hook: Hook, decision: &Decision, binding: &Binding) {
-    let what = (decision.pack() >> RULE_BITS) as u32
-        | (decision.verdict as u32) << 8
-        | (hook as u32) << 16;
-    report_packet_number(skb.raw, skb.base, what, decision.rule, binding.pack());
+pub fn report_packet(
+    skb: &Skb,
+    hook: Hook,
+    header: Header,
+    decision: &Decision,
+    binding: &Binding,
+) {
+    let place = skb.base | (hook as u32) << HOOK_SHIFT;
+    report_packet_number(
+        skb.raw,
+        place,
+        header.pack(),
+        decision.pack(),
+        binding.pack(),
+    );
 }
 
-/// [`report_packet`], verified once for itself. It reads the packet again, which only first packets and denials pay.
+/// Where the hook lies in `place`, above the bytes before the network header.
+const HOOK_SHIFT: u32 = 16;
+
+/// [`report_packet`], verified once for itself. The verdict follows from reason and mode.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn report_packet_number(
     raw: *mut __sk_buff,
-    base: u32,
-    what: u32,
-    rule: u64,
+    place: u32,
+    header: u64,
+    decision: u64,
     binding: u64,
 ) -> u32 {
-    let skb = Skb { raw, base };
-    let header = Header::read(&skb);
+    let skb = Skb {
+        raw,
+        base: place & ((1 << HOOK_SHIFT) - 1),
+    };
+    let hook = (place >> HOOK_SHIFT) as u8;
+    let header = Header::unpack(header);
     let binding = Binding::unpack(binding);
-    let cgroup_id = if (what >> 16) as u8 == Hook::SkbEgress as u8 {
+    let cgroup_id = if hook == Hook::SkbEgress as u8 {
         // SAFETY: the context is valid while the program runs.
         unsafe { bpf_skb_cgroup_id(raw) }
     } else {
         0
     };
+    let reason = (decision >> RULE_BITS) as u8;
+    let verdict = if reason < FIRST_DENIAL {
+        Verdict::Allow
+    } else if matches!(binding.mode(), Mode::Audit) {
+        Verdict::WouldDeny
+    } else {
+        Verdict::Deny
+    };
     let facts = Facts {
-        hook: (what >> 16) as u8,
-        verdict: (what >> 8) as u8,
-        reason: what as u8,
-        rule,
+        hook,
+        verdict: verdict as u8,
+        reason,
+        rule: decision & ((1 << RULE_BITS) - 1),
     };
     report(&facts, &binding, |event| {
         event.cgroup_id = cgroup_id;

@@ -3,7 +3,9 @@
 //! Slot 0 belongs to the hooks that receive packets. They run in softirq,
 //! which does not nest; should a program find the slot in use all the same (a
 //! test run that a softirq interrupts), it learns nothing and counts an alarm.
-//! Slot 1 belongs to the programs that the agent runs, one at a time.
+//! Slot 1 belongs to the programs that the agent runs, one at a time. Slot 2
+//! belongs to the hooks that judge queries; one that finds it in use, because
+//! it interrupts another, refuses its query, which is asked again.
 
 use aya_ebpf::{btf_maps::PerCpuArray, macros::btf_map};
 use egress_common::{
@@ -21,6 +23,9 @@ use crate::record::opaque;
 pub const HOOK: u32 = 0;
 /// Slot of the agent's programs.
 pub const AGENT: u32 = 1;
+
+/// Slot of queries that leave, for policies that restrict them.
+pub const QUERY: u32 = 2;
 
 /// A new entry of `LEARNED` on its way into the map. Not a [`Learned`], whose
 /// lock the kernel would not allow in a per-CPU map; the same layout.
@@ -98,7 +103,7 @@ const _: () = assert!(
 );
 
 #[btf_map]
-static SCRATCH: PerCpuArray<Scratch, 2> = PerCpuArray::new();
+static SCRATCH: PerCpuArray<Scratch, 3> = PerCpuArray::new();
 
 impl Scratch {
     /// A set of rules.

@@ -196,6 +196,11 @@ pub fn address_of_words(words: [u32; 4]) -> Address {
 #[derive(Clone, Copy)]
 pub struct Header(u64);
 
+impl Header {
+    /// A packet whose headers were not read.
+    pub const UNREAD: Self = Self((Reason::Malformed as u64) << 56);
+}
+
 const IS_V4: u64 = 1 << 48;
 const HAS_PORTS: u64 = 1 << 49;
 const IS_LATER_FRAGMENT: u64 = 1 << 50;

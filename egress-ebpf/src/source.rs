@@ -27,10 +27,20 @@ pub fn is_on_loopback(skb: &Skb) -> bool {
     unsafe { (*skb.raw).ifindex == LOOPBACK_IFINDEX }
 }
 
-/// Whether a packet came over the loopback device from a source that cannot be here.
+/// `PACKET_LOOPBACK`, include/uapi/linux/if_packet.h: the kernel's own copy of what leaves to a group.
+const PACKET_LOOPBACK: u32 = 5;
+
+/// Whether a packet that arrives was sent in this network namespace.
 #[inline(always)]
-pub fn is_foreign_on_loopback(skb: &Skb, header: Header) -> bool {
-    is_on_loopback(skb) && source_is_local(skb.raw, header.pack()) == 0
+pub fn is_looped(skb: &Skb) -> bool {
+    // SAFETY: the context is valid while the program runs.
+    is_on_loopback(skb) || unsafe { (*skb.raw).pkt_type == PACKET_LOOPBACK }
+}
+
+/// Whether a packet was sent in this network namespace in the name of somebody who is not here.
+#[inline(always)]
+pub fn is_looped_and_foreign(skb: &Skb, header: Header) -> bool {
+    is_looped(skb) && source_is_local(skb.raw, header.pack()) == 0
 }
 
 /// Whether a packet's source is loopback, an address of the node, or the packet's own destination (an address of this
@@ -46,15 +56,21 @@ pub extern "C" fn source_is_local(raw: *mut __sk_buff, header: u64) -> u32 {
 
 /// Whether a packet that leaves may claim a source that is not its sender's: a first look, for every packet.
 #[inline(always)]
-pub fn may_be_forged(header: Header, socket: &Socket) -> bool {
-    socket.is_raw || header.sport() == DNS_PORT
+pub fn may_be_forged(skb: &Skb, header: Header, socket: &Socket) -> bool {
+    socket.is_raw || header.sport() == DNS_PORT || is_on_loopback(skb)
 }
 
-/// Whether it does: a raw socket that calls its own machine in another's name, or an answer in the name of a trusted
-/// resolver by somebody who is none.
+/// Whether it does: a call of its own machine in another's name, which the kernel might answer; or an answer in the name
+/// of a trusted resolver by somebody who is none. (Proxies that accept connections for others do answer in their name.)
 #[inline(always)]
-pub fn is_forged(skb: &Skb, header: Header, socket: &Socket, workload: &Workload) -> bool {
-    if socket.is_raw && is_foreign_on_loopback(skb, header) {
+pub fn is_forged(
+    skb: &Skb,
+    header: Header,
+    socket: &Socket,
+    accepted: bool,
+    workload: &Workload,
+) -> bool {
+    if !accepted && is_on_loopback(skb) && source_is_local(skb.raw, header.pack()) == 0 {
         return true;
     }
     let may_answer = !socket.is_raw && workload.may_answer();

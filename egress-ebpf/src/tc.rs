@@ -208,10 +208,10 @@ pub fn tc_egress(ctx: &TcContext) -> Verdict {
         base: 0,
     };
     if workload::config().is_none() {
-        return refuse(&whole, Reason::NotConfigured, &UNCONFIGURED);
+        return refuse(&whole, Header::UNREAD, Reason::NotConfigured, &UNCONFIGURED);
     }
     let Some(workload) = workload::node() else {
-        return refuse(&whole, Reason::NotConfigured, &UNCONFIGURED);
+        return refuse(&whole, Header::UNREAD, Reason::NotConfigured, &UNCONFIGURED);
     };
     let binding = workload.current;
     if has_inet_socket(ctx) {
@@ -220,20 +220,27 @@ pub fn tc_egress(ctx: &TcContext) -> Verdict {
     let skb = match frame(ctx) {
         Frame::Ip(skb) => skb,
         Frame::LinkControl => return pass(Reason::LinkControl),
-        Frame::Other => return refuse(&whole, Reason::UnknownEthertype, &binding),
-        Frame::Unknown => return refuse(&whole, Reason::NotConfigured, &binding),
+        Frame::Other => return refuse(&whole, Header::UNREAD, Reason::UnknownEthertype, &binding),
+        Frame::Unknown => return refuse(&whole, Header::UNREAD, Reason::NotConfigured, &binding),
     };
     let header = Header::read(&skb);
     if let Some(reason) = header.refusal() {
-        return refuse(&skb, reason, &binding);
+        return refuse(&skb, header, reason, &binding);
     }
     let verdict = judge_frame(ctx, &skb, &binding, header);
-    let may_be_query = header.proto() == protocol::UDP
-        && header.dport() == DNS_PORT
-        && !header.is_later_fragment();
+    let may_be_query = header.dport() == DNS_PORT && !header.is_later_fragment();
     if may_be_query && !matches!(verdict, Verdict::Deny) {
         let payload = Payload::find(&skb).pack();
-        frame_note_query(skb.raw, skb.base, header.pack(), payload);
+        if binding.restricts_queries()
+            && query::query_refused(skb.raw, skb.base, header.pack(), payload, 1) != 0
+        {
+            query::copy_refused(skb.raw, skb.base, header.pack(), payload, binding.pack());
+            return refuse(&skb, header, Reason::QueryNotAllowed, &binding);
+        }
+        // DNS over TCP of forwarded senders is not learned.
+        if header.proto() == protocol::UDP {
+            frame_note_query(skb.raw, skb.base, header.pack(), payload);
+        }
     }
     verdict
 }
@@ -263,7 +270,7 @@ fn judge_frame(ctx: &TcContext, skb: &Skb, binding: &Binding, header: Header) ->
     record::count(Hook::TcEgress, decision.verdict, decision.reason);
     record::count_rule(&decision);
     if decision.rule != 0 || !decision.reason.allows() {
-        record::report_packet(skb, Hook::TcEgress, &decision, binding);
+        record::report_packet(skb, Hook::TcEgress, header, &decision, binding);
     }
     debug!(
         ctx,
@@ -279,7 +286,7 @@ fn judge_frame(ctx: &TcContext, skb: &Skb, binding: &Binding, header: Header) ->
     decision.verdict
 }
 
-/// Notes the query in a packet that leaves, if it is one to a trusted resolver.
+/// As `query::note_query`, for a packet that has no socket.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn frame_note_query(
@@ -357,9 +364,9 @@ fn pass(reason: Reason) -> Verdict {
 
 /// The verdict on a frame that could not be judged by its flow.
 #[inline(always)]
-fn refuse(skb: &Skb, reason: Reason, binding: &Binding) -> Verdict {
+fn refuse(skb: &Skb, header: Header, reason: Reason, binding: &Binding) -> Verdict {
     let decision = Decision::without_rule(reason, binding);
     record::count(Hook::TcEgress, decision.verdict, reason);
-    record::report_packet(skb, Hook::TcEgress, &decision, binding);
+    record::report_packet(skb, Hook::TcEgress, header, &decision, binding);
     decision.verdict
 }

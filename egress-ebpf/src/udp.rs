@@ -263,7 +263,7 @@ pub fn note_inbound(skb: &Skb, header: Header, socket: &Socket) {
     if socket.peer_port != 0
         || socket.is_raw
         || header.is_later_fragment()
-        || source::is_on_loopback(skb)
+        || source::is_looped(skb)
     {
         return;
     }

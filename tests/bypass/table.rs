@@ -127,17 +127,13 @@ techniques! {
     Stopped forged::calls_by_packet_sockets: "calling oneself in the name of a far end: TCP and UDP, by packet sockets on `lo`", "`skb_ingress`";
     #[ignore = "known gap (README.md): the kernel answers what a packet socket puts on lo"]
     Gap forged::questions_to_the_kernel_by_packet_sockets: "making the kernel answer to a far end (pings, closed ports): packet sockets on `lo`", "The kernel's answer, with what was asked, leaves. They need `CAP_NET_RAW`";
-    #[ignore = "known gap (README.md): the kernel answers what a transparent socket asks in a far end's name"]
-    Gap forged::questions_to_the_kernel_by_transparent_sockets: "making the kernel answer to a far end: `IP_TRANSPARENT` sockets", "as above. They need `CAP_NET_RAW`";
-    #[ignore = "known gap (README.md): the kernel answers what a freebind socket asks in a far end's name"]
-    Gap forged::questions_to_the_kernel_by_freebind_sockets: "making the kernel answer to a far end: `IPV6_FREEBIND` sockets", "as above. They need no right at all";
+    Stopped forged::questions_to_the_kernel_by_transparent_sockets: "making the kernel answer to a far end: `IP_TRANSPARENT` sockets", "`skb_egress`: on loopback nothing is asked in the name of somebody who is not here";
+    Stopped forged::questions_to_the_kernel_by_freebind_sockets: "making the kernel answer to a far end: `IPV6_FREEBIND` sockets", "as above";
     Stopped forged::calls_by_transparent_sockets: "calling oneself in the name of a far end: `IP_TRANSPARENT` sockets", "`skb_ingress`";
     Stopped forged::calls_by_freebind_sockets: "calling oneself in the name of a far end: `IP_FREEBIND`, `IPV6_FREEBIND` sockets", "`skb_ingress`";
     NotStopped forged::a_resolvers_address_in_a_namespace_of_ones_own: "a resolver of one's own", "A workload in a network namespace of its own may give itself the address of a trusted resolver (with `CAP_NET_ADMIN`; an address of 127.0.0.0/8 takes no right at all) and teach its **own scope** any address; no other scope. So never trust a loopback resolver where containers share the node's scope.";
-    #[ignore = "known gap (README.md): an answer that is looped back from a group does not come by loopback"]
-    Gap forged::answers_by_looped_multicast: "answering oneself in the name of the resolver: by a group or broadcast that the lifeline or a rule opens", "What is sent to a group comes back over the same device";
-    #[ignore = "known gap (README.md): a call that is looped back from a group does not come by loopback"]
-    Gap forged::calls_by_looped_multicast: "calling oneself in the name of a far end: by a group or broadcast that the lifeline or a rule opens", "What is sent to a group comes back over the same device";
+    Stopped forged::answers_by_looped_multicast: "answering oneself in the name of the resolver: by a group or broadcast that the lifeline or a rule opens", "`skb_ingress`: what this network namespace sent itself teaches only from a resolver of this machine";
+    Stopped forged::calls_by_looped_multicast: "calling oneself in the name of a far end: by a group or broadcast that the lifeline or a rule opens", "`skb_ingress`: it is nobody\'s call";
     NotStopped forged::calls_from_outside: "answering an accomplice who calls from outside", "Replies always pass. Who may call is for the node's inbound firewall.";
     NotStopped forged::calls_by_a_neighbour: "a call in the name of a far end from another container, to answer it (`IPV6_FREEBIND` takes no right)", "It looks like the far end's. Checks of sources at the containers' links stop it (the CNI's, `rp_filter`, an `rpfilter` rule for IPv6).";
     NotStopped forged::answers_from_a_neighbour: "a forged answer from a neighbour of the node that was told the query (packet sockets in another container)", "It looks like the resolver's. Reverse-path filters (`rp_filter`, the CNI's) stop it. It needs `CAP_NET_RAW`.";

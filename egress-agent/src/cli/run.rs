@@ -71,6 +71,10 @@ pub struct Run {
     /// A scope that runs a trusted resolver: without this, only the node's own processes may answer in its name
     #[arg(long, num_args = 1.., value_name = "SCOPE")]
     pub resolver_scope: Vec<String>,
+    /// Domains below which any name may be asked for under `dns.queries: allowed`; may be repeated [default: the search
+    /// domains of /etc/resolv.conf]
+    #[arg(long, num_args = 1.., value_name = "DOMAIN")]
+    pub search_domain: Vec<String>,
     /// Ranges that are always allowed, such as the cluster's pods and services; may be repeated
     #[arg(long, num_args = 1.., value_name = "CIDR")]
     pub lifeline_cidr: Vec<Cidr>,
@@ -230,6 +234,8 @@ pub struct RunOptions {
     pub confirm: Option<Duration>,
     /// Cgroups that are scopes of their own, with unique names and paths.
     pub scopes: Vec<ScopeOption>,
+    /// Domains below which any name may be asked for, in lower case.
+    pub search_domains: Vec<String>,
     /// Names of scopes that run a trusted resolver; each is one of `scopes`.
     pub resolver_scopes: Vec<String>,
     /// Ranges that are always allowed.
@@ -297,6 +303,11 @@ impl Run {
             confirm: self.confirm,
             scopes: self.scope,
             resolver_scopes: self.resolver_scope,
+            search_domains: if self.search_domain.is_empty() {
+                workload::search_domains()
+            } else {
+                search_domains(&self.search_domain)?
+            },
             lifeline_cidrs: self.lifeline_cidr,
             api_server: self.api_server,
             no_lifeline: self.no_lifeline,
@@ -304,6 +315,18 @@ impl Run {
             ebpf_log: self.ebpf_log,
         })
     }
+}
+
+/// Search domains as names are compared.
+fn search_domains(given: &[String]) -> anyhow::Result<Vec<String>> {
+    let check = |text: &String| match crate::policy::parse_name_pattern(text) {
+        Ok(pattern) if !pattern.below => Ok(pattern.name),
+        Ok(_) => Err(UsageError::new(format!(
+            "--search-domain {text}: give the domain without `*.`"
+        ))),
+        Err(error) => Err(UsageError::new(format!("--search-domain {text}: {error}"))),
+    };
+    Ok(given.iter().map(check).collect::<Result<_, _>>()?)
 }
 
 pub(super) fn found_cgroup() -> anyhow::Result<PathBuf> {

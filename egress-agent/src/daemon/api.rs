@@ -1,6 +1,6 @@
 //! The daemon's answers to the API.
 
-use egress_common::{tally::Tally, verdict::Mode};
+use egress_common::{policy::ONLY_ALLOWED_QUERIES, tally::Tally, verdict::Mode};
 use tokio::sync::broadcast;
 use tracing::info;
 
@@ -108,7 +108,7 @@ impl AgentState for Shared {
             scopes: self.scope_status(),
             confirmation,
             alarms,
-            dns_tunnelling: "open: any name may be asked of the trusted resolvers".to_owned(),
+            dns_tunnelling: self.dns_tunnelling(),
         })
     }
 
@@ -163,6 +163,23 @@ impl AgentState for Shared {
 }
 
 impl Shared {
+    fn dns_tunnelling(&self) -> String {
+        let is_restricted = self
+            .in_force()
+            .is_some_and(|in_force| in_force.compiled.flags & ONLY_ALLOWED_QUERIES != 0);
+        let search = &self.options.search_domains;
+        if !is_restricted {
+            "open: any name may be asked of the trusted resolvers".to_owned()
+        } else if search.is_empty() {
+            "closed: only queries for allowed names leave".to_owned()
+        } else {
+            format!(
+                "closed, but for names below the search domains: {}",
+                search.join(", ")
+            )
+        }
+    }
+
     fn scope_status(&self) -> Vec<ScopeStatus> {
         self.scopes
             .iter()

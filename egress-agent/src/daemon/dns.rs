@@ -13,13 +13,16 @@ use egress_common::{
 use tracing::{debug, warn};
 
 use super::{
-    events::{Budget, rebinding},
+    events::{Budget, rebinding, refused_query},
     shared::{Scope, Shared, lock},
     time::now_ns,
 };
 use crate::{
     datapath::{DnsRing, readable},
-    dns::{Answer, Reassembly, Receiver, Seen, StreamLimits, WholeMessage, is_left_to_the_agent},
+    dns::{
+        Answer, Reassembly, Receiver, Seen, StreamLimits, WholeMessage, asked_name,
+        is_left_to_the_agent,
+    },
     shutdown::Shutdown,
 };
 
@@ -50,7 +53,11 @@ pub(super) async fn run(shared: Arc<Shared>, ring: DnsRing, stop: Shutdown) -> a
                 guard.clear_ready();
                 break;
             };
-            reassembly.push(&copy, &payload, now_ns(), |message| messages.push(message));
+            if copy.outcome == Tally::QueryRefused as u8 {
+                raise_refused_query(&shared, &copy, &payload, &mut raised);
+            } else {
+                reassembly.push(&copy, &payload, now_ns(), |message| messages.push(message));
+            }
         }
         drop(guard);
         for message in messages {
@@ -176,6 +183,18 @@ fn raise_rebinding(shared: &Shared, scope_id: u32, answer: &Answer, raised: &mut
     for address in refused {
         rebinding(shared, scope_id, answer.question(), address, raised);
     }
+}
+
+/// Reports a query that the policy does not let through.
+fn raise_refused_query(shared: &Shared, copy: &DnsCopy, payload: &[u8], raised: &mut Budget) {
+    // Over TCP two bytes of length come first; what is no query is reported without its name.
+    let bytes = if copy.proto == protocol::TCP {
+        payload.get(2..)
+    } else {
+        Some(payload)
+    };
+    let name = bytes.and_then(asked_name);
+    refused_query(shared, copy, name, raised);
 }
 
 /// Pushes what the kernel could not learn.

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use anyhow::Context;
 use egress_common::{
     address::Address,
-    event::VerdictEvent,
+    dns::DNS_PORT,
+    event::{DnsCopy, VerdictEvent},
     policy::protocol,
-    verdict::{Hook, Reason, Verdict},
+    verdict::{Hook, Mode, Reason, Verdict},
 };
 use tracing::{debug, info};
 
@@ -91,24 +92,63 @@ pub(super) fn rebinding(
     logged: &mut Budget,
 ) {
     let event = VerdictEvent {
-        at_ns: now_ns(),
-        cgroup_id: 0,
-        rule: 0,
-        saddr: [0; 16],
-        daddr: address,
         scope_id,
-        policy_id: 0,
-        sport: 0,
-        dport: 0,
-        proto: protocol::ANY,
+        daddr: address,
         hook: Hook::SkbIngress as u8,
         verdict: Verdict::Deny as u8,
         reason: Reason::Rebinding as u8,
-        _pad: [0; 6],
+        ..nothing(now_ns())
     };
     let mut flow = report(shared, &event);
     flow.names = vec![name.to_owned()];
     publish(shared, &event, flow, logged);
+}
+
+/// Reports a query that the policy does not let through.
+pub(super) fn refused_query(
+    shared: &Shared,
+    copy: &DnsCopy,
+    name: Option<String>,
+    logged: &mut Budget,
+) {
+    let verdict = match shared.mode() {
+        Mode::Enforce => Verdict::Deny,
+        Mode::Audit => Verdict::WouldDeny,
+    };
+    let event = VerdictEvent {
+        scope_id: copy.scope_id,
+        daddr: copy.resolver,
+        sport: copy.port,
+        dport: DNS_PORT,
+        proto: copy.proto,
+        hook: Hook::SkbEgress as u8,
+        verdict: verdict as u8,
+        reason: Reason::QueryNotAllowed as u8,
+        ..nothing(copy.at_ns)
+    };
+    let mut flow = report(shared, &event);
+    flow.names = name.into_iter().collect();
+    publish(shared, &event, flow, logged);
+}
+
+/// An event that says nothing yet.
+fn nothing(at_ns: u64) -> VerdictEvent {
+    VerdictEvent {
+        at_ns,
+        cgroup_id: 0,
+        rule: 0,
+        saddr: [0; 16],
+        daddr: [0; 16],
+        scope_id: 0,
+        policy_id: 0,
+        sport: 0,
+        dport: 0,
+        proto: protocol::ANY,
+        hook: 0,
+        verdict: 0,
+        reason: 0,
+        _pad: [0; 6],
+    }
 }
 
 fn publish(shared: &Shared, event: &VerdictEvent, flow: FlowReport, logged: &mut Budget) {

@@ -24,7 +24,7 @@ use anyhow::{Context, bail};
 use egress_common::{
     learned::{Grant, LearnRequest, LearnedKey},
     maps::{Alias, AliasKey, CGROUP_LEVELS},
-    policy::{ANSWERS_DNS, Binding, IS_NODE, NAME_ENTRIES, RuleEntry, Workload},
+    policy::{ANSWERS_DNS, Binding, IS_NODE, NAME_ENTRIES, RuleEntry, SEARCH_POLICY, Workload},
     verdict::Mode,
 };
 use tracing::info;
@@ -45,7 +45,7 @@ use crate::{
 pub(super) const PAUSE: Duration = Duration::from_millis(20);
 
 /// Policy ids in use: 0 restricts nothing, the last one stands for "not configured".
-const POLICY_IDS: std::ops::Range<u16> = 1..u16::MAX;
+const POLICY_IDS: std::ops::Range<u16> = 1..SEARCH_POLICY;
 
 /// The lifeline that the options ask for.
 pub(super) fn lifeline(options: &RunOptions, resolvers: &[IpAddr]) -> Lifeline {
@@ -174,6 +174,7 @@ impl Shared {
         let local: Vec<_> = own_addresses().into_iter().map(address_from).collect();
         datapath.set_local(&local)?;
         *lock(&self.local) = local;
+        datapath.set_search_domains(&self.options.search_domains)?;
 
         // An agent that was killed on its way may have left something under the new id.
         datapath.remove_policies_but(last_policy_id)?;

@@ -14,7 +14,10 @@ use egress_common::{
     learned::{Grant, Learned, LearnedKey},
     maps::{Alias, AliasKey, Config, Query, QueryKey, RuleCounters},
     name::{NAME_KEY_BYTES, trie_key},
-    policy::{CIDR_KEY_BYTES, CidrRules, NameRules, POLICY_ID_BITS, RuleKey, Workload, cidr_key},
+    policy::{
+        CIDR_KEY_BYTES, CidrRules, NameRules, POLICY_ID_BITS, RuleKey, SEARCH_POLICY, Workload,
+        cidr_key,
+    },
     tally::Tally,
     verdict::{Hook, Reason, Verdict, counter_index},
 };
@@ -43,6 +46,8 @@ pub(super) struct Maps {
     tallies: PerCpuArray<MapData, u64>,
     rule_counters: Hash<u64, RuleCounters>,
     learned_capacity: u32,
+    /// The search domains that this agent has written.
+    search_domains: Option<Vec<String>>,
     bulk_names: Bulk<Key<[u8; NAME_KEY_BYTES]>, NameRules>,
     bulk_cidrs: Bulk<Key<[u8; CIDR_KEY_BYTES]>, CidrRules>,
     bulk_rules: Bulk<RuleKey, u32>,
@@ -104,6 +109,7 @@ impl Maps {
             counters: take(ebpf, "COUNTERS")?,
             tallies: take(ebpf, "TALLIES")?,
             rule_counters: take(ebpf, "RULE_COUNTERS")?,
+            search_domains: None,
             learned_capacity,
         })
     }
@@ -175,7 +181,7 @@ impl Maps {
         let id = keep.to_be_bytes();
         let stale = stale_keys(self.names.keys(), "NAMES", |key| {
             let data = key.data();
-            !data.starts_with(&id)
+            !data.starts_with(&id) && !data.starts_with(&SEARCH_POLICY.to_be_bytes())
         })?;
         self.bulk_names.remove(stale.into_iter())?;
         let stale = stale_keys(self.cidrs.keys(), "CIDRS", |key| {
@@ -190,6 +196,38 @@ impl Maps {
     /// Makes the trusted resolvers exactly these.
     pub(super) fn set_resolvers(&mut self, wanted: &[Address]) -> Result<(), DatapathError> {
         set_exactly(&mut self.resolvers, "RESOLVERS", wanted)
+    }
+
+    /// Makes the search domains exactly these.
+    pub(super) fn set_search_domains(&mut self, wanted: &[String]) -> Result<(), DatapathError> {
+        if self.search_domains.as_deref() == Some(wanted) {
+            return Ok(());
+        }
+        let domains = wanted.to_vec();
+        let wanted: Vec<Key<[u8; NAME_KEY_BYTES]>> = wanted
+            .iter()
+            .map(|domain| {
+                let (bits, data) = trie_key(SEARCH_POLICY, domain.as_bytes(), true);
+                Key::new(bits, data)
+            })
+            .collect();
+        for key in &wanted {
+            self.names
+                .insert(key, NameRules::default(), 0)
+                .map_err(error("write", "NAMES"))?;
+        }
+        let id = SEARCH_POLICY.to_be_bytes();
+        let stale = stale_keys(self.names.keys(), "NAMES", |key| {
+            let data = key.data();
+            let is_wanted =
+                |one: &Key<_>| one.prefix_len() == key.prefix_len() && one.data() == data;
+            data.starts_with(&id) && !wanted.iter().any(is_wanted)
+        })?;
+        for key in stale {
+            ignore_missing(self.names.remove(&key), "NAMES")?;
+        }
+        self.search_domains = Some(domains);
+        Ok(())
     }
 
     /// Makes the node's own addresses exactly these.

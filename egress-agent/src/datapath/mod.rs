@@ -343,6 +343,15 @@ impl Datapath {
         self.maps.set_local(addresses)
     }
 
+    /// Makes the search domains exactly these.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be written.
+    pub fn set_search_domains(&mut self, wanted: &[String]) -> Result<(), DatapathError> {
+        self.maps.set_search_domains(wanted)
+    }
+
     /// Every learned address, expired ones included.
     ///
     /// # Errors

@@ -37,8 +37,8 @@ pub struct MemoryLimits {
 impl Default for MemoryLimits {
     fn default() -> Self {
         Self {
-            addresses: 200_000,
-            names_per_address: 32,
+            addresses: 131_072,
+            names_per_address: 8,
             keep_expired_ns: 600_000_000_000,
         }
     }

@@ -17,7 +17,7 @@ mod support;
 
 pub use memory::{LiveName, Memory, MemoryCounts, MemoryLimits, ScopeNumber, Seen, SeenName};
 pub use slow::{
-    ALIASES, Answer, ChainAddress, ChainName, Lesson, Receiver, SlowError, is_left_to_the_agent,
-    learn,
+    ALIASES, Answer, ChainAddress, ChainName, Lesson, Receiver, SlowError, asked_name,
+    is_left_to_the_agent, learn,
 };
 pub use stream::{Reassembly, StreamCounts, StreamLimits, WholeMessage};

@@ -105,6 +105,14 @@ pub const fn is_left_to_the_agent(outcome: Tally) -> bool {
     matches!(outcome, Tally::AnswerOversized | Tally::AnswerSegmented)
 }
 
+/// The name that a query asks for; `None` for what is no query.
+#[must_use]
+pub fn asked_name(query: &[u8]) -> Option<String> {
+    let message = Message::from_vec(query).ok()?;
+    let question = message.queries.first()?;
+    Some(chain_name(question.name(), 0).name)
+}
+
 impl Answer {
     /// Reads a message. HTTPS and SVCB records are passed over for now.
     ///

@@ -16,7 +16,7 @@ use egress_common::{
     hash::rule_identity,
     policy::{
         CIDR_ENTRIES, CidrRules, EntryKind, HAS_DENIED_NAMES, KEEP_PREEXISTING, NAME_ENTRIES,
-        NameRules, PortRange, RuleEntry,
+        NameRules, ONLY_ALLOWED_QUERIES, PortRange, RuleEntry,
     },
     verdict::Mode,
 };
@@ -58,6 +58,9 @@ pub fn compile(
     let mut flags = 0;
     if set.policies().iter().all(|policy| policy.keeps_preexisting) {
         flags |= KEEP_PREEXISTING;
+    }
+    if set.policies().iter().any(|policy| policy.restricts_queries) {
+        flags |= ONLY_ALLOWED_QUERIES;
     }
     let denies_names = |policy: &Policy| policy.deny.iter().any(|rule| !rule.names.is_empty());
     if set.policies().iter().any(denies_names) {

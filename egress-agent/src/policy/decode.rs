@@ -13,7 +13,8 @@ use super::{
     name::parse_name_pattern,
     ports::parse_port_range,
     schema::{
-        API_VERSION, EgressPolicy, KIND, Metadata, Preexisting, Spec, SpecMode, SpecRule, SpecTtl,
+        API_VERSION, EgressPolicy, KIND, Metadata, Preexisting, Queries, Spec, SpecDns, SpecMode,
+        SpecRule, SpecTtl,
     },
     set::{Located, Policy, Rule},
     ttl::{Ttl, TtlError, parse_duration_s},
@@ -113,6 +114,7 @@ impl Decoder<'_> {
         Some(Policy {
             mode: spec.mode.into(),
             keeps_preexisting: spec.preexisting == Preexisting::Keep,
+            restricts_queries: spec.dns.queries == Queries::Allowed,
             document: EgressPolicy {
                 api_version: API_VERSION.to_owned(),
                 kind: KIND.to_owned(),
@@ -192,7 +194,7 @@ impl Decoder<'_> {
         node: &Node,
         path: FieldPath<'_>,
     ) -> Option<(Spec, Ttl, Vec<Rule>, Vec<Rule>)> {
-        const KNOWN: &[&str] = &["mode", "ttl", "preexisting", "allow", "deny"];
+        const KNOWN: &[&str] = &["mode", "ttl", "preexisting", "dns", "allow", "deny"];
         let fields = self.fields(node, path, KNOWN, "spec: { allow: [] }")?;
         let at = |name| FieldPath::Field(&path, name);
         let mut spec = Spec::default();
@@ -208,6 +210,9 @@ impl Decoder<'_> {
         if let Some(node) = fields.get("ttl") {
             (spec.ttl, ttl) = self.ttl(node, at("ttl"));
         }
+        if let Some(node) = fields.get("dns") {
+            spec.dns = self.dns(node, at("dns"));
+        }
         let (mut allow, mut deny) = (Vec::new(), Vec::new());
         if let Some(node) = fields.get("allow") {
             (spec.allow, allow) = self.rules(node, at("allow"), false);
@@ -216,6 +221,19 @@ impl Decoder<'_> {
             (spec.deny, deny) = self.rules(node, at("deny"), true);
         }
         Some((spec, ttl, allow, deny))
+    }
+
+    fn dns(&mut self, node: &Node, path: FieldPath<'_>) -> SpecDns {
+        let mut dns = SpecDns::default();
+        let example = "dns: { queries: allowed }";
+        if let Some(fields) = self.fields(node, path, &["queries"], example)
+            && let Some(node) = fields.get("queries")
+        {
+            let choices = [("any", Queries::Any), ("allowed", Queries::Allowed)];
+            let path = FieldPath::Field(&path, "queries");
+            dns.queries = self.choice(node, path, &choices, "any or allowed");
+        }
+        dns
     }
 
     fn ttl(&mut self, node: &Node, path: FieldPath<'_>) -> (SpecTtl, Ttl) {

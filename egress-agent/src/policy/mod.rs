@@ -32,7 +32,8 @@ pub use load::{MAX_FILE_BYTES, load};
 pub use name::{NameError, parse_name_pattern};
 pub use ports::{PortsError, parse_port_range};
 pub use schema::{
-    API_VERSION, EgressPolicy, KIND, Metadata, Preexisting, Spec, SpecMode, SpecRule, SpecTtl,
+    API_VERSION, EgressPolicy, KIND, Metadata, Preexisting, Queries, Spec, SpecDns, SpecMode,
+    SpecRule, SpecTtl,
 };
 pub use set::{Located, Policy, PolicySet, Rule, parse};
 pub use text::{address_from, address_text, port_range_text, ports_text, protocol_text};

@@ -55,6 +55,9 @@ pub struct Spec {
     /// What happens to TCP flows that are older than the enforcement.
     #[serde(default)]
     pub preexisting: Preexisting,
+    /// What may be asked of resolvers.
+    #[serde(default)]
+    pub dns: SpecDns,
     /// What may be reached; nothing if empty.
     #[serde(default)]
     pub allow: Vec<SpecRule>,
@@ -111,6 +114,25 @@ pub enum Preexisting {
     Keep,
     /// They are judged like new ones.
     Judge,
+}
+
+/// `spec.dns`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct SpecDns {
+    /// Which names may be asked for.
+    pub queries: Queries,
+}
+
+/// `spec.dns.queries`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Queries {
+    /// Any name.
+    #[default]
+    Any,
+    /// Names that a rule allows, and those below the search domains; of trusted resolvers only.
+    Allowed,
 }
 
 /// A rule of `spec.allow` or `spec.deny`.

@@ -57,6 +57,8 @@ pub struct Policy {
     pub ttl: Ttl,
     /// Whether TCP flows that are older than the enforcement go on.
     pub keeps_preexisting: bool,
+    /// Whether only queries for allowed names may be asked.
+    pub restricts_queries: bool,
     /// Rules of `spec.allow`.
     pub allow: Vec<Rule>,
     /// Rules of `spec.deny`.

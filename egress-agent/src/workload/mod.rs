@@ -4,4 +4,4 @@ mod cgroup;
 mod node;
 
 pub use cgroup::{CgroupPaths, cgroup_root};
-pub use node::{own_addresses, system_resolvers};
+pub use node::{own_addresses, search_domains, system_resolvers};

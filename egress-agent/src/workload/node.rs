@@ -45,6 +45,26 @@ pub fn system_resolvers() -> Vec<IpAddr> {
     found
 }
 
+/// The search domains of this node, in lower case (resolv.conf(5): the last `search` or `domain` line counts).
+#[must_use]
+pub fn search_domains() -> Vec<String> {
+    searched(&fs::read_to_string(RESOLV_CONF).unwrap_or_default())
+}
+
+fn searched(resolv_conf: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for line in resolv_conf.lines() {
+        let mut words = line.split_ascii_whitespace();
+        if !matches!(words.next(), Some("search" | "domain")) {
+            continue;
+        }
+        let domains = words.map(|word| word.trim_end_matches('.').to_ascii_lowercase());
+        // `search .` asks for nothing but the name itself.
+        found = domains.filter(|domain| !domain.is_empty()).collect();
+    }
+    found
+}
+
 /// 127.0.0.53 and 127.0.0.54, systemd-resolved.service(8).
 fn is_systemd_stub(address: &IpAddr) -> bool {
     [IpAddr::from([127, 0, 0, 53]), IpAddr::from([127, 0, 0, 54])].contains(address)
@@ -80,6 +100,14 @@ mod tests {
                     nameserver bogus\nnameserver\n#nameserver 198.51.100.1\n";
         let found: Vec<_> = nameservers(conf).iter().map(IpAddr::to_string).collect();
         assert_eq!(found, ["192.0.2.53", "2001:db8::53", "fe80::1"]);
+    }
+
+    #[test]
+    fn the_last_search_line_counts() {
+        let found =
+            searched("domain one.example\nsearch Two.Example. three.example\nnameserver ::1\n");
+        assert_eq!(found, ["two.example", "three.example"]);
+        assert!(searched("search .\n").is_empty());
     }
 
     #[test]
