@@ -30,7 +30,7 @@ proptest! {
             matches!(
                 class,
                 Class::AgreeTaught | Class::AgreeEmpty | Class::RefusedOversized | Class::RefusedLong
-                    | Class::RefusedPointers
+                    | Class::RefusedPointers | Class::RefusedEmptyHint
             ),
             "{class:?}"
         );

@@ -21,7 +21,10 @@ use egress_common::{
 };
 use hickory_proto::{
     op::{Message, MessageType, OpCode},
-    rr::{DNSClass, Name, RData, Record},
+    rr::{
+        DNSClass, Name, RData, Record,
+        rdata::{HTTPS, SVCB, svcb::SvcParamValue},
+    },
     serialize::binary::DecodeError,
 };
 
@@ -40,6 +43,9 @@ pub enum SlowError {
     /// Its alias chain is longer than [`ALIASES`].
     #[error("answer has more than {ALIASES} aliases")]
     TooManyAliases,
+    /// A hint of a service binding on the chain holds no address (RFC 9460 section 7.3).
+    #[error("a service binding has an empty hint")]
+    EmptyHint,
 }
 
 /// A name of the alias chain.
@@ -114,7 +120,7 @@ pub fn asked_name(query: &[u8]) -> Option<String> {
 }
 
 impl Answer {
-    /// Reads a message. HTTPS and SVCB records are passed over for now.
+    /// Reads a message.
     ///
     /// # Errors
     ///
@@ -179,9 +185,7 @@ impl Answer {
             let mut reads_again = false;
             self.off_chain = 0;
             for (record, is_met) in records.iter().zip(&mut is_met) {
-                if record.dns_class != DNSClass::IN
-                    || !matches!(record.data, RData::A(_) | RData::AAAA(_) | RData::CNAME(_))
-                {
+                if record.dns_class != DNSClass::IN || !is_followed(&record.data) {
                     continue;
                 }
                 let Some(owner) = places.get(&record.name).copied() else {
@@ -193,19 +197,19 @@ impl Answer {
                 }
                 let way = self.chain.get(owner).map_or(0, |name| name.ttl_s);
                 let ttl_s = plain_ttl(record.ttl).min(way);
-                if let RData::CNAME(target) = &record.data {
-                    if places.contains_key(&target.0) {
-                        continue;
-                    }
+                if let Some(target) = target_of(&record.data)
+                    && !places.contains_key(target)
+                {
                     if self.chain.len() > ALIASES {
                         return Err(SlowError::TooManyAliases);
                     }
                     let place = self.chain.len();
-                    places.insert(&target.0, place);
-                    self.chain.push(chain_name(&target.0, ttl_s));
+                    places.insert(target, place);
+                    self.chain.push(chain_name(target, ttl_s));
                     self.met.push(Met::Alias(place));
                     reads_again |= self.off_chain != 0;
-                } else if let Some((address, from_aaaa)) = address_of(&record.data) {
+                }
+                for (address, from_aaaa) in addresses_of(&record.data)? {
                     if is_unteachable(&address, from_aaaa) {
                         self.unteachable.push(address);
                         continue;
@@ -341,16 +345,64 @@ const fn plain_ttl(ttl_s: u32) -> u32 {
     if ttl_s >> 31 == 1 { 0 } else { ttl_s }
 }
 
+/// Whether addresses can depend on a record.
+const fn is_followed(data: &RData) -> bool {
+    matches!(
+        data,
+        RData::A(_) | RData::AAAA(_) | RData::CNAME(_) | RData::SVCB(_) | RData::HTTPS(_)
+    )
+}
+
+/// The name that a record makes its owner an alias of. The root as target of a service binding is the owner itself.
 #[expect(
     clippy::wildcard_enum_match_arm,
-    reason = "dozens of types, two of which hold an address"
+    reason = "dozens of types, three of which lead to another name"
 )]
-fn address_of(data: &RData) -> Option<(Address, bool)> {
+fn target_of(data: &RData) -> Option<&Name> {
     match data {
-        RData::A(a) => Some((from_v4(a.octets()), false)),
-        RData::AAAA(aaaa) => Some((aaaa.octets(), true)),
+        RData::CNAME(target) => Some(&target.0),
+        RData::SVCB(service) | RData::HTTPS(HTTPS(service)) => {
+            Some(&service.target_name).filter(|target| !target.is_root())
+        }
         _ => None,
     }
+}
+
+/// Addresses that a record holds, and whether as IPv6 ones.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "dozens of types, four of which hold addresses"
+)]
+fn addresses_of(data: &RData) -> Result<Vec<(Address, bool)>, SlowError> {
+    match data {
+        RData::A(a) => Ok(vec![(from_v4(a.octets()), false)]),
+        RData::AAAA(aaaa) => Ok(vec![(aaaa.octets(), true)]),
+        RData::SVCB(service) | RData::HTTPS(HTTPS(service)) => hints_of(service),
+        _ => Ok(Vec::new()),
+    }
+}
+
+/// Addresses of the hints of a service binding. One that is an alias only has none, whatever its parameters say
+/// (RFC 9460 section 2.4.2).
+fn hints_of(service: &SVCB) -> Result<Vec<(Address, bool)>, SlowError> {
+    let mut addresses = Vec::new();
+    if service.svc_priority == 0 {
+        return Ok(addresses);
+    }
+    for (_, value) in &service.svc_params {
+        let known = addresses.len();
+        if let SvcParamValue::Ipv4Hint(hint) = value {
+            addresses.extend(hint.0.iter().map(|a| (from_v4(a.octets()), false)));
+        } else if let SvcParamValue::Ipv6Hint(hint) = value {
+            addresses.extend(hint.0.iter().map(|aaaa| (aaaa.octets(), true)));
+        } else {
+            continue;
+        }
+        if addresses.len() == known {
+            return Err(SlowError::EmptyHint);
+        }
+    }
+    Ok(addresses)
 }
 
 fn chain_name(name: &Name, ttl_s: u32) -> ChainName {
@@ -399,7 +451,10 @@ mod tests {
         op::Query,
         rr::{
             RecordType,
-            rdata::{A, CNAME},
+            rdata::{
+                A, CNAME,
+                svcb::{IpHint, SvcParamKey},
+            },
         },
     };
     use proptest::{collection::vec, prelude::*};
@@ -501,6 +556,57 @@ mod tests {
             taught(&answer, ""),
             [(1, 443, 310), (1, 80, 310), (2, 443, 40), (2, 80, 40)]
         );
+    }
+
+    /// An HTTPS record with IPv4 hints that end so.
+    fn https(priority: u16, target: &str, hints: &[u8]) -> RData {
+        let hints = hints.iter().map(|last| A::new(192, 0, 2, *last)).collect();
+        let hints = SvcParamValue::Ipv4Hint(IpHint(hints));
+        let params = vec![(SvcParamKey::Ipv4Hint, hints)];
+        RData::HTTPS(HTTPS(SVCB::new(priority, name(target), params)))
+    }
+
+    #[test]
+    fn hints_are_addresses_of_their_owner_and_the_target_is_an_alias() {
+        let answer = Answer::read(&message(
+            "a.example.",
+            vec![
+                ("a.example.", 300, https(1, "b.example.", &[1, 2])),
+                ("a.example.", 200, https(2, ".", &[3])),
+                ("a.example.", 200, https(0, "c.example.", &[4])),
+                ("b.example.", 600, a(5)),
+                ("c.example.", 600, a(6)),
+            ],
+        ))
+        .expect("an answer");
+        let ways: Vec<_> = answer
+            .addresses
+            .iter()
+            .map(|one| (one.address[15], one.ttl_s, answer.alias_of(one)))
+            .collect();
+        assert_eq!(
+            ways,
+            [
+                (1, 300, None),
+                (2, 300, None),
+                (3, 200, None),
+                (5, 300, Some("b.example")),
+                (6, 200, Some("c.example")),
+            ]
+        );
+        assert_eq!(taught(&answer, "b.example"), []);
+        assert_eq!(taught(&answer, "c.example").len(), 6);
+    }
+
+    #[test]
+    fn an_empty_hint_is_malformed_unless_it_stands_in_an_alias() {
+        for (priority, is_read) in [(0, true), (1, false)] {
+            let records = vec![("a.example.", 300, https(priority, ".", &[]))];
+            assert_eq!(
+                Answer::read(&message("a.example.", records)).is_ok(),
+                is_read
+            );
+        }
     }
 
     #[test]

@@ -10,15 +10,22 @@ use crate::{
     tally::Tally,
 };
 
-/// Most aliases (CNAME records) on the way from the question to an address.
+/// Most aliases (CNAME records, targets of service bindings) on the way from the question to an address.
 pub const ALIASES: usize = 8;
 
-/// Most steps of one answer: 255 records, each with an owner and a target to read.
+/// Most steps of one answer: 255 records, each with an owner and a target to read. Service bindings take one more for
+/// each parameter and each address of a hint.
 pub const ANSWER_STEPS: u32 = 800;
 
 const TYPE_A: u16 = 1;
 const TYPE_CNAME: u16 = 5;
 const TYPE_AAAA: u16 = 28;
+/// Service bindings, RFC 9460.
+const TYPE_SVCB: u16 = 64;
+const TYPE_HTTPS: u16 = 65;
+/// Keys of their parameters, RFC 9460 section 14.3.2.
+const IPV4_HINT: u32 = 4;
+const IPV6_HINT: u32 = 6;
 const CLASS_IN: u16 = 1;
 
 /// What the driver has to do before the next step.
@@ -49,6 +56,12 @@ enum Phase {
     Owner = 2,
     OwnerRead = 3,
     AliasRead = 4,
+    /// The target of a service binding was read.
+    TargetRead = 5,
+    /// A parameter of a service binding comes next.
+    Parameter = 6,
+    /// An address of a hint comes next.
+    Hint = 7,
 }
 
 /// One name of the alias chain.
@@ -110,7 +123,17 @@ pub struct AnswerReader {
     pub ttl_s: u32,
     /// The address of [`Next::Teach`].
     pub address: Address,
-    /// 1 when the address came from an AAAA record.
+    /// Next parameter of the service binding.
+    parameter_at: u32,
+    /// Its smallest key: keys increase.
+    least_key: u32,
+    /// Priority of the service binding; 0 when it is an alias only (RFC 9460 section 2.4.2).
+    priority: u32,
+    /// Next address of the hint.
+    hint_at: u32,
+    /// First byte behind the hint.
+    hint_end: u32,
+    /// 1 when the address came from an AAAA record or an IPv6 hint.
     pub from_aaaa: u32,
     /// Addresses on the chain so far, in this pass.
     pub addresses: u32,
@@ -140,6 +163,11 @@ impl AnswerReader {
             read_again: 0,
             name_at: 0,
             ttl_s: 0,
+            parameter_at: 0,
+            least_key: 0,
+            priority: 0,
+            hint_at: 0,
+            hint_end: 0,
             address: [0; 16],
             from_aaaa: 0,
             addresses: 0,
@@ -178,6 +206,15 @@ impl AnswerReader {
         }
         if phase == Phase::AliasRead as u32 {
             return self.alias(name);
+        }
+        if phase == Phase::TargetRead as u32 {
+            return self.target(name);
+        }
+        if phase == Phase::Parameter as u32 {
+            return self.parameter(message);
+        }
+        if phase == Phase::Hint as u32 {
+            return self.hint(message);
         }
         if phase == Phase::OwnerRead as u32 {
             self.at = name.end;
@@ -289,7 +326,8 @@ impl AnswerReader {
             return self.refuse(Tally::AnswerMalformed);
         }
         self.at = end;
-        if class != CLASS_IN || !matches!(kind, TYPE_A | TYPE_AAAA | TYPE_CNAME) {
+        let is_service = matches!(kind, TYPE_SVCB | TYPE_HTTPS);
+        if class != CLASS_IN || !(is_service || matches!(kind, TYPE_A | TYPE_AAAA | TYPE_CNAME)) {
             return Next::Step;
         }
         if self.owner == NO_LINK {
@@ -304,6 +342,16 @@ impl AnswerReader {
             self.phase = Phase::AliasRead as u32;
             return Next::ReadName;
         }
+        if is_service {
+            // Priority and at least the root as target.
+            if data_bytes < 3 {
+                return self.refuse(Tally::AnswerMalformed);
+            }
+            self.priority = u32::from(message.u16_at(data_at));
+            self.name_at = data_at.wrapping_add(2);
+            self.phase = Phase::TargetRead as u32;
+            return Next::ReadName;
+        }
         if kind == TYPE_A {
             if data_bytes != 4 {
                 return self.refuse(Tally::AnswerMalformed);
@@ -314,12 +362,7 @@ impl AnswerReader {
             if data_bytes != 16 {
                 return self.refuse(Tally::AnswerMalformed);
             }
-            let [a, b, c, d] = message.u32_at(data_at).to_be_bytes();
-            let [e, f, g, h] = message.u32_at(data_at.wrapping_add(4)).to_be_bytes();
-            let [i, j, k, l] = message.u32_at(data_at.wrapping_add(8)).to_be_bytes();
-            let [m, n, o, p] = message.u32_at(data_at.wrapping_add(12)).to_be_bytes();
-            self.address = [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p];
-            self.from_aaaa = 1;
+            self.load_v6(message, data_at);
         }
         self.addresses = self.addresses.wrapping_add(1);
         Next::Teach
@@ -331,6 +374,93 @@ impl AnswerReader {
         if name.end != self.at {
             return self.refuse(Tally::AnswerMalformed);
         }
+        self.add_link(name)
+    }
+
+    /// The target of a service binding: the owner itself (written as the root), or another name, which is then an alias of it.
+    #[inline(always)]
+    fn target(&mut self, name: &NameReader) -> Next {
+        if name.end > self.at {
+            return self.refuse(Tally::AnswerMalformed);
+        }
+        self.parameter_at = name.end;
+        self.least_key = 0;
+        self.phase = if self.priority == 0 {
+            Phase::Owner as u32
+        } else {
+            Phase::Parameter as u32
+        };
+        if name.text_bytes == 0 {
+            return Next::Step;
+        }
+        self.add_link(name)
+    }
+
+    /// A parameter of a service binding (RFC 9460 section 2.2).
+    #[inline(always)]
+    fn parameter(&mut self, message: &Message) -> Next {
+        let at = self.parameter_at;
+        if at == self.at {
+            self.phase = Phase::Owner as u32;
+            return Next::Step;
+        }
+        let value_at = at.wrapping_add(4);
+        if value_at > self.at {
+            return self.refuse(Tally::AnswerMalformed);
+        }
+        let key = u32::from(message.u16_at(at));
+        let bytes = u32::from(message.u16_at(at.wrapping_add(2)));
+        let end = value_at.wrapping_add(bytes);
+        if end > self.at || key < self.least_key {
+            return self.refuse(Tally::AnswerMalformed);
+        }
+        self.parameter_at = end;
+        self.least_key = key.wrapping_add(1);
+        if matches!(key, IPV4_HINT | IPV6_HINT) {
+            let rest = if key == IPV4_HINT { 3 } else { 15 };
+            if bytes == 0 || bytes & rest != 0 {
+                return self.refuse(Tally::AnswerMalformed);
+            }
+            self.from_aaaa = u32::from(key == IPV6_HINT);
+            self.hint_at = value_at;
+            self.hint_end = end;
+            self.phase = Phase::Hint as u32;
+        }
+        Next::Step
+    }
+
+    /// An address of a hint.
+    #[inline(always)]
+    fn hint(&mut self, message: &Message) -> Next {
+        let at = self.hint_at;
+        if at >= self.hint_end {
+            self.phase = Phase::Parameter as u32;
+            return Next::Step;
+        }
+        if self.from_aaaa != 0 {
+            self.load_v6(message, at);
+            self.hint_at = at.wrapping_add(16);
+        } else {
+            self.address = from_v4(message.u32_at(at).to_be_bytes());
+            self.hint_at = at.wrapping_add(4);
+        }
+        self.addresses = self.addresses.wrapping_add(1);
+        Next::Teach
+    }
+
+    #[inline(always)]
+    fn load_v6(&mut self, message: &Message, at: u32) {
+        let [a, b, c, d] = message.u32_at(at).to_be_bytes();
+        let [e, f, g, h] = message.u32_at(at.wrapping_add(4)).to_be_bytes();
+        let [i, j, k, l] = message.u32_at(at.wrapping_add(8)).to_be_bytes();
+        let [m, n, o, p] = message.u32_at(at.wrapping_add(12)).to_be_bytes();
+        self.address = [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p];
+        self.from_aaaa = 1;
+    }
+
+    /// Adds the name in the reader to the chain.
+    #[inline(always)]
+    fn add_link(&mut self, name: &NameReader) -> Next {
         if self.link_of(name.hash) != NO_LINK {
             // Known from an earlier pass, or a loop.
             return Next::Step;

@@ -18,6 +18,9 @@ const TXT: u16 = 16;
 const AAAA: u16 = 28;
 const OPT: u16 = 41;
 const RRSIG: u16 = 46;
+const SVCB: u16 = 64;
+const HTTPS: u16 = 65;
+const V6: Address = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7];
 /// A pointer to the question.
 const QUESTION: &[u8] = &[0xc0, 12];
 
@@ -85,16 +88,15 @@ fn refusal(bytes: &[u8]) -> Option<Tally> {
 
 #[test]
 fn addresses_of_the_question_are_taught_with_their_ttl() {
-    let v6 = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7];
     let (taught, outcome) = read(&answer(
         "api.example.com",
         &[
             a(QUESTION, 300, 1),
             a(&wire("API.Example.COM"), 60, 2),
-            record(QUESTION, AAAA, 30, &v6),
+            record(QUESTION, AAAA, 30, &V6),
         ],
     ));
-    assert_eq!(taught, [(v4(1), 300), (v4(2), 60), (v6, 30)]);
+    assert_eq!(taught, [(v4(1), 300), (v4(2), 60), (V6, 30)]);
     let outcome = outcome.expect("an answer");
     assert_eq!((outcome.addresses, outcome.off_chain), (3, 0));
 }
@@ -535,6 +537,165 @@ fn a_refused_name_ends_the_reading() {
         (vec![v4(1)], Some(Tally::AliasDenied))
     );
     assert_eq!(run(b"a.example"), (vec![], Some(Tally::AnswerNoRule)));
+}
+
+/// The data of a service binding.
+fn binding(priority: u16, target: &str, parameters: &[(u16, &[u8])]) -> Vec<u8> {
+    let mut bytes = priority.to_be_bytes().to_vec();
+    bytes.extend(wire(target));
+    for (key, value) in parameters {
+        bytes.extend(key.to_be_bytes());
+        let length = u16::try_from(value.len()).expect("a length");
+        bytes.extend(length.to_be_bytes());
+        bytes.extend(*value);
+    }
+    bytes
+}
+
+const ALPN: (u16, &[u8]) = (1, b"\x02h2");
+const HINT: (u16, &[u8]) = (4, &[192, 0, 2, 1, 192, 0, 2, 2]);
+
+#[test]
+fn hints_of_service_bindings_are_taught_with_the_ttl_of_their_owner() {
+    for kind in [SVCB, HTTPS] {
+        let data = binding(
+            1,
+            "",
+            &[ALPN, (3, &[1, 187]), HINT, (6, &V6), (0xffff, &[])],
+        );
+        let (taught, outcome) = read(&answer(
+            "a.example",
+            &[
+                cname(QUESTION, "b.example", 20),
+                record(&wire("b.example"), kind, 60, &data),
+                record(
+                    QUESTION,
+                    kind,
+                    9,
+                    &binding(2, "A.example", &[(4, &[192, 0, 2, 3])]),
+                ),
+                a(QUESTION, 60, 4),
+            ],
+        ));
+        let expected = [(v4(1), 20), (v4(2), 20), (V6, 20), (v4(3), 9), (v4(4), 60)];
+        assert_eq!(taught, expected);
+        let outcome = outcome.expect("an answer");
+        assert_eq!((outcome.addresses, outcome.off_chain), (5, 0));
+    }
+}
+
+#[test]
+fn the_target_of_a_service_binding_is_an_alias() {
+    for priority in [0, 1] {
+        let (taught, outcome) = read(&answer(
+            "a.example",
+            &[
+                a(&wire("b.example"), 60, 3),
+                record(QUESTION, HTTPS, 20, &binding(priority, "b.example", &[])),
+                record(&wire("b.example"), HTTPS, 60, &binding(1, "", &[HINT])),
+            ],
+        ));
+        let expected = [(v4(1), 20), (v4(2), 20), (v4(3), 20)];
+        assert_eq!(taught[..3], [expected[0], expected[1], expected[2]]);
+        assert_eq!(outcome.map(|outcome| outcome.addresses), Ok(3));
+    }
+}
+
+#[test]
+fn a_service_binding_that_is_an_alias_only_has_no_parameters() {
+    for data in [
+        binding(0, "b.example", &[HINT]),
+        binding(0, "", &[HINT]),
+        binding(0, "b.example", &[HINT, HINT, (4, &[1])]),
+        [binding(0, "", &[]), vec![1, 2, 3]].concat(),
+    ] {
+        let (taught, outcome) = read(&answer("a.example", &[record(QUESTION, HTTPS, 60, &data)]));
+        assert!(taught.is_empty() && outcome.is_ok(), "{data:?}");
+    }
+}
+
+#[test]
+fn hints_for_a_refused_target_or_off_the_chain_are_not_taught() {
+    let bytes = answer(
+        "a.example",
+        &[
+            record(&wire("c.example"), HTTPS, 60, &binding(1, "", &[HINT])),
+            a(QUESTION, 60, 3),
+            record(QUESTION, HTTPS, 60, &binding(1, "b.example", &[HINT])),
+        ],
+    );
+    let (taught, outcome) = read(&bytes);
+    assert_eq!(taught.first(), Some(&(v4(3), 60)));
+    assert_eq!(outcome.map(|outcome| outcome.off_chain), Ok(1));
+
+    let message = Message::from_slice(&bytes).expect("a message");
+    let mut taught = Vec::new();
+    let names = |name: &NameReader| name.reversed_text() != b"elpmaxe.b";
+    let outcome = read_answer(&message, SEED, names, |one| taught.push(one.address));
+    assert_eq!(
+        (taught, outcome.err()),
+        (vec![v4(3)], Some(Tally::AliasDenied))
+    );
+}
+
+#[test]
+fn unteachable_hints_are_counted_and_not_taught() {
+    let mapped = v4(1);
+    let hint = [169, 254, 169, 254, 192, 0, 2, 2, 127, 0, 0, 1];
+    let data = binding(1, "", &[(4, &hint), (6, &mapped)]);
+    let (taught, outcome) = read(&answer("a.example", &[record(QUESTION, HTTPS, 60, &data)]));
+    assert_eq!(taught, [(v4(2), 60)]);
+    let outcome = outcome.expect("an answer");
+    assert_eq!((outcome.addresses, outcome.unteachable), (4, 3));
+}
+
+#[test]
+fn a_malformed_service_binding_is_refused() {
+    let good = binding(1, "", &[ALPN, HINT, (6, &V6)]);
+    for data in [
+        vec![],
+        vec![0, 1],
+        vec![0, 1, 0xc0],
+        b"\x00\x01\x02b\x00".to_vec(),
+        binding(1, "", &[HINT, ALPN]),
+        binding(1, "", &[HINT, HINT]),
+        binding(1, "", &[(6, &V6), HINT]),
+        binding(1, "", &[(0xffff, &[]), (0, &[])]),
+        binding(1, "", &[(4, &[])]),
+        binding(1, "", &[(6, &[])]),
+        binding(1, "", &[(4, &[192, 0, 2])]),
+        binding(1, "", &[(4, &[192, 0, 2, 1, 192])]),
+        binding(1, "", &[(6, &V6[..15])]),
+        binding(1, "", &[(6, &[1; 20])]),
+        // The value of a parameter is longer than the record.
+        [binding(1, "", &[ALPN]), vec![0, 4, 0, 4, 192, 0, 2]].concat(),
+        [binding(1, "", &[]), vec![0, 4, 0xff, 0xff]].concat(),
+    ] {
+        for behind in [0, 4] {
+            let mut bytes = answer("a.example", &[record(QUESTION, HTTPS, 60, &data)]);
+            bytes.extend(vec![0; behind]);
+            assert_eq!(refusal(&bytes), Some(Tally::AnswerMalformed), "{data:?}");
+        }
+    }
+    // A record that is cut anywhere but behind a parameter.
+    let whole = [3, 10, 22, good.len()];
+    for end in 0..=good.len() {
+        let bytes = answer("a.example", &[record(QUESTION, HTTPS, 60, &good[..end])]);
+        let expected = (!whole.contains(&end)).then_some(Tally::AnswerMalformed);
+        assert_eq!(refusal(&bytes), expected, "{end}");
+    }
+}
+
+#[test]
+fn hints_of_more_addresses_than_there_are_steps_are_left_to_the_agent() {
+    let with = |addresses: usize| {
+        let hint = [192, 0, 2, 1].repeat(addresses);
+        let data = binding(1, "", &[(4, &hint)]);
+        read(&answer("a.example", &[record(QUESTION, HTTPS, 60, &data)]))
+    };
+    let (taught, outcome) = with(790);
+    assert_eq!((taught.len(), outcome.is_ok()), (790, true));
+    assert_eq!(with(800).1, Err(Tally::AnswerOversized));
 }
 
 /// The hash that a query's question gets.

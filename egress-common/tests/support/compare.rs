@@ -13,7 +13,7 @@ use egress_common::{
 use hickory_proto::op::{Message as HickoryMessage, ResponseCode};
 
 use super::oracle::{
-    self, Head, Labels, Reach, Read, head, hickory_name, is_unmatchable, plain_name, reach,
+    self, Head, Labels, Reach, Read, Record, head, hickory_name, is_unmatchable, plain_name, reach,
     read_hickory, text_of, without_pointers,
 };
 
@@ -34,6 +34,8 @@ pub enum Class {
     RefusedOversized,
     /// hickory-proto reads it, the machine refuses: more pointers in one name than it follows.
     RefusedPointers,
+    /// hickory-proto reads it, the machine refuses: a hint of a service binding without an address.
+    RefusedEmptyHint,
     /// Longer than the machine's buffer: the kernel leaves it to the agent.
     RefusedLong,
     /// The machine reads it; hickory-proto refuses a record of the answer section that no address depends on.
@@ -56,6 +58,7 @@ impl Class {
         Self::RefusedAfterTeaching,
         Self::RefusedOversized,
         Self::RefusedPointers,
+        Self::RefusedEmptyHint,
         Self::RefusedLong,
         Self::ToleratedRecord,
         Self::ToleratedSection,
@@ -147,7 +150,8 @@ pub fn compare(bytes: &[u8], seed: u64) -> Result<Class, Mismatch> {
     check_names(&machine, &reach)?;
     check_taught(&machine, &reach)?;
 
-    let must_refuse = !read.is_complete || reach.has_broken || reach.has_many_pointers;
+    let must_refuse =
+        !read.is_complete || reach.has_broken || reach.has_empty_hint || reach.has_many_pointers;
     match machine.outcome {
         Ok(answer) => {
             if must_refuse || reach.names.len() > ALIASES + 1 {
@@ -161,7 +165,7 @@ pub fn compare(bytes: &[u8], seed: u64) -> Result<Class, Mismatch> {
                 Ok(strict) if strict.response_code != ResponseCode::NoError => {
                     Class::ToleratedErrorCode
                 }
-                Ok(_) if reach.address_records != 0 => Class::AgreeTaught,
+                Ok(_) if reach.address_count != 0 => Class::AgreeTaught,
                 Ok(_) => Class::AgreeEmpty,
                 Err(_) if has_overlap => Class::ToleratedOverlap,
                 Err(_) if answers_alone_are_fine(bytes) => Class::ToleratedSection,
@@ -170,6 +174,7 @@ pub fn compare(bytes: &[u8], seed: u64) -> Result<Class, Mismatch> {
         }
         Err(Tally::AnswerMalformed) if must_refuse => Ok(match strict {
             Ok(_) if reach.has_many_pointers => Class::RefusedPointers,
+            Ok(_) if reach.has_empty_hint => Class::RefusedEmptyHint,
             Ok(_) => return mismatch("hickory-proto reads what has to be refused"),
             Err(_) if machine.taught.is_empty() => Class::AgreeRefused,
             Err(_) => Class::RefusedAfterTeaching,
@@ -296,7 +301,7 @@ fn check_whole(machine: &Machine, reach: &Reach) -> Result<(), Mismatch> {
         }
     }
     let counted = (answer.addresses, answer.unteachable, answer.off_chain);
-    let expected = (reach.address_records, reach.unteachable, reach.off_chain);
+    let expected = (reach.address_count, reach.unteachable, reach.off_chain);
     if counted != expected {
         return mismatch(format!(
             "addresses, unteachable, off the chain: {counted:?} instead of {expected:?}"
@@ -307,7 +312,8 @@ fn check_whole(machine: &Machine, reach: &Reach) -> Result<(), Mismatch> {
 
 /// Whether the limits can be the reason for a refusal: aliases, or as many steps as passes over all records can take.
 fn may_be_oversized(read: &Read, reach: &Reach) -> bool {
-    let steps = reach.names.len() * (3 * read.records.len() + 1) + 2;
+    let records: usize = read.records.iter().map(Record::steps).sum();
+    let steps = reach.names.len() * (records + 1) + 2;
     reach.names.len() > ALIASES + 1 || steps > ANSWER_STEPS as usize
 }
 

@@ -4,7 +4,10 @@ use hickory_proto::{
     op::{Edns, Message, MessageType, OpCode, Query},
     rr::{
         DNSClass, Name, RData, Record, RecordType,
-        rdata::{A, AAAA, CNAME, MX, NS, TXT},
+        rdata::{
+            A, AAAA, CNAME, HTTPS, MX, NS, SVCB, TXT,
+            svcb::{Alpn, IpHint, SvcParamKey, SvcParamValue, Unknown},
+        },
     },
 };
 
@@ -178,7 +181,10 @@ fn in_other_case(name: &Name) -> Name {
 }
 
 fn rdata(tape: &mut Tape<'_>, names: &[Name]) -> RData {
-    match tape.below(16) {
+    match tape.below(20) {
+        18.. => RData::HTTPS(HTTPS(service(tape, names))),
+        17 => RData::SVCB(service(tape, names)),
+        16 => RData::AAAA(AAAA(v6(tape).into())),
         15 => RData::TXT(TXT::new(vec!["v=spf1 -all".to_owned()])),
         14 => RData::MX(MX::new(10, names[tape.below(names.len())].clone())),
         13 => RData::CNAME(CNAME(names[tape.below(names.len())].clone())),
@@ -188,6 +194,56 @@ fn rdata(tape: &mut Tape<'_>, names: &[Name]) -> RData {
         }
         _ => RData::AAAA(AAAA(v6(tape).into())),
     }
+}
+
+/// How many addresses a hint holds: seldom none, seldom as many as no answer of the kernel's limits has.
+fn hint_length(tape: &mut Tape<'_>) -> usize {
+    match tape.below(64) {
+        0 => 1,
+        63 => 0,
+        62 => 100 + tape.below(160),
+        other => 1 + other % 4,
+    }
+}
+
+/// A service binding: of the owner itself, of another name, or an alias only.
+fn service(tape: &mut Tape<'_>, names: &[Name]) -> SVCB {
+    let priority = if tape.chance(32) {
+        0
+    } else {
+        1 + tape.u16() % 9
+    };
+    let target = if tape.chance(80) {
+        names[tape.below(names.len())].clone()
+    } else {
+        Name::root()
+    };
+    let mut params = Vec::new();
+    if tape.chance(128) {
+        let alpn = Alpn(vec!["h2".to_owned(), "h3".to_owned()]);
+        params.push((SvcParamKey::Alpn, SvcParamValue::Alpn(alpn)));
+    }
+    if tape.chance(64) {
+        params.push((SvcParamKey::Port, SvcParamValue::Port(tape.u16())));
+    }
+    if tape.chance(180) {
+        let hint = (0..hint_length(tape)).map(|_| A(v4(tape).into())).collect();
+        params.push((SvcParamKey::Ipv4Hint, SvcParamValue::Ipv4Hint(IpHint(hint))));
+    }
+    if tape.chance(150) {
+        let hint = (0..hint_length(tape))
+            .map(|_| AAAA(v6(tape).into()))
+            .collect();
+        params.push((SvcParamKey::Ipv6Hint, SvcParamValue::Ipv6Hint(IpHint(hint))));
+    }
+    if tape.chance(32) {
+        let value = Unknown(vec![0; tape.below(9)]);
+        params.push((
+            SvcParamKey::Key(65_280 + u16::from(tape.byte())),
+            SvcParamValue::Unknown(value),
+        ));
+    }
+    SVCB::new(priority, target, params)
 }
 
 fn v4(tape: &mut Tape<'_>) -> [u8; 4] {
@@ -370,7 +426,8 @@ pub fn by_bytes(tape: &mut Tape<'_>) -> Vec<u8> {
         } else {
             tape.below(names.len())
         };
-        match tape.below(8) {
+        match tape.below(10) {
+            9 | 8 => service_record(&mut writer, tape, &names, owner, ttl_s),
             7 => other_record(&mut writer, tape, &names, owner, ttl_s),
             0..=3 => writer.record(tape, &names[owner], 1, ttl_s, |writer, tape| {
                 let address = v4(tape);
@@ -414,6 +471,76 @@ pub fn by_bytes(tape: &mut Tape<'_>) -> Vec<u8> {
         }
     }
     writer.bytes
+}
+
+/// A service binding, with lies in its parameters now and then.
+fn service_record(
+    writer: &mut Writer,
+    tape: &mut Tape<'_>,
+    names: &[LabelList],
+    owner: usize,
+    ttl_s: u32,
+) {
+    let kind = tape.pick(&[64, 65, 65]);
+    writer.record(tape, &names[owner], kind, ttl_s, |writer, tape| {
+        let priority = if tape.chance(32) { 0 } else { 1 };
+        writer.u16(priority);
+        if tape.chance(80) {
+            let target = tape.below(names.len());
+            writer.name(tape, &names[target]);
+        } else {
+            writer.bytes.push(0);
+        }
+        for key in 0..8 {
+            if !tape.chance(if matches!(key, 4 | 6) { 180 } else { 30 }) {
+                continue;
+            }
+            // Seldom another key, before or behind its place.
+            let key = if tape.chance(3) { tape.u16() % 9 } else { key };
+            parameter(writer, tape, key);
+        }
+        if tape.chance(3) {
+            for _ in 0..tape.below(6) {
+                let byte = tape.byte();
+                writer.bytes.push(byte);
+            }
+        }
+    });
+}
+
+fn parameter(writer: &mut Writer, tape: &mut Tape<'_>, key: u16) {
+    writer.u16(key);
+    let length_at = writer.bytes.len();
+    writer.u16(0);
+    match key {
+        0 => writer.u16(4),
+        1 => writer.bytes.extend(b"\x02h2"),
+        3 => writer.u16(8443),
+        4 => {
+            for _ in 0..hint_length(tape) {
+                let address = v4(tape);
+                writer.bytes.extend(address);
+            }
+        }
+        6 => {
+            for _ in 0..hint_length(tape) {
+                let address = v6(tape);
+                writer.bytes.extend(address);
+            }
+        }
+        _ => {}
+    }
+    if tape.chance(3) {
+        for _ in 0..tape.below(18) {
+            let byte = tape.byte();
+            writer.bytes.push(byte);
+        }
+    }
+    let mut length = (writer.bytes.len() - length_at - 2) as u16;
+    if tape.chance(3) {
+        length = length.wrapping_add(tape.u16() % 17).wrapping_sub(8);
+    }
+    writer.bytes[length_at..length_at + 2].copy_from_slice(&length.to_be_bytes());
 }
 
 fn other_record(

@@ -5,7 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use egress_common::address::{Address, from_v4, is_unteachable};
 use hickory_proto::{
     op::{Header, Message, MessageType, OpCode},
-    rr::{DNSClass, Name, RData, Record as HickoryRecord},
+    rr::{
+        DNSClass, Name, RData, Record as HickoryRecord,
+        rdata::{
+            HTTPS, SVCB,
+            svcb::{IpHint, SvcParamValue},
+        },
+    },
     serialize::binary::{BinDecodable, BinDecoder},
 };
 
@@ -61,10 +67,29 @@ pub enum Data {
         /// Compression pointers in the target.
         pointers: u32,
     },
-    /// A, AAAA or CNAME of class IN whose data is not one.
+    /// SVCB or HTTPS of class IN.
+    Service(Service),
+    /// A, AAAA, CNAME, SVCB or HTTPS of class IN whose data is not one.
     Broken,
     /// Anything else.
     Other,
+}
+
+/// A service binding (RFC 9460).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Service {
+    /// Where it leads to; empty for the owner.
+    pub target: Labels,
+    /// Compression pointers in the target.
+    pub pointers: u32,
+    /// Parameters; none in an alias.
+    pub parameters: usize,
+    /// Addresses of hints, and whether of an IPv6 one.
+    pub hints: Vec<(Address, bool)>,
+    /// Whether a hint holds no address.
+    pub has_empty_hint: bool,
+    /// Whether what stands behind `parameters` is none, or not in its place.
+    pub is_broken: bool,
 }
 
 /// A record of the answer section.
@@ -213,6 +238,9 @@ fn read_record(message: &[u8], at: usize, name_at: NameAt) -> Option<(Record, us
             }
             _ => Data::Broken,
         },
+        (1, 64 | 65) => {
+            read_service(message, at + 10, end, name_at).map_or(Data::Broken, Data::Service)
+        }
         _ => Data::Other,
     };
     Some((
@@ -224,6 +252,49 @@ fn read_record(message: &[u8], at: usize, name_at: NameAt) -> Option<(Record, us
         },
         end,
     ))
+}
+
+fn read_service(message: &[u8], at: usize, end: usize, name_at: NameAt) -> Option<Service> {
+    let priority = u16_at(message, at)?;
+    let (target, mut at, pointers) = name_at(message, at + 2).filter(|(_, at, _)| *at <= end)?;
+    let message = &message[..end];
+    let mut service = Service {
+        target,
+        pointers,
+        ..Service::default()
+    };
+    let mut last_key = None;
+    while priority != 0 && at < end {
+        let value = u16_at(message, at + 2)
+            .and_then(|length| message.get(at + 4..at + 4 + usize::from(length)));
+        let key = u16_at(message, at).filter(|key| last_key.is_none_or(|last| last < *key));
+        let (Some(key), Some(value)) = (key, value) else {
+            service.is_broken = true;
+            break;
+        };
+        let bytes = match key {
+            4 => 4,
+            6 => 16,
+            _ => 0,
+        };
+        if bytes != 0 {
+            service.has_empty_hint |= value.is_empty();
+            if value.len() % bytes != 0 {
+                service.is_broken = true;
+                break;
+            }
+            for one in value.chunks(bytes) {
+                let v6 = |_| (one.try_into().expect("16 bytes"), true);
+                let v4: Result<[u8; 4], _> = one.try_into();
+                let address = v4.map_or_else(v6, |v4| (from_v4(v4), false));
+                service.hints.push(address);
+            }
+        }
+        service.parameters += 1;
+        last_key = Some(key);
+        at += 4 + value.len();
+    }
+    Some(service)
 }
 
 /// The same from a message that hickory-proto has read as a whole.
@@ -253,6 +324,9 @@ fn hickory_record(record: &HickoryRecord) -> Record {
             target: labels_of(target),
             pointers: 0,
         },
+        (DNSClass::IN, RData::SVCB(service) | RData::HTTPS(HTTPS(service))) => {
+            Data::Service(hickory_service(service))
+        }
         _ => Data::Other,
     };
     Record {
@@ -263,12 +337,38 @@ fn hickory_record(record: &HickoryRecord) -> Record {
     }
 }
 
+fn hickory_service(service: &SVCB) -> Service {
+    let mut read = Service {
+        target: labels_of(&service.target_name),
+        ..Service::default()
+    };
+    if service.svc_priority == 0 {
+        return read;
+    }
+    read.parameters = service.svc_params.len();
+    for (_, value) in &service.svc_params {
+        if let SvcParamValue::Ipv4Hint(IpHint(hint)) = value {
+            read.has_empty_hint |= hint.is_empty();
+            let addresses = hint.iter().map(|a| (from_v4(a.octets()), false));
+            read.hints.extend(addresses);
+        }
+        if let SvcParamValue::Ipv6Hint(IpHint(hint)) = value {
+            read.has_empty_hint |= hint.is_empty();
+            let addresses = hint.iter().map(|aaaa| (aaaa.octets(), true));
+            read.hints.extend(addresses);
+        }
+    }
+    read
+}
+
 /// The same without what only the plain reader tells.
 pub fn without_pointers(mut read: Read) -> Read {
     read.pointers = 0;
     for record in &mut read.records {
         record.pointers = 0;
-        if let Data::Alias { pointers, .. } = &mut record.data {
+        if let Data::Alias { pointers, .. } | Data::Service(Service { pointers, .. }) =
+            &mut record.data
+        {
             *pointers = 0;
         }
     }
@@ -316,18 +416,43 @@ pub struct Reach {
     pub names: BTreeMap<Labels, u32>,
     /// Addresses on the chain with the TTL of each record, cut to that of the best way to it.
     pub addresses: BTreeSet<(Address, bool, u32)>,
-    /// Records on the chain that hold an address.
-    pub address_records: u32,
+    /// Addresses of records on the chain.
+    pub address_count: u32,
     /// Those of them whose address may not be taught.
     pub unteachable: u32,
-    /// Address and alias records (broken ones too) off the chain.
+    /// Records off the chain on which addresses can depend (broken ones too).
     pub off_chain: u32,
     /// Whether some name is reached by more than one alias, so that its TTL depends on the order of records.
     pub is_ambiguous: bool,
     /// Whether a record on the chain is broken.
     pub has_broken: bool,
+    /// Whether a service binding on the chain has an empty hint.
+    pub has_empty_hint: bool,
     /// Whether a name that has to be read holds more pointers than the machine follows.
     pub has_many_pointers: bool,
+}
+
+impl Record {
+    /// The name that it makes its owner an alias of, and the pointers in it.
+    fn target(&self) -> Option<(&Labels, u32)> {
+        match &self.data {
+            Data::Alias { target, pointers } => Some((target, *pointers)),
+            Data::Service(service) => {
+                Some((&service.target, service.pointers)).filter(|(target, _)| !target.is_empty())
+            }
+            Data::Address { .. } | Data::Broken | Data::Other => None,
+        }
+    }
+
+    /// The most steps that the machine takes for it in one pass.
+    pub fn steps(&self) -> usize {
+        if let Data::Service(service) = &self.data {
+            // A step behind the last parameter and behind each hint, and one for each of them.
+            6 + service.parameters + service.hints.len()
+        } else {
+            3
+        }
+    }
 }
 
 impl Reach {
@@ -349,7 +474,7 @@ pub fn reach(read: &Read) -> Reach {
     while has_changed {
         has_changed = false;
         for record in &read.records {
-            let Data::Alias { target, .. } = &record.data else {
+            let Some((target, _)) = record.target() else {
                 continue;
             };
             let Some(way) = reach.names.get(&record.owner).copied() else {
@@ -367,22 +492,37 @@ pub fn reach(read: &Read) -> Reach {
     for record in &read.records {
         reach.has_many_pointers |= record.pointers > MOST_POINTERS;
         let way = reach.names.get(&record.owner).copied();
-        match (&record.data, way) {
-            (Data::Other, _) => {}
-            (_, None) => reach.off_chain += 1,
-            (Data::Broken, _) => reach.has_broken = true,
-            (Data::Alias { target, pointers }, _) => {
-                reach.has_many_pointers |= *pointers > MOST_POINTERS;
-                if *target != read.question && !met.insert(target) {
-                    reach.is_ambiguous = true;
-                }
+        if record.data == Data::Other {
+            continue;
+        }
+        let Some(way) = way else {
+            reach.off_chain += 1;
+            continue;
+        };
+        if let Some((target, pointers)) = record.target() {
+            reach.has_many_pointers |= pointers > MOST_POINTERS;
+            if *target != read.question && !met.insert(target) {
+                reach.is_ambiguous = true;
             }
-            (Data::Address { address, from_aaaa }, Some(way)) => {
-                reach.address_records += 1;
-                reach.unteachable += u32::from(is_unteachable(address, *from_aaaa));
-                let ttl_s = record.ttl_s.min(way);
-                reach.addresses.insert((*address, *from_aaaa, ttl_s));
+        }
+        let addresses = match &record.data {
+            Data::Address { address, from_aaaa } => &[(*address, *from_aaaa)][..],
+            Data::Service(service) => {
+                reach.has_broken |= service.is_broken;
+                reach.has_empty_hint |= service.has_empty_hint;
+                &service.hints
             }
+            Data::Broken => {
+                reach.has_broken = true;
+                &[]
+            }
+            Data::Alias { .. } | Data::Other => &[],
+        };
+        for (address, from_aaaa) in addresses {
+            reach.address_count += 1;
+            reach.unteachable += u32::from(is_unteachable(address, *from_aaaa));
+            let ttl_s = record.ttl_s.min(way);
+            reach.addresses.insert((*address, *from_aaaa, ttl_s));
         }
     }
     reach
