@@ -9,7 +9,10 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use hickory_proto::{
     op::{Message, Query},
-    rr::{DNSClass, Name, RData, RecordType},
+    rr::{
+        DNSClass, Name, RData, RecordType,
+        rdata::{HTTPS, SVCB, svcb::SvcParamValue},
+    },
 };
 
 /// A query for one type.
@@ -39,18 +42,39 @@ pub fn absolute(name: &str) -> Result<Name> {
     Ok(name)
 }
 
-/// Addresses in the answer section, with their TTLs.
+/// Addresses in the answer section, those of hints too, with their TTLs.
 #[must_use]
 pub fn addresses(message: &Message) -> Vec<(IpAddr, u32)> {
+    let of = |data: &RData| match data {
+        RData::A(address) => vec![IpAddr::V4(address.0)],
+        RData::AAAA(address) => vec![IpAddr::V6(address.0)],
+        RData::SVCB(service) | RData::HTTPS(HTTPS(service)) => hints(service),
+        _ => Vec::new(),
+    };
     message
         .answers
         .iter()
-        .filter_map(|record| match &record.data {
-            RData::A(address) => Some((IpAddr::V4(address.0), record.ttl)),
-            RData::AAAA(address) => Some((IpAddr::V6(address.0), record.ttl)),
-            _ => None,
+        .flat_map(|record| {
+            let with_ttl = |address| (address, record.ttl);
+            of(&record.data).into_iter().map(with_ttl)
         })
         .collect()
+}
+
+fn hints(service: &SVCB) -> Vec<IpAddr> {
+    let mut addresses = Vec::new();
+    for (_, value) in &service.svc_params {
+        match value {
+            SvcParamValue::Ipv4Hint(hint) => {
+                addresses.extend(hint.0.iter().map(|address| IpAddr::V4(address.0)));
+            }
+            SvcParamValue::Ipv6Hint(hint) => {
+                addresses.extend(hint.0.iter().map(|address| IpAddr::V6(address.0)));
+            }
+            _ => {}
+        }
+    }
+    addresses
 }
 
 /// The unspecified address of the family of `of`, any port.

@@ -76,6 +76,75 @@ pub const ENTRIES: &[Entry] = &[
     entry("secret.example.org", 300, &["10.78.9.2", "fd78::9:2"]),
 ];
 
+/// A service binding of the resolver's data, with addresses in its hints (RFC 9460).
+#[derive(Clone, Copy, Debug)]
+pub struct Service {
+    /// The owner, which has no other records.
+    pub name: &'static str,
+    /// `HTTPS` or `SVCB`.
+    pub kind: &'static str,
+    /// Priority, target, and parameters before the hints.
+    pub head: &'static str,
+    /// Addresses of the IPv4 hint.
+    pub v4: &'static [&'static str],
+    /// Addresses of the IPv6 hint.
+    pub v6: &'static [&'static str],
+}
+
+/// Service bindings of unbound's data; dnsmasq has none.
+pub const SERVICES: &[Service] = &[
+    Service {
+        name: "hint.cdn.example.net",
+        kind: "HTTPS",
+        head: "1 . alpn=h2,h3 port=443",
+        v4: &["10.78.10.1", "10.78.10.2"],
+        v6: &["fd78::10:1", "fd78::10:2"],
+    },
+    Service {
+        name: "_dns.hint.cdn.example.net",
+        kind: "SVCB",
+        head: "1 .",
+        v4: &["10.78.10.3"],
+        v6: &["fd78::10:3"],
+    },
+    Service {
+        name: "farhint.cdn.example.net",
+        kind: "HTTPS",
+        head: "1 far.example.org.",
+        v4: &["10.78.10.4"],
+        v6: &["fd78::10:4"],
+    },
+    Service {
+        name: "hint.example.org",
+        kind: "HTTPS",
+        head: "1 .",
+        v4: &["10.78.10.65"],
+        v6: &["fd78::10:65"],
+    },
+    Service {
+        name: "evilhint.cdn.example.net",
+        kind: "HTTPS",
+        head: "1 .",
+        v4: &["10.78.10.66"],
+        v6: &["fd78::10:66"],
+    },
+    // An allowed name whose service is a denied one's.
+    Service {
+        name: "lurehint.cdn.example.net",
+        kind: "HTTPS",
+        head: "1 evilhint.cdn.example.net.",
+        v4: &["10.78.10.67"],
+        v6: &["fd78::10:67"],
+    },
+    Service {
+        name: "badhint.cdn.example.net",
+        kind: "HTTPS",
+        head: "1 .",
+        v4: &["127.0.0.1", "169.254.169.254", "10.78.10.5"],
+        v6: &["::1", "fd00:ec2::254", "fd78::10:5"],
+    },
+];
+
 /// The first address of a name, IPv4 or IPv6.
 ///
 /// # Panics
@@ -112,6 +181,17 @@ pub fn write_unbound(dir: &Path) -> Result<std::path::PathBuf> {
             };
             writeln!(zone, "{name}. {ttl} IN {kind} {text}").context("cannot format")?;
         }
+    }
+    for service in SERVICES {
+        let Service {
+            name, kind, head, ..
+        } = service;
+        let (v4, v6) = (service.v4.join(","), service.v6.join(","));
+        writeln!(
+            zone,
+            "{name}. 300 IN {kind} {head} ipv4hint={v4} ipv6hint={v6}"
+        )
+        .context("cannot format")?;
     }
     let zone_path = dir.join("root.zone");
     fs::write(&zone_path, zone).context("cannot write the zone")?;

@@ -8,10 +8,10 @@
     reason = "tests panic"
 )]
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use egress_tests::{
-    World, eventually,
+    Workload, World, eventually,
     expect::{counted, ip, policy, reached, refused, tallied},
     ready,
     world::Role,
@@ -322,6 +322,127 @@ fn an_alias_chain_teaches_the_name_that_was_asked_and_nobody_else() {
         "{:?}",
         agent.learned()
     );
+}
+
+/// Asks for a service binding and returns the addresses of its hints, after comparing them with the zone.
+fn hints(client: &Workload, name: &str, how: &str) -> Vec<IpAddr> {
+    let service = zone::SERVICES.iter().find(|one| one.name == name).unwrap();
+    let expected: Vec<_> = [service.v4, service.v6]
+        .concat()
+        .into_iter()
+        .map(ip)
+        .collect();
+    let server = zone::RESOLVER[0];
+    let lookup = client.lookup(&[name, "--server", server, "--type", service.kind, how]);
+    assert_eq!(lookup.addresses, expected, "{lookup:?}");
+    expected
+}
+
+#[test]
+fn addresses_of_hints_are_learned_from_service_bindings_alone() {
+    if !ready() {
+        return;
+    }
+    for how in ["--timeout=2000", "--tcp"] {
+        let world = World::new();
+        let agent = world
+            .agent(&policy(
+                "allow: [{ names: [\"*.cdn.example.net\"], ports: [\"443/tcp\"] }]\n\
+                 deny: [{ names: [evilhint.cdn.example.net] }]",
+            ))
+            .start();
+        let client = world.workload("client");
+        for name in [
+            "hint.cdn.example.net",
+            "_dns.hint.cdn.example.net",
+            "farhint.cdn.example.net",
+        ] {
+            let (addresses, moved) = agent.counted(|| hints(&client, name, how));
+            tallied(&moved, "dns_answer_learned");
+            for address in addresses {
+                reached(&client.connect(address, 443));
+                refused(&client.connect(address, 80));
+            }
+        }
+        for (name, tally) in [
+            ("hint.example.org", "dns_answer_no_rule"),
+            ("evilhint.cdn.example.net", "dns_answer_denied_name"),
+            ("lurehint.cdn.example.net", "dns_alias_denied_name"),
+        ] {
+            let (addresses, moved) = agent.counted(|| hints(&client, name, how));
+            tallied(&moved, tally);
+            // Longer than the agent takes to read its copy.
+            std::thread::sleep(Duration::from_millis(300));
+            for address in addresses {
+                refused(&client.connect(address, 443));
+            }
+        }
+    }
+}
+
+#[test]
+fn addresses_of_hints_are_refused_before_their_lookup_and_learned_ones_have_its_name_and_ttl() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let agent = world
+        .agent(&policy("allow: [{ names: [hint.cdn.example.net] }]"))
+        .start();
+    let client = world.workload("client");
+    for address in ["10.78.10.1", "fd78::10:1"] {
+        refused(&client.connect(address, 443));
+    }
+    // Another type of the same name says nothing of them.
+    let server = zone::RESOLVER[0];
+    let lookup = client.lookup(&["hint.cdn.example.net", "--server", server, "--type", "A"]);
+    assert!(lookup.addresses.is_empty(), "{lookup:?}");
+    refused(&client.connect("10.78.10.1", 443));
+
+    let addresses = hints(&client, "hint.cdn.example.net", "--timeout=2000");
+    assert!(
+        eventually(Duration::from_secs(2), || {
+            let learned = agent.learned();
+            addresses.iter().all(|address| {
+                learned.iter().any(|one| {
+                    one.address == *address
+                        && one.name == "hint.cdn.example.net"
+                        && (280..=300).contains(&one.expires_in_s)
+                })
+            })
+        }),
+        "{:?}",
+        agent.learned()
+    );
+}
+
+#[test]
+fn hints_that_point_to_the_machine_or_to_metadata_teach_nothing() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let agent = world
+        .agent(&policy("allow: [{ names: [\"*.cdn.example.net\"] }]"))
+        .start();
+    // So that the denial is ours and not a missing route.
+    world
+        .namespace(Role::Node)
+        .ip("route add 169.254.169.254 via 10.77.0.80\nroute add fd00:ec2::254 via fd77::80\n")
+        .unwrap();
+    let client = world.workload("client");
+    let (_, moved) = agent.counted(|| hints(&client, "badhint.cdn.example.net", "--timeout=2000"));
+    assert_eq!(moved.dns("address_unteachable"), 4, "{moved:?}");
+    for address in ["10.78.10.5", "fd78::10:5"] {
+        reached(&client.connect(address, 443));
+    }
+    for address in ["169.254.169.254", "fd00:ec2::254"] {
+        refused(&client.connect(address, 80));
+    }
+    for address in ["127.0.0.1", "::1", "169.254.169.254", "fd00:ec2::254"] {
+        assert!(!agent.knows(ip(address)), "{address}");
+    }
+    assert_eq!(agent.learned().len(), 2, "{:?}", agent.learned());
 }
 
 #[test]

@@ -28,6 +28,8 @@ use crate::client::{hex, name_of, print};
 enum Kind {
     A,
     Aaaa,
+    Svcb,
+    Https,
 }
 
 impl Kind {
@@ -35,6 +37,8 @@ impl Kind {
         match self {
             Self::A => RecordType::A,
             Self::Aaaa => RecordType::AAAA,
+            Self::Svcb => RecordType::SVCB,
+            Self::Https => RecordType::HTTPS,
         }
     }
 }
