@@ -56,8 +56,8 @@ impl Decision {
 ///
 /// `cidr` looks the destination up among the policy's CIDRs, `learned` among
 /// the scope's learned addresses (with the owner tag of the key it asked for);
-/// each is called at most once. `held` says whether an answer for the scope is
-/// being learned by the agent at this moment.
+/// each is called at most once. `trouble` says what
+/// keeps the scope from knowing its addresses.
 #[inline(always)]
 pub fn decide<'a>(
     flow: &Flow,
@@ -65,7 +65,7 @@ pub fn decide<'a>(
     now_ns: u64,
     cidr: impl FnOnce() -> Option<&'a CidrRules>,
     learned: impl FnOnce() -> Option<(&'a Learned, u64)>,
-    held: impl FnOnce() -> bool,
+    trouble: impl FnOnce() -> Trouble,
 ) -> Decision {
     if let Some(reason) = standing_reason(flow, binding) {
         return Decision::without_rule(reason, binding);
@@ -90,11 +90,35 @@ pub fn decide<'a>(
     match found {
         Found::Live(rule) => Decision::new(Reason::NameRule, rule, binding),
         _ if flow.is_fragment => Decision::without_rule(Reason::Fragment, binding),
-        _ if held() => Decision::without_rule(Reason::HeldOff, binding),
+        found => unknown(flow, binding, found, trouble()),
+    }
+}
+
+/// What keeps a scope from knowing addresses that it has resolved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// Nothing.
+    None,
+    /// An answer is being learned by the agent at this moment.
+    Reading,
+    /// There was no room for an address lately.
+    Full,
+}
+
+/// Why a flow without a live grant is denied.
+#[inline(always)]
+const fn unknown(flow: &Flow, binding: &Binding, found: Found, trouble: Trouble) -> Decision {
+    if matches!(trouble, Trouble::Reading) {
+        return Decision::without_rule(Reason::HeldOff, binding);
+    }
+    match found {
         Found::Expired(rule) => Decision::new(Reason::Expired, rule, binding),
         Found::OtherPorts => Decision::without_rule(Reason::PortNotAllowed, binding),
-        Found::Unknown => match flow.origin {
+        Found::Live(_) | Found::Unknown => match flow.origin {
             Origin::WorkloadServing => Decision::without_rule(Reason::ReplyForgotten, binding),
+            _ if matches!(trouble, Trouble::Full) => {
+                Decision::without_rule(Reason::TableFull, binding)
+            }
             Origin::Workload
             | Origin::FarEnd
             | Origin::Preexisting
@@ -185,7 +209,7 @@ mod tests {
             100,
             || cidr,
             || learned.map(|(entry, owner)| (entry, *owner)),
-            || false,
+            || Trouble::None,
         )
         .reason
     }
@@ -198,7 +222,7 @@ mod tests {
             100,
             || None,
             || None,
-            || false,
+            || Trouble::None,
         );
         assert_eq!(decision.verdict, Verdict::Deny);
         assert_eq!(decision.reason, Reason::NoRule);
@@ -260,7 +284,7 @@ mod tests {
             flags: 0,
             ..ENFORCED
         };
-        let decision = decide(&flow, &judged, 100, || None, || None, || false);
+        let decision = decide(&flow, &judged, 100, || None, || None, || Trouble::None);
         assert_eq!(decision.reason, Reason::NoRule);
     }
 
@@ -329,6 +353,29 @@ mod tests {
     }
 
     #[test]
+    fn an_unknown_address_may_have_found_no_room() {
+        let decision = decide(
+            &flow(Origin::Workload),
+            &ENFORCED,
+            100,
+            || None,
+            || None,
+            || Trouble::Full,
+        );
+        assert_eq!(decision.reason, Reason::TableFull);
+        let (entry, owner) = learned(443, 100);
+        let decision = decide(
+            &flow(Origin::Workload),
+            &ENFORCED,
+            100,
+            || None,
+            || Some((&entry, owner)),
+            || Trouble::Full,
+        );
+        assert_eq!(decision.reason, Reason::Expired);
+    }
+
+    #[test]
     fn a_flow_is_held_off_only_while_nothing_else_speaks() {
         let judged = |learned: Option<&(Learned, u64)>, cidr: Option<&CidrRules>| {
             let learned = || learned.map(|(entry, owner)| (entry, *owner));
@@ -338,7 +385,7 @@ mod tests {
                 100,
                 || cidr,
                 learned,
-                || true,
+                || Trouble::Reading,
             )
         };
         assert_eq!(judged(None, None).reason, Reason::HeldOff);

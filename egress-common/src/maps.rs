@@ -125,6 +125,12 @@ const _: () = assert!(size_of::<Alias>() == 160 && align_of::<Alias>() == 8);
 /// than refused.
 pub const HOLD_NS: u64 = 1_000_000_000;
 
+/// Bit of a key of `HOLDS`, beside the scope: there was no room for one of its addresses.
+pub const HOLDS_FULL: u32 = 1 << 31;
+
+/// A denial says this long that the table was full.
+pub const FULL_NS: u64 = 60 * 1_000_000_000;
+
 /// Value of `QUERIES`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -220,6 +220,7 @@ reasons! {
     45 HeldOff "held_off" "an answer that only the agent can read is being learned: the sender is to try again",
     46 Rebinding "rebinding" "an answer for an allowed name points to an address that DNS may not open",
     47 QueryNotAllowed "query_not_allowed" "the policy lets only queries for allowed names through, and only to trusted resolvers",
+    48 TableFull "table_full" "the table of learned addresses was full lately: an allowed name may have led here and found no room",
 }
 
 /// Numbers from this one on deny.

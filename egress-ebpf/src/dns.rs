@@ -5,7 +5,7 @@
 //! nested loops small; what they share lies in the slot of this CPU.
 
 use aya_ebpf::{
-    bindings::bpf_sock,
+    bindings::{BPF_RB_NO_WAKEUP, bpf_sock},
     helpers::{
         bpf_get_socket_cookie, bpf_map_lookup_elem, bpf_ringbuf_output, bpf_skb_load_bytes,
         bpf_tcp_sock,
@@ -16,7 +16,7 @@ use egress_common::{
     dns::{ANSWER_STEPS, HEADER_BYTES, MESSAGE_BYTES, NAME_STEPS, NameReader, NameStep, Next},
     event::DnsCopy,
     learned::{Grant, LearnRequest, LearnedKey},
-    maps::{ANSWER_LATE_NS, AliasKey, Config, QueryKey},
+    maps::{ANSWER_LATE_NS, AliasKey, Config, HOLDS_FULL, QueryKey},
     packet::PacketBytes,
     policy::{Binding, EntryKind, HAS_DENIED_NAMES, NameRules, Workload, protocol},
     tally::Tally,
@@ -24,7 +24,7 @@ use egress_common::{
 
 use crate::{
     learn::learn_grant,
-    lookup::hold_off,
+    lookup::mark,
     maps::{ALIASES, DNS_COPIES, LOCAL, NAMES, QUERIES, RESOLVERS},
     record::{self, forget, opaque},
     scratch::{BY_ALIAS, HOOK, NEXT, SETS, Scratch},
@@ -119,7 +119,7 @@ pub fn answer(config: &Config, skb: &Skb, header: Header, workload: &Workload, a
     scratch.copy.outcome = outcome as u8;
     if outcome == Tally::AnswerSegmented as u32 || outcome == Tally::AnswerOversized as u32 {
         // The agent will learn it: until then nothing is refused for not being known.
-        hold_off(workload.current.scope_id);
+        mark(workload.current.scope_id);
     }
     copy(scratch, skb, payload);
     scratch.busy = 0;
@@ -483,6 +483,8 @@ pub extern "C" fn dns_grant(slot: u32, which: u32) -> u32 {
         record::tally_number(outcome);
         if outcome == Tally::AddressLearned as u32 {
             stored = stored.wrapping_add(1);
+        } else if outcome == Tally::LearnedFull as u32 {
+            mark(binding.scope_id | HOLDS_FULL);
         }
     }
     if which & NEXT == 0 && stored != 0 {
@@ -522,8 +524,16 @@ fn copy(scratch: &mut Scratch, skb: &Skb, payload: Payload) {
 }
 
 /// Sends the copy's head and the message of `bytes` bytes (1 to [`MESSAGE_BYTES`]) that follows it in the slot.
+///
+/// Waking the agent costs more than learning the answer: what the kernel has learned by itself waits until the agent
+/// looks, which it does often.
 #[inline(always)]
 pub fn send_part(scratch: &mut Scratch, bytes: u32) -> bool {
+    let flags = if scratch.copy.outcome == Tally::AnswerLearned as u8 {
+        u64::from(BPF_RB_NO_WAKEUP)
+    } else {
+        0
+    };
     let masked = (opaque(bytes.wrapping_sub(1)) & (MESSAGE_BYTES as u32 - 1)).wrapping_add(1);
     let map = (&raw const DNS_COPIES).cast_mut().cast();
     // SAFETY: the message follows the head at once, and `masked` is at most its size.
@@ -532,7 +542,7 @@ pub fn send_part(scratch: &mut Scratch, bytes: u32) -> bool {
             map,
             (&raw mut scratch.copy).cast(),
             u64::from(masked).wrapping_add(size_of::<DnsCopy>() as u64),
-            0,
+            flags,
         )
     };
     error == 0

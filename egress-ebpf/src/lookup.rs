@@ -3,11 +3,11 @@
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use egress_common::{
     address::Address,
-    decision::{Decision, decide},
+    decision::{Decision, Trouble, decide},
     flow::{Flow, Origin},
     hash::RULE_BITS,
     learned::LearnedKey,
-    maps::HOLD_NS,
+    maps::{FULL_NS, HOLD_NS, HOLDS_FULL},
     policy::{Binding, CIDR_KEY_BITS, RuleKey, cidr_key},
     verdict::Reason,
 };
@@ -111,25 +111,47 @@ pub extern "C" fn judge_flow(
         // SAFETY: readers of a learned entry tolerate its writers (egress_common::learned).
         unsafe { LEARNED.get(&key) }.map(|entry| (entry, key.owner()))
     };
-    let held = || is_held(binding.scope_id) != 0;
-    decide(&flow, &binding, now_ns(), cidr, learned, held).pack()
+    let trouble = || match trouble_of(binding.scope_id) {
+        READING => Trouble::Reading,
+        FULL => Trouble::Full,
+        _ => Trouble::None,
+    };
+    decide(&flow, &binding, now_ns(), cidr, learned, trouble).pack()
 }
 
-/// Whether an answer for the scope is being learned by the agent.
+const READING: u32 = 1;
+const FULL: u32 = 2;
+
+/// A [`Trouble`] as a number.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn is_held(scope_id: u32) -> u32 {
-    // SAFETY: one number, which another CPU may renew; a stale one holds off a little shorter.
-    let until_ns = unsafe { HOLDS.get(scope_id) };
-    u32::from(until_ns.is_some_and(|until_ns| *until_ns > now_ns()))
+pub extern "C" fn trouble_of(scope_id: u32) -> u32 {
+    if is_marked(scope_id) {
+        READING
+    } else if is_marked(scope_id | HOLDS_FULL) {
+        FULL
+    } else {
+        0
+    }
 }
 
-/// Holds the scope's unknown destinations off for a while.
+#[inline(always)]
+fn is_marked(key: u32) -> bool {
+    // SAFETY: one number, which another CPU may renew; a stale one ends a little sooner.
+    unsafe { HOLDS.get(key) }.is_some_and(|until_ns| *until_ns > now_ns())
+}
+
+/// Marks a scope: an answer for it is with the agent, or (with [`HOLDS_FULL`]) there was no room for one of its addresses.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn hold_off(scope_id: u32) -> u32 {
-    let until_ns = now_ns().wrapping_add(HOLD_NS);
-    u32::from(HOLDS.insert(scope_id, until_ns, 0).is_ok())
+pub extern "C" fn mark(key: u32) -> u32 {
+    let lasts_ns = if key & HOLDS_FULL == 0 {
+        HOLD_NS
+    } else {
+        FULL_NS
+    };
+    let until_ns = now_ns().wrapping_add(lasts_ns);
+    u32::from(HOLDS.insert(key, until_ns, 0).is_ok())
 }
 
 const HAS_PORT: u64 = 1 << 16;

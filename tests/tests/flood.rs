@@ -202,8 +202,9 @@ fn a_full_table_refuses_new_addresses_with_an_alarm_and_takes_new_ones_when_old_
     assert!(agent.learned().len() <= 64);
 
     // A new name is refused; known ones and the flow do not notice.
-    let series = fresh(&client, 1000, 3);
+    let (series, moved) = agent.counted(|| fresh(&client, 1000, 3));
     assert_eq!((series.refused, series.unresolved), (3, 0), "{series:?}");
+    counted(&moved, "table_full");
     assert!(flow.is_alive());
     reached(&client.connect(api, 80));
     reached(&client.connect("10.78.128.1", 80));

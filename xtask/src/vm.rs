@@ -283,6 +283,11 @@ impl Guest {
                 ("INSNS", count) => {
                     let count = count.parse().unwrap_or_default();
                     self.instructions.insert(name.to_owned(), count);
+                    if count > MOST_INSTRUCTIONS {
+                        self.failed.push(format!(
+                            "verifier_limit:{name}: {count} instructions, more than half of what the verifier takes"
+                        ));
+                    }
                 }
                 ("END", _) => self.finished = true,
                 _ => {}
@@ -307,6 +312,9 @@ impl Guest {
         text
     }
 }
+
+/// Half of what the verifier takes (`BPF_COMPLEXITY_LIMIT_INSNS`, include/linux/bpf.h): the next compiler may need more.
+const MOST_INSTRUCTIONS: u64 = 500_000;
 
 /// All runs as a table.
 pub(crate) fn table(guests: &[Guest]) -> String {
@@ -444,6 +452,9 @@ mod tests {
         assert_eq!(guest.passed, ["a"]);
         assert_eq!(guest.failed, ["b: it broke badly"]);
         assert_eq!(guest.instructions.get("egress"), Some(&1234));
+        let failed = guest.failed.len();
+        guest.read("INSNS large 500001\n");
+        assert_eq!(guest.failed.len(), failed + 1);
         assert!(guest.finished && !guest.good());
     }
 

@@ -29,6 +29,9 @@ use crate::{
 /// Most copies that are read before their messages are taken.
 const BATCH: usize = 256;
 
+/// How often the ring is looked at without being told.
+const LOOK: std::time::Duration = std::time::Duration::from_millis(50);
+
 /// Life of what is remembered of names that no rule allows, at least; seconds.
 const REMEMBER_S: u32 = 300;
 
@@ -41,16 +44,23 @@ pub(super) async fn run(shared: Arc<Shared>, ring: DnsRing, stop: Shutdown) -> a
     let mut ring = readable(ring).context("cannot wait for DNS copies")?;
     let mut reassembly = Reassembly::new(StreamLimits::default());
     let mut raised = Budget::default();
+    let mut look = tokio::time::interval(LOOK);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        let mut guard = tokio::select! {
-            guard = ring.readable_mut() => guard.context("cannot wait for DNS copies")?,
+        let guard = tokio::select! {
+            guard = ring.readable_mut() => Some(guard.context("cannot wait for DNS copies")?),
+            // The kernel does not tell of answers that it has learned by itself.
+            _ = look.tick() => None,
             () = stop.requested() => return Ok(()),
         };
+        if let Some(mut guard) = guard {
+            guard.clear_ready();
+        }
         let mut messages = Vec::new();
-        // A full batch leaves the ring ready: it is read on at once.
+        let mut is_empty = false;
         for _ in 0..BATCH {
-            let Some((copy, payload)) = guard.get_inner_mut().next_copy() else {
-                guard.clear_ready();
+            let Some((copy, payload)) = ring.get_mut().next_copy() else {
+                is_empty = true;
                 break;
             };
             if copy.outcome == Tally::QueryRefused as u8 {
@@ -59,7 +69,9 @@ pub(super) async fn run(shared: Arc<Shared>, ring: DnsRing, stop: Shutdown) -> a
                 reassembly.push(&copy, &payload, now_ns(), |message| messages.push(message));
             }
         }
-        drop(guard);
+        if !is_empty {
+            look.reset_immediately();
+        }
         for message in messages {
             take(&shared, &message, &mut raised);
         }

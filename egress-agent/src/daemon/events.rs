@@ -31,7 +31,7 @@ const LOGGED_PER_SECOND: u32 = 20;
 /// Most events that are read before they are reported.
 const BATCH: usize = 1_024;
 /// How long events of addresses without a name wait for it.
-const NAME_WAIT: std::time::Duration = std::time::Duration::from_millis(50);
+const NAME_WAIT: std::time::Duration = std::time::Duration::from_millis(120);
 
 /// Reads events until it is told to stop.
 ///

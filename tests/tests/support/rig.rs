@@ -13,7 +13,7 @@ use aya::{
 };
 use egress_common::{
     address::{Address, from_v4},
-    decision::decide,
+    decision::{Trouble, decide},
     flow::{Flow, Origin},
     maps::{CGROUP_LEVELS, Config, LAYOUT_VERSION, NO_LEVEL, NODE_CGROUP},
     packet::{Packet, parse},
@@ -330,5 +330,5 @@ fn judge(packet: &Packet) -> Reason {
             .find(|(network, bits, _)| covers(network, *bits, &packet.daddr))
             .map(|(_, _, rules)| rules)
     };
-    decide(&flow, &BINDING, 1, cidr, || None, || false).reason
+    decide(&flow, &BINDING, 1, cidr, || None, || Trouble::None).reason
 }
