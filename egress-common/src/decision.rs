@@ -87,11 +87,13 @@ pub fn decide<'a>(
         Some((entry, owner)) => entry.find(owner, flow.proto, flow.dport, now_ns),
         None => Found::Unknown,
     };
-    match found {
-        Found::Live(rule) => Decision::new(Reason::NameRule, rule, binding),
-        _ if flow.is_fragment => Decision::without_rule(Reason::Fragment, binding),
-        found => unknown(flow, binding, found, trouble()),
+    if let Found::Live(rule) = found {
+        return Decision::new(Reason::NameRule, rule, binding);
     }
+    if flow.is_fragment {
+        return Decision::without_rule(Reason::Fragment, binding);
+    }
+    unknown(flow, binding, found, trouble())
 }
 
 /// What keeps a scope from knowing addresses that it has resolved.
