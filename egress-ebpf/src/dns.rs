@@ -117,6 +117,13 @@ pub fn answer(config: &Config, skb: &Skb, header: Header, workload: &Workload, a
     let outcome = learn(scratch, skb, header, payload, arrival);
     record::tally_number(outcome);
     scratch.copy.outcome = outcome as u8;
+    // Waking the agent costs more than learning the answer: what the kernel has learned by itself waits until the
+    // agent looks, which it does often.
+    scratch.copy_flags = if outcome == Tally::AnswerLearned as u32 {
+        u64::from(BPF_RB_NO_WAKEUP)
+    } else {
+        0
+    };
     if outcome == Tally::AnswerSegmented as u32 || outcome == Tally::AnswerOversized as u32 {
         // The agent will learn it: until then nothing is refused for not being known.
         mark(workload.current.scope_id);
@@ -465,6 +472,7 @@ pub extern "C" fn dns_grant(slot: u32, which: u32) -> u32 {
     let rules = core::ptr::from_ref(rules);
     let expires_at_ns = scratch.now_ns.wrapping_add(lifetime_ns);
     let mut stored = 0_u32;
+    scratch.no_room = 0;
     // SAFETY: the set lies in the slot, which nothing below moves or writes there.
     for entry in unsafe { &(*rules).entries } {
         if entry.kind != EntryKind::Allow as u8 {
@@ -484,8 +492,12 @@ pub extern "C" fn dns_grant(slot: u32, which: u32) -> u32 {
         if outcome == Tally::AddressLearned as u32 {
             stored = stored.wrapping_add(1);
         } else if outcome == Tally::LearnedFull as u32 {
-            mark(binding.scope_id | HOLDS_FULL);
+            scratch.no_room = 1;
         }
+    }
+    // Kept in memory until here: a mark in the loop would be verified once for each turn.
+    if scratch.no_room != 0 {
+        mark(binding.scope_id | HOLDS_FULL);
     }
     if which & NEXT == 0 && stored != 0 {
         scratch.learned = scratch.learned.wrapping_add(1);
@@ -524,16 +536,8 @@ fn copy(scratch: &mut Scratch, skb: &Skb, payload: Payload) {
 }
 
 /// Sends the copy's head and the message of `bytes` bytes (1 to [`MESSAGE_BYTES`]) that follows it in the slot.
-///
-/// Waking the agent costs more than learning the answer: what the kernel has learned by itself waits until the agent
-/// looks, which it does often.
 #[inline(always)]
 pub fn send_part(scratch: &mut Scratch, bytes: u32) -> bool {
-    let flags = if scratch.copy.outcome == Tally::AnswerLearned as u8 {
-        u64::from(BPF_RB_NO_WAKEUP)
-    } else {
-        0
-    };
     let masked = (opaque(bytes.wrapping_sub(1)) & (MESSAGE_BYTES as u32 - 1)).wrapping_add(1);
     let map = (&raw const DNS_COPIES).cast_mut().cast();
     // SAFETY: the message follows the head at once, and `masked` is at most its size.
@@ -542,7 +546,7 @@ pub fn send_part(scratch: &mut Scratch, bytes: u32) -> bool {
             map,
             (&raw mut scratch.copy).cast(),
             u64::from(masked).wrapping_add(size_of::<DnsCopy>() as u64),
-            flags,
+            scratch.copy_flags,
         )
     };
     error == 0

@@ -214,6 +214,7 @@ pub extern "C" fn copy_refused(
         return 0;
     }
     scratch.busy = 1;
+    scratch.copy_flags = 0;
     scratch.copy = DnsCopy {
         at_ns,
         cookie: 0,

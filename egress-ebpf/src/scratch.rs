@@ -88,6 +88,10 @@ pub struct Scratch {
     pub address: Address,
     /// Addresses that were learned from the message.
     pub learned: u64,
+    /// 1 when an address found no room.
+    pub no_room: u64,
+    /// Flags of the copy, `BPF_RB_NO_WAKEUP` or none.
+    pub copy_flags: u64,
     /// The answer machine.
     pub answer: AnswerReader,
     /// The name machine.
