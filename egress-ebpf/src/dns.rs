@@ -5,7 +5,7 @@
 //! nested loops small; what they share lies in the slot of this CPU.
 
 use aya_ebpf::{
-    bindings::{BPF_RB_NO_WAKEUP, bpf_sock},
+    bindings::{BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, bpf_sock},
     helpers::{
         bpf_get_socket_cookie, bpf_map_lookup_elem, bpf_ringbuf_output, bpf_skb_load_bytes,
         bpf_tcp_sock,
@@ -118,13 +118,10 @@ pub fn answer(config: &Config, skb: &Skb, header: Header, workload: &Workload, a
     record::tally_number(outcome);
     scratch.copy.outcome = outcome as u8;
     // Waking the agent costs more than learning the answer: what the kernel has learned by itself waits until the
-    // agent looks, which it does often.
-    scratch.copy_flags = if outcome == Tally::AnswerLearned as u32 {
-        u64::from(BPF_RB_NO_WAKEUP)
-    } else {
-        0
-    };
+    // agent looks, which it does often. What only the agent can learn does not.
+    scratch.copy_flags = u64::from(BPF_RB_NO_WAKEUP);
     if outcome == Tally::AnswerSegmented as u32 || outcome == Tally::AnswerOversized as u32 {
+        scratch.copy_flags = u64::from(BPF_RB_FORCE_WAKEUP);
         // The agent will learn it: until then nothing is refused for not being known.
         mark(workload.current.scope_id);
     }

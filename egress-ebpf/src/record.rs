@@ -5,7 +5,10 @@
 //! so that a flood costs one map lookup and one compare for each packet that
 //! is not reported; what is not reported is counted.
 
-use aya_ebpf::{bindings::__sk_buff, helpers::bpf_skb_cgroup_id};
+use aya_ebpf::{
+    bindings::{__sk_buff, BPF_RB_NO_WAKEUP},
+    helpers::bpf_skb_cgroup_id,
+};
 use egress_common::{
     decision::Decision,
     event::{EVENTS_PER_SECOND, VerdictEvent},
@@ -163,7 +166,8 @@ pub fn has_budget(is_allowed: bool, at_ns: u64) -> bool {
 #[inline(always)]
 pub fn report(facts: &Facts, binding: &Binding, fill: impl FnOnce(&mut VerdictEvent)) {
     let at_ns = now_ns();
-    if !has_budget(facts.verdict == Verdict::Allow as u8, at_ns) {
+    let is_allowed = facts.verdict == Verdict::Allow as u8;
+    if !has_budget(is_allowed, at_ns) {
         return;
     }
     let Some(mut entry) = EVENTS.reserve(0) else {
@@ -186,7 +190,12 @@ pub fn report(facts: &Facts, binding: &Binding, fill: impl FnOnce(&mut VerdictEv
         _pad: [0; 6],
     });
     fill(event);
-    entry.submit(0);
+    // Waking the agent costs as much as a decision: allowed flows wait until it looks, which it does often.
+    entry.submit(if is_allowed {
+        u64::from(BPF_RB_NO_WAKEUP)
+    } else {
+        0
+    });
 }
 
 /// Reports a decision on a packet.

@@ -29,8 +29,8 @@ use crate::{
 /// Most copies that are read before their messages are taken.
 const BATCH: usize = 256;
 
-/// How often the ring is looked at without being told.
-const LOOK: std::time::Duration = std::time::Duration::from_millis(50);
+/// How often a ring is looked at without being told.
+pub(super) const LOOK: std::time::Duration = std::time::Duration::from_millis(50);
 
 /// Life of what is remembered of names that no rule allows, at least; seconds.
 const REMEMBER_S: u32 = 300;

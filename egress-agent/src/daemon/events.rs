@@ -13,6 +13,7 @@ use egress_common::{
 use tracing::{debug, info};
 
 use super::{
+    dns::LOOK,
     shared::{Shared, lock},
     time::{now_ns, wall_clock},
 };
@@ -45,21 +46,27 @@ pub(super) async fn run(
 ) -> anyhow::Result<()> {
     let mut ring = readable(ring).context("cannot wait for events")?;
     let mut logged = Budget::default();
+    let mut look = tokio::time::interval(LOOK);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        let mut guard = tokio::select! {
-            guard = ring.readable_mut() => guard.context("cannot wait for events")?,
+        let guard = tokio::select! {
+            guard = ring.readable_mut() => Some(guard.context("cannot wait for events")?),
+            // The kernel does not tell of allowed flows.
+            _ = look.tick() => None,
             () = stop.requested() => return Ok(()),
         };
+        if let Some(mut guard) = guard {
+            guard.clear_ready();
+        }
         let mut events = Vec::new();
-        // A full batch leaves the ring ready: it is read on at once.
-        for _ in 0..BATCH {
-            let Some(event) = guard.get_inner_mut().next_event() else {
-                guard.clear_ready();
-                break;
-            };
+        while events.len() < BATCH
+            && let Some(event) = ring.get_mut().next_event()
+        {
             events.push(event);
         }
-        drop(guard);
+        if events.len() == BATCH {
+            look.reset_immediately();
+        }
         // The answer that names an address may still be on its way through the other ring.
         if events.iter().any(|event| is_nameless(&shared, event)) {
             tokio::time::sleep(NAME_WAIT).await;
