@@ -695,12 +695,14 @@ fn rings_that_overflow_lose_copies_and_events_but_neither_names_nor_denials() {
     }
     // It reads again: a new name is known by its name, a new denial is told.
     client.resolve("api.example.com", false);
-    let knows = eventually(Duration::from_secs(10), || knows(&agent, "api.example.com"));
+    let knows = eventually(Duration::from_secs(30), || knows(&agent, "api.example.com"));
     assert!(knows, "copies are read again");
     let attempt: Attempt = client.connect("10.78.9.77", 80);
     refused(&attempt);
-    let told = agent.flow_to("10.78.9.77".parse().unwrap(), |flow| {
-        flow.verdict == "denied"
+    let told = eventually(Duration::from_secs(15), || {
+        let address = "10.78.9.77".parse().unwrap();
+        let flow = agent.flow_to(address, |flow| flow.verdict == "denied");
+        flow.is_some()
     });
-    assert!(told.is_some(), "events are read again");
+    assert!(told, "events are read again");
 }

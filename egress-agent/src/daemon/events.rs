@@ -65,10 +65,10 @@ pub(super) async fn run(
             events.push(event);
         }
         if events.len() == BATCH {
+            // There is more: who is behind does not wait for names.
             look.reset_immediately();
-        }
-        // The answer that names an address may still be on its way through the other ring.
-        if events.iter().any(|event| is_nameless(&shared, event)) {
+        } else if events.iter().any(|event| is_nameless(&shared, event)) {
+            // The answer that names an address may still be on its way through the other ring.
             tokio::time::sleep(NAME_WAIT).await;
         }
         for event in &events {
