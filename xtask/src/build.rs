@@ -1,6 +1,10 @@
 //! `cargo xtask build`: the static agent with the object inside.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
@@ -26,13 +30,13 @@ impl Build {
     ///
     /// A tool is missing or fails.
     pub(crate) fn run(&self) -> Result<()> {
-        let say = |agent: &PathBuf, kind: &str| {
-            let size = fs::metadata(agent).map_or(0, |data| data.len());
-            run::say(&format!("{}: {size} bytes, {kind}", run::shown(agent)));
-        };
-        say(&build()?, "static");
+        let mut agents = vec![build()?];
         if self.next_layout {
-            say(&build_next()?, "for tests on this machine");
+            agents.push(build_next()?);
+        }
+        for agent in agents {
+            let size = fs::metadata(&agent).map_or(0, |data| data.len());
+            run::say(&format!("{}: {size} bytes, static", run::shown(&agent)));
         }
         Ok(())
     }
@@ -63,22 +67,14 @@ pub(crate) fn build() -> Result<PathBuf> {
 /// The build fails, or the program needs a loader after all.
 pub(crate) fn build_static(package: &str, bin: &str) -> Result<PathBuf> {
     let stage = Stage::begin(&format!("build-{bin}"), format!("static {bin}"))?;
-    let target = host()?;
-    // Given a target, cargo keeps the flags away from proc macros, which cannot be static.
-    stage.run(
-        static_cargo(&target)
-            .args(["build", "--release", "--package", package, "--bin", bin])
-            .args(["--target", &target]),
-    )?;
-    let built = run::target_dir().join(&target).join("release").join(bin);
-    let bytes = fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
-    ensure!(
-        !needs_loader(&bytes),
-        "{} is not static: is +crt-static overridden by a cargo config?",
-        run::shown(&built)
-    );
-    stage.done();
-    Ok(built)
+    build_static_in(
+        stage,
+        package,
+        bin,
+        &run::target_dir(),
+        &ebpf::object(),
+        &[],
+    )
 }
 
 /// Where the agent of the next layout is: the tests of an upgrade look for it there.
@@ -93,31 +89,49 @@ pub(crate) fn next_agent() -> PathBuf {
 /// A tool is missing or fails.
 pub(crate) fn build_next() -> Result<PathBuf> {
     let dir = run::target_dir().join("next");
-    fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     let object = ebpf::build_next(&dir)?;
     let _lock = setup::lock("agent")?;
-    let stage = Stage::begin("build-egress-agent-next", "egress-agent of the next layout")?;
-    // Only for tests on this machine: the dev profile, whose dependencies the tests need anyway.
-    stage.run(
-        run::cargo()
-            .env("EGRESS_EBPF_OBJECT", &object)
-            .args([
-                "build",
-                "--package",
-                "egress-agent",
-                "--bin",
-                "egress-agent",
-            ])
-            .args(ebpf::NEXT_LAYOUT),
+    let stage = Stage::begin(
+        "build-egress-agent-next",
+        "static egress-agent of the next layout",
     )?;
-    let built = run::target_dir().join("debug/egress-agent");
+    let (name, more) = ("egress-agent", &ebpf::NEXT_LAYOUT);
+    let built = build_static_in(stage, name, name, &dir.join("agent"), &object, more)?;
     run::copy_if_changed(&built, &next_agent()).context("cannot keep the agent")?;
-    stage.done();
     Ok(next_agent())
 }
 
-/// A cargo that links statically and embeds the object.
-fn static_cargo(target: &str) -> Command {
+fn build_static_in(
+    stage: Stage,
+    package: &str,
+    bin: &str,
+    target_dir: &Path,
+    object: &Path,
+    more: &[&str],
+) -> Result<PathBuf> {
+    let target = host()?;
+    // Given a target, cargo keeps the flags away from proc macros, which cannot be static.
+    stage.run(
+        static_cargo(&target, object)
+            .args(["build", "--release", "--package", package, "--bin", bin])
+            .args(["--target", &target])
+            .args(more)
+            .arg("--target-dir")
+            .arg(target_dir),
+    )?;
+    let built = target_dir.join(&target).join("release").join(bin);
+    let bytes = fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
+    ensure!(
+        !needs_loader(&bytes),
+        "{} is not static: is +crt-static overridden by a cargo config?",
+        run::shown(&built)
+    );
+    stage.done();
+    Ok(built)
+}
+
+/// A cargo that links statically and embeds this object.
+fn static_cargo(target: &str, object: &Path) -> Command {
     let mut cargo = run::cargo();
     let name = target.to_uppercase().replace('-', "_");
     cargo
@@ -127,7 +141,7 @@ fn static_cargo(target: &str) -> Command {
             format!("CARGO_TARGET_{name}_RUSTFLAGS"),
             "-C target-feature=+crt-static",
         )
-        .env("EGRESS_EBPF_OBJECT", ebpf::object());
+        .env("EGRESS_EBPF_OBJECT", object);
     cargo
 }
 

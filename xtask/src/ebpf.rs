@@ -64,6 +64,8 @@ pub(crate) fn build() -> Result<bool> {
 pub(crate) fn build_next(target_dir: &Path) -> Result<PathBuf> {
     let object = target_dir.join("egress-ebpf");
     let title = "eBPF object of the next layout";
+    fs::create_dir_all(target_dir)
+        .with_context(|| format!("cannot make {}", target_dir.display()))?;
     // The same folder as for the other layout: what the two share is built once.
     let build = run::target_dir().join("ebpf/build");
     build_into("build-ebpf-next", title, &build, &NEXT_LAYOUT, &object)?;
