@@ -18,6 +18,7 @@ mod schema;
 mod set;
 pub mod text;
 mod ttl;
+mod write;
 mod yaml;
 
 #[cfg(test)]
@@ -38,3 +39,4 @@ pub use schema::{
 pub use set::{Located, Policy, PolicySet, Rule, parse};
 pub use text::{address_from, address_text, port_range_text, ports_text, protocol_text};
 pub use ttl::{MAX_TTL_S, Ttl, TtlError, parse_duration_s};
+pub use write::{Draft, Entry, write_policies};
