@@ -8,5 +8,6 @@ pub mod datapath;
 pub mod dns;
 pub mod metrics;
 pub mod policy;
+pub mod settings;
 pub mod shutdown;
 pub mod workload;

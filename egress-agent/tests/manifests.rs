@@ -17,7 +17,7 @@ use std::{
 use clap::Parser as _;
 use egress_agent::{
     cli::{Cli, Command, DEFAULT_PIN_DIR, DEFAULT_SOCKET, run::Run},
-    policy::{self, Compiled, Lifeline, PolicySet},
+    policy::{self, Catalog, Compiled, Lifeline, PolicySet},
 };
 use egress_common::verdict::Mode;
 use k8s_openapi::{
@@ -129,7 +129,8 @@ fn container_run() -> Run {
 
 fn compiled(texts: &[(&str, &str)], lifeline: &Lifeline) -> Compiled {
     let named = texts.iter().map(|(file, text)| (Path::new(*file), *text));
-    let set = PolicySet::from_texts(named).unwrap_or_else(|errors| panic!("{errors}"));
+    let set = PolicySet::from_texts(named, &Catalog::default())
+        .unwrap_or_else(|errors| panic!("{errors}"));
     policy::compile(&set, lifeline, None).unwrap_or_else(|errors| panic!("{errors}"))
 }
 
@@ -234,7 +235,7 @@ fn the_config_map_as_the_kubelet_lays_it_out_is_a_folder_that_the_agent_reads() 
         fs::write(data.join(file), text).unwrap();
         link(&Path::new("..data").join(file), file);
     }
-    let set = policy::load(&[volume.path().to_owned()]).unwrap();
+    let set = policy::load(&[volume.path().to_owned()], &Catalog::default()).unwrap();
     assert_eq!(set.policies().len(), files.len());
 }
 
@@ -425,7 +426,11 @@ fn the_unit_starts_run_with_its_defaults_and_what_they_need() {
 
 #[test]
 fn the_policy_for_a_plain_node_audits_and_compiles() {
-    let set = policy::load(&[root().join("deploy/systemd/policies")]).unwrap();
+    let set = policy::load(
+        &[root().join("deploy/systemd/policies")],
+        &Catalog::default(),
+    )
+    .unwrap();
     let compiled = policy::compile(&set, &Lifeline::new(), None).unwrap();
     assert_eq!(compiled.mode, Mode::Audit);
     assert!(compiled.rules_of_name("packages.example.com").is_some());

@@ -1,5 +1,6 @@
 //! The command line: one file for each subcommand, its options at the top.
 
+mod catalog;
 mod confirm;
 mod counters;
 mod doctor;
@@ -19,6 +20,7 @@ mod unload;
 
 use clap::{Parser, Subcommand};
 
+pub use catalog::CatalogArgs;
 pub use exit::{ExitCode, UsageError};
 pub use logging::start as start_logging;
 pub use output::{Format, OutputArgs, Screen, say};
@@ -27,10 +29,10 @@ pub use run::{LogLevel, RunOptions, ScopeOption};
 
 const EXAMPLES: &str = "\
 Examples:
-  egress-agent policy check /etc/egress/          what run would say of it
+  egress-agent policy check /etc/egress/policies what run would say of it
   egress-agent doctor                             what this node lacks
-  egress-agent run --policy /etc/egress/ --mode audit
-  egress-agent run --policy /etc/egress/ --confirm 60s
+  egress-agent run --policy /etc/egress/policies --mode audit
+  egress-agent run --policy /etc/egress/policies --confirm 60s
   egress-agent confirm                            or it falls back to audit
   egress-agent status                             exit 1: not all is enforced
   egress-agent flows --denied --follow            who is denied what, and why

@@ -7,17 +7,19 @@ use egress_common::verdict::Mode;
 use serde::Serialize;
 
 use super::{
+    catalog::CatalogArgs,
     exit::{ExitCode, UsageError},
-    output::OutputArgs,
+    output::{OutputArgs, say},
     run::ModeArg,
     table::{Table, number},
 };
-use crate::policy::{self, Compiled, Lifeline, PolicyErrors, PolicySet};
+use crate::policy::{self, CatalogSources, Compiled, Lifeline, PolicyErrors, PolicySet};
 
 const EXAMPLES: &str = "\
 Examples:
   egress-agent policy check node.yaml
-  egress-agent policy check /etc/egress/ extra.yaml -o json
+  egress-agent policy check /etc/egress/policies extra.yaml -o json
+  egress-agent policy check node.yaml --service-tags service-tags.json
 
 Runs what `run` runs before it touches the kernel.
 Exit status: 0 usable; 2 not, and every error is on stderr.";
@@ -44,6 +46,9 @@ pub struct Check {
     /// Policy files or folders, which apply together
     #[arg(required = true, value_name = "FILE")]
     pub files: Vec<PathBuf>,
+    /// What rules may refer to.
+    #[command(flatten)]
+    pub catalog: CatalogArgs,
     /// Mode instead of the policies' own, as `run` would be given
     #[arg(long, value_name = "MODE")]
     pub mode: Option<ModeArg>,
@@ -99,7 +104,8 @@ impl Policy {
 
 impl Check {
     fn execute(self) -> anyhow::Result<ExitCode> {
-        let (report, errors) = match self.check() {
+        let sources = self.catalog.sources()?;
+        let (report, errors) = match self.check(&sources) {
             Ok((set, compiled)) => (report(&set, &compiled), None),
             Err(errors) => {
                 let texts = errors.errors().iter().map(ToString::to_string);
@@ -123,8 +129,11 @@ impl Check {
         }
     }
 
-    fn check(&self) -> Result<(PolicySet, Compiled), PolicyErrors> {
-        let set = policy::load(&self.files)?;
+    fn check(&self, sources: &CatalogSources) -> Result<(PolicySet, Compiled), PolicyErrors> {
+        let catalog = sources.load()?;
+        let notes = catalog.service_tags().map(|tags| &tags.facts().notes);
+        notes.into_iter().flatten().for_each(|note| say(note));
+        let set = policy::load(&self.files, &catalog)?;
         let compiled = policy::compile(&set, &Lifeline::new(), self.mode.map(Mode::from))?;
         Ok((set, compiled))
     }

@@ -11,17 +11,18 @@ use clap::{Args, ValueEnum};
 use egress_common::{maps::LEARNED_CAPACITY, verdict::Mode};
 
 use super::{
+    catalog::CatalogArgs,
     exit::{ExitCode, UsageError},
     remote::{DEFAULT_PIN_DIR, SocketArgs},
 };
 use crate::{
-    policy::{Cidr, parse_duration_s},
+    policy::{CatalogSources, Cidr, parse_duration_s},
     workload,
 };
 
 const EXAMPLES: &str = "\
 Examples:
-  egress-agent run --policy /etc/egress/
+  egress-agent run --policy /etc/egress/policies
       every *.yaml there, on the whole node; changes are picked up
   egress-agent run --policy node.yaml --mode audit
       nothing is dropped; `flows --denied` shows what would be
@@ -30,7 +31,9 @@ Examples:
       within 60 s: for the first start on a node that is reached over the net
   egress-agent run --policy node.yaml --resolver 10.96.0.10 \\
       --api-server 10.0.0.4:6443 --lifeline-cidr 10.244.0.0/16
-      a Kubernetes node: cluster DNS, API server and pods stay reachable";
+      a Kubernetes node: cluster DNS, API server and pods stay reachable
+  egress-agent run --policy node.yaml --service-tags service-tags.json
+      rules may say serviceTags: [Storage.westeurope]; a new file is taken up";
 
 /// Options of `run`.
 #[derive(Clone, Debug, Args)]
@@ -39,6 +42,9 @@ pub struct Run {
     /// Policy files or folders; may be repeated
     #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
     pub policy: Vec<PathBuf>,
+    /// What rules may refer to.
+    #[command(flatten)]
+    pub catalog: CatalogArgs,
     /// Cgroup whose processes are judged [default: the cgroup v2 root]
     #[arg(long, value_name = "PATH")]
     pub cgroup: Option<PathBuf>,
@@ -216,6 +222,8 @@ impl FromStr for ScopeOption {
 pub struct RunOptions {
     /// Policy files and folders; at least one.
     pub policies: Vec<PathBuf>,
+    /// What rules may refer to.
+    pub catalog: CatalogSources,
     /// Cgroup whose processes are judged.
     pub cgroup: PathBuf,
     /// Interfaces on which forwarded and raw packets are judged too.
@@ -293,6 +301,7 @@ impl Run {
         };
         Ok(RunOptions {
             policies: self.policy,
+            catalog: self.catalog.sources()?,
             cgroup,
             interfaces: self.interface,
             resolvers,

@@ -87,7 +87,8 @@ impl Candidate {
     ///
     /// What is wrong with them.
     pub(super) fn load(options: &RunOptions, lifeline: Lifeline) -> Result<Self, PolicyErrors> {
-        let set = crate::policy::load(&options.policies)?;
+        let catalog = options.catalog.load()?;
+        let set = crate::policy::load(&options.policies, &catalog)?;
         let compiled = crate::policy::compile(&set, &lifeline, options.mode)?;
         let files: BTreeSet<_> = set
             .policies()

@@ -106,7 +106,7 @@ struct Item<'a> {
     list: RuleList,
     /// Position of the rule in its list.
     rule: usize,
-    /// `names` or `cidrs`.
+    /// `names`, `cidrs` or `serviceTags`.
     field: &'static str,
     /// Position of the destination in its field.
     position: usize,
@@ -279,7 +279,8 @@ impl<'a> Items<'a> {
     }
 
     fn collect_rules(&mut self, policy: &'a Policy, list: RuleList, kind: EntryKind) {
-        for (index, rule) in policy.rules(list).iter().enumerate() {
+        for rule in policy.rules(list) {
+            let index = rule.index;
             let source = |text: &str, line| RuleSource {
                 policy: policy.name().to_owned(),
                 list,
@@ -320,6 +321,13 @@ impl<'a> Items<'a> {
                 let id = self.register(source(&cidr.text, cidr.line), &cidr.value.to_string());
                 let item = item(id, "cidrs", position, cidr.line);
                 self.add_cidr(&cidr.value, item, kind, &rule.ports);
+            }
+            for (position, tag) in rule.service_tags.iter().enumerate() {
+                let id = self.register(source(&tag.text, tag.line), &tag.value.identity());
+                let item = item(id, "serviceTags", position, tag.line);
+                for cidr in &tag.value.prefixes {
+                    self.add_cidr(cidr, item, kind, &rule.ports);
+                }
             }
         }
     }

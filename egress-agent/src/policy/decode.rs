@@ -1,73 +1,38 @@
-//! From a marked tree to a checked policy. Goes on after an error, so that one run finds them all.
+//! From a marked tree to a checked policy.
 
-use std::{
-    collections::{BTreeMap, HashSet},
-    fmt,
-    path::Path,
-};
+use std::{collections::HashSet, path::Path};
 
 use egress_common::policy::{CIDR_ENTRIES, NAME_ENTRIES, PortRange};
 
 use super::{
-    error::{Place, Problem, Report, quoted},
+    catalog::Catalog,
+    error::{Problem, Report, quoted},
     name::parse_name_pattern,
     ports::parse_port_range,
+    reader::{FieldPath, Fields, Reader, is_text},
     schema::{
         API_VERSION, EgressPolicy, KIND, Metadata, Preexisting, Queries, Spec, SpecDns, SpecMode,
         SpecRule, SpecTtl,
     },
-    set::{Located, Policy, Rule},
+    set::{Policy, Rule},
     ttl::{Ttl, TtlError, parse_duration_s},
     yaml::{Node, Value},
 };
 
-/// A field path, built on the stack and printed only in messages.
-#[derive(Clone, Copy)]
-enum FieldPath<'a> {
-    Root,
-    Field(&'a FieldPath<'a>, &'a str),
-    Item(&'a FieldPath<'a>, usize),
-}
-
-impl fmt::Display for FieldPath<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Root => Ok(()),
-            Self::Field(Self::Root, name) => f.write_str(name),
-            Self::Field(parent, name) => write!(f, "{parent}.{name}"),
-            Self::Item(parent, index) => write!(f, "{parent}[{index}]"),
-        }
-    }
-}
-
 /// Reads one document. `None` if something was reported.
-pub(super) fn decode(file: &Path, document: &Node, report: &mut Report) -> Option<Policy> {
-    let mut decoder = Decoder {
-        file,
-        report,
-        is_good: true,
-    };
-    let policy = decoder.policy(document)?;
-    decoder.is_good.then_some(policy)
+pub(super) fn decode(
+    file: &Path,
+    document: &Node,
+    catalog: &Catalog,
+    report: &mut Report,
+) -> Option<Policy> {
+    let mut reader = Reader::new(file, report);
+    let policy = reader.policy(document, catalog)?;
+    reader.is_good().then_some(policy)
 }
 
-struct Decoder<'a> {
-    file: &'a Path,
-    report: &'a mut Report,
-    is_good: bool,
-}
-
-/// The fields of a mapping that are there and not empty.
-type Fields<'n> = BTreeMap<&'static str, &'n Node>;
-
-impl Decoder<'_> {
-    fn wrong(&mut self, line: usize, path: FieldPath<'_>, problem: impl Into<Problem>) {
-        self.is_good = false;
-        let place = Place::field(self.file, line, path.to_string());
-        self.report.add(place, problem);
-    }
-
-    fn policy(&mut self, document: &Node) -> Option<Policy> {
+impl Reader<'_> {
+    fn policy(&mut self, document: &Node, catalog: &Catalog) -> Option<Policy> {
         let root = FieldPath::Root;
         let example = "apiVersion: egress.dev/v1alpha1";
         let Value::Map(pairs) = &document.value else {
@@ -104,7 +69,7 @@ impl Decoder<'_> {
         };
         let spec = FieldPath::Field(&root, "spec");
         let parts = match fields.get("spec") {
-            Some(node) => self.spec(node, spec),
+            Some(node) => self.spec(node, spec, catalog),
             None => {
                 self.missing(document, spec, "spec: { allow: [] }");
                 None
@@ -121,7 +86,7 @@ impl Decoder<'_> {
                 metadata: metadata?,
                 spec,
             },
-            file: self.file.to_owned(),
+            file: self.file().to_owned(),
             line: document.line,
             ttl,
             allow,
@@ -148,10 +113,10 @@ impl Decoder<'_> {
             metadata.namespace = text.map(str::to_owned);
         }
         if let Some(node) = fields.get("labels") {
-            metadata.labels = self.texts_by_key(node, at("labels"));
+            metadata.labels = self.texts_by_key(node, at("labels"), "team: platform");
         }
         if let Some(node) = fields.get("annotations") {
-            metadata.annotations = self.texts_by_key(node, at("annotations"));
+            metadata.annotations = self.texts_by_key(node, at("annotations"), "team: platform");
         }
         Some(metadata)
     }
@@ -172,27 +137,11 @@ impl Decoder<'_> {
         }
     }
 
-    fn texts_by_key(&mut self, node: &Node, path: FieldPath<'_>) -> BTreeMap<String, String> {
-        let mut texts = BTreeMap::new();
-        let Value::Map(pairs) = &node.value else {
-            self.shape(node, path, "a mapping", "team: platform");
-            return texts;
-        };
-        for (key, value) in pairs {
-            let Some(key) = self.key(key, path) else {
-                continue;
-            };
-            if let Some(value) = self.text(value, FieldPath::Field(&path, key), "some text") {
-                texts.insert(key.to_owned(), value.to_owned());
-            }
-        }
-        texts
-    }
-
     fn spec(
         &mut self,
         node: &Node,
         path: FieldPath<'_>,
+        catalog: &Catalog,
     ) -> Option<(Spec, Ttl, Vec<Rule>, Vec<Rule>)> {
         const KNOWN: &[&str] = &["mode", "ttl", "preexisting", "dns", "allow", "deny"];
         let fields = self.fields(node, path, KNOWN, "spec: { allow: [] }")?;
@@ -215,10 +164,10 @@ impl Decoder<'_> {
         }
         let (mut allow, mut deny) = (Vec::new(), Vec::new());
         if let Some(node) = fields.get("allow") {
-            (spec.allow, allow) = self.rules(node, at("allow"), false);
+            (spec.allow, allow) = self.rules(node, at("allow"), false, catalog);
         }
         if let Some(node) = fields.get("deny") {
-            (spec.deny, deny) = self.rules(node, at("deny"), true);
+            (spec.deny, deny) = self.rules(node, at("deny"), true, catalog);
         }
         Some((spec, ttl, allow, deny))
     }
@@ -288,6 +237,7 @@ impl Decoder<'_> {
         node: &Node,
         path: FieldPath<'_>,
         is_deny: bool,
+        catalog: &Catalog,
     ) -> (Vec<SpecRule>, Vec<Rule>) {
         let Value::List(items) = &node.value else {
             self.shape(node, path, "a list of rules", "- names: [api.example.com]");
@@ -295,7 +245,19 @@ impl Decoder<'_> {
         };
         let (mut specs, mut rules) = (Vec::new(), Vec::new());
         for (index, item) in items.iter().enumerate() {
-            if let Some((spec, rule)) = self.rule(item, FieldPath::Item(&path, index), is_deny) {
+            let path = FieldPath::Item(&path, index);
+            const KNOWN: &[&str] = &["names", "cidrs", "serviceTags", "ports", "preset", "with"];
+            let Some(present) = self.present(item, path, KNOWN, "- names: [api.example.com]")
+            else {
+                continue;
+            };
+            if present.contains_key("preset") || present.contains_key("with") {
+                if let Some((spec, of_preset)) = self.preset(path, &present, catalog) {
+                    specs.push(spec);
+                    rules.extend(of_preset);
+                }
+            } else {
+                let (spec, rule) = self.rule(item, path, &present, index, is_deny, catalog);
                 specs.push(spec);
                 rules.push(rule);
             }
@@ -303,28 +265,58 @@ impl Decoder<'_> {
         (specs, rules)
     }
 
+    /// A rule that stands for those of a preset.
+    fn preset(
+        &mut self,
+        path: FieldPath<'_>,
+        present: &Fields<'_>,
+        catalog: &Catalog,
+    ) -> Option<(SpecRule, Vec<Rule>)> {
+        let at = |name| FieldPath::Field(&path, name);
+        for (name, node) in present {
+            if !matches!(*name, "preset" | "with") {
+                self.wrong(node.line, at(name), Problem::BesidePreset);
+            }
+        }
+        if let Some(node) = present.get("with") {
+            self.texts_by_key(node, at("with"), "with: { location: westeurope }");
+        }
+        let example = "preset: aks/azure-global";
+        let Some(node) = present.get("preset") else {
+            let line = present.get("with").map_or(0, |node| node.line);
+            self.wrong(line, at("with"), Problem::WithoutPreset(example));
+            return None;
+        };
+        let name = self.text(node, at("preset"), example)?;
+        let problem = catalog.presets().unknown(name);
+        self.wrong(node.line, at("preset"), problem);
+        None
+    }
+
+    /// A rule with destinations of its own.
     fn rule(
         &mut self,
         node: &Node,
         path: FieldPath<'_>,
+        present: &Fields<'_>,
+        index: usize,
         is_deny: bool,
-    ) -> Option<(SpecRule, Rule)> {
-        const KNOWN: &[&str] = &["names", "cidrs", "ports"];
-        let present = self.present(node, path, KNOWN, "- names: [api.example.com]")?;
+        catalog: &Catalog,
+    ) -> (SpecRule, Rule) {
         let at = |name| FieldPath::Field(&path, name);
-        let names = match present.get("names") {
-            Some(node) => self.items(
-                node,
-                at("names"),
-                "names: [api.example.com]",
-                parse_name_pattern,
-            ),
-            None => Vec::new(),
-        };
-        let cidrs = match present.get("cidrs") {
-            Some(node) => self.items(node, at("cidrs"), "cidrs: [10.0.0.0/8]", str::parse),
-            None => Vec::new(),
-        };
+        let names = present.get("names").map_or_else(Vec::new, |node| {
+            let example = "names: [api.example.com]";
+            self.items(node, at("names"), example, parse_name_pattern)
+        });
+        let cidrs = present.get("cidrs").map_or_else(Vec::new, |node| {
+            self.items(node, at("cidrs"), "cidrs: [10.0.0.0/8]", str::parse)
+        });
+        let service_tags = present.get("serviceTags").map_or_else(Vec::new, |node| {
+            let example = "serviceTags: [Storage.westeurope]";
+            self.items(node, at("serviceTags"), example, |text| {
+                catalog.service_tag(text)
+            })
+        });
         let is_empty = |name| match present.get(name).map(|node| &node.value) {
             None | Some(Value::Null) => true,
             Some(Value::List(items)) => items.is_empty(),
@@ -332,7 +324,7 @@ impl Decoder<'_> {
         };
         // An unknown field may be a destination with a wrong name.
         let is_complete = matches!(&node.value, Value::Map(pairs) if pairs.len() == present.len());
-        if is_complete && is_empty("names") && is_empty("cidrs") {
+        if is_complete && ["names", "cidrs", "serviceTags"].into_iter().all(is_empty) {
             self.wrong(node.line, path, Problem::NoDestination);
         }
         let ports = present.get("ports").map(|node| {
@@ -346,212 +338,38 @@ impl Decoder<'_> {
         let mut seen = HashSet::new();
         let given = ports.iter().flatten().map(|port| port.value);
         let ranges: Vec<PortRange> = given.filter(|range| seen.insert(*range)).collect();
-        let (what, max) = if is_empty("names") {
+        let (what, max) = if !is_empty("names") {
+            ("a rule with names", NAME_ENTRIES)
+        } else if !is_empty("cidrs") {
             ("a rule with cidrs", CIDR_ENTRIES)
         } else {
-            ("a rule with names", NAME_ENTRIES)
+            ("a rule with serviceTags", CIDR_ENTRIES)
         };
+        let line = present.get("ports").map_or(node.line, |node| node.line);
         if ranges.len() > max {
             let count = ranges.len();
-            let line = present.get("ports").map_or(node.line, |node| node.line);
-            self.wrong(
-                line,
-                at("ports"),
-                Problem::TooManyPorts { count, what, max },
-            );
+            let problem = Problem::TooManyPorts { count, what, max };
+            self.wrong(line, at("ports"), problem);
         }
         if is_deny && !is_empty("names") && !ranges.is_empty() && !ranges.contains(&PortRange::ANY)
         {
-            let line = present.get("ports").map_or(node.line, |node| node.line);
             self.wrong(line, at("ports"), Problem::DeniedNameWithPorts);
         }
         let spec = SpecRule {
             names: names.iter().map(|name| name.text.clone()).collect(),
             cidrs: cidrs.iter().map(|cidr| cidr.text.clone()).collect(),
+            service_tags: service_tags.iter().map(|tag| tag.text.clone()).collect(),
             ports: ports.map(|ports| ports.into_iter().map(|port| port.text).collect()),
+            ..SpecRule::default()
         };
         let rule = Rule {
+            index,
             line: node.line,
             names,
             cidrs,
+            service_tags,
             ports: ranges,
         };
-        Some((spec, rule))
+        (spec, rule)
     }
-
-    /// The items of a list of texts; an empty value is an empty list.
-    fn items<T, E: Into<Problem>>(
-        &mut self,
-        node: &Node,
-        path: FieldPath<'_>,
-        example: &'static str,
-        parse: impl Fn(&str) -> Result<T, E>,
-    ) -> Vec<Located<T>> {
-        let items = match &node.value {
-            Value::List(items) => items.as_slice(),
-            Value::Null => &[],
-            Value::Text(_) | Value::Map(_) => {
-                self.shape(node, path, "a list", example);
-                &[]
-            }
-        };
-        let mut located = Vec::with_capacity(items.len());
-        for (index, item) in items.iter().enumerate() {
-            let path = FieldPath::Item(&path, index);
-            let Some(text) = self.text(item, path, example) else {
-                continue;
-            };
-            match parse(text) {
-                Ok(value) => located.push(Located {
-                    value,
-                    text: text.to_owned(),
-                    line: item.line,
-                }),
-                Err(error) => self.wrong(item.line, path, error),
-            }
-        }
-        located
-    }
-
-    /// The fields of a mapping, without those that are empty.
-    fn fields<'n>(
-        &mut self,
-        node: &'n Node,
-        path: FieldPath<'_>,
-        known: &[&'static str],
-        example: &'static str,
-    ) -> Option<Fields<'n>> {
-        let mut fields = self.present(node, path, known, example)?;
-        fields.retain(|_, node| !matches!(node.value, Value::Null));
-        Some(fields)
-    }
-
-    /// The fields of a mapping.
-    fn present<'n>(
-        &mut self,
-        node: &'n Node,
-        path: FieldPath<'_>,
-        known: &[&'static str],
-        example: &'static str,
-    ) -> Option<Fields<'n>> {
-        let Value::Map(pairs) = &node.value else {
-            self.shape(node, path, "a mapping", example);
-            return None;
-        };
-        let mut fields = Fields::new();
-        for (key, value) in pairs {
-            let line = key.line;
-            let Some(name) = self.key(key, path) else {
-                continue;
-            };
-            let path = FieldPath::Field(&path, name);
-            let Some(field) = known.iter().find(|field| **field == name) else {
-                let problem = Problem::UnknownField {
-                    name: quoted(name),
-                    nearest: nearest(name, known),
-                    known: known.join(", "),
-                };
-                self.wrong(line, path, problem);
-                continue;
-            };
-            if fields.insert(*field, value).is_some() {
-                let first = pairs.iter().find(|(key, _)| is_text(key, name));
-                let first = first.map_or(line, |(key, _)| key.line);
-                self.wrong(line, path, Problem::DuplicateField { first });
-            }
-        }
-        Some(fields)
-    }
-
-    fn key<'n>(&mut self, key: &'n Node, path: FieldPath<'_>) -> Option<&'n str> {
-        if let Value::Text(name) = &key.value {
-            return Some(name);
-        }
-        self.wrong(key.line, path, Problem::BadKey(key.value.kind()));
-        None
-    }
-
-    fn text<'n>(
-        &mut self,
-        node: &'n Node,
-        path: FieldPath<'_>,
-        example: &'static str,
-    ) -> Option<&'n str> {
-        if let Value::Text(text) = &node.value {
-            return Some(text);
-        }
-        self.shape(node, path, "text", example);
-        None
-    }
-
-    fn choice<T: Copy + Default>(
-        &mut self,
-        node: &Node,
-        path: FieldPath<'_>,
-        choices: &[(&'static str, T)],
-        known: &'static str,
-    ) -> T {
-        let Some(text) = self.text(node, path, known) else {
-            return T::default();
-        };
-        if let Some((_, value)) = choices.iter().find(|(name, _)| *name == text) {
-            return *value;
-        }
-        let found = quoted(text);
-        self.wrong(node.line, path, Problem::Choice { found, known });
-        T::default()
-    }
-
-    fn constant(&mut self, node: &Node, path: FieldPath<'_>, wanted: &'static str) {
-        if let Some(text) = self.text(node, path, wanted)
-            && text != wanted
-        {
-            let found = quoted(text);
-            self.wrong(
-                node.line,
-                path,
-                Problem::Choice {
-                    found,
-                    known: wanted,
-                },
-            );
-        }
-    }
-
-    fn missing(&mut self, parent: &Node, path: FieldPath<'_>, example: &'static str) {
-        self.wrong(parent.line, path, Problem::Missing(example));
-    }
-
-    fn shape(
-        &mut self,
-        node: &Node,
-        path: FieldPath<'_>,
-        wanted: &'static str,
-        example: &'static str,
-    ) {
-        let found = node.value.kind();
-        let problem = Problem::Shape {
-            found,
-            wanted,
-            example,
-        };
-        self.wrong(node.line, path, problem);
-    }
-}
-
-fn is_text(node: &Node, wanted: &str) -> bool {
-    matches!(&node.value, Value::Text(text) if text == wanted)
-}
-
-/// The known field that is most like `name`, if one is.
-fn nearest(name: &str, known: &[&'static str]) -> Option<&'static str> {
-    const ALIKE: f64 = 0.7;
-    let name = name.to_lowercase();
-    let likeness = |field: &str| strsim::jaro_winkler(&name, &field.to_lowercase());
-    known
-        .iter()
-        .map(|field| (likeness(field), *field))
-        .filter(|(likeness, _)| *likeness > ALIKE)
-        .max_by(|(a, _), (b, _)| a.total_cmp(b))
-        .map(|(_, field)| field)
 }

@@ -7,7 +7,10 @@ use std::{
 
 use thiserror::Error;
 
-use super::{cidr::CidrError, name::NameError, ports::PortsError, ttl::TtlError};
+use super::{
+    cidr::CidrError, name::NameError, ports::PortsError, service_tags::ServiceTagError,
+    ttl::TtlError,
+};
 
 /// Most messages that are printed of one set of errors.
 const SHOWN: usize = 50;
@@ -76,10 +79,10 @@ pub enum Problem {
     #[error("cannot be read: {0}; check the path and its permissions")]
     Unreadable(String),
     /// The file is larger than [`super::MAX_FILE_BYTES`].
-    #[error("has more than {0} bytes, the most that a policy file may have; split it")]
+    #[error("has more than {0} bytes, the most that a file may have here; split it")]
     TooLarge(u64),
     /// The bytes are not text.
-    #[error("is not UTF-8 text; save the policy as UTF-8")]
+    #[error("is not UTF-8 text; save the file as UTF-8")]
     NotText,
     /// No path was given.
     #[error("no policy file was given; name at least one file or folder")]
@@ -90,6 +93,9 @@ pub enum Problem {
     /// The file holds no document.
     #[error("holds no policy; write one, starting with apiVersion: {0}")]
     EmptyFile(&'static str),
+    /// A file that may hold one document holds more.
+    #[error("is a second document; write all settings in one")]
+    SecondDocument,
     /// The same file is given twice.
     #[error("is the same file as {0}; give it once")]
     SameFile(String),
@@ -166,8 +172,26 @@ pub enum Problem {
         first: String,
     },
     /// A rule without destination.
-    #[error(r#"names no destination; write names: [api.example.com] or cidrs: [192.0.2.0/24]"#)]
+    #[error(
+        "names no destination; write names: [api.example.com], cidrs: [192.0.2.0/24] or serviceTags: [Storage.westeurope]"
+    )]
     NoDestination,
+    /// A rule with a preset and something else.
+    #[error("stands beside a preset, which has its own; write a rule of its own for it")]
+    BesidePreset,
+    /// Values for no preset.
+    #[error("is for the variables of a preset, and there is none; write {0}")]
+    WithoutPreset(&'static str),
+    /// A preset that does not exist.
+    #[error("{name} is not a preset; {}the presets are {known}", nearest.as_ref().map(|name| format!("write {name}: ")).unwrap_or_default())]
+    UnknownPreset {
+        /// The name, quoted.
+        name: String,
+        /// The known one that is most like it, if one is.
+        nearest: Option<String>,
+        /// All known ones.
+        known: String,
+    },
     /// A list of ports without ports.
     #[error(r#"is empty, so that nothing would match; write ["443/tcp"], or leave ports out for any port"#)]
     NoPorts,
@@ -188,6 +212,9 @@ pub enum Problem {
     /// A bad length of time.
     #[error(transparent)]
     Ttl(#[from] TtlError),
+    /// A bad service tag, or a bad file of them.
+    #[error(transparent)]
+    ServiceTag(#[from] ServiceTagError),
     /// Policies of one set have different modes.
     #[error(
         "policy {policy} has mode {mode}, but policy {other} at {other_place} has mode {other_mode}; in this version all policies of a node have one mode: write the same in each, or run with --mode enforce or --mode audit"
@@ -287,27 +314,27 @@ impl fmt::Display for PolicyErrors {
 
 /// Collects errors while work goes on.
 #[derive(Debug, Default)]
-pub(super) struct Report(Vec<PolicyError>);
+pub(crate) struct Report(Vec<PolicyError>);
 
 impl Report {
     /// Adds an error.
-    pub(super) fn add(&mut self, place: Place, problem: impl Into<Problem>) {
+    pub(crate) fn add(&mut self, place: Place, problem: impl Into<Problem>) {
         let problem = problem.into();
         self.0.push(PolicyError { place, problem });
     }
 
     /// Adds all errors of another set.
-    pub(super) fn extend(&mut self, errors: PolicyErrors) {
+    pub(crate) fn extend(&mut self, errors: PolicyErrors) {
         self.0.extend(errors.0);
     }
 
     /// Puts the errors of one file in the order of lines; those of one line stay as they are.
-    pub(super) fn sort_by_line(&mut self) {
+    pub(crate) fn sort_by_line(&mut self) {
         self.0.sort_by_key(|error| error.place.line);
     }
 
     /// Puts errors that came in no order in the order of files, lines and fields.
-    pub(super) fn sort(&mut self) {
+    pub(crate) fn sort(&mut self) {
         self.0.sort_by(|a, b| a.place.cmp(&b.place));
     }
 
@@ -315,7 +342,7 @@ impl Report {
     ///
     /// # Errors
     /// If something was added.
-    pub(super) fn finish<T>(self, value: T) -> Result<T, PolicyErrors> {
+    pub(crate) fn finish<T>(self, value: T) -> Result<T, PolicyErrors> {
         if self.0.is_empty() {
             Ok(value)
         } else {
@@ -325,7 +352,7 @@ impl Report {
 }
 
 /// The text in quotes for a message: control characters escaped, long ones cut.
-pub(super) fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     const MOST: usize = 80;
     let mut shown: String = text
         .chars()

@@ -1,4 +1,4 @@
-//! Reads policy files and folders. The only part of the module that touches the file system.
+//! Reads policy files and folders, and what the catalog is made of. The only part of the module that touches the file system.
 
 use std::{
     collections::HashMap,
@@ -9,14 +9,16 @@ use std::{
 };
 
 use super::{
+    catalog::{Catalog, CatalogSources},
     error::{Place, PolicyErrors, Problem, Report},
+    service_tags::{MAX_SERVICE_TAGS_BYTES, ServiceTagError, ServiceTags},
     set::PolicySet,
 };
 
 /// Largest policy file.
 pub const MAX_FILE_BYTES: u64 = 32 * 1024 * 1024;
 
-/// Reads and checks policies from files and folders.
+/// Reads and checks policies from files and folders. Their rules may refer to what is in the catalog.
 ///
 /// Of a folder: every `*.yaml` and `*.yml` directly in it, sorted, without
 /// names that start with a dot, so that a ConfigMap volume (whose files are
@@ -25,7 +27,7 @@ pub const MAX_FILE_BYTES: u64 = 32 * 1024 * 1024;
 /// # Errors
 /// Everything that is wrong: files that cannot be read, bad policies, a file
 /// or a policy name that occurs twice, an empty folder.
-pub fn load(paths: &[PathBuf]) -> Result<PolicySet, PolicyErrors> {
+pub fn load(paths: &[PathBuf], catalog: &Catalog) -> Result<PolicySet, PolicyErrors> {
     if paths.is_empty() {
         return Err(PolicyErrors::one(
             Place::file(Path::new("--policy")),
@@ -49,13 +51,33 @@ pub fn load(paths: &[PathBuf]) -> Result<PolicySet, PolicyErrors> {
     let named = texts
         .iter()
         .map(|(file, text)| (file.as_path(), text.as_str()));
-    match PolicySet::from_texts(named) {
+    match PolicySet::from_texts(named, catalog) {
         Ok(set) => report.finish(set),
         Err(errors) => {
             report.extend(errors);
             report.finish(PolicySet::default())
         }
     }
+}
+
+impl CatalogSources {
+    /// Reads the catalog.
+    ///
+    /// # Errors
+    /// What is wrong with its files.
+    pub fn load(&self) -> Result<Catalog, PolicyErrors> {
+        let service_tags = self.service_tags.as_deref().map(load_service_tags);
+        Ok(Catalog::new(service_tags.transpose()?))
+    }
+}
+
+fn load_service_tags(file: &Path) -> Result<ServiceTags, PolicyErrors> {
+    let wrong = |problem| PolicyErrors::one(Place::file(file), problem);
+    let bytes = read_bounded(file, MAX_SERVICE_TAGS_BYTES)
+        .map_err(|error| wrong(unreadable(&error)))?
+        .ok_or_else(|| wrong(ServiceTagError::TooLarge(MAX_SERVICE_TAGS_BYTES).into()))?;
+    let modified = fs::metadata(file).and_then(|metadata| metadata.modified());
+    ServiceTags::parse(file, &bytes, modified.ok())
 }
 
 /// The files that a path stands for.
@@ -116,22 +138,24 @@ fn read_once(file: &Path, seen: &mut HashMap<PathBuf, PathBuf>) -> Result<Vec<u8
     if let Some(first) = seen.insert(real, file.to_owned()) {
         return Err(Problem::SameFile(first.display().to_string()));
     }
+    read_bounded(file, MAX_FILE_BYTES)
+        .map_err(|error| unreadable(&error))?
+        .ok_or(Problem::TooLarge(MAX_FILE_BYTES))
+}
+
+/// The bytes of a file, or `None` if there are more than `most`.
+pub(crate) fn read_bounded(file: &Path, most: u64) -> io::Result<Option<Vec<u8>>> {
     let mut bytes = Vec::new();
-    File::open(file)
-        .and_then(|opened| {
-            opened
-                .take(MAX_FILE_BYTES.saturating_add(1))
-                .read_to_end(&mut bytes)
-        })
-        .map_err(|error| unreadable(&error))?;
-    if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > MAX_FILE_BYTES {
-        return Err(Problem::TooLarge(MAX_FILE_BYTES));
-    }
-    Ok(bytes)
+    let opened = File::open(file)?;
+    opened
+        .take(most.saturating_add(1))
+        .read_to_end(&mut bytes)?;
+    let is_whole = u64::try_from(bytes.len()).is_ok_and(|bytes| bytes <= most);
+    Ok(is_whole.then_some(bytes))
 }
 
 /// The system's error without Rust's `(os error 2)`.
-fn unreadable(error: &io::Error) -> Problem {
+pub(crate) fn unreadable(error: &io::Error) -> Problem {
     let text = error.to_string();
     let text = text.split(" (os error").next().unwrap_or(&text);
     Problem::Unreadable(text.to_lowercase())
@@ -142,6 +166,10 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+
+    fn load(paths: &[PathBuf]) -> Result<PolicySet, PolicyErrors> {
+        super::load(paths, &Catalog::default())
+    }
 
     fn policy(name: &str) -> String {
         format!(
@@ -197,7 +225,7 @@ mod tests {
         assert_eq!(
             errors.to_string().replace(&root, "F"),
             "F/broken.yaml: cannot be read: no such file or directory; check the path and its permissions\n\
-             F/latin.yaml:1: is not UTF-8 text; save the policy as UTF-8\n\
+             F/latin.yaml:1: is not UTF-8 text; save the file as UTF-8\n\
              F/link.yaml: is the same file as F/a.yaml; give it once\n\
              F/missing.yaml: cannot be read: no such file or directory; check the path and its permissions\n\
              F/twice.yaml:1: metadata.name: policy \"a\" is already defined at F/a.yaml:1; rename one of them"
@@ -228,7 +256,7 @@ mod tests {
         assert_eq!(
             errors.to_string(),
             format!(
-                "{}: has more than 33554432 bytes, the most that a policy file may have; split it",
+                "{}: has more than 33554432 bytes, the most that a file may have here; split it",
                 path.display()
             )
         );

@@ -1,40 +1,50 @@
 //! Policies: parse, validate, compile. Pure: no clock, no kernel, no runtime.
 //!
-//! [`load`] reads files and is the only function here that does I/O;
-//! [`PolicySet::from_texts`] takes texts; [`compile`] makes the entries of the
-//! kernel's tries from a set and the [`Lifeline`]. Every error says where it
+//! [`CatalogSources::load`] and [`load`] read files and are the only functions here that do I/O;
+//! [`PolicySet::from_texts`] takes texts. Rules may refer to what is in the [`Catalog`]: service tags and presets.
+//! [`compile`] makes the entries of the kernel's tries from a set and the [`Lifeline`]. Every error says where it
 //! is, what is wrong and what would be right, and all of a set are reported.
 
+mod catalog;
 mod cidr;
 mod compile;
 mod compiled;
 mod decode;
 mod error;
 mod lifeline;
-mod load;
+pub(crate) mod load;
 mod name;
 mod ports;
+mod preset;
+pub(crate) mod reader;
 mod schema;
+mod service_tags;
 mod set;
 pub mod text;
 mod ttl;
 mod write;
-mod yaml;
+pub(crate) mod yaml;
 
 #[cfg(test)]
 mod tests;
 
+pub use catalog::{Catalog, CatalogSources};
 pub use cidr::{Cidr, CidrError};
 pub use compile::compile;
 pub use compiled::{Compiled, NamePattern, RuleList, RuleSource};
+pub(crate) use error::Report;
 pub use error::{Meeting, Place, PolicyError, PolicyErrors, Problem};
 pub use lifeline::{Lifeline, LifelineEntry};
 pub use load::{MAX_FILE_BYTES, load};
 pub use name::{NameError, parse_name_pattern};
 pub use ports::{PortsError, parse_port_range};
+pub use preset::Presets;
 pub use schema::{
     API_VERSION, EgressPolicy, KIND, Metadata, Preexisting, Queries, Spec, SpecDns, SpecMode,
     SpecRule, SpecTtl,
+};
+pub use service_tags::{
+    MAX_SERVICE_TAGS_BYTES, ServiceTag, ServiceTagError, ServiceTags, ServiceTagsFacts, UnknownTag,
 };
 pub use set::{Located, Policy, PolicySet, Rule, parse};
 pub use text::{address_from, address_text, port_range_text, ports_text, protocol_text};

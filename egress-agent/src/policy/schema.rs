@@ -145,7 +145,16 @@ pub struct SpecRule {
     /// Networks and addresses.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub cidrs: Vec<String>,
+    /// Azure service tags, such as `Storage.westeurope`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub service_tags: Vec<String>,
     /// Ports; any port and protocol if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ports: Option<Vec<String>>,
+    /// A preset, whose rules this one stands for; then it has no destinations and ports of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preset: Option<String>,
+    /// Values of the preset's variables.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub with: BTreeMap<String, String>,
 }

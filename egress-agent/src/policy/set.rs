@@ -3,17 +3,20 @@
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use egress_common::{policy::PortRange, verdict::Mode};
 use serde::{Serialize, Serializer};
 
 use super::{
+    catalog::Catalog,
     cidr::Cidr,
     compiled::{NamePattern, RuleList},
     decode::decode,
     error::{Place, PolicyErrors, Problem, Report, quoted},
     schema::{API_VERSION, EgressPolicy},
+    service_tags::ServiceTag,
     ttl::Ttl,
     yaml,
 };
@@ -32,12 +35,16 @@ pub struct Located<T> {
 /// A checked rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
+    /// Position in its list, from 0; rules of one preset share it.
+    pub index: usize,
     /// Line in the file, from 1.
     pub line: usize,
     /// Names and patterns.
     pub names: Vec<Located<NamePattern>>,
     /// Networks and addresses.
     pub cidrs: Vec<Located<Cidr>>,
+    /// Service tags.
+    pub service_tags: Vec<Located<Arc<ServiceTag>>>,
     /// Ports as the user wrote them, without repetitions; empty means any.
     pub ports: Vec<PortRange>,
 }
@@ -94,7 +101,7 @@ impl Serialize for Policy {
 ///
 /// # Errors
 /// Everything that is wrong with the text.
-pub fn parse(file: &Path, text: &str) -> Result<Vec<Policy>, PolicyErrors> {
+pub fn parse(file: &Path, text: &str, catalog: &Catalog) -> Result<Vec<Policy>, PolicyErrors> {
     let mut report = Report::default();
     let (documents, wrong) = yaml::documents(text);
     let mut policies = Vec::new();
@@ -103,7 +110,7 @@ pub fn parse(file: &Path, text: &str) -> Result<Vec<Policy>, PolicyErrors> {
         // `---` at the end of a file starts an empty document.
         if !matches!(document.value, yaml::Value::Null) {
             holds_any = true;
-            policies.extend(decode(file, document, &mut report));
+            policies.extend(decode(file, document, catalog, &mut report));
         }
     }
     if let Some((line, problem)) = wrong {
@@ -129,11 +136,12 @@ impl PolicySet {
     /// Everything that is wrong with the texts, and names that are used twice.
     pub fn from_texts<'a>(
         texts: impl IntoIterator<Item = (&'a Path, &'a str)>,
+        catalog: &Catalog,
     ) -> Result<Self, PolicyErrors> {
         let mut report = Report::default();
         let mut policies: Vec<Policy> = Vec::new();
         for (file, text) in texts {
-            match parse(file, text) {
+            match parse(file, text, catalog) {
                 Ok(parsed) => policies.extend(parsed),
                 Err(errors) => report.extend(errors),
             }

@@ -111,10 +111,30 @@ fn rule(text: &mut String, indent: &str, rule: &SpecRule) {
     let SpecRule {
         names,
         cidrs,
+        service_tags,
         ports,
+        preset,
+        with,
     } = rule;
     let mut lead = "- ";
-    let lists = [("names", Some(names)), ("cidrs", Some(cidrs))];
+    if let Some(preset) = preset {
+        line(text, indent, &format!("{lead}preset: {}", scalar(preset)));
+        lead = "  ";
+    }
+    if !with.is_empty() {
+        let values = with.iter();
+        let values: Vec<String> = values
+            .map(|(name, value)| format!("{}: {}", scalar(name), scalar(value)))
+            .collect();
+        let values = values.join(", ");
+        line(text, indent, &format!("{lead}with: {{ {values} }}"));
+        lead = "  ";
+    }
+    let lists = [
+        ("names", Some(names)),
+        ("cidrs", Some(cidrs)),
+        ("serviceTags", Some(service_tags)),
+    ];
     for (name, texts) in lists.into_iter().chain([("ports", ports.as_ref())]) {
         let Some(texts) = texts.filter(|texts| !texts.is_empty() || name == "ports") else {
             continue;
@@ -208,7 +228,7 @@ mod tests {
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
-    use crate::policy::parse;
+    use crate::policy::{Catalog, parse};
 
     fn rule(names: &[&str], cidrs: &[&str], ports: Option<&[&str]>) -> SpecRule {
         let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
@@ -216,11 +236,12 @@ mod tests {
             names: owned(names),
             cidrs: owned(cidrs),
             ports: ports.map(owned),
+            ..SpecRule::default()
         }
     }
 
     fn read(text: &str) -> Vec<EgressPolicy> {
-        let policies = parse(Path::new("written.yaml"), text);
+        let policies = parse(Path::new("written.yaml"), text, &Catalog::default());
         let policies = policies.unwrap_or_else(|errors| panic!("{errors}\n{text}"));
         let documents = policies.into_iter().map(|policy| policy.document);
         documents.collect()
@@ -289,6 +310,35 @@ spec:
         let off = write_policies(std::slice::from_ref(&draft));
         let on = off.replace("# ", "").replace("allow: []", "allow:");
         assert_eq!(on, text);
+    }
+
+    #[test]
+    fn service_tags_and_presets_are_written_too() {
+        let tags = SpecRule {
+            service_tags: vec!["Storage.westeurope".to_owned()],
+            ..rule(&["a.example.com"], &[], Some(&["443/tcp"]))
+        };
+        let preset = SpecRule {
+            preset: Some("aks/azure-global".to_owned()),
+            with: [("location", "eastus"), ("api", "*.a")]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .into(),
+            ..SpecRule::default()
+        };
+        let draft = Draft {
+            name: "p".to_owned(),
+            allow: vec![Entry::Rule(tags), Entry::Off(preset)],
+            ..Draft::default()
+        };
+        let text = write_policies(&[draft]);
+        let expected = r#"  allow:
+    - names: [a.example.com]
+      serviceTags: [Storage.westeurope]
+      ports: ["443/tcp"]
+    # - preset: aks/azure-global
+    #   with: { api: "*.a", location: eastus }
+"#;
+        assert!(text.ends_with(expected), "{text}");
     }
 
     #[test]

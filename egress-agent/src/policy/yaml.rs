@@ -21,16 +21,16 @@ const TEXT_BYTES: usize = 64;
 
 /// A value and the line on which it starts.
 #[derive(Clone, Debug)]
-pub(super) struct Node {
+pub(crate) struct Node {
     /// Line, from 1.
-    pub(super) line: usize,
+    pub(crate) line: usize,
     /// The value.
-    pub(super) value: Value,
+    pub(crate) value: Value,
 }
 
 /// A value.
 #[derive(Clone, Debug)]
-pub(super) enum Value {
+pub(crate) enum Value {
     /// Nothing, `~` or `null`.
     Null,
     /// Any text, number or truth value.
@@ -43,7 +43,7 @@ pub(super) enum Value {
 
 impl Value {
     /// What it is, for messages.
-    pub(super) const fn kind(&self) -> &'static str {
+    pub(crate) const fn kind(&self) -> &'static str {
         match self {
             Self::Null => "empty",
             Self::Text(_) => "text",
@@ -54,10 +54,10 @@ impl Value {
 }
 
 /// What went wrong on a line.
-pub(super) type Wrong = (usize, Problem);
+pub(crate) type Wrong = (usize, Problem);
 
 /// The documents of a text, those before the error too.
-pub(super) fn documents(text: &str) -> (Vec<Node>, Option<Wrong>) {
+pub(crate) fn documents(text: &str) -> (Vec<Node>, Option<Wrong>) {
     let mut builder = Builder::default();
     let mut last_line = 1;
     for event in Parser::new_from_str(text.strip_prefix('\u{feff}').unwrap_or(text)) {

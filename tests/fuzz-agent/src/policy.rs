@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::Context as _;
 use egress_agent::policy::{
-    Lifeline, PolicyErrors, PolicySet, Problem, compile, load, parse_name_pattern,
+    Catalog, Lifeline, PolicyErrors, PolicySet, Problem, compile, load, parse_name_pattern,
 };
 use nix::time::{ClockId, clock_gettime};
 
@@ -249,7 +249,18 @@ fn break_text(tape: &mut Tape<'_>, text: &mut String) {
         7 => {
             let word = word(tape);
             let key = tape.pick(&[
-                "names", "cidrs", "ports", "allow", "mode", "ttl", "Names", "port", "spec",
+                "names",
+                "cidrs",
+                "serviceTags",
+                "preset",
+                "with",
+                "ports",
+                "allow",
+                "mode",
+                "ttl",
+                "Names",
+                "port",
+                "spec",
             ]);
             lines.insert(at, format!("{}{key}: {word}", " ".repeat(tape.below(7))));
         }
@@ -371,7 +382,7 @@ fn compiles(set: &PolicySet, file: &Path, lines: usize) -> Result<usize, Finding
         again += &json;
         again += "\n";
     }
-    let again = PolicySet::from_texts([(file, again.as_str())])
+    let again = PolicySet::from_texts([(file, again.as_str())], &Catalog::default())
         .map_err(|errors| Finding(format!("refused when written as JSON: {errors}\n{again}")))?;
     let documents = |set: &PolicySet| -> Vec<_> {
         let policies = set.policies().iter();
@@ -433,15 +444,18 @@ impl Target for Policies {
         fs::write(&file, input).map_err(|error| Finding(format!("cannot write: {error}")))?;
         let lines = input.split(|byte| *byte == b'\n').count();
         let begin = cpu_time();
-        let (class, heap) = heap::peak(|| match load(std::slice::from_ref(&file)) {
-            Ok(set) => compiles(&set, &file, lines),
-            Err(errors) => {
-                tells_its_line(&errors, &file, lines)?;
-                // What the user sees.
-                let _shown = errors.to_string();
-                Ok(class_of(&errors))
-            }
-        });
+        let (class, heap) =
+            heap::peak(
+                || match load(std::slice::from_ref(&file), &Catalog::default()) {
+                    Ok(set) => compiles(&set, &file, lines),
+                    Err(errors) => {
+                        tells_its_line(&errors, &file, lines)?;
+                        // What the user sees.
+                        let _shown = errors.to_string();
+                        Ok(class_of(&errors))
+                    }
+                },
+            );
         let took = cpu_time().saturating_sub(begin);
         let class = class?;
         if took > CPU_LIMIT {

@@ -4,7 +4,7 @@
 
 use std::{fs, path::Path};
 
-use crate::policy::{Lifeline, PolicySet, compile};
+use crate::policy::{Catalog, Lifeline, PolicySet, compile};
 
 #[test]
 fn every_bad_policy_gets_its_messages() {
@@ -23,7 +23,7 @@ fn every_bad_policy_gets_its_messages() {
     for path in paths {
         let name = Path::new(path.file_name().unwrap());
         let text = fs::read_to_string(&path).unwrap();
-        let errors = PolicySet::from_texts([(name, text.as_str())])
+        let errors = PolicySet::from_texts([(name, text.as_str())], &Catalog::default())
             .and_then(|set| compile(&set, &Lifeline::new(), None))
             .expect_err(&path.display().to_string());
         let messages = format!("{errors}\n");

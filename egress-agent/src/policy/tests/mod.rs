@@ -7,7 +7,7 @@ mod schema;
 
 use std::path::Path;
 
-use super::{Compiled, Lifeline, PolicySet, compile};
+use super::{Catalog, Compiled, Lifeline, PolicySet, compile};
 
 /// The example of issue 2.
 const EXAMPLE: &str = r#"apiVersion: egress.dev/v1alpha1
@@ -35,7 +35,8 @@ fn policy(name: &str, spec: &str) -> String {
 
 /// The set of one text.
 fn set(text: &str) -> PolicySet {
-    PolicySet::from_texts([(Path::new("policy.yaml"), text)]).unwrap()
+    let texts = [(Path::new("policy.yaml"), text)];
+    PolicySet::from_texts(texts, &Catalog::default()).unwrap()
 }
 
 /// The compiled text, without lifeline.

@@ -17,7 +17,7 @@ use proptest::{collection::vec, prelude::*, sample::select};
 
 use super::{EXAMPLE, compiled, policy};
 use crate::policy::{
-    Cidr, Compiled, Lifeline, NamePattern, PolicySet, Ttl, address_from, compile, parse,
+    Catalog, Cidr, Compiled, Lifeline, NamePattern, PolicySet, Ttl, address_from, compile, parse,
     parse_name_pattern, parse_port_range, port_range_text,
 };
 
@@ -218,8 +218,11 @@ fn compile_made(policies: &[MadePolicy], lifeline: &Lifeline) -> Compiled {
             format!("{{ ttl: {{ min: {min}s, max: {max}s }}, allow: [{allow}], deny: [{deny}] }}");
         text.push_str(&format!("---\n{}", policy(&format!("p{index}"), &spec)));
     }
-    let set = PolicySet::from_texts([(Path::new("made.yaml"), text.as_str())])
-        .unwrap_or_else(|errors| panic!("{errors}\n{text}"));
+    let set = PolicySet::from_texts(
+        [(Path::new("made.yaml"), text.as_str())],
+        &Catalog::default(),
+    )
+    .unwrap_or_else(|errors| panic!("{errors}\n{text}"));
     compile(&set, lifeline, None).unwrap_or_else(|errors| panic!("{errors}\n{text}"))
 }
 
@@ -375,7 +378,7 @@ proptest! {
         let _ = text.parse::<Cidr>();
         let _ = parse_port_range(&text);
         let _ = crate::policy::parse_duration_s(&text);
-        if let Err(errors) = parse(Path::new("x.yaml"), &text) {
+        if let Err(errors) = parse(Path::new("x.yaml"), &text, &Catalog::default()) {
             let errors = errors.to_string();
             prop_assert!(errors.lines().all(|line| line.starts_with("x.yaml")), "{}", errors);
         }
@@ -393,7 +396,7 @@ proptest! {
                 break;
             }
         }
-        if let Err(errors) = parse(Path::new("x.yaml"), &text) {
+        if let Err(errors) = parse(Path::new("x.yaml"), &text, &Catalog::default()) {
             let errors = errors.to_string();
             prop_assert!(errors.lines().all(|line| line.starts_with("x.yaml")), "{}", errors);
         }
@@ -442,7 +445,11 @@ fn fifty_thousand_patterns_and_a_thousand_networks_compile() {
         "  - names: [\"*.example.net\", \"*.com\"]\n    cidrs: [10.0.0.0/8]\n    ports: [22/tcp]\n",
     );
     let start = Instant::now();
-    let set = PolicySet::from_texts([(Path::new("large.yaml"), text.as_str())]).unwrap();
+    let set = PolicySet::from_texts(
+        [(Path::new("large.yaml"), text.as_str())],
+        &Catalog::default(),
+    )
+    .unwrap();
     let parsed = start.elapsed();
     let start = Instant::now();
     let compiled = compile(&set, &Lifeline::new(), None).unwrap();

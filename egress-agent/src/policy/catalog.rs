@@ -1,0 +1,64 @@
+//! The catalog: what rules may refer to besides what they write themselves.
+
+use std::{path::PathBuf, sync::Arc};
+
+use super::{
+    preset::Presets,
+    service_tags::{ServiceTag, ServiceTagError, ServiceTags},
+};
+
+/// What rules may refer to: the service tags of a file, and presets.
+#[derive(Clone, Debug, Default)]
+pub struct Catalog {
+    service_tags: Option<Arc<ServiceTags>>,
+    presets: Presets,
+}
+
+impl Catalog {
+    /// A catalog with the service tags of a file, if there is one.
+    #[must_use]
+    pub fn new(service_tags: Option<ServiceTags>) -> Self {
+        Self {
+            service_tags: service_tags.map(Arc::new),
+            presets: Presets,
+        }
+    }
+
+    /// The service tags, if a file was given.
+    #[must_use]
+    pub fn service_tags(&self) -> Option<&ServiceTags> {
+        self.service_tags.as_deref()
+    }
+
+    /// The presets.
+    #[must_use]
+    pub const fn presets(&self) -> &Presets {
+        &self.presets
+    }
+
+    /// The service tag of this name, in any case.
+    ///
+    /// # Errors
+    /// There is no such tag, or no file at all.
+    pub(super) fn service_tag(&self, name: &str) -> Result<Arc<ServiceTag>, ServiceTagError> {
+        match &self.service_tags {
+            Some(tags) => ServiceTags::find(tags, name),
+            None => Err(ServiceTagError::no_file(name)),
+        }
+    }
+}
+
+/// Where a catalog is read from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CatalogSources {
+    /// A file of service tags.
+    pub service_tags: Option<PathBuf>,
+}
+
+impl CatalogSources {
+    /// The files and folders: when one of them changes, the catalog does.
+    #[must_use]
+    pub fn paths(&self) -> Vec<PathBuf> {
+        self.service_tags.iter().cloned().collect()
+    }
+}

@@ -1,0 +1,275 @@
+//! Reads marked trees field by field. Goes on after an error, so that one run finds them all.
+
+use std::{collections::BTreeMap, fmt, path::Path};
+
+use super::{
+    error::{Place, Problem, Report, quoted},
+    set::Located,
+    yaml::{Node, Value},
+};
+
+/// A field path, built on the stack and printed only in messages.
+#[derive(Clone, Copy)]
+pub(crate) enum FieldPath<'a> {
+    /// The document.
+    Root,
+    /// A field of a mapping.
+    Field(&'a FieldPath<'a>, &'a str),
+    /// An item of a list.
+    Item(&'a FieldPath<'a>, usize),
+}
+
+impl fmt::Display for FieldPath<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Root => Ok(()),
+            Self::Field(Self::Root, name) => f.write_str(name),
+            Self::Field(parent, name) => write!(f, "{parent}.{name}"),
+            Self::Item(parent, index) => write!(f, "{parent}[{index}]"),
+        }
+    }
+}
+
+/// Reads the trees of one file.
+pub(crate) struct Reader<'a> {
+    file: &'a Path,
+    report: &'a mut Report,
+    is_good: bool,
+}
+
+/// The fields of a mapping that are there and not empty.
+pub(crate) type Fields<'n> = BTreeMap<&'static str, &'n Node>;
+
+impl<'a> Reader<'a> {
+    /// A reader of a file; what is wrong goes to `report`.
+    pub(crate) fn new(file: &'a Path, report: &'a mut Report) -> Self {
+        Self {
+            file,
+            report,
+            is_good: true,
+        }
+    }
+
+    /// The file, as messages call it.
+    pub(crate) const fn file(&self) -> &'a Path {
+        self.file
+    }
+
+    /// Whether nothing was reported so far.
+    pub(crate) const fn is_good(&self) -> bool {
+        self.is_good
+    }
+
+    /// Reports what is wrong at a place.
+    pub(crate) fn wrong(&mut self, line: usize, path: FieldPath<'_>, problem: impl Into<Problem>) {
+        self.is_good = false;
+        let place = Place::field(self.file, line, path.to_string());
+        self.report.add(place, problem);
+    }
+
+    /// A mapping of texts.
+    pub(crate) fn texts_by_key(
+        &mut self,
+        node: &Node,
+        path: FieldPath<'_>,
+        example: &'static str,
+    ) -> BTreeMap<String, String> {
+        let mut texts = BTreeMap::new();
+        let Value::Map(pairs) = &node.value else {
+            self.shape(node, path, "a mapping", example);
+            return texts;
+        };
+        for (key, value) in pairs {
+            let Some(key) = self.key(key, path) else {
+                continue;
+            };
+            if let Some(value) = self.text(value, FieldPath::Field(&path, key), "some text") {
+                texts.insert(key.to_owned(), value.to_owned());
+            }
+        }
+        texts
+    }
+
+    /// The items of a list of texts; an empty value is an empty list.
+    pub(crate) fn items<T, E: Into<Problem>>(
+        &mut self,
+        node: &Node,
+        path: FieldPath<'_>,
+        example: &'static str,
+        parse: impl Fn(&str) -> Result<T, E>,
+    ) -> Vec<Located<T>> {
+        let items = match &node.value {
+            Value::List(items) => items.as_slice(),
+            Value::Null => &[],
+            Value::Text(_) | Value::Map(_) => {
+                self.shape(node, path, "a list", example);
+                &[]
+            }
+        };
+        let mut located = Vec::with_capacity(items.len());
+        for (index, item) in items.iter().enumerate() {
+            let path = FieldPath::Item(&path, index);
+            let Some(text) = self.text(item, path, example) else {
+                continue;
+            };
+            match parse(text) {
+                Ok(value) => located.push(Located {
+                    value,
+                    text: text.to_owned(),
+                    line: item.line,
+                }),
+                Err(error) => self.wrong(item.line, path, error),
+            }
+        }
+        located
+    }
+
+    /// The fields of a mapping, without those that are empty.
+    pub(crate) fn fields<'n>(
+        &mut self,
+        node: &'n Node,
+        path: FieldPath<'_>,
+        known: &[&'static str],
+        example: &'static str,
+    ) -> Option<Fields<'n>> {
+        let mut fields = self.present(node, path, known, example)?;
+        fields.retain(|_, node| !matches!(node.value, Value::Null));
+        Some(fields)
+    }
+
+    /// The fields of a mapping.
+    pub(crate) fn present<'n>(
+        &mut self,
+        node: &'n Node,
+        path: FieldPath<'_>,
+        known: &[&'static str],
+        example: &'static str,
+    ) -> Option<Fields<'n>> {
+        let Value::Map(pairs) = &node.value else {
+            self.shape(node, path, "a mapping", example);
+            return None;
+        };
+        let mut fields = Fields::new();
+        for (key, value) in pairs {
+            let line = key.line;
+            let Some(name) = self.key(key, path) else {
+                continue;
+            };
+            let path = FieldPath::Field(&path, name);
+            let Some(field) = known.iter().find(|field| **field == name) else {
+                let problem = Problem::UnknownField {
+                    name: quoted(name),
+                    nearest: nearest(name, known),
+                    known: known.join(", "),
+                };
+                self.wrong(line, path, problem);
+                continue;
+            };
+            if fields.insert(*field, value).is_some() {
+                let first = pairs.iter().find(|(key, _)| is_text(key, name));
+                let first = first.map_or(line, |(key, _)| key.line);
+                self.wrong(line, path, Problem::DuplicateField { first });
+            }
+        }
+        Some(fields)
+    }
+
+    /// The text of a key.
+    pub(crate) fn key<'n>(&mut self, key: &'n Node, path: FieldPath<'_>) -> Option<&'n str> {
+        if let Value::Text(name) = &key.value {
+            return Some(name);
+        }
+        self.wrong(key.line, path, Problem::BadKey(key.value.kind()));
+        None
+    }
+
+    /// The text of a value.
+    pub(crate) fn text<'n>(
+        &mut self,
+        node: &'n Node,
+        path: FieldPath<'_>,
+        example: &'static str,
+    ) -> Option<&'n str> {
+        if let Value::Text(text) = &node.value {
+            return Some(text);
+        }
+        self.shape(node, path, "text", example);
+        None
+    }
+
+    /// The value that one of the known texts stands for.
+    pub(crate) fn choice<T: Copy + Default>(
+        &mut self,
+        node: &Node,
+        path: FieldPath<'_>,
+        choices: &[(&'static str, T)],
+        known: &'static str,
+    ) -> T {
+        let Some(text) = self.text(node, path, known) else {
+            return T::default();
+        };
+        if let Some((_, value)) = choices.iter().find(|(name, _)| *name == text) {
+            return *value;
+        }
+        let found = quoted(text);
+        self.wrong(node.line, path, Problem::Choice { found, known });
+        T::default()
+    }
+
+    /// Checks that a value is this text.
+    pub(crate) fn constant(&mut self, node: &Node, path: FieldPath<'_>, wanted: &'static str) {
+        if let Some(text) = self.text(node, path, wanted)
+            && text != wanted
+        {
+            let found = quoted(text);
+            self.wrong(
+                node.line,
+                path,
+                Problem::Choice {
+                    found,
+                    known: wanted,
+                },
+            );
+        }
+    }
+
+    /// Reports a field that has to be there.
+    pub(crate) fn missing(&mut self, parent: &Node, path: FieldPath<'_>, example: &'static str) {
+        self.wrong(parent.line, path, Problem::Missing(example));
+    }
+
+    /// Reports a value of another shape.
+    pub(crate) fn shape(
+        &mut self,
+        node: &Node,
+        path: FieldPath<'_>,
+        wanted: &'static str,
+        example: &'static str,
+    ) {
+        let found = node.value.kind();
+        let problem = Problem::Shape {
+            found,
+            wanted,
+            example,
+        };
+        self.wrong(node.line, path, problem);
+    }
+}
+
+/// Whether a value is this text.
+pub(crate) fn is_text(node: &Node, wanted: &str) -> bool {
+    matches!(&node.value, Value::Text(text) if text == wanted)
+}
+
+/// The known field that is most like `name`, if one is.
+fn nearest(name: &str, known: &[&'static str]) -> Option<&'static str> {
+    const ALIKE: f64 = 0.7;
+    let name = name.to_lowercase();
+    let likeness = |field: &str| strsim::jaro_winkler(&name, &field.to_lowercase());
+    known
+        .iter()
+        .map(|field| (likeness(field), *field))
+        .filter(|(likeness, _)| *likeness > ALIKE)
+        .max_by(|(a, _), (b, _)| a.total_cmp(b))
+        .map(|(_, field)| field)
+}
