@@ -596,7 +596,8 @@ fn names_without_number_do_not_fill_the_agents_memory() {
         + moved.dns("dns_answer_no_rule")
         + moved.dns("learned_full");
     assert!(answers >= storm.answered, "{storm:?} {:?}", moved.dns);
-    assert!(after_mib < 128.0, "{after_mib} MiB");
+    // 131,072 remembered addresses, each with up to 8 names.
+    assert!(after_mib < 192.0, "{after_mib} MiB");
     // The twin: what is known is known, what is not is refused.
     nothing_lost(&fresh(&client, 0, 20));
     is_well(&agent, &client);

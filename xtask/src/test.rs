@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 
 use crate::{
@@ -30,6 +30,10 @@ const FUZZ_RUNS: [(Target, u64, u64); 5] = [
 ];
 /// The kernels of a run with `--quick`.
 const QUICK_KERNELS: [&str; 2] = ["5.10", "newest"];
+/// Test programs that load the machine or measure times.
+const ALONE: [&str; 5] = ["expiry", "flood", "races", "scale", "upgrade"];
+/// How many tests of the other programs run side by side: they mostly wait.
+const TOGETHER: usize = 3;
 /// Skips that are no failure in CI, one `name: reason` per line.
 const EXPECTED_SKIPS: &str = ".ci/expected-skips";
 
@@ -61,7 +65,8 @@ impl Test {
         let agent = build::build()?;
         let next = build::build_next()?;
 
-        let mut suites = vec![self.unit()?, self.netns(&agent, &next)?];
+        let mut suites = vec![self.unit()?];
+        suites.extend(self.worlds(&agent, &next)?);
         if self.filter.is_none() {
             suites.push(self.fuzz()?);
             suites.push(self.vm(&agent)?);
@@ -101,19 +106,36 @@ impl Test {
         self.libtest("unit", "unit, property and doc tests", &mut cargo)
     }
 
-    /// The worlds in network namespaces, one at a time: they measure times.
-    fn netns(&self, agent: &Path, next: &Path) -> Result<Suite> {
+    /// The worlds in network namespaces: those that mostly wait side by side, then those that load the machine or
+    /// measure times, one at a time.
+    fn worlds(&self, agent: &Path, next: &Path) -> Result<Vec<Suite>> {
         if !nix::unistd::geteuid().is_root() {
-            return Ok(Suite::skipped("netns", "needs root"));
+            return Ok(vec![Suite::skipped("netns", "needs root")]);
         }
-        let mut cargo = self.cargo_test();
-        cargo
-            .args(["--package", "egress-tests", "--"])
-            .args(["--show-output", "--test-threads=1"])
-            .args(&self.filter)
-            .env("EGRESS_AGENT", agent)
-            .env("EGRESS_AGENT_NEXT", next);
-        self.libtest("netns", "tests in network namespaces", &mut cargo)
+        let (alone, together): (Vec<_>, Vec<_>) = world_tests()?
+            .into_iter()
+            .partition(|name| ALONE.contains(&name.as_str()));
+        let mut suites = Vec::new();
+        for (name, title, programs, threads) in [
+            ("netns", "tests in network namespaces", together, TOGETHER),
+            ("load", "tests under load in network namespaces", alone, 1),
+        ] {
+            let mut cargo = self.cargo_test();
+            cargo.args(["--package", "egress-tests"]);
+            if threads > 1 {
+                cargo.args(["--lib", "--bins"]);
+            }
+            for program in programs {
+                cargo.args(["--test", &program]);
+            }
+            cargo
+                .args(["--", "--show-output", &format!("--test-threads={threads}")])
+                .args(&self.filter)
+                .env("EGRESS_AGENT", agent)
+                .env("EGRESS_AGENT_NEXT", next);
+            suites.push(self.libtest(name, title, &mut cargo)?);
+        }
+        Ok(suites)
     }
 
     /// A short run of every fuzz target.
@@ -205,6 +227,30 @@ impl Test {
         suite.end(stage);
         Ok(suite)
     }
+}
+
+/// The programs of tests in network namespaces, by name.
+fn world_tests() -> Result<Vec<String>> {
+    let tests = run::root().join("tests/tests");
+    let mut names = vec!["bypass".to_owned()];
+    for entry in fs::read_dir(&tests).with_context(|| run::shown(&tests))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "rs") {
+            names.extend(
+                path.file_stem()
+                    .and_then(|name| name.to_str())
+                    .map(str::to_owned),
+            );
+        }
+    }
+    names.sort();
+    for name in ALONE {
+        ensure!(
+            names.iter().any(|known| known == name),
+            "there is no test program {name}"
+        );
+    }
+    Ok(names)
 }
 
 /// The folder below `target/` for the suites' logs.
