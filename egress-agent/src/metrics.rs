@@ -48,6 +48,15 @@ fn policy(text: &mut Text, status: &Status) {
     text.sample(&[], u8::from(status.policy.error.is_some()));
     text.family("egress_policy_rules", "gauge", "Rules in the policy.");
     text.sample(&[], status.policy.rules);
+    let tags = status.policy.service_tags.as_ref();
+    if let Some(age_s) = tags.and_then(|tags| tags.age_s) {
+        text.family(
+            "egress_service_tags_age_seconds",
+            "gauge",
+            "How old the file of service tags is.",
+        );
+        text.sample(&[], age_s);
+    }
 }
 
 fn kernel(text: &mut Text, status: &Status) {

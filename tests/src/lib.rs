@@ -40,6 +40,7 @@ pub mod packets;
 pub mod process;
 pub mod programs;
 pub mod report;
+pub mod service_tags;
 pub mod skip;
 pub mod test_run;
 pub mod workload;

@@ -76,8 +76,34 @@ pub struct PolicyStatus {
     pub names: u64,
     /// Entries of the CIDR trie.
     pub cidrs: u64,
+    /// The file of service tags that the rules were read with, if one was given.
+    #[serde(default)]
+    pub service_tags: Option<ServiceTagsStatus>,
     /// Why the newest change was refused, if it was: the policy before it still applies.
     pub error: Option<String>,
+}
+
+/// A file of service tags.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceTagsStatus {
+    /// The file.
+    pub file: PathBuf,
+    /// The cloud that it is about.
+    pub cloud: String,
+    /// Its number, which grows with every change.
+    pub change_number: String,
+    /// When it was written, as the file system has it.
+    pub modified_at: Option<Timestamp>,
+    /// How long ago that was, seconds.
+    pub age_s: Option<u64>,
+    /// Tags in it.
+    pub tags: u64,
+    /// Different IPv4 networks in it.
+    pub ipv4_prefixes: u64,
+    /// Different IPv6 networks in it.
+    pub ipv6_prefixes: u64,
+    /// What was set right in it, in sentences.
+    pub notes: Vec<String>,
 }
 
 /// A hook that is, or should be, attached.

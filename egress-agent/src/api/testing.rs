@@ -86,6 +86,7 @@ pub(crate) fn status() -> Status {
             rules: 2,
             names: 2,
             cidrs: 4,
+            service_tags: None,
             error: None,
         },
         hooks: vec![

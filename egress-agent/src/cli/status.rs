@@ -92,6 +92,13 @@ fn facts(status: &model::Status) -> Table {
     for file in &policy.files {
         facts.row(["file".into(), file.to_string_lossy().into()]);
     }
+    if let Some(tags) = &policy.service_tags {
+        facts.row(["tags".into(), tags.file.to_string_lossy().into()]);
+        facts.row(["".into(), service_tags(tags)]);
+        for note in &tags.notes {
+            facts.row(["".into(), Cell::painted(note, Paint::Doubtful)]);
+        }
+    }
     if let Some(error) = &policy.error {
         let text = format!("change refused, the policy before it applies: {error}");
         for line in text.lines() {
@@ -115,6 +122,27 @@ fn facts(status: &model::Status) -> Table {
         facts.row(["note".into(), status.dns_tunnelling.as_str().into()]);
     }
     facts
+}
+
+/// A file of service tags that is older than this may lack networks that are in use: a new one comes every week.
+const OLD_S: u64 = 30 * 86_400;
+
+/// What a file of service tags holds, in a sentence.
+fn service_tags(tags: &model::ServiceTagsStatus) -> Cell {
+    let age = tags
+        .age_s
+        .map_or_else(String::new, |age_s| format!(", {} old", duration(age_s)));
+    let text = format!(
+        "{}, change number {}{age}: {} tags, {} IPv4 and {} IPv6 networks",
+        tags.cloud, tags.change_number, tags.tags, tags.ipv4_prefixes, tags.ipv6_prefixes
+    );
+    let is_old = tags.age_s.is_some_and(|age_s| age_s > OLD_S);
+    let paint = if is_old {
+        Paint::Doubtful
+    } else {
+        Paint::Plain
+    };
+    Cell::painted(text, paint)
 }
 
 /// Whether enforcing was confirmed, in a sentence.

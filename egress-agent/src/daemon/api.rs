@@ -1,5 +1,7 @@
 //! The daemon's answers to the API.
 
+use std::time::SystemTime;
+
 use egress_common::{policy::ONLY_ALLOWED_QUERIES, tally::Tally, verdict::Mode};
 use tokio::sync::broadcast;
 use tracing::info;
@@ -11,14 +13,14 @@ use super::{
 };
 use crate::{
     api::{
-        AgentState, FlowFilter, LearnedQuery, NotAwaited,
+        AgentState, FlowFilter, LearnedQuery, NotAwaited, Timestamp,
         model::{
             ConfirmationStatus, CountersReport, FlowReport, HookStatus, LearnedReport,
-            LifelineStatus, MapStatus, PolicyStatus, ScopeStatus, Status,
+            LifelineStatus, MapStatus, PolicyStatus, ScopeStatus, ServiceTagsStatus, Status,
         },
         report::{LearnedContext, counters_report, learned_report, lost},
     },
-    policy::port_range_text,
+    policy::{ServiceTagsFacts, port_range_text},
 };
 
 /// Fill of a map, in percent, that raises an alarm.
@@ -95,6 +97,10 @@ impl AgentState for Shared {
                 cidrs: in_force
                     .as_ref()
                     .map_or(0, |policy| policy.compiled.cidrs.len() as u64),
+                service_tags: in_force
+                    .as_ref()
+                    .and_then(|policy| policy.service_tags.as_ref())
+                    .map(service_tags_status),
                 error: refused,
             },
             hooks: hooks.iter().map(HookStatus::from).collect(),
@@ -201,6 +207,23 @@ fn fall_back_words(mode: Mode, status: Option<&ConfirmationStatus>) -> String {
         format!("fell back to audit, nothing is dropped: {reason}; {advice}")
     } else {
         format!("is to fall back to audit, which the kernel refuses so far: {reason}")
+    }
+}
+
+fn service_tags_status(facts: &ServiceTagsFacts) -> ServiceTagsStatus {
+    let age = facts
+        .modified
+        .and_then(|modified| SystemTime::now().duration_since(modified).ok());
+    ServiceTagsStatus {
+        file: facts.file.clone(),
+        cloud: facts.cloud.clone(),
+        change_number: facts.change_number.clone(),
+        modified_at: facts.modified.map(Timestamp::from),
+        age_s: age.map(|age| age.as_secs()),
+        tags: facts.tags as u64,
+        ipv4_prefixes: facts.ipv4_prefixes as u64,
+        ipv6_prefixes: facts.ipv6_prefixes as u64,
+        notes: facts.notes.clone(),
     }
 }
 

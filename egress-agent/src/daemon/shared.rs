@@ -16,7 +16,7 @@ use crate::{
     cli::{RunOptions, UsageError, run::NODE_SCOPE},
     datapath::{Datapath, cgroup_facts},
     dns::{Memory, MemoryLimits, ScopeNumber},
-    policy::{Compiled, Lifeline},
+    policy::{Compiled, Lifeline, ServiceTagsFacts},
     workload::CgroupPaths,
 };
 
@@ -49,6 +49,8 @@ pub(super) struct InForce {
     pub(super) lifeline: Lifeline,
     pub(super) files: Vec<PathBuf>,
     pub(super) rules: usize,
+    /// The file of service tags that its rules were read with.
+    pub(super) service_tags: Option<ServiceTagsFacts>,
     pub(super) loaded_at: Timestamp,
     /// Scope ids of this and of the last generation, to indexes of scopes.
     pub(super) scope_ids: HashMap<u32, usize>,

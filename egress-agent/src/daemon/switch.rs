@@ -27,7 +27,7 @@ use egress_common::{
     policy::{ANSWERS_DNS, Binding, IS_NODE, NAME_ENTRIES, RuleEntry, SEARCH_POLICY, Workload},
     verdict::Mode,
 };
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{
     confirm::Moment,
@@ -37,7 +37,7 @@ use super::{
 use crate::{
     cli::{RunOptions, run::LifelinePart},
     datapath::LearnedEntry,
-    policy::{Compiled, Lifeline, PolicyErrors, RuleList, address_from},
+    policy::{Compiled, Lifeline, PolicyErrors, RuleList, ServiceTagsFacts, address_from},
     workload::own_addresses,
 };
 
@@ -76,6 +76,7 @@ pub(super) fn lifeline(options: &RunOptions, resolvers: &[IpAddr]) -> Lifeline {
 pub(super) struct Candidate {
     files: Vec<PathBuf>,
     rules: usize,
+    service_tags: Option<ServiceTagsFacts>,
     lifeline: Lifeline,
     compiled: Compiled,
 }
@@ -88,6 +89,10 @@ impl Candidate {
     /// What is wrong with them.
     pub(super) fn load(options: &RunOptions, lifeline: Lifeline) -> Result<Self, PolicyErrors> {
         let catalog = options.catalog.load()?;
+        let notes = catalog.service_tags().map(|tags| &tags.facts().notes);
+        for note in notes.into_iter().flatten() {
+            warn!(note, "the file of service tags is not quite right");
+        }
         let set = crate::policy::load(&options.policies, &catalog)?;
         let compiled = crate::policy::compile(&set, &lifeline, options.mode)?;
         let files: BTreeSet<_> = set
@@ -103,6 +108,7 @@ impl Candidate {
         Ok(Self {
             files: files.into_iter().collect(),
             rules,
+            service_tags: catalog.service_tags().map(|tags| tags.facts().clone()),
             lifeline,
             compiled,
         })
@@ -128,6 +134,7 @@ impl Shared {
         let Candidate {
             files,
             rules,
+            service_tags,
             lifeline,
             compiled,
         } = candidate;
@@ -228,6 +235,7 @@ impl Shared {
             lifeline,
             files,
             rules,
+            service_tags,
             loaded_at: InForce::loaded_now(),
             scope_ids,
         });
@@ -301,6 +309,7 @@ impl Shared {
         self.switch(Candidate {
             files: in_force.files.clone(),
             rules: in_force.rules,
+            service_tags: in_force.service_tags.clone(),
             lifeline: in_force.lifeline.clone(),
             compiled,
         })

@@ -1,4 +1,4 @@
-//! What has to be done from time to time: expiry, changed policy files, the node's own addresses and resolvers.
+//! What has to be done from time to time: expiry, changed files of policies and service tags, the node's own addresses and resolvers.
 
 use std::{
     collections::BTreeMap, fs, net::IpAddr, os::unix::fs::MetadataExt, path::PathBuf, sync::Arc,
@@ -14,7 +14,7 @@ use super::{
     shared::{Shared, lock},
     time::now_ns,
 };
-use crate::{datapath, shutdown::Shutdown, workload::own_addresses};
+use crate::{cli::RunOptions, datapath, shutdown::Shutdown, workload::own_addresses};
 
 /// How often policy files are looked at.
 const TICK: Duration = Duration::from_millis(200);
@@ -48,7 +48,7 @@ pub(super) async fn run(shared: Arc<Shared>, stop: Shutdown) -> anyhow::Result<(
 }
 
 fn upkeep(shared: &Shared, mut seen: Seen, tick: u64) -> Seen {
-    let files = files_of(&shared.options.policies);
+    let files = files_of(&shared.options);
     let mut is_changed = files != seen.files;
     seen.files = files;
     if tick.is_multiple_of(NODE_TICKS) {
@@ -166,7 +166,7 @@ struct FileFacts {
 impl Seen {
     fn look(shared: &Shared) -> Self {
         Self {
-            files: files_of(&shared.options.policies),
+            files: files_of(&shared.options),
             node: node_of(shared),
             refused_for_room: refused_for_room(shared),
         }
@@ -177,11 +177,16 @@ fn node_of(shared: &Shared) -> (Vec<IpAddr>, Vec<IpAddr>) {
     (own_addresses(), shared.resolvers())
 }
 
-/// Every policy file with its facts; folders as `policy::load` reads them.
-fn files_of(paths: &[PathBuf]) -> BTreeMap<PathBuf, FileFacts> {
+/// Every file that policies and the catalog are read from, with its facts; folders as `policy::load` reads them.
+fn files_of(options: &RunOptions) -> BTreeMap<PathBuf, FileFacts> {
     let mut found = BTreeMap::new();
-    for path in paths {
-        let inside = fs::read_dir(path).map(|entries| {
+    for path in options
+        .policies
+        .iter()
+        .cloned()
+        .chain(options.catalog.paths())
+    {
+        let inside = fs::read_dir(&path).map(|entries| {
             let paths = entries.flatten().map(|entry| entry.path());
             paths.collect::<Vec<_>>()
         });

@@ -416,13 +416,17 @@ impl<'a> Items<'a> {
 
     /// Every network with the union of the rules that cover it.
     fn cidrs(&self, report: &mut Report) -> HashMap<(Address, u8), CidrRules> {
-        let mut lengths: Vec<u8> = self.cidrs.keys().map(|(_, bits)| *bits).collect();
-        lengths.sort_unstable_by(|a, b| b.cmp(a));
-        lengths.dedup();
-        let mut cidrs = HashMap::with_capacity(self.cidrs.len().saturating_add(1));
-        for (address, bits) in self.cidrs.keys() {
+        let mut networks: Vec<_> = self.cidrs.iter().collect();
+        // Those around a network come before it.
+        networks.sort_unstable_by_key(|(network, _)| **network);
+        let mut cidrs = HashMap::with_capacity(networks.len().saturating_add(1));
+        let mut around: Vec<(Cidr, &Grants<'_>)> = Vec::new();
+        for ((address, bits), grants) in networks {
             let cidr = Cidr::containing(address, *bits);
-            cidrs.insert((*address, *bits), self.cidr_rules(&cidr, &lengths, report));
+            let is_around = |wider: &Cidr| Cidr::containing(cidr.address(), wider.bits()) == *wider;
+            while around.pop_if(|(wider, _)| !is_around(wider)).is_some() {}
+            around.push((cidr, grants));
+            cidrs.insert((*address, *bits), cidr_rules(&cidr, &around, report));
         }
         // An IPv6 network that is wide enough to hold ::ffff:0:0/96 would match IPv4 in the trie.
         let all_v4 = Cidr::ALL_V4;
@@ -435,36 +439,34 @@ impl<'a> Items<'a> {
         }
         cidrs
     }
+}
 
-    fn cidr_rules(&self, cidr: &Cidr, lengths: &[u8], report: &mut Report) -> CidrRules {
-        // Lengths below 96 are IPv6 networks: they say nothing about IPv4.
-        let shortest = if cidr.is_v4() { V4_OFFSET } else { 0 };
-        let covering: Vec<&Grants<'_>> = lengths
-            .iter()
-            .filter(|bits| (shortest..=cidr.bits()).contains(*bits))
-            .filter_map(|bits| {
-                let wider = Cidr::containing(cidr.address(), *bits);
-                self.cidrs.get(&(*wider.address(), *bits))
-            })
-            .collect();
-        let mut grants = Grants::default();
-        for kind in [EntryKind::Lifeline, EntryKind::Deny, EntryKind::Allow] {
-            let of_kind = covering.iter().flat_map(|grants| &grants.list);
-            for grant in of_kind.filter(|grant| grant.kind == kind) {
-                grants.add_of_cidr(*grant);
-            }
+/// The union of the rules of the networks around one and its own, which comes last.
+fn cidr_rules(cidr: &Cidr, around: &[(Cidr, &Grants<'_>)], report: &mut Report) -> CidrRules {
+    // IPv6 networks say nothing about IPv4, however wide they are.
+    let covering: Vec<&Grants<'_>> = around
+        .iter()
+        .rev()
+        .filter(|(wider, _)| wider.is_v4() == cidr.is_v4())
+        .map(|(_, grants)| *grants)
+        .collect();
+    let mut grants = Grants::default();
+    for kind in [EntryKind::Lifeline, EntryKind::Deny, EntryKind::Allow] {
+        let of_kind = covering.iter().flat_map(|grants| &grants.list);
+        for grant in of_kind.filter(|grant| grant.kind == kind) {
+            grants.add_of_cidr(*grant);
         }
-        grants.is_over |= covering.iter().any(|grants| grants.is_over);
-        let entries = grants.entries(CIDR_ENTRIES, report, |meeting| Problem::CidrFull {
-            cidr: cidr.to_string(),
-            meeting,
-        });
-        let mut rules = CidrRules::default();
-        for (slot, entry) in rules.entries.iter_mut().zip(entries) {
-            *slot = entry;
-        }
-        rules
     }
+    grants.is_over |= covering.iter().any(|grants| grants.is_over);
+    let entries = grants.entries(CIDR_ENTRIES, report, |meeting| Problem::CidrFull {
+        cidr: cidr.to_string(),
+        meeting,
+    });
+    let mut rules = CidrRules::default();
+    for (slot, entry) in rules.entries.iter_mut().zip(entries) {
+        *slot = entry;
+    }
+    rules
 }
 
 const fn or_any(ports: &[PortRange]) -> &[PortRange] {

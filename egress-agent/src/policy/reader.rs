@@ -1,6 +1,10 @@
 //! Reads marked trees field by field. Goes on after an error, so that one run finds them all.
 
-use std::{collections::BTreeMap, fmt, path::Path};
+use std::{
+    collections::BTreeMap,
+    fmt::{self, Write as _},
+    path::Path,
+};
 
 use super::{
     error::{Place, Problem, Report, quoted},
@@ -23,8 +27,19 @@ impl fmt::Display for FieldPath<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Root => Ok(()),
-            Self::Field(Self::Root, name) => f.write_str(name),
-            Self::Field(parent, name) => write!(f, "{parent}.{name}"),
+            Self::Field(parent, name) => {
+                if !matches!(parent, Self::Root) {
+                    write!(f, "{parent}.")?;
+                }
+                // A key may hold anything, and a message has one line.
+                name.chars().try_for_each(|c| {
+                    if c.is_control() {
+                        write!(f, "{}", c.escape_default())
+                    } else {
+                        f.write_char(c)
+                    }
+                })
+            }
             Self::Item(parent, index) => write!(f, "{parent}[{index}]"),
         }
     }

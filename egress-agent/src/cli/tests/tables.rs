@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use super::super::{Screen, counters, doctor, flows, learned, status};
 use crate::api::{
-    model::{Check, ConfirmationStatus},
+    model::{Check, ConfirmationStatus, ServiceTagsStatus},
     testing,
 };
 
@@ -35,6 +35,19 @@ fn status_fits_a_terminal() {
     status
         .alarms
         .push("FLOWS is 99 % full: flows that do not fit are denied; raise its size".into());
+    status.policy.service_tags = Some(ServiceTagsStatus {
+        file: "/var/lib/egress/service-tags.json".into(),
+        cloud: "Public".to_owned(),
+        change_number: "376".to_owned(),
+        modified_at: Some(testing::instant()),
+        age_s: Some(277_200),
+        tags: 3_000,
+        ipv4_prefixes: 37_500,
+        ipv6_prefixes: 13_400,
+        notes: vec![
+            "service tag Sql: \"192.0.2.7/24\" has host bits set, 192.0.2.0/24 is used".to_owned(),
+        ],
+    });
     status.policy.error = Some("/etc/egress/node.yaml:7: spec.allow[0].ports: not a port".into());
     let text = status::render(&status, TERMINAL);
     golden("status.txt", &text);

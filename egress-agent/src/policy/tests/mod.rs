@@ -4,6 +4,7 @@ mod compiled;
 mod golden;
 mod oracle;
 mod schema;
+mod service_tags;
 
 use std::path::Path;
 
