@@ -6,6 +6,7 @@ mod counters;
 mod doctor;
 mod exit;
 mod flows;
+mod import;
 mod learned;
 mod logging;
 mod output;
@@ -30,6 +31,7 @@ pub use run::{LogLevel, RunOptions, ScopeOption};
 const EXAMPLES: &str = "\
 Examples:
   egress-agent policy check /etc/egress/policies what run would say of it
+  egress-agent policy import groups.json          what an Azure Firewall allows
   egress-agent doctor                             what this node lacks
   egress-agent run --policy /etc/egress/policies --mode audit
   egress-agent run --policy /etc/egress/policies --confirm 60s

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::{
     catalog::CatalogArgs,
     exit::{ExitCode, UsageError},
+    import::Import,
     output::{OutputArgs, say},
     run::ModeArg,
     table::{Table, number},
@@ -37,6 +38,8 @@ pub struct Policy {
 pub enum PolicyCommand {
     /// Check files or folders as `run` would; exit 2 if it would refuse them
     Check(Check),
+    /// Make policies of an Azure Firewall's rules, Cilium's policies and others
+    Import(Import),
 }
 
 /// Options of `policy check`.
@@ -98,6 +101,7 @@ impl Policy {
     pub fn execute(self) -> anyhow::Result<ExitCode> {
         match self.command {
             PolicyCommand::Check(check) => check.execute(),
+            PolicyCommand::Import(import) => import.execute(),
         }
     }
 }

@@ -148,6 +148,11 @@ fn wrong_command_lines_are_usage_errors() {
         ),
         (&["status", "-o", "xml"], ErrorKind::InvalidValue),
         (&["policy", "check"], ErrorKind::MissingRequiredArgument),
+        (&["policy", "import"], ErrorKind::MissingRequiredArgument),
+        (
+            &["policy", "import", "--format", "iptables", "a"],
+            ErrorKind::InvalidValue,
+        ),
         (&["enforce"], ErrorKind::InvalidSubcommand),
     ] {
         let error = Cli::try_parse_from([&["egress-agent"], arguments].concat());
@@ -201,4 +206,30 @@ fn policy_check_ends_with_two_for_what_run_would_refuse() {
     let error = format!("{:#}", refused.expect_err("fails"));
     assert!(error.contains("node.yaml:6"), "{error}");
     assert!(error.contains("nmaes"), "{error}");
+}
+
+#[test]
+fn policy_import_ends_with_one_if_strict_and_inexact_and_with_two_for_bad_input() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("hosts.txt");
+    let path = file.to_str().expect("plain");
+    let import = |strict: &[&str]| execute(&[&["policy", "import", path][..], strict].concat());
+    fs::write(&file, "api.example.com:443\n").expect("writes");
+    assert_eq!(ExitCode::of(&import(&["--strict"])), ExitCode::Ok);
+    fs::write(&file, "https://api.example.com/v1/\n").expect("writes");
+    assert_eq!(ExitCode::of(&import(&["-o", "json"])), ExitCode::Ok);
+    let inexact = import(&["--strict"]);
+    assert_eq!(ExitCode::of(&inexact), ExitCode::Failure);
+    let error = format!("{:#}", inexact.expect_err("fails"));
+    assert!(error.contains("1 that differ, 0 left out"), "{error}");
+    fs::write(&file, "api.example.com:443\napi.example.com:x\n").expect("writes");
+    let refused = import(&[]);
+    assert_eq!(ExitCode::of(&refused), ExitCode::Usage);
+    let error = format!("{:#}", refused.expect_err("fails"));
+    assert!(
+        error.contains("hosts.txt:2: \"x/tcp\" is not a port"),
+        "{error}"
+    );
+    let missing = execute(&["policy", "import", "/does/not/exist"]);
+    assert_eq!(ExitCode::of(&missing), ExitCode::Usage);
 }

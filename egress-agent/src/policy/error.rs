@@ -8,12 +8,16 @@ use std::{
 use thiserror::Error;
 
 use super::{
-    cidr::CidrError, name::NameError, ports::PortsError, service_tags::ServiceTagError,
-    ttl::TtlError,
+    cidr::CidrError, import::HostError, name::NameError, ports::PortsError,
+    service_tags::ServiceTagError, ttl::TtlError,
 };
 
 /// Most messages that are printed of one set of errors.
 const SHOWN: usize = 50;
+
+/// What can be imported.
+const IMPORTED: &str = "give an Azure Firewall policy, outbound network dependencies of an Azure service, \
+    a CiliumNetworkPolicy, a ClusterNetworkPolicy, or a list of host:port";
 
 /// A place in a policy file.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -109,6 +113,9 @@ pub enum Problem {
         "is not valid YAML: {0}; check indentation, colons and quotes here and in the line above"
     )]
     Yaml(String),
+    /// The text is not JSON.
+    #[error("is not valid JSON: {0}; check commas, brackets and quotes here and in the line above")]
+    Json(String),
     /// Nested deeper than any policy is.
     #[error("is nested more than {0} levels deep; a policy has at most 6")]
     TooDeep(usize),
@@ -212,6 +219,26 @@ pub enum Problem {
     /// A bad length of time.
     #[error(transparent)]
     Ttl(#[from] TtlError),
+    /// A bad line of a list of destinations.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// Nothing in the files can be imported.
+    #[error("holds nothing that can be imported; {IMPORTED}")]
+    NothingToImport,
+    /// A document of no format that can be imported.
+    #[error("is of no format that can be imported; {IMPORTED}")]
+    UnknownFormat,
+    /// A Kubernetes object of another kind.
+    #[error("{0} is no kind that can be imported; {IMPORTED}")]
+    UnknownKind(String),
+    /// A document of another format than the one that was asked for.
+    #[error("is of the format {found}, not {wanted}; leave --format out, or import it by itself")]
+    OtherFormat {
+        /// What it is.
+        found: &'static str,
+        /// What was asked for.
+        wanted: &'static str,
+    },
     /// A bad service tag, or a bad file of them.
     #[error(transparent)]
     ServiceTag(#[from] ServiceTagError),
@@ -321,6 +348,11 @@ impl Report {
     pub(crate) fn add(&mut self, place: Place, problem: impl Into<Problem>) {
         let problem = problem.into();
         self.0.push(PolicyError { place, problem });
+    }
+
+    /// Whether nothing was added.
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// Adds all errors of another set.

@@ -39,13 +39,8 @@ pub fn load(paths: &[PathBuf], catalog: &Catalog) -> Result<PolicySet, PolicyErr
     let mut seen: HashMap<PathBuf, PathBuf> = HashMap::new();
     for path in paths {
         for file in files_of(path, &mut report) {
-            match read_once(&file, &mut seen) {
-                Ok(bytes) => match String::from_utf8(bytes) {
-                    Ok(text) => texts.push((file, text)),
-                    Err(error) => report.add(not_text_at(&file, &error), Problem::NotText),
-                },
-                Err(problem) => report.add(Place::file(&file), problem),
-            }
+            let bytes = read_once(&file, &mut seen);
+            texts.extend(text_of(file, bytes, &mut report));
         }
     }
     let named = texts
@@ -58,6 +53,40 @@ pub fn load(paths: &[PathBuf], catalog: &Catalog) -> Result<PolicySet, PolicyErr
             report.finish(PolicySet::default())
         }
     }
+}
+
+/// Reads files that are no policies but shall become some; `-` is stdin.
+///
+/// # Errors
+/// Files that cannot be read, that are no text or too large, or that are given twice.
+pub fn read_texts(files: &[PathBuf]) -> Result<Vec<(PathBuf, String)>, PolicyErrors> {
+    let mut report = Report::default();
+    let mut texts = Vec::new();
+    let mut seen = HashMap::new();
+    for file in files {
+        if file.as_os_str() == "-" {
+            let bytes = read_to_end(io::stdin().lock(), MAX_FILE_BYTES);
+            texts.extend(text_of(PathBuf::from("stdin"), whole(bytes), &mut report));
+        } else {
+            let bytes = read_once(file, &mut seen);
+            texts.extend(text_of(file.clone(), bytes, &mut report));
+        }
+    }
+    report.finish(texts)
+}
+
+/// The file with its text.
+fn text_of(
+    file: PathBuf,
+    bytes: Result<Vec<u8>, Problem>,
+    report: &mut Report,
+) -> Option<(PathBuf, String)> {
+    match bytes.map(String::from_utf8) {
+        Ok(Ok(text)) => return Some((file, text)),
+        Ok(Err(error)) => report.add(not_text_at(&file, &error), Problem::NotText),
+        Err(problem) => report.add(Place::file(&file), problem),
+    }
+    None
 }
 
 impl CatalogSources {
@@ -138,18 +167,24 @@ fn read_once(file: &Path, seen: &mut HashMap<PathBuf, PathBuf>) -> Result<Vec<u8
     if let Some(first) = seen.insert(real, file.to_owned()) {
         return Err(Problem::SameFile(first.display().to_string()));
     }
-    read_bounded(file, MAX_FILE_BYTES)
-        .map_err(|error| unreadable(&error))?
-        .ok_or(Problem::TooLarge(MAX_FILE_BYTES))
+    whole(read_bounded(file, MAX_FILE_BYTES))
+}
+
+/// The bytes of a policy file, if they could be read and are all.
+fn whole(bytes: io::Result<Option<Vec<u8>>>) -> Result<Vec<u8>, Problem> {
+    let bytes = bytes.map_err(|error| unreadable(&error))?;
+    bytes.ok_or(Problem::TooLarge(MAX_FILE_BYTES))
 }
 
 /// The bytes of a file, or `None` if there are more than `most`.
 pub(crate) fn read_bounded(file: &Path, most: u64) -> io::Result<Option<Vec<u8>>> {
+    read_to_end(File::open(file)?, most)
+}
+
+/// What can be read, or `None` if there are more than `most` bytes.
+fn read_to_end(from: impl Read, most: u64) -> io::Result<Option<Vec<u8>>> {
     let mut bytes = Vec::new();
-    let opened = File::open(file)?;
-    opened
-        .take(most.saturating_add(1))
-        .read_to_end(&mut bytes)?;
+    from.take(most.saturating_add(1)).read_to_end(&mut bytes)?;
     let is_whole = u64::try_from(bytes.len()).is_ok_and(|bytes| bytes <= most);
     Ok(is_whole.then_some(bytes))
 }

@@ -1,7 +1,8 @@
 //! Policies: parse, validate, compile. Pure: no clock, no kernel, no runtime.
 //!
-//! [`CatalogSources::load`] and [`load`] read files and are the only functions here that do I/O;
+//! [`CatalogSources::load`], [`load`] and [`read_texts`] read files and are the only functions here that do I/O;
 //! [`PolicySet::from_texts`] takes texts. Rules may refer to what is in the [`Catalog`]: service tags and presets.
+//! [`import()`] makes policies of what other systems say, [`write_policies`] writes them.
 //! [`compile`] makes the entries of the kernel's tries from a set and the [`Lifeline`]. Every error says where it
 //! is, what is wrong and what would be right, and all of a set are reported.
 
@@ -11,6 +12,7 @@ mod compile;
 mod compiled;
 mod decode;
 mod error;
+mod import;
 mod lifeline;
 pub(crate) mod load;
 mod name;
@@ -34,8 +36,9 @@ pub use compile::compile;
 pub use compiled::{Compiled, NamePattern, RuleList, RuleSource};
 pub(crate) use error::Report;
 pub use error::{Meeting, Place, PolicyError, PolicyErrors, Problem};
+pub use import::{HostError, ImportFormat, Imported, Note, NoteKind, import};
 pub use lifeline::{Lifeline, LifelineEntry};
-pub use load::{MAX_FILE_BYTES, load};
+pub use load::{MAX_FILE_BYTES, load, read_texts};
 pub use name::{NameError, parse_name_pattern};
 pub use ports::{PortsError, parse_port_range};
 pub use preset::Presets;

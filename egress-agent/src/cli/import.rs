@@ -1,0 +1,148 @@
+//! `policy import`: policies of what other systems say.
+
+use std::path::PathBuf;
+
+use anyhow::anyhow;
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+use super::{
+    exit::{ExitCode, UsageError},
+    output::{print, say},
+};
+use crate::policy::{
+    self, EgressPolicy, ImportFormat, Imported, Note, NoteKind, PolicyErrors, write_policies,
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  az network firewall policy rule-collection-group list -g RG --policy-name FW -o json > groups.json
+  az network ip-group list -g RG -o json > ip-groups.json
+  egress-agent policy import groups.json ip-groups.json > node.yaml
+  egress-agent policy import template.json parameters.json
+  kubectl get ciliumnetworkpolicies -A -o yaml | egress-agent policy import -
+  egress-agent policy import --format hosts --strict allowed.txt
+
+The policies are on stdout. What could not be carried over exactly is listed on stderr and stands in a comment where
+it was: read it before you enforce, and begin with `run --mode audit`.
+Exit status: 0 done; 1 with --strict: something is not exact; 2 the files cannot be imported, and nothing is printed.";
+
+/// Options of `policy import`.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Import {
+    /// Files that belong together; - is stdin
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// What the files hold [default: each tells]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub format: Option<FormatArg>,
+    /// Fail if anything could not be carried over exactly
+    #[arg(long)]
+    pub strict: bool,
+    /// Form of the result
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub output: ImportOutput,
+}
+
+/// What can be imported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FormatArg {
+    /// Azure Firewall policies and classic firewalls: az output, ARM templates
+    AzureFirewall,
+    /// The answer to outboundNetworkDependenciesEndpoints, of AKS or Machine Learning
+    AzureDependencies,
+    /// CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy
+    Cilium,
+    /// ClusterNetworkPolicy, AdminNetworkPolicy, BaselineAdminNetworkPolicy
+    ClusterNetworkPolicy,
+    /// A list with host, host:port, host:port/udp or CIDR on each line
+    Hosts,
+}
+
+impl From<FormatArg> for ImportFormat {
+    fn from(format: FormatArg) -> Self {
+        match format {
+            FormatArg::AzureFirewall => Self::AzureFirewall,
+            FormatArg::AzureDependencies => Self::AzureDependencies,
+            FormatArg::Cilium => Self::Cilium,
+            FormatArg::ClusterNetworkPolicy => Self::ClusterNetworkPolicy,
+            FormatArg::Hosts => Self::Hosts,
+        }
+    }
+}
+
+/// The form of the result.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ImportOutput {
+    /// Policy files, with comments
+    #[default]
+    Yaml,
+    /// Policies and notes for programs
+    Json,
+}
+
+/// What `policy import -o json` prints.
+#[derive(Debug, Serialize)]
+struct ImportReport {
+    policies: Vec<EgressPolicy>,
+    notes: Vec<Note>,
+}
+
+impl Import {
+    /// Does what is asked for.
+    ///
+    /// # Errors
+    ///
+    /// The files cannot be imported, or not exactly.
+    pub fn execute(&self) -> anyhow::Result<ExitCode> {
+        let imported = self.import().map_err(UsageError::new)?;
+        for note in &imported.notes {
+            say(&note.to_string());
+        }
+        let text = match self.output {
+            ImportOutput::Yaml => write_policies(&imported.policies),
+            ImportOutput::Json => json(&imported)?,
+        };
+        let _closed = print(&text)?;
+        let inexact = inexact(&imported.notes);
+        match inexact {
+            Some(inexact) if self.strict => Err(anyhow!("{inexact}; --strict forbids that")),
+            Some(inexact) => {
+                say(&format!("note: {inexact}; the comments say where"));
+                Ok(ExitCode::Ok)
+            }
+            None => Ok(ExitCode::Ok),
+        }
+    }
+
+    fn import(&self) -> Result<Imported, PolicyErrors> {
+        let texts = policy::read_texts(&self.files)?;
+        let texts = texts
+            .iter()
+            .map(|(file, text)| (file.as_path(), text.as_str()));
+        policy::import(texts, self.format.map(ImportFormat::from))
+    }
+}
+
+fn json(imported: &Imported) -> anyhow::Result<String> {
+    let report = ImportReport {
+        policies: imported
+            .policies
+            .iter()
+            .map(|draft| draft.document())
+            .collect(),
+        notes: imported.notes.clone(),
+    };
+    let mut json = serde_json::to_string_pretty(&report)?;
+    json.push('\n');
+    Ok(json)
+}
+
+/// How many things are not exact; `None` if everything is.
+fn inexact(notes: &[Note]) -> Option<String> {
+    let count = |kind: NoteKind| notes.iter().filter(|note| note.kind == kind).count();
+    let (differ, left_out) = (count(NoteKind::Differs), count(NoteKind::LeftOut));
+    (!notes.is_empty())
+        .then(|| format!("not carried over exactly: {differ} that differ, {left_out} left out"))
+}

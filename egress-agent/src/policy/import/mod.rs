@@ -1,0 +1,231 @@
+//! Reads what other firewalls and policies say, and makes policies of it. Pure: texts in, policies and notes out.
+//!
+//! What has no exact counterpart here becomes a [`Note`] and a comment where it was. Every format makes [`Draft`]s,
+//! so that what comes out is written, and read again, in one way.
+
+mod addresses;
+mod azure;
+mod cilium;
+mod cluster;
+mod dependencies;
+mod hosts;
+mod input;
+mod order;
+mod rule;
+mod sink;
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+
+use serde::de::IgnoredAny;
+
+pub use self::{
+    hosts::HostError,
+    sink::{Note, NoteKind},
+};
+use self::{input::Item, sink::Sink};
+use super::{
+    Draft, PolicyErrors,
+    error::{Place, Problem},
+    yaml::{self, Node, Value},
+};
+
+/// Most levels of lists around what is imported.
+const DEPTH: usize = 4;
+
+/// A format that can be imported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImportFormat {
+    /// Azure Firewall: policies and classic ones, `az` output and ARM templates.
+    AzureFirewall,
+    /// The answer to `outboundNetworkDependenciesEndpoints`.
+    AzureDependencies,
+    /// CiliumNetworkPolicy and CiliumClusterwideNetworkPolicy.
+    Cilium,
+    /// ClusterNetworkPolicy and what it was before.
+    ClusterNetworkPolicy,
+    /// A plain list of destinations.
+    Hosts,
+}
+
+impl ImportFormat {
+    /// What it is called.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::AzureFirewall => "azure-firewall",
+            Self::AzureDependencies => "azure-dependencies",
+            Self::Cilium => "cilium",
+            Self::ClusterNetworkPolicy => "cluster-network-policy",
+            Self::Hosts => "hosts",
+        }
+    }
+}
+
+/// What an import makes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Imported {
+    /// The policies.
+    pub policies: Vec<Draft>,
+    /// What could not be carried over exactly, in the order of the policies.
+    pub notes: Vec<Note>,
+}
+
+/// Imports texts, each with what messages call it. Without a format, each document tells its own.
+///
+/// # Errors
+/// Everything that is wrong with the texts.
+pub fn import<'a>(
+    texts: impl IntoIterator<Item = (&'a Path, &'a str)>,
+    format: Option<ImportFormat>,
+) -> Result<Imported, PolicyErrors> {
+    let mut sink = Sink::default();
+    let mut files: Vec<(PathBuf, Vec<Node>)> = Vec::new();
+    for (file, text) in texts {
+        let is_list = match format {
+            Some(format) => format == ImportFormat::Hosts,
+            None => hosts::is_list(text),
+        };
+        if is_list {
+            hosts::import(file, text, &mut sink);
+            continue;
+        }
+        let (documents, wrong) = yaml::documents(text);
+        match wrong {
+            Some((line, problem)) => {
+                let (line, problem) = wrong_json(text).unwrap_or((line, problem));
+                sink.report.add(Place::field(file, line, ""), problem);
+            }
+            None => files.push((file.to_owned(), documents)),
+        }
+    }
+    let mut sorted = Sorted::default();
+    for (file, documents) in &files {
+        for document in documents {
+            sorted.add(Item::root(file, document), format, 0, &mut sink);
+        }
+    }
+    if !sorted.azure.is_empty() {
+        azure::import(&sorted.azure, &mut sink);
+    }
+    dependencies::import(&sorted.dependencies, &mut sink);
+    for object in &sorted.cilium {
+        cilium::import(object, &mut sink);
+    }
+    cluster::import(&sorted.cluster, &mut sink);
+    let has_none = sink.drafts.is_empty();
+    for (object, kind) in &sorted.others {
+        if has_none {
+            sink.wrong(object, Problem::UnknownKind(input::named(kind)));
+        } else {
+            let text = format!("a {kind} is not imported");
+            sink.notes.push(Note::new(object, NoteKind::LeftOut, text));
+        }
+    }
+    if has_none && sorted.others.is_empty() && sink.report.is_empty() {
+        let place = files.first().map_or(Path::new("stdin"), |(file, _)| file);
+        sink.report
+            .add(Place::file(place), Problem::NothingToImport);
+    }
+    sink.report.finish(Imported {
+        policies: sink.drafts,
+        notes: sink.notes,
+    })
+}
+
+/// What is wrong with a text that is meant as JSON. JSON is read as YAML, but its errors are better in its own words.
+fn wrong_json(text: &str) -> Option<(usize, Problem)> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    text.trim_start().starts_with(['{', '[']).then_some(())?;
+    let error = serde_json::from_str::<IgnoredAny>(text).err()?;
+    let words = error.to_string();
+    let words = words.split(" at line ").next().unwrap_or(&words);
+    Some((error.line(), Problem::Json(words.to_owned())))
+}
+
+/// Documents by format.
+#[derive(Default)]
+struct Sorted<'n> {
+    azure: Vec<Item<'n>>,
+    dependencies: Vec<Item<'n>>,
+    cilium: Vec<Item<'n>>,
+    cluster: Vec<Item<'n>>,
+    /// Objects of other kinds.
+    others: Vec<(Item<'n>, &'n str)>,
+}
+
+impl<'n> Sorted<'n> {
+    fn add(&mut self, item: Item<'n>, wanted: Option<ImportFormat>, depth: usize, sink: &mut Sink) {
+        if matches!(item.value(), Value::Null) {
+            return;
+        }
+        if let Some(list) = list_of(&item).filter(|_| depth < DEPTH) {
+            for item in list.items() {
+                self.add(item, wanted, depth.saturating_add(1), sink);
+            }
+            return;
+        }
+        let Some(found) = format_of(&item) else {
+            match item.word("kind") {
+                // A dump of a cluster holds many kinds.
+                Some(kind) if wanted.is_none() => self.others.push((item.clone(), kind)),
+                Some(kind) => sink.wrong(&item, Problem::UnknownKind(input::named(kind))),
+                None => sink.wrong(&item, Problem::UnknownFormat),
+            }
+            return;
+        };
+        if let Some(wanted) = wanted.filter(|wanted| *wanted != found) {
+            let problem = Problem::OtherFormat {
+                found: found.name(),
+                wanted: wanted.name(),
+            };
+            return sink.wrong(&item, problem);
+        }
+        match found {
+            ImportFormat::AzureFirewall => self.azure.push(item),
+            ImportFormat::AzureDependencies => self.dependencies.push(item),
+            ImportFormat::Cilium => self.cilium.push(item),
+            ImportFormat::ClusterNetworkPolicy => self.cluster.push(item),
+            // No document is one.
+            ImportFormat::Hosts => {}
+        }
+    }
+}
+
+/// The list, if the value is only a wrapping around one: a list itself, `value` of Azure, `items` of Kubernetes.
+fn list_of<'n>(item: &Item<'n>) -> Option<Item<'n>> {
+    if matches!(item.value(), Value::List(_)) {
+        return Some(item.clone());
+    }
+    let is_list = |item: &Item<'_>| matches!(item.value(), Value::List(_));
+    let name = if item.word("kind").is_some_and(|kind| kind.ends_with("List")) {
+        "items"
+    } else {
+        "value"
+    };
+    item.get(name).filter(is_list)
+}
+
+/// What a document is.
+fn format_of(item: &Item<'_>) -> Option<ImportFormat> {
+    let kind = item.word("kind").unwrap_or_default();
+    let version = item.word("apiVersion").unwrap_or_default();
+    let properties = item.get("properties").unwrap_or_else(|| item.clone());
+    match kind {
+        "CiliumNetworkPolicy" | "CiliumClusterwideNetworkPolicy" => Some(ImportFormat::Cilium),
+        "ClusterNetworkPolicy" | "AdminNetworkPolicy" | "BaselineAdminNetworkPolicy"
+            if version.starts_with("policy.networking.k8s.io/") =>
+        {
+            Some(ImportFormat::ClusterNetworkPolicy)
+        }
+        _ if azure::is_parameters_file(item)
+            || azure::is_template(item)
+            || azure::is_resource(item) =>
+        {
+            Some(ImportFormat::AzureFirewall)
+        }
+        _ if properties.get("endpoints").is_some() => Some(ImportFormat::AzureDependencies),
+        _ => None,
+    }
+}
