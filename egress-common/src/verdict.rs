@@ -156,9 +156,10 @@ impl TryFrom<u8> for Hook {
     }
 }
 
-/// Declares [`Reason`] together with its names and plain words: the one table of reasons.
+/// Declares [`Reason`] together with its names, its plain words and what to do about it: the one table of reasons.
+/// The programs' numbers, the CLI, the metrics and docs/reasons.md are made from it.
 macro_rules! reasons {
-    ($($number:literal $variant:ident $name:literal $words:literal,)+) => {
+    ($($number:literal $variant:ident $name:literal $words:literal $advice:literal,)+) => {
         /// Why a verdict is what it is. Numbers below 32 allow, numbers from 32 deny; none is reused.
         #[repr(u8)]
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -181,6 +182,12 @@ macro_rules! reasons {
             pub const fn words(self) -> &'static str {
                 match self { $(Self::$variant => $words,)+ }
             }
+
+            /// What to do when it denies what should pass, or allows what should not; without its final stop.
+            #[must_use]
+            pub const fn advice(self) -> &'static str {
+                match self { $(Self::$variant => $advice,)+ }
+            }
         }
 
         impl TryFrom<u8> for Reason {
@@ -193,34 +200,90 @@ macro_rules! reasons {
 }
 
 reasons! {
-    0 NoPolicy "no_policy" "no policy restricts this workload",
-    1 Loopback "loopback" "the destination is loopback, which is always allowed",
-    2 Lifeline "lifeline" "the lifeline allows what the node needs to stay manageable",
-    3 Reply "reply" "it answers a flow that the far end started",
-    4 EstablishedFlow "established_flow" "the flow was allowed when it started",
-    5 PreexistingFlow "preexisting_flow" "the TCP flow is older than the programs and the policy keeps such flows",
-    6 CidrRule "cidr_rule" "a CIDR rule allows the destination",
-    7 NameRule "name_rule" "a DNS answer for an allowed name taught the destination",
-    8 LinkControl "link_control" "neighbour discovery, group membership and ARP stay on the link and are always allowed",
-    9 KernelReply "kernel_reply" "the kernel itself answers (ICMP error, echo reply, TCP reset or final acknowledgement)",
-    10 SocketJudged "socket_judged" "the packet belongs to a socket, which the cgroup hooks judge",
-    32 NoRule "no_rule" "no rule allows the destination, and no allowed name resolved to it in this scope",
-    33 DeniedCidr "denied_cidr" "a deny rule covers the destination",
-    34 Expired "expired" "an allowed name resolved to the destination, but its TTL has ended",
-    35 PortNotAllowed "port_not_allowed" "the destination is known, but no rule allows this port and protocol",
-    36 Malformed "malformed" "the packet's headers are cut short or contradict themselves",
-    37 Fragment "fragment" "a fragment without ports can match only rules for any port",
-    38 SourceRouted "source_routed" "the packet asks to be routed over addresses that it names itself",
-    39 TooManyHeaders "too_many_headers" "the packet has more IPv6 extension headers than are read",
-    40 StateUnavailable "state_unavailable" "the kernel had no room for the state that this flow needs",
-    41 ReplyForgotten "reply_forgotten" "the socket serves inbound UDP, but no packet of this far end was seen lately",
-    42 UnknownEthertype "unknown_ethertype" "the frame is neither IPv4, IPv6 nor ARP",
-    43 NotConfigured "not_configured" "the programs have no configuration yet",
-    44 ForgedSource "forged_source" "the packet claims a source that its sender cannot have",
-    45 HeldOff "held_off" "an answer that only the agent can read is being learned: the sender is to try again",
-    46 Rebinding "rebinding" "an answer for an allowed name points to an address that DNS may not open",
-    47 QueryNotAllowed "query_not_allowed" "the policy lets only queries for allowed names through, and only to trusted resolvers",
-    48 TableFull "table_full" "the table of learned addresses was full lately: an allowed name may have led here and found no room",
+    0 NoPolicy "no_policy"
+        "no policy restricts this workload"
+        "nothing, or write a policy and start the agent with it",
+    1 Loopback "loopback"
+        "the destination is loopback, which is always allowed"
+        "nothing: it does not leave the machine",
+    2 Lifeline "lifeline"
+        "the lifeline allows what the node needs to stay manageable"
+        "take the part out with `--no-lifeline` and allow in a policy what is still needed",
+    3 Reply "reply"
+        "it answers a flow that the far end started"
+        "nothing: who may call in is for a firewall in front",
+    4 EstablishedFlow "established_flow"
+        "the flow was allowed when it started"
+        "remove the rule that it rests on: then it ends at its next packet",
+    5 PreexistingFlow "preexisting_flow"
+        "the TCP flow is older than the programs and the policy keeps such flows"
+        "write `preexisting: judge`",
+    6 CidrRule "cidr_rule"
+        "a CIDR rule allows the destination"
+        "narrow the rule, or deny a part of it",
+    7 NameRule "name_rule"
+        "a DNS answer for an allowed name taught the destination"
+        "narrow the rule, or deny the name or the address",
+    8 LinkControl "link_control"
+        "neighbour discovery, group membership and ARP stay on the link and are always allowed"
+        "nothing: without them no packet leaves",
+    9 KernelReply "kernel_reply"
+        "the kernel itself answers (ICMP error, echo reply, TCP reset or final acknowledgement)"
+        "nothing",
+    10 SocketJudged "socket_judged"
+        "the packet belongs to a socket, which the cgroup hooks judge"
+        "nothing: look at the verdict of `skb_egress`",
+    32 NoRule "no_rule"
+        "no rule allows the destination, and no allowed name resolved to it in this scope"
+        "ask `egress-agent explain`: it shows the nearest rule and the line to add",
+    33 DeniedCidr "denied_cidr"
+        "a deny rule covers the destination"
+        "narrow the deny rule: it beats every rule that allows",
+    34 Expired "expired"
+        "an allowed name resolved to the destination, but its TTL has ended"
+        "let the application resolve the name again before it connects, or raise `ttl.min`",
+    35 PortNotAllowed "port_not_allowed"
+        "the destination is known, but no rule allows this port and protocol"
+        "add the port to the rule of the name",
+    36 Malformed "malformed"
+        "the packet's headers are cut short or contradict themselves"
+        "find the program that makes such packets; no rule allows them",
+    37 Fragment "fragment"
+        "a fragment without ports can match only rules for any port"
+        "send smaller packets, or allow any port of the protocol",
+    38 SourceRouted "source_routed"
+        "the packet asks to be routed over addresses that it names itself"
+        "send it without; no rule allows it",
+    39 TooManyHeaders "too_many_headers"
+        "the packet has more IPv6 extension headers than are read"
+        "send it with at most 8; no rule allows it",
+    40 StateUnavailable "state_unavailable"
+        "the kernel had no room for the state that this flow needs"
+        "look at the alarms of `egress-agent status` and at the memory of the node",
+    41 ReplyForgotten "reply_forgotten"
+        "the socket serves inbound UDP, but no packet of this far end was seen lately"
+        "let the far end speak at least every three minutes, or allow it by a rule",
+    42 UnknownEthertype "unknown_ethertype"
+        "the frame is neither IPv4, IPv6 nor ARP"
+        "find the program that sends such frames; no rule allows them",
+    43 NotConfigured "not_configured"
+        "the programs have no configuration yet"
+        "wait until the agent has started; if it cannot, see its log",
+    44 ForgedSource "forged_source"
+        "the packet claims a source that its sender cannot have"
+        "name a scope that runs a trusted resolver with `--resolver-scope`; nobody else may do this",
+    45 HeldOff "held_off"
+        "an answer that only the agent can read is being learned: the sender is to try again"
+        "nothing: it takes at most a second; if it does not end, see the agent's log",
+    46 Rebinding "rebinding"
+        "an answer for an allowed name points to an address that DNS may not open"
+        "correct the zone; what has to be reached there needs a CIDR rule",
+    47 QueryNotAllowed "query_not_allowed"
+        "the policy lets only queries for allowed names through, and only to trusted resolvers"
+        "allow the name, give `--search-domain`, or ask a trusted resolver",
+    48 TableFull "table_full"
+        "the table of learned addresses was full lately: an allowed name may have led here and found no room"
+        "raise `--max-learned`, and find out who resolves so many names",
 }
 
 /// Numbers from this one on deny.
