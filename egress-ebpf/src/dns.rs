@@ -67,7 +67,7 @@ pub fn arrival_at_socket(skb: &Skb, header: Header, sk: *mut bpf_sock) -> Arriva
     }
 }
 
-/// Learns from an answer of a trusted resolver, and copies it to the agent.
+/// Learns from an answer of a trusted resolver, and copies it to the agent; also one of another server, which teaches nothing.
 #[inline(always)]
 pub fn answer(config: &Config, skb: &Skb, header: Header, workload: &Workload, arrival: &Arrival) {
     let payload = Payload::find(skb);
@@ -75,17 +75,25 @@ pub fn answer(config: &Config, skb: &Skb, header: Header, workload: &Workload, a
         return;
     }
     let resolver = header.saddr(skb);
-    if RESOLVERS.get_ptr(&resolver).is_none() {
-        if header.proto() == protocol::UDP {
-            record::tally(Tally::AnswerUntrusted);
+    let is_trusted = RESOLVERS.get_ptr(&resolver).is_some();
+    if !is_trusted {
+        if header.proto() != protocol::UDP {
+            return;
         }
-        return;
+        record::tally(Tally::AnswerUntrusted);
+        // The agent is told of it, for those who ask why nothing was learned: as often as of allowed flows.
+        if payload.bytes > MESSAGE_BYTES as u32 || !record::has_budget(true, now_ns()) {
+            return;
+        }
     }
     let Some(scratch) = Scratch::get(HOOK) else {
         return;
     };
     if scratch.busy != 0 {
-        return record::tally(Tally::AnswerReentered);
+        if is_trusted {
+            record::tally(Tally::AnswerReentered);
+        }
+        return;
     }
     let sequence = if header.proto() == protocol::TCP {
         packet_sequence(skb.raw, skb.base)
@@ -114,8 +122,13 @@ pub fn answer(config: &Config, skb: &Skb, header: Header, workload: &Workload, a
         proto: header.proto(),
         _pad: [0; 2],
     };
-    let outcome = learn(scratch, skb, header, payload, arrival);
-    record::tally_number(outcome);
+    let outcome = if is_trusted {
+        let outcome = learn(scratch, skb, header, payload, arrival);
+        record::tally_number(outcome);
+        outcome
+    } else {
+        Tally::AnswerUntrusted as u32
+    };
     scratch.copy.outcome = outcome as u8;
     // Waking the agent costs more than learning the answer: what the kernel has learned by itself waits until the
     // agent looks, which it does often. What only the agent can learn does not.

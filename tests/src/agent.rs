@@ -346,6 +346,23 @@ impl Agent {
         found
     }
 
+    /// What it says of a destination (`explain`), for what the node or `from` sends.
+    ///
+    /// # Panics
+    ///
+    /// If there is no answer, or the exit status is not the verdict's.
+    #[track_caller]
+    #[must_use]
+    pub fn explain(&self, to: &str, from: Option<&str>) -> Explanation {
+        let from = from.map_or_else(Vec::new, |from| vec!["--from", from]);
+        let args = [&["explain", to, "-o", "json"], from.as_slice()].concat();
+        let output = self.cli(&args).unwrap_or_else(|error| panic!("{error:#}"));
+        let explained: Explanation = parse(&output).unwrap_or_else(|error| panic!("{error:#}"));
+        let status = i32::from(explained.verdict != "allowed");
+        assert_eq!(output.code(), Some(status), "{}", output.shown());
+        explained
+    }
+
     /// Its state, whether it enforces or not.
     #[track_caller]
     #[must_use]
@@ -686,6 +703,47 @@ pub struct Flow {
     pub rule: Option<String>,
     /// Name of the hook.
     pub hook: String,
+}
+
+/// `explain -o json`, as far as it matters here.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Explanation {
+    /// What was asked for, whole.
+    pub destination: String,
+    /// Who would send.
+    pub scope: Option<String>,
+    /// Name of the verdict.
+    pub verdict: String,
+    /// Name of the reason.
+    pub reason: String,
+    /// The rule that the verdict rests on.
+    pub rule: Option<RuleReport>,
+    /// What lies behind a denial.
+    pub causes: Vec<Cause>,
+    /// The line that would allow it.
+    pub add: Option<String>,
+}
+
+/// Something that lies behind a denial.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Cause {
+    /// Its name.
+    pub cause: String,
+    /// What it is here.
+    pub words: String,
+    /// The rule that it is about.
+    pub rule: Option<RuleReport>,
+}
+
+/// A rule and where it stands.
+#[derive(Clone, Debug, Deserialize)]
+pub struct RuleReport {
+    /// The rule in one line.
+    pub rule: String,
+    /// File.
+    pub file: Option<PathBuf>,
+    /// Line.
+    pub line: Option<usize>,
 }
 
 /// `status -o json`, as far as it matters here.

@@ -22,8 +22,8 @@ use tracing::debug;
 use super::{
     listener::{Unreachable, is_trusted},
     model::{
-        ConfirmationStatus, CountersReport, ErrorReport, FlowReport, FollowLine, LearnedReport,
-        Status,
+        ConfirmationStatus, CountersReport, ErrorReport, Explanation, FlowReport, FollowLine,
+        LearnedReport, Status,
     },
     state::FlowFilter,
 };
@@ -90,6 +90,9 @@ pub enum ClientError {
     /// The agent is not in a state for what it was asked to do.
     #[error("{0}")]
     Conflict(String),
+    /// The question names something that is not there.
+    #[error("{0}")]
+    BadQuestion(String),
     /// The answer is not what this version expects.
     #[error("cannot read the agent's answer: are agent and CLI of one version?")]
     Unreadable(#[source] serde_json::Error),
@@ -170,6 +173,19 @@ impl Client {
         })
     }
 
+    /// Asks what the kernel decides about a destination, as [`crate::policy::Destination`] reads it.
+    ///
+    /// # Errors
+    ///
+    /// No agent answers, or it cannot: for example because it knows no such scope or cgroup.
+    pub async fn explain(&self, to: &str, from: Option<&str>) -> Result<Explanation, ClientError> {
+        let mut path = format!("/v1/explain?to={}", percent_encoded(to));
+        if let Some(from) = from {
+            path.push_str(&format!("&from={}", percent_encoded(from)));
+        }
+        self.get(&path).await
+    }
+
     /// Confirms that enforcing left the node reachable.
     ///
     /// # Errors
@@ -239,6 +255,9 @@ impl Client {
         };
         if status == StatusCode::CONFLICT {
             return Err(ClientError::Conflict(error));
+        }
+        if status == StatusCode::BAD_REQUEST {
+            return Err(ClientError::BadQuestion(error));
         }
         Err(ClientError::Refused { status, error })
     }

@@ -11,6 +11,7 @@
 //! | `GET /v1/learned?query=` | [`model::LearnedReport`] |
 //! | `GET /v1/flows?denied=&limit=` | list of [`model::FlowReport`], oldest first |
 //! | `GET /v1/flows/follow?denied=` | [`model::FollowLine`], one line of JSON each, until the client leaves |
+//! | `GET /v1/explain?to=&from=` | [`model::Explanation`] |
 //! | `POST /v1/confirm` | [`model::ConfirmationStatus`]; 409 when none is awaited |
 //! | `GET /metrics` | Prometheus text |
 //!
@@ -36,5 +37,5 @@ pub use client::{Client, ClientError};
 pub use listener::{ApiListener, Holder, ListenError};
 pub use recent::{RECENT_FLOWS, RecentFlows};
 pub use service::{ServiceError, serve};
-pub use state::{AgentState, FlowFilter, LearnedQuery, NotAwaited};
+pub use state::{AgentState, BadQuestion, ExplainQuery, FlowFilter, LearnedQuery, NotAwaited};
 pub use timestamp::Timestamp;

@@ -314,6 +314,76 @@ pub struct FlowReport {
     pub hook: Text,
 }
 
+/// Answer of `/v1/explain`, and of `explain --policy`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// What was asked for, with port and protocol: `api.example.com:443/tcp`.
+    pub destination: String,
+    /// Whether port and protocol are the default, because none was given.
+    pub default_port: bool,
+    /// Name of the scope that would send; none without an agent.
+    pub scope: Option<String>,
+    /// Name of the mode that applies.
+    pub mode: Text,
+    /// Name of the verdict.
+    pub verdict: Text,
+    /// Name of the reason.
+    pub reason: Text,
+    /// The reason in a sentence.
+    pub words: Text,
+    /// The rule that the verdict rests on.
+    pub rule: Option<RuleReport>,
+    /// Ports that rules open to it, as a policy would write them.
+    pub ports: Vec<String>,
+    /// Addresses that were looked at; none without an agent.
+    pub addresses: Vec<AddressVerdict>,
+    /// What lies behind a denial, the nearest first.
+    pub causes: Vec<CauseReport>,
+    /// The line that would allow it, in `spec.allow` of a policy.
+    pub add: Option<String>,
+}
+
+/// A rule and where it stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleReport {
+    /// The rule in one line: `policy/node allow[0] *.example.com 443/tcp`.
+    pub rule: String,
+    /// Name of its policy; `lifeline` for the lifeline.
+    pub policy: String,
+    /// File, if it came from one.
+    pub file: Option<PathBuf>,
+    /// Line in the file, from 1.
+    pub line: Option<usize>,
+}
+
+/// What the kernel decides about one address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressVerdict {
+    /// The address.
+    pub address: IpAddr,
+    /// Names that the scope resolved to it.
+    pub names: Vec<String>,
+    /// Name of the verdict.
+    pub verdict: Text,
+    /// Name of the reason.
+    pub reason: Text,
+    /// Seconds until the port closes, rounded up; none if it is not open by a name.
+    pub expires_in_s: Option<u64>,
+}
+
+/// Something that lies behind a denial.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CauseReport {
+    /// Name of the cause.
+    pub cause: Text,
+    /// What it is here, in a sentence.
+    pub words: String,
+    /// What to do about it.
+    pub advice: Text,
+    /// The rule that it is about.
+    pub rule: Option<RuleReport>,
+}
+
 /// One line of `/v1/flows/follow`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]

@@ -25,11 +25,14 @@ use tracing::{debug, warn};
 use super::{
     AgentState, ApiListener,
     follow::follow,
-    model::{ConfirmationStatus, CountersReport, ErrorReport, FlowReport, LearnedReport, Status},
+    model::{
+        ConfirmationStatus, CountersReport, ErrorReport, Explanation, FlowReport, LearnedReport,
+        Status,
+    },
     peer::Limits,
-    state::{FlowFilter, LearnedQuery, NotAwaited},
+    state::{BadQuestion, ExplainQuery, FlowFilter, LearnedQuery, NotAwaited},
 };
-use crate::{metrics, shutdown::Shutdown};
+use crate::{metrics, policy::DestinationError, shutdown::Shutdown};
 
 /// How long clients have to take what they asked for when the agent ends.
 const GRACE: Duration = Duration::from_secs(2);
@@ -99,6 +102,7 @@ fn router(agent: Arc<dyn AgentState>, shutdown: Shutdown) -> Router {
         .route("/v1/learned", get(learned))
         .route("/v1/flows", get(flows))
         .route("/v1/flows/follow", get(flows_follow))
+        .route("/v1/explain", get(explain))
         .route("/v1/confirm", post(confirm))
         .route("/metrics", get(prometheus))
         .fallback(not_found)
@@ -151,6 +155,12 @@ impl Service {
             Ok(Err(error)) if error.is::<NotAwaited>() => {
                 return Err(Failure {
                     status: StatusCode::CONFLICT,
+                    error: error.to_string(),
+                });
+            }
+            Ok(Err(error)) if error.is::<BadQuestion>() => {
+                return Err(Failure {
+                    status: StatusCode::BAD_REQUEST,
                     error: error.to_string(),
                 });
             }
@@ -238,6 +248,27 @@ async fn flows_follow(
     );
     let headers = [(header::CONTENT_TYPE, "application/x-ndjson")];
     Ok((headers, Body::new(lines)).into_response())
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ExplainParameters {
+    to: String,
+    from: Option<String>,
+}
+
+async fn explain(
+    State(service): State<Service>,
+    parameters: Result<Query<ExplainParameters>, QueryRejection>,
+) -> Result<Json<Explanation>, Failure> {
+    let Query(ExplainParameters { to, from }) = parameters?;
+    let destination = to.parse().map_err(|error: DestinationError| Failure {
+        status: StatusCode::BAD_REQUEST,
+        error: error.to_string(),
+    })?;
+    let query = ExplainQuery { destination, from };
+    let answer = service.ask(move |agent| agent.explain(&query));
+    answer.await.map(Json)
 }
 
 async fn confirm(State(service): State<Service>) -> Result<Json<ConfirmationStatus>, Failure> {

@@ -4,7 +4,10 @@ use std::{convert::Infallible, net::IpAddr, str::FromStr};
 
 use tokio::sync::broadcast;
 
-use super::model::{ConfirmationStatus, CountersReport, FlowReport, LearnedReport, Status};
+use super::model::{
+    ConfirmationStatus, CountersReport, Explanation, FlowReport, LearnedReport, Status,
+};
+use crate::policy::Destination;
 
 /// The daemon as the service sees it.
 ///
@@ -39,6 +42,13 @@ pub trait AgentState: Send + Sync + 'static {
     /// None that the ring itself has.
     fn recent_flows(&self, filter: FlowFilter) -> anyhow::Result<Vec<FlowReport>>;
 
+    /// Explains what the kernel decides about a destination.
+    ///
+    /// # Errors
+    ///
+    /// [`BadQuestion`]; or the kernel's maps cannot be read.
+    fn explain(&self, query: &ExplainQuery) -> anyhow::Result<Explanation>;
+
     /// Confirms that enforcing left the node reachable.
     ///
     /// # Errors
@@ -54,6 +64,20 @@ pub trait AgentState: Send + Sync + 'static {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no confirmation is awaited: {0}")]
 pub struct NotAwaited(pub &'static str);
+
+/// A question that names what is not there, with what would be right.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct BadQuestion(pub String);
+
+/// What to explain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExplainQuery {
+    /// Where to.
+    pub destination: Destination,
+    /// From where: name of a scope, or path of a cgroup; none for the node.
+    pub from: Option<String>,
+}
 
 /// Which verdicts to show.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

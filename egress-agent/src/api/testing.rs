@@ -9,17 +9,19 @@ use std::{
 use egress_common::{
     policy::{PortRange, protocol},
     tally::Tally,
-    verdict::{Hook, Reason, Verdict},
+    verdict::{Hook, Mode, Reason, Verdict},
 };
 use tokio::sync::broadcast;
 
 use super::{
-    AgentState, FlowFilter, LearnedQuery, NotAwaited, RecentFlows, Timestamp,
+    AgentState, BadQuestion, ExplainQuery, FlowFilter, LearnedQuery, NotAwaited, RecentFlows,
+    Timestamp,
     model::{
-        ConfirmationStatus, CountersReport, FlowReport, HookStatus, LearnedAddress, LearnedReport,
-        LifelineStatus, MapStatus, PolicyStatus, ScopeStatus, Status,
+        AddressVerdict, CauseReport, ConfirmationStatus, CountersReport, Explanation, FlowReport,
+        HookStatus, LearnedAddress, LearnedReport, LifelineStatus, MapStatus, PolicyStatus,
+        RuleReport, ScopeStatus, Status,
     },
-    report::counters_report,
+    report::{Cause, counters_report},
 };
 use crate::{
     datapath::{Counter, Counters, RuleCounter},
@@ -183,6 +185,46 @@ pub(crate) fn learned() -> LearnedReport {
     ]
 }
 
+pub(crate) fn explanation() -> Explanation {
+    let rule = RuleReport {
+        rule: "policy/node allow[0] *.cdn.example.net 443/tcp".to_owned(),
+        policy: "node".to_owned(),
+        file: Some(PathBuf::from("/etc/egress/policies/node.yaml")),
+        line: Some(9),
+    };
+    let cause = |cause: Cause, words: &str, rule| CauseReport {
+        cause: cause.name().into(),
+        words: words.to_owned(),
+        advice: cause.advice().into(),
+        rule,
+    };
+    let words =
+        "*.cdn.example.net covers the names below cdn.example.net, not cdn.example.net itself";
+    Explanation {
+        destination: "cdn.example.net:443/tcp".to_owned(),
+        default_port: true,
+        scope: Some("node".to_owned()),
+        mode: Mode::Enforce.name().into(),
+        verdict: Verdict::Deny.name().into(),
+        reason: Reason::NoRule.name().into(),
+        words: Reason::NoRule.words().into(),
+        rule: None,
+        ports: Vec::new(),
+        addresses: vec![AddressVerdict {
+            address: address("203.0.113.7"),
+            names: vec!["cdn.example.net".to_owned()],
+            verdict: Verdict::Deny.name().into(),
+            reason: Reason::NoRule.name().into(),
+            expires_in_s: None,
+        }],
+        causes: vec![
+            cause(Cause::Apex, words, Some(rule)),
+            cause(Cause::QueryRefused, Cause::QueryRefused.words(), None),
+        ],
+        add: Some("- { names: [\"cdn.example.net\"], ports: [\"443/tcp\"] }".to_owned()),
+    }
+}
+
 /// An agent that a test drives.
 pub(crate) struct FakeAgent {
     pub(crate) status: Mutex<Result<Status, String>>,
@@ -219,6 +261,19 @@ impl AgentState for FakeAgent {
     fn recent_flows(&self, filter: FlowFilter) -> anyhow::Result<Vec<FlowReport>> {
         let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(recent.recent(filter))
+    }
+
+    fn explain(&self, query: &ExplainQuery) -> anyhow::Result<Explanation> {
+        match &query.from {
+            Some(from) if from != "node" => {
+                Err(BadQuestion(format!("no scope is called {from:?}")).into())
+            }
+            _ => Ok(Explanation {
+                destination: query.destination.to_string(),
+                default_port: query.destination.is_default_port,
+                ..Explanation::default()
+            }),
+        }
     }
 
     fn confirm(&self) -> anyhow::Result<ConfirmationStatus> {

@@ -103,6 +103,39 @@ async fn a_query_is_passed_on() {
 }
 
 #[tokio::test]
+async fn what_is_to_be_explained_is_passed_on() {
+    let world = World::new();
+    let explain = |to, from| {
+        let client = world.client.clone();
+        async move { client.explain(to, from).await }
+    };
+    let explained = explain("A.example.com", None).await.expect("explained");
+    assert_eq!(explained.destination, "a.example.com:443/tcp");
+    assert!(explained.default_port);
+    let explained = explain("[2001:db8::1]:53/udp", Some("node"))
+        .await
+        .expect("explained");
+    assert_eq!(explained.destination, "[2001:db8::1]:53/udp");
+    assert!(!explained.default_port);
+    for (to, from, says) in [
+        (
+            "a.example.com",
+            Some("web&to=b"),
+            "no scope is called \"web&to=b\"",
+        ),
+        (
+            "10.0.0.0/8",
+            None,
+            "\"10.0.0.0/8\" is not a destination: it is a network",
+        ),
+    ] {
+        let error = explain(to, from).await.expect_err("refused");
+        assert!(matches!(&error, ClientError::BadQuestion(_)), "{error:?}");
+        assert!(error.to_string().starts_with(says), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn recent_flows_are_filtered_and_limited() {
     let world = World::new();
     {
@@ -244,6 +277,8 @@ async fn wrong_requests_are_refused_in_json() {
         ("/v1/flows?denied=maybe", "400"),
         ("/v1/flows?limit=-1", "400"),
         ("/v1/learned?name=x", "400"),
+        ("/v1/explain", "400"),
+        ("/v1/explain?to=", "400"),
         ("/v2/status", "404"),
     ] {
         let (head, body) = world.get(path).await;

@@ -5,6 +5,7 @@ mod confirm;
 mod counters;
 mod doctor;
 mod exit;
+mod explain;
 mod flows;
 mod import;
 mod learned;
@@ -38,6 +39,7 @@ Examples:
   egress-agent confirm                            or it falls back to audit
   egress-agent status                             exit 1: not all is enforced
   egress-agent flows --denied --follow            who is denied what, and why
+  egress-agent explain api.example.com:8443       why it is, and what would allow it
   egress-agent learned api.example.com -o json
 
 Exit status: 0 done; 1 failed; 2 command line, policy or environment not usable.";
@@ -76,6 +78,8 @@ pub enum Command {
     Learned(learned::Learned),
     /// Show the latest verdicts, with names and reasons
     Flows(flows::Flows),
+    /// Say why a destination is allowed or denied, and what would allow it; exit 1 when denied
+    Explain(explain::Explain),
     /// Work on policy files, without an agent
     Policy(policy::Policy),
     /// Remove everything from the kernel: nothing is enforced any more
@@ -95,6 +99,7 @@ impl Cli {
             | Command::Counters(_)
             | Command::Learned(_)
             | Command::Flows(_)
+            | Command::Explain(_)
             | Command::Policy(_)
             | Command::Unload(_)
             | Command::Doctor(_) => "warn",
@@ -114,6 +119,7 @@ impl Cli {
             Command::Counters(counters) => counters.execute(),
             Command::Learned(learned) => learned.execute(),
             Command::Flows(flows) => flows.execute(),
+            Command::Explain(explain) => explain.execute(),
             Command::Policy(policy) => policy.execute(),
             Command::Unload(unload) => unload.execute(),
             Command::Doctor(doctor) => doctor.execute(),

@@ -153,6 +153,19 @@ fn wrong_command_lines_are_usage_errors() {
             &["policy", "import", "--format", "iptables", "a"],
             ErrorKind::InvalidValue,
         ),
+        (&["explain"], ErrorKind::MissingRequiredArgument),
+        (&["explain", "10.0.0.0/8"], ErrorKind::ValueValidation),
+        (
+            &[
+                "explain",
+                "a.example",
+                "--from",
+                "web",
+                "--policy",
+                "a.yaml",
+            ],
+            ErrorKind::ArgumentConflict,
+        ),
         (&["enforce"], ErrorKind::InvalidSubcommand),
     ] {
         let error = Cli::try_parse_from([&["egress-agent"], arguments].concat());
@@ -188,6 +201,30 @@ fn without_an_agent_every_question_fails_with_one_line() {
         assert!(error.starts_with("no agent is listening on "), "{error}");
         assert_eq!(error.lines().count(), 1);
     }
+}
+
+#[test]
+fn explain_ends_with_two_without_an_agent_and_else_with_the_verdict() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("node.yaml");
+    let policy = "apiVersion: egress.dev/v1alpha1\nkind: EgressPolicy\n\
+                  metadata: { name: node }\nspec:\n  allow:\n  - names: [api.example.com]\n";
+    fs::write(&file, policy).expect("writes");
+    let path = file.to_str().expect("plain");
+    for (to, policy, code) in [
+        ("api.example.com", path, ExitCode::Ok),
+        ("www.example.com", path, ExitCode::Failure),
+        ("api.example.com", "/no/such/file", ExitCode::Usage),
+    ] {
+        let result = execute(&["explain", to, "--policy", policy, "-o", "json"]);
+        assert_eq!(ExitCode::of(&result), code, "{to} {policy}");
+    }
+    let socket = folder.path().join("agent.sock");
+    let socket = socket.to_str().expect("plain");
+    let result = execute(&["explain", "api.example.com", "--socket", socket]);
+    assert_eq!(ExitCode::of(&result), ExitCode::Usage);
+    let error = format!("{:#}", result.expect_err("fails"));
+    assert!(error.starts_with("no agent is listening on "), "{error}");
 }
 
 #[test]

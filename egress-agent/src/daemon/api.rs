@@ -13,9 +13,9 @@ use super::{
 };
 use crate::{
     api::{
-        AgentState, FlowFilter, LearnedQuery, NotAwaited, Timestamp,
+        AgentState, ExplainQuery, FlowFilter, LearnedQuery, NotAwaited, Timestamp,
         model::{
-            ConfirmationStatus, CountersReport, FlowReport, HookStatus, LearnedReport,
+            ConfirmationStatus, CountersReport, Explanation, FlowReport, HookStatus, LearnedReport,
             LifelineStatus, MapStatus, PolicyStatus, ScopeStatus, ServiceTagsStatus, Status,
         },
         report::{LearnedContext, counters_report, learned_report, lost},
@@ -148,6 +148,10 @@ impl AgentState for Shared {
 
     fn recent_flows(&self, filter: FlowFilter) -> anyhow::Result<Vec<FlowReport>> {
         Ok(lock(&self.recent).recent(filter))
+    }
+
+    fn explain(&self, query: &ExplainQuery) -> anyhow::Result<Explanation> {
+        self.explanation(query)
     }
 
     fn confirm(&self) -> anyhow::Result<ConfirmationStatus> {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use egress_common::{
+    address::Address,
     dns::name_hash,
     event::DnsCopy,
     maps::{ANSWER_LATE_NS, AliasKey, QueryKey},
@@ -20,8 +21,8 @@ use super::{
 use crate::{
     datapath::{DnsRing, readable},
     dns::{
-        Answer, Reassembly, Receiver, Seen, StreamLimits, WholeMessage, asked_name,
-        is_left_to_the_agent,
+        Answer, Reassembly, Receiver, Refusal, RefusalKind, Seen, StreamLimits, WholeMessage,
+        asked_name, is_left_to_the_agent,
     },
     shutdown::Shutdown,
 };
@@ -85,7 +86,7 @@ pub(super) async fn run(shared: Arc<Shared>, ring: DnsRing, stop: Shutdown) -> a
 fn take(shared: &Shared, message: &WholeMessage, raised: &mut Budget) {
     let copy = &message.copy;
     let outcome = Tally::try_from(copy.outcome).ok();
-    if is_refused(outcome, copy) {
+    if is_unusable(outcome, copy) {
         return;
     }
     let answer = match Answer::read(&message.bytes) {
@@ -106,24 +107,92 @@ fn take(shared: &Shared, message: &WholeMessage, raised: &mut Budget) {
         outcome = outcome.map(Tally::name),
         "DNS answer"
     );
+    if let Some(kind) = untold(outcome, copy) {
+        let addresses = answer.addresses.iter().map(|one| one.address);
+        remember_refusal(shared, scope, copy, &answer, kind, addresses.collect());
+        return;
+    }
     remember(shared, scope, &answer, now_ns);
+    if outcome == Some(Tally::AnswerLearned) {
+        shared.refusals.forget(scope.number, answer.question());
+    }
+    if outcome == Some(Tally::AliasDenied)
+        && let Some(denied) = denied_alias(shared, &answer)
+    {
+        let addresses = answer.addresses.iter().map(|one| one.address);
+        let kind = RefusalKind::AliasDenied(denied);
+        remember_refusal(shared, scope, copy, &answer, kind, addresses.collect());
+    }
     if answer.response_code == 0 {
-        raise_rebinding(shared, copy.scope_id, &answer, raised);
+        raise_rebinding(shared, scope, copy, &answer, raised);
     }
     if outcome.is_some_and(is_left_to_the_agent) && was_asked(shared, copy, &answer, now_ns) {
         learn(shared, copy, &answer, now_ns);
     }
 }
 
-/// Answers that nobody asked for say nothing. Over TCP the connection itself speaks for them: see [`was_asked`].
-fn is_refused(outcome: Option<Tally>, copy: &DnsCopy) -> bool {
+/// Answers that say nothing, not even why.
+fn is_unusable(outcome: Option<Tally>, copy: &DnsCopy) -> bool {
     match outcome {
-        Some(Tally::AnswerUnsolicited | Tally::AnswerOtherQuestion | Tally::AnswerLate) => {
-            copy.proto != protocol::TCP
-        }
+        Some(Tally::AnswerOtherQuestion) => copy.proto != protocol::TCP,
         None | Some(Tally::AnswerMalformed) => true,
         Some(_) => false,
     }
+}
+
+/// Why an answer is not believed. Over TCP the connection itself speaks for an answer: see [`was_asked`].
+fn untold(outcome: Option<Tally>, copy: &DnsCopy) -> Option<RefusalKind> {
+    let is_datagram = copy.proto != protocol::TCP;
+    let outcome = outcome?;
+    if outcome == Tally::AnswerUntrusted {
+        Some(RefusalKind::Untrusted)
+    } else if outcome == Tally::AnswerUnsolicited && is_datagram {
+        Some(RefusalKind::NotAsked)
+    } else if outcome == Tally::AnswerLate && is_datagram {
+        Some(RefusalKind::Late)
+    } else {
+        None
+    }
+}
+
+/// Keeps why an answer for an allowed name taught nothing.
+fn remember_refusal(
+    shared: &Shared,
+    scope: &Scope,
+    copy: &DnsCopy,
+    answer: &Answer,
+    kind: RefusalKind,
+    addresses: Vec<Address>,
+) {
+    if is_allowed(shared, answer.question()) {
+        shared.refusals.record(Refusal {
+            scope: scope.number,
+            name: answer.question().to_owned(),
+            kind,
+            resolver: copy.resolver,
+            addresses,
+            at_ns: copy.at_ns,
+        });
+    }
+}
+
+fn is_allowed(shared: &Shared, name: &str) -> bool {
+    shared.in_force().is_some_and(|in_force| {
+        let rules = in_force.compiled.rules_of_name(name);
+        rules.is_some_and(|rules| rules.deny == 0)
+    })
+}
+
+/// The denied name that the aliases of an answer lead to.
+fn denied_alias(shared: &Shared, answer: &Answer) -> Option<String> {
+    let in_force = shared.in_force()?;
+    let is_denied = |name: &str| {
+        let rules = in_force.compiled.rules_of_name(name);
+        rules.is_some_and(|rules| rules.deny != 0)
+    };
+    let mut aliases = answer.chain.iter().skip(1);
+    let denied = aliases.find(|alias| alias.is_matchable && is_denied(&alias.name))?;
+    Some(denied.name.clone())
 }
 
 /// Whether this answers a query of this socket. A query over TCP that was sent in pieces could not be noted; then
@@ -176,12 +245,14 @@ fn remember(shared: &Shared, scope: &Scope, answer: &Answer, now_ns: u64) {
 }
 
 /// Reports addresses that an answer for an allowed name may not open.
-fn raise_rebinding(shared: &Shared, scope_id: u32, answer: &Answer, raised: &mut Budget) {
-    let is_allowed = shared.in_force().is_some_and(|in_force| {
-        let rules = in_force.compiled.rules_of_name(answer.question());
-        rules.is_some_and(|rules| rules.deny == 0)
-    });
-    if !is_allowed {
+fn raise_rebinding(
+    shared: &Shared,
+    scope: &Scope,
+    copy: &DnsCopy,
+    answer: &Answer,
+    raised: &mut Budget,
+) {
+    if !is_allowed(shared, answer.question()) {
         return;
     }
     let mut refused = answer.unteachable.clone();
@@ -190,11 +261,15 @@ fn raise_rebinding(shared: &Shared, scope_id: u32, answer: &Answer, raised: &mut
         let addresses = answer.addresses.iter().map(|one| one.address);
         refused.extend(addresses.filter(|address| local.contains(address)));
     }
+    if refused.is_empty() {
+        return;
+    }
     refused.sort_unstable();
     refused.dedup();
-    for address in refused {
-        rebinding(shared, scope_id, answer.question(), address, raised);
+    for address in &refused {
+        rebinding(shared, copy.scope_id, answer.question(), *address, raised);
     }
+    remember_refusal(shared, scope, copy, answer, RefusalKind::Rebinding, refused);
 }
 
 /// Reports a query that the policy does not let through.

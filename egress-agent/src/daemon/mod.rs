@@ -8,6 +8,7 @@ mod api;
 mod confirm;
 mod dns;
 mod events;
+mod explain;
 mod shared;
 mod switch;
 mod takeover;

@@ -15,7 +15,7 @@ use crate::{
     api::{RECENT_FLOWS, RecentFlows, Timestamp, model::FlowReport},
     cli::{RunOptions, UsageError, run::NODE_SCOPE},
     datapath::{Datapath, cgroup_facts},
-    dns::{Memory, MemoryLimits, ScopeNumber},
+    dns::{Memory, MemoryLimits, Refusals, ScopeNumber},
     policy::{Compiled, Lifeline, ServiceTagsFacts},
     workload::CgroupPaths,
 };
@@ -61,6 +61,8 @@ pub(super) struct Shared {
     pub(super) options: RunOptions,
     pub(super) scopes: Vec<Scope>,
     pub(super) memory: Memory,
+    /// Answers that taught nothing.
+    pub(super) refusals: Refusals,
     pub(super) started: Instant,
     datapath: Mutex<Datapath>,
     in_force: RwLock<Option<Arc<InForce>>>,
@@ -123,6 +125,7 @@ impl Shared {
             options,
             scopes,
             memory,
+            refusals: Refusals::default(),
             started: Instant::now(),
             datapath: Mutex::new(datapath),
             in_force: RwLock::new(None),

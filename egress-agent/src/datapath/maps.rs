@@ -34,12 +34,13 @@ pub(super) struct Maps {
     pub(super) config: Array<MapData, Config>,
     pub(super) workloads: Hash<u64, Workload>,
     names: LpmTrie<MapData, [u8; NAME_KEY_BYTES], NameRules>,
-    cidrs: LpmTrie<MapData, [u8; CIDR_KEY_BYTES], CidrRules>,
+    pub(super) cidrs: LpmTrie<MapData, [u8; CIDR_KEY_BYTES], CidrRules>,
     rules: Hash<RuleKey, u32>,
     resolvers: Hash<Address, u32>,
     local: Hash<Address, u32>,
     interfaces: Hash<u32, u32>,
-    learned: Hash<LearnedKey, Learned>,
+    pub(super) learned: Hash<LearnedKey, Learned>,
+    pub(super) holds: Hash<u32, u64>,
     pub(super) queries: Hash<QueryKey, Query>,
     aliases: Hash<AliasKey, Alias>,
     counters: PerCpuArray<MapData, u64>,
@@ -104,6 +105,7 @@ impl Maps {
             local: take(ebpf, "LOCAL")?,
             interfaces: take(ebpf, "INTERFACES")?,
             learned: take(ebpf, "LEARNED")?,
+            holds: take(ebpf, "HOLDS")?,
             queries: take(ebpf, "QUERIES")?,
             aliases: take(ebpf, "ALIASES")?,
             counters: take(ebpf, "COUNTERS")?,
@@ -446,7 +448,7 @@ fn rule_key(policy_id: u16, rule: u64) -> RuleKey {
     }
 }
 
-fn used_grants(value: &Learned) -> Vec<Grant> {
+pub(super) fn used_grants(value: &Learned) -> Vec<Grant> {
     value
         .grants
         .iter()

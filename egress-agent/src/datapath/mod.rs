@@ -4,6 +4,7 @@
 mod bulk;
 mod doctor;
 mod error;
+mod judge;
 mod layout;
 mod load;
 mod maps;
@@ -29,6 +30,7 @@ use egress_common::{
 
 pub use doctor::{Check, doctor};
 pub use error::DatapathError;
+pub use judge::Judged;
 pub use load::Options;
 pub use rings::{DnsRing, EventRing, Ring, readable};
 pub use snapshot::{AttachedHook, Counter, Counters, LearnedEntry, MapFill, RuleCounter};

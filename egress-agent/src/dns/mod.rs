@@ -4,11 +4,13 @@
 //! puts copied TCP segments and parts of long messages together; [`Answer`] is
 //! a whole message that was read with hickory-proto; [`learn`] is what
 //! the kernel would have learned from it; [`Memory`] keeps what was resolved to
-//! what, allowed or not, so that a denied address gets its name back.
+//! what, allowed or not, so that a denied address gets its name back; [`Refusals`]
+//! keeps which answers taught nothing, and why.
 //!
 //! Times are nanoseconds of the monotonic clock and always a parameter.
 
 mod memory;
+mod refusals;
 mod slow;
 mod stream;
 #[cfg(test)]
@@ -16,6 +18,7 @@ mod stream;
 mod support;
 
 pub use memory::{LiveName, Memory, MemoryCounts, MemoryLimits, ScopeNumber, Seen, SeenName};
+pub use refusals::{Refusal, RefusalKind, Refusals};
 pub use slow::{
     ALIASES, Answer, ChainAddress, ChainName, Lesson, Receiver, SlowError, asked_name,
     is_left_to_the_agent, learn,

@@ -5,17 +5,22 @@
 //! [`import()`] makes policies of what other systems say, [`write_policies`] writes them.
 //! [`compile`] makes the entries of the kernel's tries from a set and the [`Lifeline`]. Every error says where it
 //! is, what is wrong and what would be right, and all of a set are reported.
+//! [`Compiled::judge`] says what a compiled policy decides of a [`Destination`], [`Compiled::nearest`] which rules come
+//! near.
 
 mod catalog;
 mod cidr;
 mod compile;
 mod compiled;
 mod decode;
+mod destination;
 mod error;
+mod evaluate;
 mod import;
 mod lifeline;
 pub(crate) mod load;
 mod name;
+mod nearest;
 mod ports;
 mod preset;
 pub(crate) mod reader;
@@ -34,12 +39,15 @@ pub use catalog::{Catalog, CatalogSources};
 pub use cidr::{Cidr, CidrError};
 pub use compile::compile;
 pub use compiled::{Compiled, NamePattern, RuleList, RuleSource};
+pub use destination::{Destination, DestinationError, Host};
 pub(crate) use error::Report;
 pub use error::{Meeting, Place, PolicyError, PolicyErrors, Problem};
+pub use evaluate::telling;
 pub use import::{HostError, ImportFormat, Imported, Note, NoteKind, import};
 pub use lifeline::{Lifeline, LifelineEntry};
 pub use load::{MAX_FILE_BYTES, load, read_texts};
 pub use name::{NameError, parse_name_pattern};
+pub use nearest::{Near, Nearness};
 pub use ports::{PortsError, parse_port_range};
 pub use preset::Presets;
 pub use schema::{

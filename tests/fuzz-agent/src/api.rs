@@ -20,9 +20,10 @@ use std::{
 use anyhow::Context as _;
 use egress_agent::{
     api::{
-        AgentState, ApiListener, FlowFilter, LearnedQuery, NotAwaited,
+        AgentState, ApiListener, BadQuestion, ExplainQuery, FlowFilter, LearnedQuery, NotAwaited,
         model::{
-            ConfirmationStatus, CountersReport, FlowReport, LearnedAddress, LearnedReport, Status,
+            ConfirmationStatus, CountersReport, Explanation, FlowReport, LearnedAddress,
+            LearnedReport, Status,
         },
         serve,
     },
@@ -86,6 +87,16 @@ impl AgentState for Stateless {
 
     fn recent_flows(&self, _filter: FlowFilter) -> anyhow::Result<Vec<FlowReport>> {
         Ok(Vec::new())
+    }
+
+    fn explain(&self, query: &ExplainQuery) -> anyhow::Result<Explanation> {
+        match &query.from {
+            Some(from) => Err(BadQuestion(format!("no scope is called {from:?}")).into()),
+            None => Ok(Explanation {
+                destination: query.destination.to_string(),
+                ..Explanation::default()
+            }),
+        }
     }
 
     fn confirm(&self) -> anyhow::Result<ConfirmationStatus> {
@@ -187,6 +198,8 @@ fn make(tape: &mut Tape<'_>) -> Vec<u8> {
         "/v1/flows",
         "/v1/flows/follow",
         "/v1/confirm",
+        "/v1/explain?to=a.example.com:80&from=node",
+        "/v1/explain?to=[::1",
         "/metrics",
         "/v1/status/..",
         "//v1/status",

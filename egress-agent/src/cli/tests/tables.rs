@@ -2,7 +2,9 @@
 
 use std::{fs, path::Path};
 
-use super::super::{Screen, counters, doctor, flows, learned, status};
+use egress_common::verdict::Reason;
+
+use super::super::{Screen, counters, doctor, explain, flows, learned, status};
 use crate::api::{
     model::{Check, ConfirmationStatus, ServiceTagsStatus},
     testing,
@@ -159,6 +161,32 @@ fn flows_fit_a_terminal_and_explain_denials() {
     let expected =
         "02:49:55  denied  no_rule           node      www.example.org 203.0.113.7:8443/tcp";
     assert_eq!(line, expected);
+}
+
+#[test]
+fn an_explanation_fits_a_terminal_and_its_line_stays_whole() {
+    let mut explained = testing::explanation();
+    golden("explain.txt", &explain::render(&explained, TERMINAL));
+    let line = explained.add.clone().expect("a line");
+    (explained.verdict, explained.reason) = ("allowed".into(), "name_rule".into());
+    explained.words = Reason::NameRule.words().into();
+    explained.addresses[0].verdict = "allowed".into();
+    explained.addresses[0].reason = "name_rule".into();
+    explained.rule = explained.causes[0].rule.clone();
+    explained.ports = vec!["443/tcp".to_owned()];
+    (explained.causes, explained.add) = (Vec::new(), None);
+    explained.addresses[0].expires_in_s = Some(93);
+    golden(
+        "explain-allowed.txt",
+        &explain::render(&explained, TERMINAL),
+    );
+    explained.add = Some(line.clone());
+    let narrow = Screen {
+        width: Some(40),
+        colours: false,
+    };
+    let text = explain::render(&explained, narrow);
+    assert!(text.lines().any(|shown| shown.trim() == line), "{text}");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod compiled;
 mod golden;
+mod judged;
 mod oracle;
 mod schema;
 mod service_tags;

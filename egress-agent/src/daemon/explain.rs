@@ -1,0 +1,210 @@
+//! What the kernel decides about a destination now, and what the agent knows of it.
+
+use std::path::{Path, PathBuf};
+
+use egress_common::address::Address;
+
+use super::{
+    shared::{Scope, Shared},
+    time::now_ns,
+};
+use crate::{
+    api::{
+        BadQuestion, ExplainQuery,
+        model::Explanation,
+        report::{AddressFacts, Elsewhere, ExplainFacts, explanation},
+    },
+    dns::{Refusal, SeenName},
+    policy::{Destination, Host},
+    workload::cgroup_root,
+};
+
+/// Most addresses of a name that are looked at.
+const ADDRESSES: usize = 64;
+
+impl Shared {
+    /// Explains what the kernel decides about a destination.
+    ///
+    /// # Errors
+    ///
+    /// [`BadQuestion`] for a scope or cgroup that is not there or not judged; a map that cannot be read.
+    pub(super) fn explanation(&self, query: &ExplainQuery) -> anyhow::Result<Explanation> {
+        let scope = match &query.from {
+            None => self.scopes.first(),
+            Some(from) => Some(self.scope_from(from)?),
+        };
+        let in_force = self.in_force();
+        let (Some(scope), Some(in_force)) = (scope, in_force) else {
+            anyhow::bail!("no policy is in force yet");
+        };
+        let facts = self.facts(scope, &query.destination)?;
+        Ok(explanation(
+            &in_force.compiled,
+            &query.destination,
+            Some(&facts),
+        ))
+    }
+
+    fn facts(&self, scope: &Scope, destination: &Destination) -> anyhow::Result<ExplainFacts> {
+        // Under the lock, so that no switch comes between binding and maps.
+        let datapath = self.datapath();
+        let now_ns = now_ns();
+        let Some(workload) = datapath.bound(scope.cgroup_id) else {
+            anyhow::bail!("scope {} is bound to no policy", scope.name);
+        };
+        let binding = workload.current;
+        let mut facts = ExplainFacts {
+            now_ns,
+            scope: scope.name.clone(),
+            binding,
+            addresses: Vec::new(),
+            elsewhere: self.elsewhere(scope, destination, now_ns),
+            refusals: self.refusals_of(scope, destination),
+        };
+        for (address, names) in self.addresses_of(scope, destination, &facts) {
+            let judged = datapath.judge(&destination.at(address).flow(address), &binding, now_ns);
+            facts.addresses.push(AddressFacts {
+                address,
+                decision: judged.decision,
+                grants: judged.grants,
+                is_own: match &destination.host {
+                    Host::Name(name) => names.iter().any(|seen| *seen.name == **name),
+                    Host::Address(_) => true,
+                },
+                names,
+            });
+        }
+        Ok(facts)
+    }
+
+    /// The addresses to look at, with the names that lead the scope there.
+    fn addresses_of(
+        &self,
+        scope: &Scope,
+        destination: &Destination,
+        facts: &ExplainFacts,
+    ) -> Vec<(Address, Vec<SeenName>)> {
+        let mut addresses: Vec<Address> = match &destination.host {
+            Host::Address(address) => vec![*address],
+            Host::Name(name) => {
+                let own = self.memory.addresses_of(scope.number, name, facts.now_ns);
+                own.into_iter().map(|(address, _)| address).collect()
+            }
+        };
+        if addresses.is_empty() {
+            let refused = facts.refusals.iter().flat_map(|one| &one.addresses);
+            let elsewhere = facts.elsewhere.iter().map(|one| one.address);
+            addresses = elsewhere.chain(refused.copied()).collect();
+            addresses.sort_unstable();
+            addresses.dedup();
+        }
+        addresses.truncate(ADDRESSES);
+        addresses
+            .into_iter()
+            .map(|address| {
+                let names = self.memory.names_of(scope.number, &address, facts.now_ns);
+                (address, names)
+            })
+            .collect()
+    }
+
+    /// Where the destination is resolved now, apart from the scope itself.
+    fn elsewhere(&self, scope: &Scope, destination: &Destination, now_ns: u64) -> Vec<Elsewhere> {
+        let others = self.scopes.iter().filter(|one| one.number != scope.number);
+        let mut found = Vec::new();
+        for other in others {
+            let live: Vec<(String, Address)> = match &destination.host {
+                Host::Name(name) => {
+                    let addresses = self.memory.addresses_of(other.number, name, now_ns);
+                    addresses
+                        .into_iter()
+                        .filter(|(_, ends_ns)| *ends_ns > now_ns)
+                        .map(|(address, _)| (name.clone(), address))
+                        .collect()
+                }
+                Host::Address(address) => {
+                    let names = self.memory.names_of(other.number, address, now_ns);
+                    names
+                        .into_iter()
+                        .filter(|seen| seen.expires_at_ns > now_ns)
+                        .map(|seen| (seen.name.to_string(), *address))
+                        .collect()
+                }
+            };
+            found.extend(live.into_iter().map(|(name, address)| Elsewhere {
+                scope: other.name.clone(),
+                name,
+                address,
+            }));
+        }
+        found.truncate(ADDRESSES);
+        found
+    }
+
+    fn refusals_of(&self, scope: &Scope, destination: &Destination) -> Vec<Refusal> {
+        match &destination.host {
+            Host::Name(name) => {
+                let refusal = self.refusals.of_name(scope.number, name);
+                refusal.into_iter().collect()
+            }
+            Host::Address(address) => self.refusals.of_address(scope.number, address),
+        }
+    }
+
+    /// The scope of this name, or the one that a cgroup belongs to.
+    fn scope_from(&self, from: &str) -> anyhow::Result<&Scope> {
+        if let Some(scope) = self.scopes.iter().find(|scope| scope.name == from) {
+            return Ok(scope);
+        }
+        let Some(below) = from.strip_prefix('/') else {
+            let names: Vec<&str> = self
+                .scopes
+                .iter()
+                .map(|scope| scope.name.as_str())
+                .collect();
+            return Err(BadQuestion(format!(
+                "no scope is called {from:?}; write one of {}, or the path of a cgroup",
+                names.join(", ")
+            ))
+            .into());
+        };
+        let cgroup = Self::cgroup_at(Path::new(from), below)?;
+        let judged = std::fs::canonicalize(&self.options.cgroup)?;
+        if !cgroup.starts_with(&judged) {
+            return Err(BadQuestion(format!(
+                "{} is not below {}, the cgroup that this agent judges: whatever it sends passes",
+                cgroup.display(),
+                judged.display()
+            ))
+            .into());
+        }
+        let holds = |scope: &&Scope| {
+            let Some(path) = &scope.cgroup else {
+                return true;
+            };
+            std::fs::canonicalize(path).is_ok_and(|path| cgroup.starts_with(path))
+        };
+        // The deepest one; the node has no level.
+        let found = self.scopes.iter().filter(holds);
+        found
+            .max_by_key(|scope| scope.level)
+            .ok_or_else(|| anyhow::anyhow!("the node's own scope is missing"))
+    }
+
+    /// A cgroup given by its place in the file system, or by its path below the root of the hierarchy.
+    fn cgroup_at(path: &Path, below: &str) -> anyhow::Result<PathBuf> {
+        let root = cgroup_root().unwrap_or_default();
+        let full = if path.starts_with(&root) {
+            path.to_owned()
+        } else {
+            root.join(below)
+        };
+        std::fs::canonicalize(&full).map_err(|error| {
+            BadQuestion(format!(
+                "there is no cgroup {}: {error}; write it as `flows -o json` does",
+                full.display()
+            ))
+            .into()
+        })
+    }
+}

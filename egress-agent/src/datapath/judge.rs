@@ -1,0 +1,69 @@
+//! What the kernel decides of a flow at this moment: its function, its maps.
+
+use aya::maps::lpm_trie::Key;
+use egress_common::{
+    decision::{Decision, Trouble, decide},
+    flow::Flow,
+    learned::{Grant, LearnedKey},
+    maps::HOLDS_FULL,
+    policy::{Binding, CIDR_KEY_BITS, cidr_key},
+};
+
+use super::{
+    Datapath,
+    maps::{Maps, used_grants},
+};
+
+/// A decision, and what the scope knows of the address.
+#[derive(Clone, Debug)]
+pub struct Judged {
+    /// The decision.
+    pub decision: Decision,
+    /// Grants of the address, live or ended.
+    pub grants: Vec<Grant>,
+}
+
+impl Datapath {
+    /// Decides a flow as the kernel would for the first packet of a socket of this binding.
+    #[must_use]
+    pub fn judge(&self, flow: &Flow, binding: &Binding, now_ns: u64) -> Judged {
+        self.maps.judge(flow, binding, now_ns)
+    }
+}
+
+impl Maps {
+    fn judge(&self, flow: &Flow, binding: &Binding, now_ns: u64) -> Judged {
+        let key = Key::new(CIDR_KEY_BITS, cidr_key(binding.policy_id, &flow.daddr));
+        let cidr = self.cidrs.get(&key, 0).ok();
+        let key = LearnedKey::new(binding.scope_id, flow.daddr);
+        let learned = self.learned.get(&key, 0).ok();
+        let decision = decide(
+            flow,
+            binding,
+            now_ns,
+            || cidr.as_ref(),
+            || learned.as_ref().map(|learned| (learned, key.owner())),
+            || self.trouble(binding.scope_id, now_ns),
+        );
+        let own = learned.filter(|learned| learned.owner == key.owner());
+        Judged {
+            decision,
+            grants: own.as_ref().map(used_grants).unwrap_or_default(),
+        }
+    }
+
+    /// What keeps a scope from knowing its addresses.
+    fn trouble(&self, scope_id: u32, now_ns: u64) -> Trouble {
+        let is_marked = |key: u32| {
+            let until_ns = self.holds.get(&key, 0);
+            until_ns.is_ok_and(|until_ns| until_ns > now_ns)
+        };
+        if is_marked(scope_id) {
+            Trouble::Reading
+        } else if is_marked(scope_id | HOLDS_FULL) {
+            Trouble::Full
+        } else {
+            Trouble::None
+        }
+    }
+}
