@@ -73,8 +73,10 @@ pub(super) struct CheckReport {
     pub(super) names: usize,
     /// Entries of the CIDR trie, without the lifeline's.
     pub(super) cidrs: usize,
-    /// What is wrong.
+    /// What is wrong, the first thousand errors.
     pub(super) errors: Vec<String>,
+    /// How many errors there are besides.
+    pub(super) more_errors: usize,
 }
 
 /// One policy.
@@ -115,6 +117,7 @@ impl Check {
                 let texts = errors.errors().iter().map(ToString::to_string);
                 let report = CheckReport {
                     errors: texts.collect(),
+                    more_errors: errors.more(),
                     ..CheckReport::default()
                 };
                 (report, Some(errors))
@@ -158,6 +161,7 @@ fn report(set: &PolicySet, compiled: &Compiled) -> CheckReport {
         names: compiled.names.len(),
         cidrs: compiled.cidrs.len(),
         errors: Vec::new(),
+        more_errors: 0,
     }
 }
 

@@ -219,9 +219,11 @@ impl FromStr for Cidr {
     }
 }
 
-/// A prefix length of any size, or `None` if the text is no number.
+/// A prefix length of any size, or `None` if the text is no number, or one with leading zeros.
 fn prefix_bits(text: &str) -> Option<u64> {
-    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let has_zeros = text.len() > 1 && text.starts_with('0');
+    let is_number =
+        !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) && !has_zeros;
     is_number.then(|| text.parse().unwrap_or(u64::MAX))
 }
 
@@ -316,6 +318,7 @@ mod tests {
             "10.0.0.0/",
             "10.0.0.0/+8",
             "10.0.0.0/ 8",
+            "10.0.0.0/08",
             "/8",
             "010.0.0.0/8",
             "fe80::1%eth0",

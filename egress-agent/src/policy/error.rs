@@ -15,6 +15,9 @@ use super::{
 /// Most messages that are printed of one set of errors.
 const SHOWN: usize = 50;
 
+/// Most errors that are kept; the others are counted.
+const KEPT: usize = 1_000;
+
 /// What can be imported.
 const IMPORTED: &str = "give an Azure Firewall policy, outbound network dependencies of an Azure service, \
     a CiliumNetworkPolicy, a ClusterNetworkPolicy, or a list of host:port";
@@ -82,12 +85,26 @@ pub enum Problem {
     /// The file or folder cannot be read.
     #[error("cannot be read: {0}; check the path and its permissions")]
     Unreadable(String),
-    /// The file is larger than [`super::MAX_FILE_BYTES`].
-    #[error("has more than {0} bytes, the most that a file may have here; split it")]
+    /// The files are larger than may be read.
+    #[error("goes beyond the {} MiB that may be read; leave out what is not needed", .0 >> 20)]
     TooLarge(u64),
+    /// More values than any policy needs.
+    #[error("holds more than {0} values, which no policy needs; leave out what is not needed")]
+    TooManyValues(usize),
     /// The bytes are not text.
     #[error("is not UTF-8 text; save the file as UTF-8")]
     NotText,
+    /// The bytes are text in another encoding.
+    #[error("is UTF-16 text; save the file as UTF-8")]
+    Utf16,
+    /// A control character.
+    #[error(
+        "holds the byte {0:#04x}, which text does not have; save the file as UTF-8, without control characters"
+    )]
+    Control(u8),
+    /// A YAML tag.
+    #[error("has the tag {0}, but tags mean nothing here; write the value itself")]
+    Tag(String),
     /// No path was given.
     #[error("no policy file was given; name at least one file or folder")]
     NoFiles,
@@ -103,6 +120,11 @@ pub enum Problem {
     /// The same file is given twice.
     #[error("is the same file as {0}; give it once")]
     SameFile(String),
+    /// Two files have one name.
+    #[error(
+        "has the same file name as {0}, and messages would not tell them apart; rename one of them"
+    )]
+    SameFileName(String),
     /// The text is not YAML, because of a name that is read as an alias.
     #[error(
         "is not valid YAML: a word that starts with * is an alias of nothing; write names that start with * in quotes: \"*.example.com\""
@@ -120,11 +142,18 @@ pub enum Problem {
     #[error("is nested more than {0} levels deep; a policy has at most 6")]
     TooDeep(usize),
     /// An alias repeats too much, or itself.
-    #[error("aliases expand to more than {0} values or to themselves; write the values out")]
+    #[error(
+        "anchors and aliases repeat more than {0} values, or an alias itself; write the values out"
+    )]
     AliasBomb(usize),
     /// A key is not a plain word.
     #[error("a key is {0}; write a field name")]
     BadKey(&'static str),
+    /// A YAML 1.1 merge key.
+    #[error(
+        "merge keys mean nothing here; write the fields out, or repeat a whole value with an alias"
+    )]
+    MergeKey,
     /// The field stands there twice.
     #[error("stands here a second time, first in line {first}; keep one of them")]
     DuplicateField {
@@ -303,35 +332,48 @@ pub struct Meeting {
     pub rules: String,
 }
 
-/// Everything that is wrong with a set of policies, in the order of files and lines. Never empty.
+/// What is wrong with a set of policies, in the order of files and lines. Never empty.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub struct PolicyErrors(Vec<PolicyError>);
+pub struct PolicyErrors {
+    errors: Vec<PolicyError>,
+    more: usize,
+}
 
 impl PolicyErrors {
     /// One error.
     #[must_use]
     pub fn one(place: Place, problem: impl Into<Problem>) -> Self {
         let problem = problem.into();
-        Self(vec![PolicyError { place, problem }])
+        Self {
+            errors: vec![PolicyError { place, problem }],
+            more: 0,
+        }
     }
 
-    /// The errors.
+    /// The errors, the first thousand of them.
     #[must_use]
     pub fn errors(&self) -> &[PolicyError] {
-        &self.0
+        &self.errors
+    }
+
+    /// How many there are besides.
+    #[must_use]
+    pub const fn more(&self) -> usize {
+        self.more
     }
 }
 
 impl fmt::Display for PolicyErrors {
     /// One line for each error, without a final line break.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (number, error) in self.0.iter().take(SHOWN).enumerate() {
+        for (number, error) in self.errors.iter().take(SHOWN).enumerate() {
             if number > 0 {
                 f.write_str("\n")?;
             }
             write!(f, "{error}")?;
         }
-        let hidden = self.0.len().saturating_sub(SHOWN);
+        let hidden = self.errors.len().saturating_sub(SHOWN);
+        let hidden = hidden.saturating_add(self.more);
         if hidden > 0 {
             write!(f, "\n... and {hidden} more errors; correct these first")?;
         }
@@ -341,33 +383,53 @@ impl fmt::Display for PolicyErrors {
 
 /// Collects errors while work goes on.
 #[derive(Debug, Default)]
-pub(crate) struct Report(Vec<PolicyError>);
+pub(crate) struct Report {
+    errors: Vec<PolicyError>,
+    more: usize,
+}
 
 impl Report {
     /// Adds an error.
     pub(crate) fn add(&mut self, place: Place, problem: impl Into<Problem>) {
+        if self.is_full() {
+            self.count();
+            return;
+        }
         let problem = problem.into();
-        self.0.push(PolicyError { place, problem });
+        self.errors.push(PolicyError { place, problem });
+    }
+
+    /// Whether errors are only counted from now on.
+    pub(super) const fn is_full(&self) -> bool {
+        self.errors.len() >= KEPT
+    }
+
+    /// Adds an error that nobody will read.
+    pub(super) const fn count(&mut self) {
+        self.more = self.more.saturating_add(1);
     }
 
     /// Whether nothing was added.
     pub(crate) const fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.errors.is_empty()
     }
 
     /// Adds all errors of another set.
     pub(crate) fn extend(&mut self, errors: PolicyErrors) {
-        self.0.extend(errors.0);
+        self.more = self.more.saturating_add(errors.more);
+        for PolicyError { place, problem } in errors.errors {
+            self.add(place, problem);
+        }
     }
 
     /// Puts the errors of one file in the order of lines; those of one line stay as they are.
     pub(crate) fn sort_by_line(&mut self) {
-        self.0.sort_by_key(|error| error.place.line);
+        self.errors.sort_by_key(|error| error.place.line);
     }
 
     /// Puts errors that came in no order in the order of files, lines and fields.
     pub(crate) fn sort(&mut self) {
-        self.0.sort_by(|a, b| a.place.cmp(&b.place));
+        self.errors.sort_by(|a, b| a.place.cmp(&b.place));
     }
 
     /// `value`, or the errors if there are any.
@@ -375,16 +437,22 @@ impl Report {
     /// # Errors
     /// If something was added.
     pub(crate) fn finish<T>(self, value: T) -> Result<T, PolicyErrors> {
-        if self.0.is_empty() {
+        let Self { errors, more } = self;
+        if errors.is_empty() {
             Ok(value)
         } else {
-            Err(PolicyErrors(self.0))
+            Err(PolicyErrors { errors, more })
         }
     }
 }
 
 /// The text in quotes for a message: control characters escaped, long ones cut.
 pub(crate) fn quoted(text: &str) -> String {
+    format!("\"{}\"", shown(text))
+}
+
+/// The text for a message that has quotes of its own: control characters escaped, long ones cut.
+pub(crate) fn shown(text: &str) -> String {
     const MOST: usize = 80;
     let mut shown: String = text
         .chars()
@@ -394,5 +462,5 @@ pub(crate) fn quoted(text: &str) -> String {
     if text.chars().nth(MOST).is_some() {
         shown.push_str("...");
     }
-    format!("\"{shown}\"")
+    shown
 }

@@ -2,10 +2,10 @@
 
 use std::{
     collections::HashMap,
-    fs::{self, File},
+    fs::{self, OpenOptions},
     io::{self, Read},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
-    string::FromUtf8Error,
 };
 
 use super::{
@@ -13,10 +13,11 @@ use super::{
     error::{Place, PolicyErrors, Problem, Report},
     service_tags::{MAX_SERVICE_TAGS_BYTES, ServiceTagError, ServiceTags},
     set::PolicySet,
+    yaml::line_at,
 };
 
-/// Largest policy file.
-pub const MAX_FILE_BYTES: u64 = 32 * 1024 * 1024;
+/// Most bytes of all policy files together.
+pub const MAX_BYTES: u64 = 32 << 20;
 
 /// Reads and checks policies from files and folders. Their rules may refer to what is in the catalog.
 ///
@@ -25,8 +26,8 @@ pub const MAX_FILE_BYTES: u64 = 32 * 1024 * 1024;
 /// symlinks into `..data`) is read once.
 ///
 /// # Errors
-/// Everything that is wrong: files that cannot be read, bad policies, a file
-/// or a policy name that occurs twice, an empty folder.
+/// Everything that is wrong: files that cannot be read, bad policies, a file,
+/// a file name or a policy name that occurs twice, an empty folder.
 pub fn load(paths: &[PathBuf], catalog: &Catalog) -> Result<PolicySet, PolicyErrors> {
     if paths.is_empty() {
         return Err(PolicyErrors::one(
@@ -36,10 +37,17 @@ pub fn load(paths: &[PathBuf], catalog: &Catalog) -> Result<PolicySet, PolicyErr
     }
     let mut report = Report::default();
     let mut texts = Vec::new();
-    let mut seen: HashMap<PathBuf, PathBuf> = HashMap::new();
+    let (mut files, mut named) = (Files::default(), HashMap::new());
     for path in paths {
         for file in files_of(path, &mut report) {
-            let bytes = read_once(&file, &mut seen);
+            let bytes = files.read(&file);
+            let name = file.file_name().map(ToOwned::to_owned);
+            if bytes.is_ok()
+                && let Some(first) = named.insert(name, file.clone())
+            {
+                let problem = Problem::SameFileName(first.display().to_string());
+                report.add(Place::file(&file), problem);
+            }
             texts.extend(text_of(file, bytes, &mut report));
         }
     }
@@ -62,13 +70,13 @@ pub fn load(paths: &[PathBuf], catalog: &Catalog) -> Result<PolicySet, PolicyErr
 pub fn read_texts(files: &[PathBuf]) -> Result<Vec<(PathBuf, String)>, PolicyErrors> {
     let mut report = Report::default();
     let mut texts = Vec::new();
-    let mut seen = HashMap::new();
+    let mut read = Files::default();
     for file in files {
         if file.as_os_str() == "-" {
-            let bytes = read_to_end(io::stdin().lock(), MAX_FILE_BYTES);
-            texts.extend(text_of(PathBuf::from("stdin"), whole(bytes), &mut report));
+            let bytes = read.whole(|left| read_to_end(io::stdin().lock(), left));
+            texts.extend(text_of(PathBuf::from("stdin"), bytes, &mut report));
         } else {
-            let bytes = read_once(file, &mut seen);
+            let bytes = read.read(file);
             texts.extend(text_of(file.clone(), bytes, &mut report));
         }
     }
@@ -83,7 +91,17 @@ fn text_of(
 ) -> Option<(PathBuf, String)> {
     match bytes.map(String::from_utf8) {
         Ok(Ok(text)) => return Some((file, text)),
-        Ok(Err(error)) => report.add(not_text_at(&file, &error), Problem::NotText),
+        Ok(Err(error)) => {
+            let (bytes, good) = (error.as_bytes(), error.utf8_error().valid_up_to());
+            let is_utf16 = bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff");
+            let place = Place::field(&file, line_at(bytes, good), "");
+            let problem = if is_utf16 {
+                Problem::Utf16
+            } else {
+                Problem::NotText
+            };
+            report.add(place, problem);
+        }
         Err(problem) => report.add(Place::file(&file), problem),
     }
     None
@@ -151,34 +169,50 @@ fn list(path: &Path) -> io::Result<Option<Vec<PathBuf>>> {
     Ok(Some(files))
 }
 
-/// The line on which a file stops being text.
-fn not_text_at(file: &Path, error: &FromUtf8Error) -> Place {
-    let good = error
-        .as_bytes()
-        .iter()
-        .take(error.utf8_error().valid_up_to());
-    let lines_before = good.filter(|byte| **byte == b'\n').count();
-    Place::field(file, lines_before.saturating_add(1), "")
+/// What was read so far, each file once.
+#[derive(Default)]
+struct Files {
+    /// The files by what they really are.
+    real: HashMap<PathBuf, PathBuf>,
+    /// Bytes of all of them.
+    bytes: u64,
 }
 
-/// The bytes of a file that was not read before.
-fn read_once(file: &Path, seen: &mut HashMap<PathBuf, PathBuf>) -> Result<Vec<u8>, Problem> {
-    let real = fs::canonicalize(file).map_err(|error| unreadable(&error))?;
-    if let Some(first) = seen.insert(real, file.to_owned()) {
-        return Err(Problem::SameFile(first.display().to_string()));
+impl Files {
+    /// The bytes of a file that was not read before.
+    fn read(&mut self, file: &Path) -> Result<Vec<u8>, Problem> {
+        let real = fs::canonicalize(file).map_err(|error| unreadable(&error))?;
+        if let Some(first) = self.real.insert(real, file.to_owned()) {
+            return Err(Problem::SameFile(first.display().to_string()));
+        }
+        self.whole(|left| read_bounded(file, left))
     }
-    whole(read_bounded(file, MAX_FILE_BYTES))
-}
 
-/// The bytes of a policy file, if they could be read and are all.
-fn whole(bytes: io::Result<Option<Vec<u8>>>) -> Result<Vec<u8>, Problem> {
-    let bytes = bytes.map_err(|error| unreadable(&error))?;
-    bytes.ok_or(Problem::TooLarge(MAX_FILE_BYTES))
+    /// What `read` gives, if it is not more than may still be read.
+    fn whole(
+        &mut self,
+        read: impl FnOnce(u64) -> io::Result<Option<Vec<u8>>>,
+    ) -> Result<Vec<u8>, Problem> {
+        let bytes = read(MAX_BYTES.saturating_sub(self.bytes))
+            .map_err(|error| unreadable(&error))?
+            .ok_or(Problem::TooLarge(MAX_BYTES))?;
+        let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        self.bytes = self.bytes.saturating_add(length);
+        Ok(bytes)
+    }
 }
 
 /// The bytes of a file, or `None` if there are more than `most`.
 pub(crate) fn read_bounded(file: &Path, most: u64) -> io::Result<Option<Vec<u8>>> {
-    read_to_end(File::open(file)?, most)
+    // Without waiting for somebody to write, if it is a pipe.
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(file)?;
+    if !opened.metadata()?.is_file() {
+        return Err(io::Error::other("it is neither a file nor a folder"));
+    }
+    read_to_end(opened, most)
 }
 
 /// What can be read, or `None` if there are more than `most` bytes.
@@ -198,7 +232,7 @@ pub(crate) fn unreadable(error: &io::Error) -> Problem {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::{fs::File, os::unix::fs::symlink};
 
     use super::*;
 
@@ -291,9 +325,84 @@ mod tests {
         assert_eq!(
             errors.to_string(),
             format!(
-                "{}: has more than 33554432 bytes, the most that a file may have here; split it",
+                "{}: goes beyond the 32 MiB that may be read; leave out what is not needed",
                 path.display()
             )
         );
+    }
+
+    #[test]
+    fn the_limit_is_for_all_files_together() {
+        let folder = tempfile::tempdir().unwrap();
+        // Zeros, so that the file that is read is refused at its first byte.
+        for file in ["a.yaml", "b.yaml", "c.yaml"] {
+            let path = folder.path().join(file);
+            File::create(path).unwrap().set_len(17 << 20).unwrap();
+        }
+        let errors = load(&[folder.path().to_owned()]).unwrap_err();
+        let mut problems: Vec<_> = errors.errors().to_vec();
+        problems.sort_by(|a, b| a.place.cmp(&b.place));
+        let problems: Vec<_> = problems.iter().map(|error| &error.problem).collect();
+        let too_large = Problem::TooLarge(MAX_BYTES);
+        assert_eq!(problems, [&Problem::Control(0), &too_large, &too_large]);
+    }
+
+    #[test]
+    fn two_folders_with_one_file_name_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |file: &str| folder.path().join(file);
+        for (part, name) in [("one", "a"), ("two", "b")] {
+            fs::create_dir(at(part)).unwrap();
+            fs::write(at(part).join("node.yaml"), policy(name)).unwrap();
+        }
+        let errors = load(&[at("one"), at("two")]).unwrap_err();
+        let root = folder.path().display().to_string();
+        assert_eq!(
+            errors.to_string().replace(&root, "F"),
+            "F/two/node.yaml: has the same file name as F/one/node.yaml, and messages would not tell them apart; rename one of them"
+        );
+        fs::rename(at("two/node.yaml"), at("two/other.yaml")).unwrap();
+        assert_eq!(names(&load(&[at("one"), at("two")]).unwrap()), ["a", "b"]);
+    }
+
+    #[test]
+    fn other_encodings_are_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("policy.yaml");
+        let text = policy("a");
+        let units: Vec<u16> = text.encode_utf16().collect();
+        let little: Vec<u8> = units.iter().flat_map(|unit| unit.to_le_bytes()).collect();
+        let big: Vec<u8> = units.iter().flat_map(|unit| unit.to_be_bytes()).collect();
+        for (bytes, message) in [
+            ([b"\xff\xfe", little.as_slice()].concat(), "is UTF-16 text"),
+            ([b"\xfe\xff", big.as_slice()].concat(), "is UTF-16 text"),
+            (little, "holds the byte 0x00"),
+            (big, "holds the byte 0x00"),
+            (
+                text.replace("spec", "sp\u{e9}c").into_bytes(),
+                "unknown field",
+            ),
+        ] {
+            fs::write(&path, &bytes).unwrap();
+            let errors = load(std::slice::from_ref(&path)).unwrap_err().to_string();
+            assert!(errors.contains(message), "{errors}");
+        }
+    }
+
+    #[test]
+    fn a_pipe_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pipe.yaml");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRUSR).unwrap();
+        for path in [path.as_path(), Path::new("/dev/zero")] {
+            let errors = load(&[path.to_owned()]).unwrap_err();
+            assert_eq!(
+                errors.to_string(),
+                format!(
+                    "{}: cannot be read: it is neither a file nor a folder; check the path and its permissions",
+                    path.display()
+                )
+            );
+        }
     }
 }

@@ -45,7 +45,7 @@ pub use error::{Meeting, Place, PolicyError, PolicyErrors, Problem};
 pub use evaluate::telling;
 pub use import::{HostError, ImportFormat, Imported, Note, NoteKind, import};
 pub use lifeline::{Lifeline, LifelineEntry};
-pub use load::{MAX_FILE_BYTES, load, read_texts};
+pub use load::{MAX_BYTES, load, read_texts};
 pub use name::{NameError, parse_name_pattern};
 pub use nearest::{Near, Nearness};
 pub use ports::{PortsError, parse_port_range};

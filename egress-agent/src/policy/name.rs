@@ -11,10 +11,17 @@ use std::net::IpAddr;
 use egress_common::name::{NAME_TEXT_BYTES, is_matchable};
 use thiserror::Error;
 
-use super::{cidr::Cidr, compiled::NamePattern, error::quoted};
+use super::{
+    cidr::Cidr,
+    compiled::NamePattern,
+    error::{quoted, shown},
+};
 
 /// Longest label (RFC 1035 section 2.3.4).
 const LABEL_BYTES: usize = 63;
+
+/// No name that is longer before its conversion to A-labels fits after it.
+const UNICODE_BYTES: usize = 4 * NAME_TEXT_BYTES;
 
 /// Why a text is no name or pattern.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -71,12 +78,14 @@ fn parse(text: &str) -> Result<NamePattern, Wrong> {
         }
         return wrong(
             "it starts with a dot",
-            &format!("\"*.{rest}\" for the names below {rest}"),
+            &format!("\"*.{0}\" for the names below {0}", shown(rest)),
         );
     }
     let name = base.strip_suffix('.').unwrap_or(base);
     let name = if name.is_ascii() {
         name.to_ascii_lowercase()
+    } else if name.len() > UNICODE_BYTES {
+        return Err(too_long(name.len()));
     } else {
         a_labels(name)?
     };
@@ -99,8 +108,7 @@ fn parse(text: &str) -> Result<NamePattern, Wrong> {
     let star = if below { 2_usize } else { 0 };
     let bytes = name.len().saturating_add(star);
     if bytes > NAME_TEXT_BYTES {
-        let why = format!("it has {bytes} bytes");
-        return wrong(&why, "at most 253 bytes, which is the longest name in DNS");
+        return Err(too_long(bytes));
     }
     if name
         .bytes()
@@ -109,6 +117,13 @@ fn parse(text: &str) -> Result<NamePattern, Wrong> {
         return wrong("it has digits only", "addresses under cidrs");
     }
     Ok(NamePattern { name, below })
+}
+
+fn too_long(bytes: usize) -> Wrong {
+    (
+        format!("it has {bytes} bytes"),
+        "at most 253 bytes, which is the longest name in DNS".to_owned(),
+    )
 }
 
 /// Refuses what is clearly meant as something else: addresses, URLs, ports.
@@ -138,15 +153,23 @@ fn refuse_other_kinds(text: &str) -> Result<(), Wrong> {
         };
         return wrong(
             "it is a URL",
-            format!("names: [\"{host}\"] and ports: [\"{port}/tcp\"]"),
+            format!(
+                "names: [{}] and ports: [\"{}/tcp\"]",
+                quoted(host),
+                shown(port)
+            ),
         );
     }
     if let Some((host, _)) = text.split_once('/') {
-        return wrong("a name has no path", format!("\"{host}\""));
+        return wrong("a name has no path", quoted(host));
     }
     if let Some((host, port)) = text.rsplit_once(':') {
         let hint = if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) {
-            format!("names: [\"{host}\"] and ports: [\"{port}/tcp\"]")
+            format!(
+                "names: [{}] and ports: [\"{}/tcp\"]",
+                quoted(host),
+                shown(port)
+            )
         } else {
             FORMS.to_owned()
         };

@@ -3,7 +3,7 @@
 use egress_common::policy::{PortRange, protocol};
 use thiserror::Error;
 
-use super::error::quoted;
+use super::error::{quoted, shown};
 
 /// Why a text is no port range.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -121,12 +121,18 @@ fn port(text: &str) -> Result<u16, Wrong> {
     if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err((format!("{} is not a number", quoted(text)), None));
     }
+    if text.len() > 1 && text.starts_with('0') {
+        return Err((format!("{} has leading zeros", shown(text)), None));
+    }
     let range = || ": ports are 1 to 65535";
     match text.parse::<u16>() {
         Ok(0) => Err((format!("port 0 does not exist{}", range()), None)),
         Ok(port) => Ok(port),
         // All are digits, so the only failure is that it does not fit.
-        Err(_) => Err((format!("port {text} does not exist{}", range()), None)),
+        Err(_) => Err((
+            format!("port {} does not exist{}", shown(text), range()),
+            None,
+        )),
     }
 }
 
@@ -200,6 +206,8 @@ mod tests {
             ("8/icmp", "ICMP has no ports", "icmp"),
             ("icmpv6", "icmp means both versions", "icmp"),
             ("443 /tcp", "\"443 \" is not a number", FORMS),
+            ("0443/tcp", "0443 has leading zeros", FORMS),
+            ("00/tcp", "00 has leading zeros", FORMS),
             ("443/tcp/udp", "unknown protocol \"tcp/udp\"", FORMS),
         ] {
             let error = parse_port_range(text).unwrap_err();

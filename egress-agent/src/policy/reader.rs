@@ -1,13 +1,9 @@
 //! Reads marked trees field by field. Goes on after an error, so that one run finds them all.
 
-use std::{
-    collections::BTreeMap,
-    fmt::{self, Write as _},
-    path::Path,
-};
+use std::{collections::BTreeMap, fmt, path::Path};
 
 use super::{
-    error::{Place, Problem, Report, quoted},
+    error::{Place, Problem, Report, quoted, shown},
     set::Located,
     yaml::{Node, Value},
 };
@@ -27,19 +23,9 @@ impl fmt::Display for FieldPath<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Root => Ok(()),
-            Self::Field(parent, name) => {
-                if !matches!(parent, Self::Root) {
-                    write!(f, "{parent}.")?;
-                }
-                // A key may hold anything, and a message has one line.
-                name.chars().try_for_each(|c| {
-                    if c.is_control() {
-                        write!(f, "{}", c.escape_default())
-                    } else {
-                        f.write_char(c)
-                    }
-                })
-            }
+            // A key may hold anything, and a message has one line.
+            Self::Field(Self::Root, name) => f.write_str(&shown(name)),
+            Self::Field(parent, name) => write!(f, "{parent}.{}", shown(name)),
             Self::Item(parent, index) => write!(f, "{parent}[{index}]"),
         }
     }
@@ -89,18 +75,21 @@ impl<'a> Reader<'a> {
         path: FieldPath<'_>,
         example: &'static str,
     ) -> BTreeMap<String, String> {
-        let mut texts = BTreeMap::new();
+        let (mut texts, mut lines) = (BTreeMap::new(), BTreeMap::new());
         let Value::Map(pairs) = &node.value else {
             self.shape(node, path, "a mapping", example);
             return texts;
         };
         for (key, value) in pairs {
+            let line = key.line;
             let Some(key) = self.key(key, path) else {
                 continue;
             };
-            if let Some(value) = self.text(value, FieldPath::Field(&path, key), "some text") {
+            let path = FieldPath::Field(&path, key);
+            if let Some(value) = self.text(value, path, "some text") {
                 texts.insert(key.to_owned(), value.to_owned());
             }
+            self.once(&mut lines, key, line, path);
         }
         texts
     }
@@ -164,12 +153,16 @@ impl<'a> Reader<'a> {
             self.shape(node, path, "a mapping", example);
             return None;
         };
-        let mut fields = Fields::new();
+        let (mut fields, mut lines) = (Fields::new(), BTreeMap::new());
         for (key, value) in pairs {
             let line = key.line;
             let Some(name) = self.key(key, path) else {
                 continue;
             };
+            if name == "<<" {
+                self.wrong(line, path, Problem::MergeKey);
+                continue;
+            }
             let path = FieldPath::Field(&path, name);
             let Some(field) = known.iter().find(|field| **field == name) else {
                 let problem = Problem::UnknownField {
@@ -180,13 +173,26 @@ impl<'a> Reader<'a> {
                 self.wrong(line, path, problem);
                 continue;
             };
-            if fields.insert(*field, value).is_some() {
-                let first = pairs.iter().find(|(key, _)| is_text(key, name));
-                let first = first.map_or(line, |(key, _)| key.line);
-                self.wrong(line, path, Problem::DuplicateField { first });
-            }
+            fields.insert(*field, value);
+            self.once(&mut lines, field, line, path);
         }
         Some(fields)
+    }
+
+    /// Reports a key that was there before; `lines` has those before it.
+    fn once<'n>(
+        &mut self,
+        lines: &mut BTreeMap<&'n str, usize>,
+        key: &'n str,
+        line: usize,
+        path: FieldPath<'_>,
+    ) {
+        match lines.get(key) {
+            Some(first) => self.wrong(line, path, Problem::DuplicateField { first: *first }),
+            None => {
+                lines.insert(key, line);
+            }
+        }
     }
 
     /// The text of a key.
@@ -279,6 +285,10 @@ pub(crate) fn is_text(node: &Node, wanted: &str) -> bool {
 /// The known field that is most like `name`, if one is.
 fn nearest(name: &str, known: &[&'static str]) -> Option<&'static str> {
     const ALIKE: f64 = 0.7;
+    const LONGEST: usize = 64;
+    if name.len() > LONGEST {
+        return None;
+    }
     let name = name.to_lowercase();
     let likeness = |field: &str| strsim::jaro_winkler(&name, &field.to_lowercase());
     known

@@ -1,19 +1,23 @@
 //! YAML as a tree that knows its lines.
 //!
 //! All values are kept as text: whether `443` or `no` is a number or a word is
-//! not YAML's to say here. Aliases work, within [`ALIAS_VALUES`].
+//! not YAML's to say here. Aliases work, within [`ALIAS_VALUES`]; tags are
+//! refused, because what they ask for would not be done.
 
-use std::collections::HashMap;
+use std::{borrow::Cow, collections::HashMap};
 
-use saphyr_parser::{Event, Parser, ScalarStyle};
+use saphyr_parser::{Event, Parser, ScalarStyle, Tag};
 
-use super::error::Problem;
+use super::error::{Problem, quoted};
 
 /// Most levels of lists and mappings.
 const DEPTH: usize = 32;
 
-/// Most values that the aliases of one file may repeat; keys count, and a text counts once more for each
-/// [`TEXT_BYTES`].
+/// Most values of one file; keys count. The kernel's tables hold fewer rules than this many values can say.
+const VALUES: usize = 2_000_000;
+
+/// Most values that the anchors and aliases of one file may repeat; keys count, and a text counts once more for
+/// each [`TEXT_BYTES`].
 const ALIAS_VALUES: usize = 100_000;
 
 /// Bytes of text that weigh as much as a value.
@@ -56,9 +60,29 @@ impl Value {
 /// What went wrong on a line.
 pub(crate) type Wrong = (usize, Problem);
 
+/// The line, from 1, on which the byte at `position` stands.
+pub(super) fn line_at(bytes: &[u8], position: usize) -> usize {
+    let before = bytes.iter().take(position);
+    let breaks = before.filter(|byte| **byte == b'\n').count();
+    breaks.saturating_add(1)
+}
+
 /// The documents of a text, those before the error too.
 pub(crate) fn documents(text: &str) -> (Vec<Node>, Option<Wrong>) {
-    let mut builder = Builder::default();
+    documents_of(text, VALUES)
+}
+
+fn documents_of(text: &str, values: usize) -> (Vec<Node>, Option<Wrong>) {
+    let is_control = |byte: &u8| byte.is_ascii_control() && !b"\t\r\n".contains(byte);
+    if let Some(position) = text.bytes().position(|byte| is_control(&byte)) {
+        let line = line_at(text.as_bytes(), position);
+        let byte = text.as_bytes().get(position).copied().unwrap_or_default();
+        return (Vec::new(), Some((line, Problem::Control(byte))));
+    }
+    let mut builder = Builder {
+        values_left: values,
+        ..Builder::default()
+    };
     let mut last_line = 1;
     for event in Parser::new_from_str(text.strip_prefix('\u{feff}').unwrap_or(text)) {
         let (event, span) = match event {
@@ -98,13 +122,15 @@ struct Builder {
     documents: Vec<Node>,
     open: Vec<Open>,
     anchors: HashMap<usize, Node>,
+    values_left: usize,
     repeated: usize,
 }
 
 impl Builder {
     fn take(&mut self, event: Event<'_>, line: usize) -> Result<(), Problem> {
         match event {
-            Event::Scalar(text, style, anchor, _) => {
+            Event::Scalar(text, style, anchor, tag) => {
+                refuse_tag(tag)?;
                 let is_null = style == ScalarStyle::Plain
                     && matches!(text.as_ref(), "" | "~" | "null" | "Null" | "NULL");
                 let value = if is_null {
@@ -112,27 +138,26 @@ impl Builder {
                 } else {
                     Value::Text(text.into_owned())
                 };
-                self.put(Node { line, value }, anchor);
+                self.put(Node { line, value }, anchor)?;
             }
-            Event::SequenceStart(anchor, _) => {
-                self.open(line, anchor, OpenKind::List(Vec::new()))?
+            Event::SequenceStart(anchor, tag) => {
+                refuse_tag(tag)?;
+                self.open(line, anchor, OpenKind::List(Vec::new()))?;
             }
-            Event::MappingStart(anchor, _) => {
+            Event::MappingStart(anchor, tag) => {
+                refuse_tag(tag)?;
                 self.open(line, anchor, OpenKind::Map(Vec::new(), None))?;
             }
-            Event::SequenceEnd | Event::MappingEnd => self.close(),
+            Event::SequenceEnd | Event::MappingEnd => self.close()?,
             Event::Alias(anchor) => {
                 // An anchor that is still open would hold itself.
                 let node = self
                     .anchors
                     .get(&anchor)
                     .ok_or(Problem::AliasBomb(ALIAS_VALUES))?;
-                self.repeated = self.repeated.saturating_add(weight(node));
-                if self.repeated > ALIAS_VALUES {
-                    return Err(Problem::AliasBomb(ALIAS_VALUES));
-                }
+                self.repeated = repeat(self.repeated, node)?;
                 let node = node.clone();
-                self.put(node, 0);
+                self.put(node, 0)?;
             }
             Event::DocumentStart(_) => self.anchors.clear(),
             Event::Nothing | Event::StreamStart | Event::StreamEnd | Event::DocumentEnd => {}
@@ -148,18 +173,25 @@ impl Builder {
         Ok(())
     }
 
-    fn close(&mut self) {
-        if let Some(Open { line, anchor, kind }) = self.open.pop() {
-            let value = match kind {
-                OpenKind::List(items) => Value::List(items),
-                OpenKind::Map(pairs, _) => Value::Map(pairs),
-            };
-            self.put(Node { line, value }, anchor);
-        }
+    fn close(&mut self) -> Result<(), Problem> {
+        let Some(Open { line, anchor, kind }) = self.open.pop() else {
+            return Ok(());
+        };
+        let value = match kind {
+            OpenKind::List(items) => Value::List(items),
+            OpenKind::Map(pairs, _) => Value::Map(pairs),
+        };
+        self.put(Node { line, value }, anchor)
     }
 
-    fn put(&mut self, node: Node, anchor: usize) {
+    fn put(&mut self, node: Node, anchor: usize) -> Result<(), Problem> {
+        self.values_left = self
+            .values_left
+            .checked_sub(1)
+            .ok_or(Problem::TooManyValues(VALUES))?;
         if anchor > 0 {
+            // A copy: anchors within anchors would multiply what they hold.
+            self.repeated = repeat(self.repeated, &node)?;
             self.anchors.insert(anchor, node.clone());
         }
         match self.open.last_mut().map(|open| &mut open.kind) {
@@ -170,6 +202,29 @@ impl Builder {
                 Some(key) => pairs.push((key, node)),
             },
         }
+        Ok(())
+    }
+}
+
+/// What is repeated with this value too.
+fn repeat(repeated: usize, node: &Node) -> Result<usize, Problem> {
+    let repeated = repeated.saturating_add(weight(node));
+    if repeated > ALIAS_VALUES {
+        return Err(Problem::AliasBomb(ALIAS_VALUES));
+    }
+    Ok(repeated)
+}
+
+/// Lets only those tags pass that say what a value is anyway.
+fn refuse_tag(tag: Option<Cow<'_, Tag>>) -> Result<(), Problem> {
+    match tag {
+        Some(tag)
+            if !(tag.is_yaml_core_schema()
+                && matches!(tag.suffix.as_str(), "str" | "seq" | "map")) =>
+        {
+            Err(Problem::Tag(quoted(&tag.suffix)))
+        }
+        Some(_) | None => Ok(()),
     }
 }
 
@@ -252,6 +307,59 @@ mod tests {
         let aliases = vec!["*a"; 1_000].join(", ");
         let bomb = format!("a: &a {long}\nb: [{aliases}]\n");
         assert_eq!(problem(&bomb).1, Problem::AliasBomb(ALIAS_VALUES));
+    }
+
+    #[test]
+    fn anchors_within_anchors_are_counted() {
+        let items = vec!["x"; 5_000].join(", ");
+        let (open, close) = (
+            (0..30).map(|level| format!("&a{level} [")),
+            (0..30).map(|_| "]"),
+        );
+        let text = format!(
+            "{}{items}{}\n",
+            open.collect::<String>(),
+            close.collect::<String>()
+        );
+        assert_eq!(problem(&text), (1, Problem::AliasBomb(ALIAS_VALUES)));
+        assert_eq!(documents(&format!("&a [{items}]\n")).1, None);
+    }
+
+    #[test]
+    fn the_number_of_values_is_limited() {
+        let text = "a: [x, y]\n";
+        assert_eq!(documents_of(text, 5).1, None);
+        let wrong = documents_of(text, 4).1;
+        assert_eq!(wrong, Some((2, Problem::TooManyValues(VALUES))));
+    }
+
+    #[test]
+    fn control_characters_are_refused_where_they_stand() {
+        for (text, line, byte) in [
+            ("a: 1\nb: \0\n", 2, 0),
+            ("a\0:\0", 1, 0),
+            ("# \u{1b}[31m\na: 1\n", 1, 0x1b),
+            ("a: \u{7f}\n", 1, 0x7f),
+        ] {
+            assert_eq!(problem(text), (line, Problem::Control(byte)), "{text:?}");
+        }
+        assert_eq!(documents("a: b\t# \u{85}\r\n").1, None);
+    }
+
+    #[test]
+    fn only_tags_that_change_nothing_pass() {
+        assert_eq!(documents("a: !!str 1\nb: !!seq [x]\n").1, None);
+        for (text, tag) in [
+            ("a: !env HOST\n", "env"),
+            ("a: 1\nb: !!binary aGk=\n", "binary"),
+            ("!include [a]\n", "include"),
+        ] {
+            assert_eq!(
+                problem(text).1,
+                Problem::Tag(format!("\"{tag}\"")),
+                "{text}"
+            );
+        }
     }
 
     #[test]

@@ -330,9 +330,9 @@ fn class_of(errors: &PolicyErrors) -> usize {
         return 7;
     };
     match &error.problem {
-        Problem::NotText => 2,
+        Problem::NotText | Problem::Utf16 | Problem::Control(_) => 2,
         Problem::Yaml(_) | Problem::YamlStar => 3,
-        Problem::TooDeep(_) | Problem::AliasBomb(_) => 4,
+        Problem::TooDeep(_) | Problem::AliasBomb(_) | Problem::TooManyValues(_) => 4,
         Problem::EmptyFile(_) => 7,
         Problem::Name(_)
         | Problem::Cidr(_)

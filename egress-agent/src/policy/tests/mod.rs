@@ -3,6 +3,7 @@
 mod compiled;
 mod golden;
 mod judged;
+mod large;
 mod oracle;
 mod schema;
 mod service_tags;
