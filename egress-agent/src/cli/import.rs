@@ -1,17 +1,19 @@
 //! `policy import`: policies of what other systems say.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::{
+    catalog::CatalogArgs,
     exit::{ExitCode, UsageError},
     output::{print, say},
 };
 use crate::policy::{
-    self, EgressPolicy, ImportFormat, Imported, Note, NoteKind, PolicyErrors, write_policies,
+    self, EgressPolicy, ImportFormat, Imported, Lifeline, Note, NoteKind, PolicyError,
+    PolicyErrors, PolicySet, Problem, ServiceTagError, write_policies,
 };
 
 const EXAMPLES: &str = "\
@@ -25,7 +27,8 @@ Examples:
 
 The policies are on stdout. What could not be carried over exactly is listed on stderr and stands in a comment where
 it was: read it before you enforce, and begin with `run --mode audit`.
-Exit status: 0 done; 1 with --strict: something is not exact; 2 the files cannot be imported, and nothing is printed.";
+Exit status: 0 done; 1 with --strict: something is not exact, or `run` would refuse the result as it is (too many port
+ranges for one name); 2 the files cannot be imported, and nothing is printed.";
 
 /// Options of `policy import`.
 #[derive(Clone, Debug, Args)]
@@ -40,6 +43,9 @@ pub struct Import {
     /// Fail if anything could not be carried over exactly
     #[arg(long)]
     pub strict: bool,
+    /// What the result's rules refer to.
+    #[command(flatten)]
+    pub catalog: CatalogArgs,
     /// Form of the result
     #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
     pub output: ImportOutput,
@@ -100,13 +106,21 @@ impl Import {
         for note in &imported.notes {
             say(&note.to_string());
         }
+        let yaml = write_policies(&imported.policies);
+        let refused = self.refused(&yaml)?;
         let text = match self.output {
-            ImportOutput::Yaml => write_policies(&imported.policies),
+            ImportOutput::Yaml => yaml,
             ImportOutput::Json => json(&imported)?,
         };
         let _closed = print(&text)?;
+        for error in &refused {
+            say(&error.to_string());
+        }
         let inexact = inexact(&imported.notes);
         match inexact {
+            _ if !refused.is_empty() => Err(anyhow!(
+                "run would refuse the result as it is, for what was said of it"
+            )),
             Some(inexact) if self.strict => Err(anyhow!("{inexact}; --strict forbids that")),
             Some(inexact) => {
                 say(&format!("note: {inexact}; the comments say where"));
@@ -114,6 +128,23 @@ impl Import {
             }
             None => Ok(ExitCode::Ok),
         }
+    }
+
+    /// Why `run` would refuse the result: more rules can meet at a name or network than it can hold.
+    fn refused(&self, yaml: &str) -> anyhow::Result<Vec<PolicyError>> {
+        let catalog = self.catalog.sources()?.load().map_err(UsageError::new)?;
+        let checked = PolicySet::from_texts([(Path::new("result"), yaml)], &catalog)
+            .and_then(|set| policy::compile(&set, &Lifeline::new(), None));
+        let errors = checked.err();
+        let errors = errors.iter().flat_map(PolicyErrors::errors).cloned();
+        let (open, refused): (Vec<_>, Vec<_>) = errors.partition(|error| {
+            let no_file = |error: &ServiceTagError| matches!(error, ServiceTagError::NoFile(_));
+            matches!(&error.problem, Problem::ServiceTag(error) if no_file(error))
+        });
+        if !open.is_empty() {
+            say("note: the rules have service tags: --service-tags FILE checks the result too");
+        }
+        Ok(refused)
     }
 
     fn import(&self) -> Result<Imported, PolicyErrors> {

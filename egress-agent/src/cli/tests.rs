@@ -267,6 +267,12 @@ fn policy_import_ends_with_one_if_strict_and_inexact_and_with_two_for_bad_input(
         error.contains("hosts.txt:2: \"x/tcp\" is not a port"),
         "{error}"
     );
+    let many = (1..=9).map(|port| format!("api.example.com:{}\n", port * 2));
+    fs::write(&file, many.collect::<String>()).expect("writes");
+    let unusable = import(&[]);
+    assert_eq!(ExitCode::of(&unusable), ExitCode::Failure);
+    let error = format!("{:#}", unusable.expect_err("fails"));
+    assert!(error.contains("run would refuse the result"), "{error}");
     let missing = execute(&["policy", "import", "/does/not/exist"]);
     assert_eq!(ExitCode::of(&missing), ExitCode::Usage);
 }
