@@ -14,16 +14,22 @@ pub(crate) struct Docs {
 }
 
 /// What is made: package, test target, test, and what it is called.
-const PAGES: &[(&str, &str, &str, &str)] = &[
+const PAGES: &[(&str, &[&str], &str, &str)] = &[
     (
         "egress-agent",
-        "reasons",
+        &["--test", "reasons"],
         "the_page_of_reasons_is_what_the_tables_say",
         "docs/reasons.md",
     ),
     (
+        "egress-agent",
+        &["--lib"],
+        "the_page_about_presets_is_as_the_data",
+        "docs/presets.md",
+    ),
+    (
         "egress-tests",
-        "bypass",
+        &["--test", "bypass"],
         "the_readme_has_the_table",
         "the README's table of ways around",
     ),
@@ -39,7 +45,7 @@ impl Docs {
         for (package, target, test, name) in PAGES {
             let mut cargo = run::cargo();
             cargo.args(["test", "--quiet", "--package", package]);
-            cargo.args(["--test", target, "--", test]);
+            cargo.args(*target).args(["--", test]);
             if !self.check {
                 cargo.env("EGRESS_BLESS", "1");
             }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::exit::UsageError;
+use super::{exit::UsageError, preset::PresetDirArgs};
 use crate::{policy::CatalogSources, settings::Settings};
 
 /// Where the service tags of rules are looked up.
@@ -14,6 +14,9 @@ pub struct CatalogArgs {
     /// serviceTags.file of the settings]
     #[arg(long, value_name = "FILE")]
     pub service_tags: Option<PathBuf>,
+    /// Where presets are looked up.
+    #[command(flatten)]
+    pub presets: PresetDirArgs,
     /// The agent's settings; flags win over them [default: /etc/egress/agent.yaml, if it is there]
     #[arg(long, value_name = "FILE")]
     pub settings: Option<PathBuf>,
@@ -30,6 +33,7 @@ impl CatalogArgs {
         let service_tags = self.service_tags.clone();
         Ok(CatalogSources {
             service_tags: service_tags.or(settings.service_tags),
+            preset_dir: self.presets.preset_dir.clone(),
         })
     }
 }

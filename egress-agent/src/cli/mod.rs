@@ -12,6 +12,7 @@ mod learned;
 mod logging;
 mod output;
 mod policy;
+mod preset;
 mod remote;
 pub mod run;
 mod status;
@@ -33,6 +34,7 @@ const EXAMPLES: &str = "\
 Examples:
   egress-agent policy check /etc/egress/policies what run would say of it
   egress-agent policy import groups.json          what an Azure Firewall allows
+  egress-agent preset show aks/azure-global --with location=eastus
   egress-agent doctor                             what this node lacks
   egress-agent run --policy /etc/egress/policies --mode audit
   egress-agent run --policy /etc/egress/policies --confirm 60s
@@ -82,6 +84,8 @@ pub enum Command {
     Explain(explain::Explain),
     /// Work on policy files, without an agent
     Policy(policy::Policy),
+    /// Show presets and the rules that they stand for, without an agent
+    Preset(preset::PresetArgs),
     /// Remove everything from the kernel: nothing is enforced any more
     Unload(unload::Unload),
     /// Check whether this node has what the agent needs; exit 2 if not
@@ -101,6 +105,7 @@ impl Cli {
             | Command::Flows(_)
             | Command::Explain(_)
             | Command::Policy(_)
+            | Command::Preset(_)
             | Command::Unload(_)
             | Command::Doctor(_) => "warn",
         }
@@ -121,6 +126,7 @@ impl Cli {
             Command::Flows(flows) => flows.execute(),
             Command::Explain(explain) => explain.execute(),
             Command::Policy(policy) => policy.execute(),
+            Command::Preset(preset) => preset.execute(),
             Command::Unload(unload) => unload.execute(),
             Command::Doctor(doctor) => doctor.execute(),
         }

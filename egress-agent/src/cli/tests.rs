@@ -276,3 +276,58 @@ fn policy_import_ends_with_one_if_strict_and_inexact_and_with_two_for_bad_input(
     let missing = execute(&["policy", "import", "/does/not/exist"]);
     assert_eq!(ExitCode::of(&missing), ExitCode::Usage);
 }
+
+#[test]
+fn preset_show_prints_a_policy_or_says_what_is_missing() {
+    let show = |arguments: &[&str]| execute(&[&["preset", "show"], arguments].concat());
+    let good = ["aks/azure-global", "--with", "location=eastus"];
+    assert_eq!(ExitCode::of(&show(&good)), ExitCode::Ok);
+    let lists = [
+        "aks/addon/key-vault",
+        "--with",
+        "vaults=a.example.com,b.example.com",
+        "-o",
+        "json",
+    ];
+    assert_eq!(ExitCode::of(&show(&lists)), ExitCode::Ok);
+    for (arguments, message) in [
+        (&["aks/azure-global"][..], "write --with location=eastus"),
+        (&["aks/azure-globl"], "write aks/azure-global"),
+        (
+            &["aks/addon/gpu", "--preset-dir", "/no/such/folder"],
+            "/no/such/folder: cannot be read",
+        ),
+    ] {
+        let result = show(arguments);
+        assert_eq!(ExitCode::of(&result), ExitCode::Usage, "{arguments:?}");
+        let error = format!("{:#}", result.expect_err("fails"));
+        assert!(error.contains(message), "{error}");
+    }
+}
+
+#[test]
+fn preset_list_takes_a_name_and_a_folder() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let text = "description: Mine\nrules:\n  - { description: One, names: [one.example.com], ports: [443/tcp] }\n";
+    fs::write(folder.path().join("mine.yaml"), text).expect("writes");
+    let path = folder.path().to_str().expect("plain");
+    let list =
+        |arguments: &[&str]| ExitCode::of(&execute(&[&["preset", "list"], arguments].concat()));
+    assert_eq!(list(&[]), ExitCode::Ok);
+    assert_eq!(list(&["mine"]), ExitCode::Usage);
+    assert_eq!(
+        list(&["mine", "--preset-dir", path, "-o", "json"]),
+        ExitCode::Ok
+    );
+    assert_eq!(list(&["--preset-dir", path]), ExitCode::Ok);
+    // A policy finds it there too.
+    let file = folder.path().join("policy.yml.txt");
+    let policy = "apiVersion: egress.dev/v1alpha1\nkind: EgressPolicy\n\
+                  metadata: { name: node }\nspec:\n  allow:\n  - preset: mine\n";
+    fs::write(&file, policy).expect("writes");
+    let file = file.to_str().expect("plain");
+    let check =
+        |more: &[&str]| ExitCode::of(&execute(&[&["policy", "check", file], more].concat()));
+    assert_eq!(check(&[]), ExitCode::Usage);
+    assert_eq!(check(&["--preset-dir", path]), ExitCode::Ok);
+}

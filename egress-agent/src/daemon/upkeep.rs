@@ -184,7 +184,7 @@ fn files_of(options: &RunOptions) -> BTreeMap<PathBuf, FileFacts> {
         .policies
         .iter()
         .cloned()
-        .chain(options.catalog.paths())
+        .chain(options.catalog.files())
     {
         let inside = fs::read_dir(&path).map(|entries| {
             let paths = entries.flatten().map(|entry| entry.path());

@@ -20,8 +20,14 @@ impl Catalog {
     pub fn new(service_tags: Option<ServiceTags>) -> Self {
         Self {
             service_tags: service_tags.map(Arc::new),
-            presets: Presets,
+            presets: Presets::default(),
         }
+    }
+
+    /// The same with other presets.
+    #[must_use]
+    pub fn with_presets(self, presets: Presets) -> Self {
+        Self { presets, ..self }
     }
 
     /// The service tags, if a file was given.
@@ -53,12 +59,6 @@ impl Catalog {
 pub struct CatalogSources {
     /// A file of service tags.
     pub service_tags: Option<PathBuf>,
-}
-
-impl CatalogSources {
-    /// The files and folders: when one of them changes, the catalog does.
-    #[must_use]
-    pub fn paths(&self) -> Vec<PathBuf> {
-        self.service_tags.iter().cloned().collect()
-    }
+    /// A folder of presets.
+    pub preset_dir: Option<PathBuf>,
 }

@@ -96,6 +96,9 @@ fn common_mode(set: &PolicySet, report: &mut Report) -> Mode {
     first.mode
 }
 
+/// The field of a rule that stands for others.
+const PRESET: &str = "preset";
+
 /// One destination of one rule: where it stands.
 #[derive(Clone, Copy)]
 struct Item<'a> {
@@ -106,7 +109,7 @@ struct Item<'a> {
     list: RuleList,
     /// Position of the rule in its list.
     rule: usize,
-    /// `names`, `cidrs` or `serviceTags`.
+    /// `names`, `cidrs` or `serviceTags`, or [`PRESET`].
     field: &'static str,
     /// Position of the destination in its field.
     position: usize,
@@ -124,7 +127,12 @@ impl Item<'_> {
             position,
             ..
         } = self;
-        let field = format!("spec.{}[{rule}].{field}[{position}]", self.list.name());
+        let list = self.list.name();
+        let field = if *field == PRESET {
+            format!("spec.{list}[{rule}].{field}")
+        } else {
+            format!("spec.{list}[{rule}].{field}[{position}]")
+        };
         Place::field(&policy.file, self.line, field)
     }
 }
@@ -295,7 +303,7 @@ impl<'a> Items<'a> {
                 policy: Some(policy),
                 list,
                 rule: index,
-                field,
+                field: if rule.preset.is_some() { PRESET } else { field },
                 position,
                 line,
             };

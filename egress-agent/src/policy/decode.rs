@@ -252,7 +252,9 @@ impl Reader<'_> {
                 continue;
             };
             if present.contains_key("preset") || present.contains_key("with") {
-                if let Some((spec, of_preset)) = self.preset(path, &present, catalog) {
+                if let Some((spec, of_preset)) =
+                    self.preset(path, &present, index, is_deny, catalog)
+                {
                     specs.push(spec);
                     rules.extend(of_preset);
                 }
@@ -263,34 +265,6 @@ impl Reader<'_> {
             }
         }
         (specs, rules)
-    }
-
-    /// A rule that stands for those of a preset.
-    fn preset(
-        &mut self,
-        path: FieldPath<'_>,
-        present: &Fields<'_>,
-        catalog: &Catalog,
-    ) -> Option<(SpecRule, Vec<Rule>)> {
-        let at = |name| FieldPath::Field(&path, name);
-        for (name, node) in present {
-            if !matches!(*name, "preset" | "with") {
-                self.wrong(node.line, at(name), Problem::BesidePreset);
-            }
-        }
-        if let Some(node) = present.get("with") {
-            self.texts_by_key(node, at("with"), "with: { location: westeurope }");
-        }
-        let example = "preset: aks/azure-global";
-        let Some(node) = present.get("preset") else {
-            let line = present.get("with").map_or(0, |node| node.line);
-            self.wrong(line, at("with"), Problem::WithoutPreset(example));
-            return None;
-        };
-        let name = self.text(node, at("preset"), example)?;
-        let problem = catalog.presets().unknown(name);
-        self.wrong(node.line, at("preset"), problem);
-        None
     }
 
     /// A rule with destinations of its own.
@@ -365,6 +339,7 @@ impl Reader<'_> {
         let rule = Rule {
             index,
             line: node.line,
+            preset: None,
             names,
             cidrs,
             service_tags,

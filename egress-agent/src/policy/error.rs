@@ -8,7 +8,7 @@ use std::{
 use thiserror::Error;
 
 use super::{
-    cidr::CidrError, import::HostError, name::NameError, ports::PortsError,
+    cidr::CidrError, import::HostError, name::NameError, ports::PortsError, preset::PresetProblem,
     service_tags::ServiceTagError, ttl::TtlError,
 };
 
@@ -218,16 +218,6 @@ pub enum Problem {
     /// Values for no preset.
     #[error("is for the variables of a preset, and there is none; write {0}")]
     WithoutPreset(&'static str),
-    /// A preset that does not exist.
-    #[error("{name} is not a preset; {}the presets are {known}", nearest.as_ref().map(|name| format!("write {name}: ")).unwrap_or_default())]
-    UnknownPreset {
-        /// The name, quoted.
-        name: String,
-        /// The known one that is most like it, if one is.
-        nearest: Option<String>,
-        /// All known ones.
-        known: String,
-    },
     /// A list of ports without ports.
     #[error(r#"is empty, so that nothing would match; write ["443/tcp"], or leave ports out for any port"#)]
     NoPorts,
@@ -268,6 +258,9 @@ pub enum Problem {
         /// What was asked for.
         wanted: &'static str,
     },
+    /// A preset, or values of its variables, that cannot be used.
+    #[error(transparent)]
+    Preset(#[from] Box<PresetProblem>),
     /// A bad service tag, or a bad file of them.
     #[error(transparent)]
     ServiceTag(#[from] ServiceTagError),

@@ -11,6 +11,7 @@ use std::{
 use super::{
     catalog::{Catalog, CatalogSources},
     error::{Place, PolicyErrors, Problem, Report},
+    preset::{self, Presets},
     service_tags::{MAX_SERVICE_TAGS_BYTES, ServiceTagError, ServiceTags},
     set::PolicySet,
     yaml::line_at,
@@ -84,7 +85,7 @@ pub fn read_texts(files: &[PathBuf]) -> Result<Vec<(PathBuf, String)>, PolicyErr
 }
 
 /// The file with its text.
-fn text_of(
+pub(super) fn text_of(
     file: PathBuf,
     bytes: Result<Vec<u8>, Problem>,
     report: &mut Report,
@@ -114,7 +115,20 @@ impl CatalogSources {
     /// What is wrong with its files.
     pub fn load(&self) -> Result<Catalog, PolicyErrors> {
         let service_tags = self.service_tags.as_deref().map(load_service_tags);
-        Ok(Catalog::new(service_tags.transpose()?))
+        let catalog = Catalog::new(service_tags.transpose()?);
+        match &self.preset_dir {
+            Some(folder) => Ok(catalog.with_presets(Presets::with_folder(folder)?)),
+            None => Ok(catalog),
+        }
+    }
+
+    /// The files that it is read from now: when one comes, goes or changes, the catalog does.
+    #[must_use]
+    pub fn files(&self) -> Vec<PathBuf> {
+        let folder = self.preset_dir.as_deref().map(preset::files_below);
+        let presets = folder.and_then(|files| files.ok().flatten());
+        let service_tags = self.service_tags.iter().cloned();
+        service_tags.chain(presets.unwrap_or_default()).collect()
     }
 }
 

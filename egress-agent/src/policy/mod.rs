@@ -1,6 +1,7 @@
 //! Policies: parse, validate, compile. Pure: no clock, no kernel, no runtime.
 //!
-//! [`CatalogSources::load`], [`load`] and [`read_texts`] read files and are the only functions here that do I/O;
+//! [`CatalogSources::load`], [`load`] and [`read_texts`] read files and are, with what they call, the only functions here
+//! that do I/O;
 //! [`PolicySet::from_texts`] takes texts. Rules may refer to what is in the [`Catalog`]: service tags and presets.
 //! [`import()`] makes policies of what other systems say, [`write_policies`] writes them.
 //! [`compile`] makes the entries of the kernel's tries from a set and the [`Lifeline`]. Every error says where it
@@ -22,7 +23,7 @@ pub(crate) mod load;
 mod name;
 mod nearest;
 mod ports;
-mod preset;
+pub mod preset;
 pub(crate) mod reader;
 mod schema;
 mod service_tags;
@@ -49,10 +50,10 @@ pub use load::{MAX_BYTES, load, read_texts};
 pub use name::{NameError, parse_name_pattern};
 pub use nearest::{Near, Nearness};
 pub use ports::{PortsError, parse_port_range};
-pub use preset::Presets;
+pub use preset::{PresetProblem, Presets};
 pub use schema::{
-    API_VERSION, EgressPolicy, KIND, Metadata, Preexisting, Queries, Spec, SpecDns, SpecMode,
-    SpecRule, SpecTtl,
+    API_VERSION, EgressPolicy, KIND, Metadata, Preexisting, PresetValue, Queries, Spec, SpecDns,
+    SpecMode, SpecRule, SpecTtl,
 };
 pub use service_tags::{
     MAX_SERVICE_TAGS_BYTES, ServiceTag, ServiceTagError, ServiceTags, ServiceTagsFacts, UnknownTag,

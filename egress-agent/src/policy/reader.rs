@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt, path::Path};
 
 use super::{
-    error::{Place, Problem, Report, quoted, shown},
+    error::{Place, PolicyErrors, Problem, Report, quoted, shown},
     set::Located,
     yaml::{Node, Value},
 };
@@ -66,6 +66,12 @@ impl<'a> Reader<'a> {
         self.is_good = false;
         let place = Place::field(self.file, line, path.to_string());
         self.report.add(place, problem);
+    }
+
+    /// Reports what is wrong elsewhere.
+    pub(crate) fn extend(&mut self, errors: PolicyErrors) {
+        self.is_good = false;
+        self.report.extend(errors);
     }
 
     /// A mapping of texts.
@@ -282,8 +288,8 @@ pub(crate) fn is_text(node: &Node, wanted: &str) -> bool {
     matches!(&node.value, Value::Text(text) if text == wanted)
 }
 
-/// The known field that is most like `name`, if one is.
-fn nearest(name: &str, known: &[&'static str]) -> Option<&'static str> {
+/// The known text that is most like `name`, if one is.
+pub(crate) fn nearest<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
     const ALIKE: f64 = 0.7;
     const LONGEST: usize = 64;
     if name.len() > LONGEST {

@@ -156,5 +156,46 @@ pub struct SpecRule {
     pub preset: Option<String>,
     /// Values of the preset's variables.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub with: BTreeMap<String, String>,
+    pub with: BTreeMap<String, PresetValue>,
+}
+
+/// The value of a preset's variable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged, from = "AnyValue")]
+pub enum PresetValue {
+    /// One.
+    Text(String),
+    /// Several, or none.
+    List(Vec<String>),
+}
+
+/// A value as JSON and YAML may have it: numbers and truth values are their texts.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum AnyValue {
+    Bool(bool),
+    Number(u64),
+    Text(String),
+    List(Vec<String>),
+}
+
+impl From<AnyValue> for PresetValue {
+    fn from(value: AnyValue) -> Self {
+        match value {
+            AnyValue::Bool(value) => Self::Text(value.to_string()),
+            AnyValue::Number(value) => Self::Text(value.to_string()),
+            AnyValue::Text(value) => Self::Text(value),
+            AnyValue::List(values) => Self::List(values),
+        }
+    }
+}
+
+impl From<Vec<String>> for PresetValue {
+    /// One text alone is a value.
+    fn from(texts: Vec<String>) -> Self {
+        match <[String; 1]>::try_from(texts) {
+            Ok([text]) => Self::Text(text),
+            Err(texts) => Self::List(texts),
+        }
+    }
 }

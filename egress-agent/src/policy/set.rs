@@ -39,6 +39,8 @@ pub struct Rule {
     pub index: usize,
     /// Line in the file, from 1.
     pub line: usize,
+    /// The preset that it comes from; the texts of its destinations then start with it.
+    pub preset: Option<String>,
     /// Names and patterns.
     pub names: Vec<Located<NamePattern>>,
     /// Networks and addresses.

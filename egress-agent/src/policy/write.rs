@@ -2,7 +2,9 @@
 
 use std::fmt::Write as _;
 
-use super::schema::{API_VERSION, EgressPolicy, KIND, Metadata, Spec, SpecMode, SpecRule};
+use super::schema::{
+    API_VERSION, EgressPolicy, KIND, Metadata, PresetValue, Spec, SpecMode, SpecRule,
+};
 
 /// Columns that a list on one line may fill.
 const COLUMNS: usize = 100;
@@ -124,7 +126,7 @@ fn rule(text: &mut String, indent: &str, rule: &SpecRule) {
     if !with.is_empty() {
         let values = with.iter();
         let values: Vec<String> = values
-            .map(|(name, value)| format!("{}: {}", scalar(name), scalar(value)))
+            .map(|(name, value)| format!("{}: {}", scalar(name), preset_value(value)))
             .collect();
         let values = values.join(", ");
         line(text, indent, &format!("{lead}with: {{ {values} }}"));
@@ -141,6 +143,16 @@ fn rule(text: &mut String, indent: &str, rule: &SpecRule) {
         };
         texts_of(text, &format!("{indent}{lead}"), indent, name, texts);
         lead = "  ";
+    }
+}
+
+fn preset_value(value: &PresetValue) -> String {
+    match value {
+        PresetValue::Text(text) => scalar(text),
+        PresetValue::List(texts) => {
+            let scalars: Vec<String> = texts.iter().map(|text| scalar(text)).collect();
+            format!("[{}]", scalars.join(", "))
+        }
     }
 }
 
@@ -320,8 +332,11 @@ spec:
         };
         let preset = SpecRule {
             preset: Some("aks/azure-global".to_owned()),
-            with: [("location", "eastus"), ("api", "*.a")]
-                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            with: [("location", &["eastus"][..]), ("api", &["*.a", "b"])]
+                .map(|(name, values)| {
+                    let values: Vec<String> = values.iter().map(|value| (*value).into()).collect();
+                    (name.to_owned(), values.into())
+                })
                 .into(),
             ..SpecRule::default()
         };
@@ -336,7 +351,7 @@ spec:
       serviceTags: [Storage.westeurope]
       ports: ["443/tcp"]
     # - preset: aks/azure-global
-    #   with: { api: "*.a", location: eastus }
+    #   with: { api: ["*.a", b], location: eastus }
 "#;
         assert!(text.ends_with(expected), "{text}");
     }

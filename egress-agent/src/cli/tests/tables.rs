@@ -4,10 +4,13 @@ use std::{fs, path::Path};
 
 use egress_common::verdict::Reason;
 
-use super::super::{Screen, counters, doctor, explain, flows, learned, status};
-use crate::api::{
-    model::{Check, ConfirmationStatus, ServiceTagsStatus},
-    testing,
+use super::super::{Screen, counters, doctor, explain, flows, learned, preset, status};
+use crate::{
+    api::{
+        model::{Check, ConfirmationStatus, ServiceTagsStatus},
+        testing,
+    },
+    policy::Presets,
 };
 
 const TERMINAL: Screen = Screen {
@@ -216,4 +219,14 @@ fn doctor_says_what_to_do_about_what_is_missing() {
     golden("doctor.txt", &text);
     let fine = doctor::render(&checks[..1], TERMINAL);
     assert!(!fine.contains("What to do"), "{fine}");
+}
+
+#[test]
+fn presets_fit_a_terminal() {
+    let presets = Presets::default();
+    golden("presets.txt", &preset::list(&presets, TERMINAL));
+    let one = presets.get("aks/azure-global").expect("a preset");
+    golden("preset-variables.txt", &preset::variables(one, TERMINAL));
+    let one = presets.get("aks/addon/istio").expect("a preset");
+    golden("preset-includes.txt", &preset::variables(one, TERMINAL));
 }
