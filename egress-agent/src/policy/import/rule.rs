@@ -13,7 +13,8 @@ use super::{
     sink::{Note, NoteKind, Sink},
 };
 use crate::policy::{
-    Cidr, Draft, Entry, SpecRule, parse_name_pattern, parse_port_range, port_range_text, ports_text,
+    Cidr, Draft, Entry, PresetValue, SpecRule, parse_name_pattern, parse_port_range,
+    port_range_text, ports_text,
 };
 
 /// On which ports a rule is about its destinations.
@@ -54,7 +55,7 @@ pub(super) struct Carried<'n> {
     /// Service tags.
     pub(super) service_tags: Vec<String>,
     /// Presets, with their variables.
-    pub(super) presets: Vec<(&'static str, BTreeMap<String, String>)>,
+    pub(super) presets: Vec<(&'static str, BTreeMap<String, PresetValue>)>,
     /// Ports.
     pub(super) ports: Ports,
 }
@@ -263,9 +264,8 @@ impl<'n> Carried<'n> {
         }
         let entry = if self.is_off { Entry::Off } else { Entry::Rule };
         let rules = rules.into_iter().map(entry);
-        // Until there are presets.
         let presets = self.presets.iter().map(|(preset, with)| {
-            Entry::Off(SpecRule {
+            entry(SpecRule {
                 preset: Some((*preset).to_owned()),
                 with: with.clone(),
                 ..SpecRule::default()

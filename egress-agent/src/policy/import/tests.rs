@@ -402,7 +402,7 @@ proptest! {
         if let Ok(imported) = run(&files, None) {
             let text = write_policies(&imported.policies);
             let read = crate::policy::parse(Path::new("written.yaml"), &text, &catalog());
-            let unknown_tag = |message: &str| message.contains("serviceTags[") || message.contains(".preset: ");
+            let unknown_tag = |message: &str| message.contains("serviceTags[") || message.contains(".with.location: ");
             match read {
                 Ok(policies) => {
                     let read: Vec<_> = policies.into_iter().map(|policy| policy.document).collect();

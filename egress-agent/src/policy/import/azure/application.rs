@@ -7,6 +7,7 @@ use super::{
     expression::inside,
     rules::Reader,
 };
+use crate::policy::PresetValue;
 
 impl Reader<'_, '_> {
     /// Names, URLs and FQDN tags, on ports of protocols.
@@ -109,7 +110,8 @@ impl Reader<'_, '_> {
                     }
                     _ => "aks/azure-global",
                 };
-                let with = BTreeMap::from([("location".to_owned(), location.clone())]);
+                let with =
+                    BTreeMap::from([("location".to_owned(), PresetValue::Text(location.clone()))]);
                 self.rule.presets.push((preset, with));
                 let text =
                     format!("the FQDN tag names AKS in every region there; here in {location}");
