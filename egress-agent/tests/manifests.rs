@@ -17,7 +17,8 @@ use std::{
 use clap::Parser as _;
 use egress_agent::{
     cli::{Cli, Command, DEFAULT_PIN_DIR, DEFAULT_SOCKET, run::Run},
-    policy::{self, Catalog, Compiled, Lifeline, PolicySet},
+    policy::{self, Catalog, Compiled, Lifeline, PolicySet, ServiceTags},
+    settings::Settings,
 };
 use egress_common::verdict::Mode;
 use k8s_openapi::{
@@ -32,6 +33,7 @@ use k8s_openapi::{
     apimachinery::pkg::util::intstr::IntOrString,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::json;
 
 /// Where policies lie, in the container and on a plain node.
 const POLICIES: &str = "/etc/egress/policies";
@@ -127,10 +129,23 @@ fn container_run() -> Run {
     }
 }
 
+/// The service tags that documented policies name.
+fn catalog() -> Catalog {
+    let tag = |name| json!({ "name": name, "properties": { "addressPrefixes": ["192.0.2.0/24"] } });
+    let names = [
+        "AzureCloud.westeurope",
+        "AzureMonitor",
+        "Storage.eastus",
+        "Storage.westeurope",
+    ];
+    let tags = json!({ "changeNumber": 1, "cloud": "Public", "values": names.map(tag) });
+    let tags = ServiceTags::parse(Path::new("tags.json"), tags.to_string().as_bytes(), None);
+    Catalog::new(Some(tags.unwrap()))
+}
+
 fn compiled(texts: &[(&str, &str)], lifeline: &Lifeline) -> Compiled {
     let named = texts.iter().map(|(file, text)| (Path::new(*file), *text));
-    let set = PolicySet::from_texts(named, &Catalog::default())
-        .unwrap_or_else(|errors| panic!("{errors}"));
+    let set = PolicySet::from_texts(named, &catalog()).unwrap_or_else(|errors| panic!("{errors}"));
     policy::compile(&set, lifeline, None).unwrap_or_else(|errors| panic!("{errors}"))
 }
 
@@ -492,9 +507,10 @@ fn shell_words(line: &str) -> Vec<String> {
 }
 
 #[test]
-fn commands_of_the_agent_in_the_readme_parse() {
+fn commands_of_the_agent_in_the_docs_parse() {
     let mut count = 0_usize;
-    for (language, block) in blocks(&text("README.md")) {
+    let texts = ["README.md", "docs/service-tags.md"].map(text);
+    for (language, block) in texts.iter().flat_map(|text| blocks(text)) {
         if language != "console" && language != "sh" {
             continue;
         }
@@ -517,6 +533,25 @@ fn commands_of_the_agent_in_the_readme_parse() {
         }
     }
     assert!(count >= 8, "{count} commands found");
+}
+
+#[test]
+fn rules_and_settings_in_the_page_on_service_tags_are_read() {
+    let blocks = blocks(&text("docs/service-tags.md"));
+    let yaml: Vec<&str> = blocks
+        .iter()
+        .filter(|(language, _)| language == "yaml")
+        .map(|(_, text)| text.as_str())
+        .collect();
+    let [rules, settings] = yaml.as_slice() else {
+        panic!("{yaml:?}");
+    };
+    let head = "apiVersion: egress.dev/v1alpha1\nkind: EgressPolicy\nmetadata: { name: node }\n";
+    let policy = format!("{head}{rules}");
+    let compiled = compiled(&[("service-tags.md", &policy)], &Lifeline::new());
+    assert_eq!(compiled.rules.len(), 3);
+    let settings = Settings::parse(Path::new("/etc/egress/agent.yaml"), settings).unwrap();
+    assert!(settings.service_tags.is_some());
 }
 
 #[test]

@@ -757,6 +757,8 @@ pub struct Status {
     pub policy: PolicyStatus,
     /// Hooks.
     pub hooks: Vec<HookStatus>,
+    /// Maps.
+    pub maps: Vec<MapStatus>,
     /// Sentences for an operator.
     pub alarms: Vec<String>,
     /// Whether enforcing was confirmed, if that was asked for.
@@ -781,8 +783,40 @@ pub struct Confirmation {
 pub struct PolicyStatus {
     /// Raised at every switch.
     pub generation: u32,
+    /// The file of service tags, if one was given.
+    pub service_tags: Option<ServiceTags>,
     /// Why the newest change was refused.
     pub error: Option<String>,
+}
+
+/// A file of service tags.
+#[derive(Clone, Debug, Deserialize)]
+pub struct ServiceTags {
+    /// The file.
+    pub file: PathBuf,
+    /// The cloud.
+    pub cloud: String,
+    /// Its number.
+    pub change_number: String,
+    /// How old it is.
+    pub age_s: Option<u64>,
+    /// Tags in it.
+    pub tags: u64,
+    /// Different IPv4 networks.
+    pub ipv4_prefixes: u64,
+    /// Different IPv6 networks.
+    pub ipv6_prefixes: u64,
+}
+
+/// Fill of a map.
+#[derive(Clone, Debug, Deserialize)]
+pub struct MapStatus {
+    /// Name.
+    pub name: String,
+    /// Entries in it.
+    pub entries: u64,
+    /// Most that fit.
+    pub capacity: u64,
 }
 
 /// A hook.

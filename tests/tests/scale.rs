@@ -11,6 +11,7 @@
 use std::{
     fmt::Write as _,
     fs,
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -19,6 +20,7 @@ use egress_tests::{
     expect::{policy, reached, refused},
     ready,
     report::Load,
+    service_tags::{self, Form, TagFile},
     world::Role,
     zone,
 };
@@ -28,6 +30,8 @@ const NAMES: u32 = 50_000;
 const CIDRS: u32 = 1_000;
 /// Above what a debug build on a busy machine takes; the figure is printed.
 const RELOAD_LIMIT: Duration = Duration::from_secs(30);
+/// From a new file of service tags in the real size to the switch, with a release build on a machine that does nothing else.
+const TAGS_BUDGET: Duration = Duration::from_secs(2);
 /// The same for a release build.
 const RELEASE_RELOAD_LIMIT: Duration = Duration::from_secs(5);
 
@@ -83,8 +87,13 @@ fn cpu_time(pid: u32) -> Duration {
     Duration::from_millis(10 * (ticks[0] + ticks[1]))
 }
 
+fn is_release() -> bool {
+    let agent = egress_tests::programs::agent();
+    agent.to_string_lossy().contains("release")
+}
+
 /// Writes the policy and waits until it is in force, as the agent's log says: asking the agent would cost it time.
-fn reload(agent: &Agent, path: &std::path::Path, text: &str) -> Duration {
+fn reload(agent: &Agent, path: &Path, text: &str) -> Duration {
     let switches = || agent.log().matches("policy switched").count();
     let before = switches();
     let next = path.with_extension("tmp");
@@ -181,13 +190,74 @@ fn a_large_policy_is_reloaded_fast_and_no_packet_is_judged_by_half_of_it() {
         assert!(traffic.done > 50, "{name}: {}", traffic.done);
     }
     reached(&client.connect(api, 80));
-    let is_release = egress_tests::programs::agent()
-        .to_string_lossy()
-        .contains("release");
-    if is_release {
+    if is_release() {
         assert!(
             times.iter().all(|time| *time < RELEASE_RELOAD_LIMIT),
             "{times:?}"
         );
+    }
+}
+
+/// Every service tag of the large file, and one whose network tells the edition.
+fn tags(edition: u32) -> TagFile {
+    let mut file = TagFile::large(edition);
+    let network = format!("10.79.{edition}.0/24");
+    file.tags.insert("Edition".to_owned(), vec![network]);
+    file
+}
+
+#[test]
+fn a_file_of_all_service_tags_is_taken_up_fast() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let path = world.dir().join("tags.json");
+    let first = tags(0);
+    fs::write(&path, first.json(Form::Download)).unwrap();
+    let names: Vec<&str> = first.tags.keys().map(String::as_str).collect();
+    let all = format!(
+        "- serviceTags: [{}]\n  ports: [\"80/tcp\", \"443/tcp\"]\n",
+        names.join(", ")
+    );
+    let agent = world
+        .agent(&policy(&format!("allow:\n{all}")))
+        .arg("--service-tags")
+        .arg(path.to_str().unwrap())
+        .start();
+    let client = world.workload("client");
+    let used = cpu_time(agent.pid());
+    let mut times = Vec::new();
+    for edition in 1..=3 {
+        // No network but the lifeline's is in both editions: all of them lie in the map twice.
+        times.push(reload(&agent, &path, &tags(edition).json(Form::Download)));
+        reached(&client.connect(format!("10.79.{edition}.1"), 80));
+        refused(&client.connect(format!("10.79.{}.1", edition - 1), 80));
+    }
+    let used = (cpu_time(agent.pid()) - used) / 3;
+    let status = agent.status();
+    let networks = (service_tags::IPV4_PREFIXES + service_tags::IPV6_PREFIXES) as u64;
+    let map = status.maps.iter().find(|map| map.name == "CIDRS").unwrap();
+    let found = status.policy.service_tags.unwrap();
+    assert_eq!(found.tags, service_tags::TAGS as u64 + 1);
+    assert_eq!(found.ipv4_prefixes + found.ipv6_prefixes, networks + 1);
+    assert!(
+        (networks + 1..networks + 100).contains(&map.entries),
+        "{map:?}"
+    );
+    // Beside a policy with many names, too.
+    let path = world.dir().join("policy.yaml");
+    let names = format!("{}  {}\n", large(1), all.trim_end().replace('\n', "\n  "));
+    let with_names = reload(&agent, &path, &names);
+    reached(&client.connect("10.79.3.1", 80));
+    refused(&client.connect("10.79.2.1", 80));
+    eprintln!(
+        "{} networks: {times:?} from file to switch ({used:?} of CPU each), with {NAMES} names {with_names:?}, agent {} MiB, {map:?}",
+        networks,
+        resident_mib(agent.pid())
+    );
+    if is_release() {
+        let best = times.iter().min().unwrap();
+        assert!(*best < TAGS_BUDGET, "{times:?}");
     }
 }

@@ -14,6 +14,7 @@ use std::{collections::HashMap, path::Path};
 use egress_common::{
     address::Address,
     hash::rule_identity,
+    maps::{CIDRS_CAPACITY, NAMES_CAPACITY},
     policy::{
         CIDR_ENTRIES, CidrRules, EntryKind, HAS_DENIED_NAMES, KEEP_PREEXISTING, NAME_ENTRIES,
         NameRules, ONLY_ALLOWED_QUERIES, PortRange, RuleEntry,
@@ -43,8 +44,8 @@ const ANY_PORT: &[PortRange] = &[PortRange::ANY];
 /// Compiles a set of policies for one workload: a flow is allowed if no policy denies it and one allows it.
 ///
 /// # Errors
-/// If policies have different modes and `mode_override` is not given, or if
-/// more rules meet at one name or CIDR than an entry can hold.
+/// If policies have different modes and `mode_override` is not given, if more rules meet at one name or CIDR than an
+/// entry can hold, or if there are more of them than the kernel's maps can hold twice.
 pub fn compile(
     set: &PolicySet,
     lifeline: &Lifeline,
@@ -55,6 +56,18 @@ pub fn compile(
     let all = Items::collect(set, lifeline);
     let names = all.names(&mut report);
     let cidrs = all.cidrs(&mut report);
+    for (what, count, capacity) in [
+        ("names", names.len(), NAMES_CAPACITY),
+        ("networks", cidrs.len(), CIDRS_CAPACITY),
+    ] {
+        // While the policy is switched, the one before it lies in the map as well.
+        let max = usize::try_from(capacity / 2).unwrap_or(usize::MAX);
+        if count > max {
+            let file = set.policies().first().map(|policy| policy.file.as_path());
+            let place = Place::file(file.unwrap_or(Path::new(lifeline::POLICY)));
+            report.add(place, Problem::TooManyEntries { count, what, max });
+        }
+    }
     let mut flags = 0;
     if set.policies().iter().all(|policy| policy.keeps_preexisting) {
         flags |= KEEP_PREEXISTING;

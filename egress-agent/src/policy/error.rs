@@ -301,6 +301,18 @@ pub enum Problem {
         /// What meets there.
         meeting: Meeting,
     },
+    /// More entries than a map of the kernel holds twice.
+    #[error(
+        "this and the policies with it have {count} different {what}, but {max} is the most that can be in force; use wider ones"
+    )]
+    TooManyEntries {
+        /// How many there are.
+        count: usize,
+        /// Of what.
+        what: &'static str,
+        /// How many can be.
+        max: usize,
+    },
     /// Too many entries for one CIDR.
     #[error(
         "{} different entries meet at {cidr}, but a CIDR can have {}: {}; join port ranges, or use any/tcp",

@@ -5,7 +5,10 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use egress_common::policy::{EntryKind, PortRange, protocol::TCP};
+use egress_common::{
+    maps::CIDRS_CAPACITY,
+    policy::{EntryKind, PortRange, protocol::TCP},
+};
 use proptest::{collection::vec, prelude::*};
 
 use super::policy;
@@ -369,6 +372,28 @@ fn a_file_in_the_real_size_is_read_and_compiled() {
             .collect();
         assert_eq!(entries, ports);
     }
+}
+
+#[test]
+fn more_networks_than_the_kernel_holds_twice_are_refused() {
+    let most = usize::try_from(CIDRS_CAPACITY / 2).unwrap();
+    let compile = |count: usize| {
+        let networks =
+            (0..count).map(|n| format!("20.{}.{}.{}/32", n >> 16, n >> 8 & 255, n & 255));
+        let tags = [("Many".to_owned(), networks.collect())].into();
+        let file = TagFile {
+            change_number: 1,
+            tags,
+        };
+        let catalog = Catalog::new(Some(read(&file.json(Form::Answer)).unwrap()));
+        try_compile(&catalog, "{ allow: [{ serviceTags: [Many] }] }")
+    };
+    assert_eq!(compile(most).unwrap().cidrs.len(), most);
+    assert_eq!(
+        compile(most.saturating_add(1)).unwrap_err().to_string(),
+        "policy.yaml: this and the policies with it have 131073 different networks, but 131072 is the most that can be \
+         in force; use wider ones"
+    );
 }
 
 fn network() -> impl Strategy<Value = String> {

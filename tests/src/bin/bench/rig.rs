@@ -1,6 +1,9 @@
 //! The packet programs on packets that nobody sends (`BPF_PROG_TEST_RUN`), with maps filled for it; nothing is attached.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::{
@@ -15,7 +18,10 @@ use egress_common::{
     learned::LEARN_BATCH,
     maps::{CGROUP_LEVELS, Config, LAYOUT_VERSION, NO_LEVEL, NODE_CGROUP, Query, QueryKey},
     name::{NAME_KEY_BYTES, trie_key},
-    policy::{Binding, EntryKind, NameRules, PortRange, RuleEntry, Workload, protocol},
+    policy::{
+        Binding, CIDR_KEY_BYTES, CidrRules, EntryKind, NameRules, POLICY_ID_BITS, PortRange,
+        RuleEntry, Workload, cidr_key, protocol,
+    },
     tally::Tally,
     verdict::{Hook, Reason, Verdict, counter_index},
 };
@@ -33,6 +39,13 @@ const BINDING: Binding = Binding {
     policy_id: 1,
     mode: 0,
     flags: 0,
+};
+/// What every rule of the bench is.
+const ALLOWED: RuleEntry = RuleEntry {
+    rule: RULE,
+    ports: PortRange::ANY,
+    kind: EntryKind::Allow as u8,
+    _pad: 0,
 };
 const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 53);
 const OWN: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
@@ -52,6 +65,7 @@ pub(crate) struct Rig {
     ebpf: Ebpf,
     queries: HashMap<MapData, QueryKey, Query>,
     names: LpmTrie<MapData, [u8; NAME_KEY_BYTES], NameRules>,
+    cidrs: LpmTrie<MapData, [u8; CIDR_KEY_BYTES], CidrRules>,
     rings: [RingBuf<MapData>; 2],
 }
 
@@ -92,6 +106,7 @@ impl Rig {
         let mut rig = Self {
             queries: take(&mut ebpf, "QUERIES")?.try_into()?,
             names: take(&mut ebpf, "NAMES")?.try_into()?,
+            cidrs: take(&mut ebpf, "CIDRS")?.try_into()?,
             rings: [
                 take(&mut ebpf, "DNS_COPIES")?.try_into()?,
                 take(&mut ebpf, "EVENTS")?.try_into()?,
@@ -113,16 +128,29 @@ impl Rig {
             ttl_max_s: 86_400,
             ..NameRules::default()
         };
-        rules.entries[0] = RuleEntry {
-            rule: RULE,
-            ports: PortRange::ANY,
-            kind: EntryKind::Allow as u8,
-            _pad: 0,
-        };
+        rules.entries[0] = ALLOWED;
         let (bits, data) = trie_key(BINDING.policy_id, name.as_bytes(), below);
         self.names
             .insert(&Key::new(bits, data), rules, 0)
             .context("cannot write NAMES")
+    }
+
+    /// Allows a network on any port.
+    ///
+    /// # Errors
+    ///
+    /// The map is full.
+    pub(crate) fn allow_network(&mut self, address: IpAddr, bits: u32) -> Result<()> {
+        let mut rules = CidrRules::default();
+        rules.entries[0] = ALLOWED;
+        let (address, bits) = match address {
+            IpAddr::V4(v4) => (from_v4(v4.octets()), bits + 96),
+            IpAddr::V6(v6) => (v6.octets(), bits),
+        };
+        let key = cidr_key(BINDING.policy_id, &address);
+        self.cidrs
+            .insert(&Key::new(POLICY_ID_BITS + bits, key), rules, 0)
+            .context("cannot write CIDRS")
     }
 
     /// Lets the kernel learn these addresses.
@@ -235,13 +263,13 @@ impl Rig {
         self.per_cpu("TALLIES", tally as u32)
     }
 
-    /// How many packets `skb_egress` let pass because of a name.
+    /// How many packets `skb_egress` let pass for this reason.
     ///
     /// # Errors
     ///
     /// The map cannot be read.
-    pub(crate) fn passed_by_name(&self) -> Result<u64> {
-        let index = counter_index(Hook::SkbEgress, Verdict::Allow, Reason::NameRule);
+    pub(crate) fn passed(&self, reason: Reason) -> Result<u64> {
+        let index = counter_index(Hook::SkbEgress, Verdict::Allow, reason);
         self.per_cpu("COUNTERS", index)
     }
 

@@ -1,9 +1,14 @@
 //! How the programs' time grows with what they know, and with what an answer holds.
 
-use std::{net::Ipv4Addr, thread};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr},
+    thread,
+};
 
-use anyhow::{Result, ensure};
-use egress_common::tally::Tally;
+use anyhow::{Context as _, Result, ensure};
+use egress_common::{tally::Tally, verdict::Reason};
+use egress_tests::service_tags::TagFile;
 
 use crate::{
     measure::{Row, Series, interleave},
@@ -13,7 +18,7 @@ use crate::{
     wire,
 };
 
-const SCALE: &str = "learned and names";
+const SCALE: &str = "learned, names and networks";
 pub(crate) const ANSWERS: &str = "answers";
 /// What an answer holds.
 #[derive(Clone, Copy, Debug)]
@@ -79,6 +84,7 @@ pub(crate) fn rows(effort: Effort) -> Result<Vec<Row>> {
         let mut rows = answers(effort)?;
         rows.extend(addresses(effort)?);
         rows.extend(names(effort)?);
+        rows.push(networks(effort)?);
         Ok(rows)
     });
     measured
@@ -99,7 +105,7 @@ fn addresses(effort: Effort) -> Result<Vec<Row>> {
     ] {
         large.learn(&mut (known..count).map(learned))?;
         known = count;
-        let before = large.passed_by_name()?;
+        let before = large.passed(Reason::NameRule)?;
         let rounds = interleave(text, effort.rounds, 2, |subject| {
             median(|| {
                 if subject == 0 {
@@ -109,7 +115,7 @@ fn addresses(effort: Effort) -> Result<Vec<Row>> {
                 }
             })
         })?;
-        let passed = large.passed_by_name()? - before;
+        let passed = large.passed(Reason::NameRule)? - before;
         ensure!(
             passed == u64::from(RUNS) * effort.rounds as u64,
             "only {passed} packets rested on a learned address"
@@ -157,6 +163,44 @@ fn names(effort: Effort) -> Result<Vec<Row>> {
         ));
     }
     Ok(rows)
+}
+
+/// The networks of all service tags, and packets into them.
+fn networks(effort: Effort) -> Result<Row> {
+    let (mut large, mut small) = (Rig::new()?, Rig::new()?);
+    let file = TagFile::large(0);
+    let texts: BTreeSet<&String> = file.tags.values().flatten().collect();
+    let mut starts = Vec::new();
+    for text in &texts {
+        let (address, bits) = text.split_once('/').context("no network")?;
+        let address = address.parse()?;
+        large.allow_network(address, bits.parse()?)?;
+        if let IpAddr::V4(v4) = address {
+            starts.push(v4);
+        }
+    }
+    let one = *starts.first().context("no network")?;
+    small.allow_network(one.into(), 32)?;
+    let before = large.passed(Reason::CidrRule)?;
+    let mut state = 1;
+    let rounds = interleave("networks", effort.rounds, 2, |subject| {
+        median(|| {
+            if subject == 0 {
+                let index = scattered(&mut state, starts.len() as u32);
+                large.first_packet(starts[index as usize])
+            } else {
+                small.first_packet(one)
+            }
+        })
+    })?;
+    let passed = large.passed(Reason::CidrRule)? - before;
+    ensure!(
+        passed == u64::from(RUNS) * effort.rounds as u64,
+        "only {passed} packets rested on a network"
+    );
+    let (thousands, rest) = (texts.len() / 1_000, texts.len() % 1_000);
+    let what = format!("first packet, {thousands},{rest:03} networks of service tags");
+    Ok(row(SCALE, what, rounds, "1 network"))
 }
 
 fn pattern(number: u32) -> String {
