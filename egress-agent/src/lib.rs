@@ -7,6 +7,7 @@ pub mod daemon;
 pub mod datapath;
 pub mod dns;
 pub mod metrics;
+pub mod observed;
 pub mod policy;
 pub mod settings;
 pub mod shutdown;

@@ -16,7 +16,7 @@ use std::{
 
 use clap::Parser as _;
 use egress_agent::{
-    cli::{Cli, Command, DEFAULT_PIN_DIR, DEFAULT_SOCKET, run::Run},
+    cli::{Cli, Command, DEFAULT_PIN_DIR, DEFAULT_SOCKET, DEFAULT_STATE_DIR, run::Run},
     policy::{self, Catalog, Compiled, Lifeline, PolicySet, ServiceTags},
     settings::Settings,
 };
@@ -203,6 +203,7 @@ fn the_arguments_are_what_run_takes_and_leave_every_path_at_its_default() {
     assert_eq!(run.policy, [PathBuf::from(POLICIES)]);
     assert_eq!(run.socket.socket, Path::new(DEFAULT_SOCKET));
     assert_eq!(run.pin_dir, Path::new(DEFAULT_PIN_DIR));
+    assert_eq!(run.state_dir, Path::new(DEFAULT_STATE_DIR));
     assert_eq!(run.cgroup, None);
     // The mode is the policy's own, so that changing it is changing the ConfigMap.
     assert_eq!(run.mode, None);
@@ -291,7 +292,8 @@ fn every_mount_has_its_volume_and_lies_where_the_binary_looks() {
     assert_eq!(at(CGROUP_ROOT).read_only, Some(true));
     let socket_folder = Path::new(DEFAULT_SOCKET).parent().unwrap();
     assert_eq!(at(socket_folder.to_str().unwrap()).read_only, None);
-    assert_eq!(mounts.len(), 4, "what the binary needs and nothing else");
+    assert_eq!(at(DEFAULT_STATE_DIR).read_only, None);
+    assert_eq!(mounts.len(), 5, "what the binary needs and nothing else");
 
     let volumes = pod(&set).volumes.as_ref().unwrap();
     let policies = volumes.iter().find_map(|volume| volume.config_map.as_ref());
@@ -431,6 +433,9 @@ fn the_unit_starts_run_with_its_defaults_and_what_they_need() {
     assert_eq!(run.socket.socket, Path::new(DEFAULT_SOCKET));
     let folder = Path::new("/run").join(one("RuntimeDirectory"));
     assert_eq!(Path::new(DEFAULT_SOCKET).parent(), Some(folder.as_path()));
+    let folder = Path::new("/var/lib").join(one("StateDirectory"));
+    assert_eq!(run.state_dir, Path::new(DEFAULT_STATE_DIR));
+    assert_eq!(run.state_dir, folder);
     // All of /sys is read-only but where the agent pins.
     assert_eq!(one("ProtectKernelTunables"), "yes");
     assert_eq!(one("ReadWritePaths"), BPFFS);

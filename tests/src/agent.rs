@@ -34,6 +34,7 @@ pub struct AgentOptions {
     cgroup: PathBuf,
     socket: PathBuf,
     pins: PathBuf,
+    state: PathBuf,
     log: PathBuf,
     resolvers: Vec<String>,
     more: Vec<String>,
@@ -55,6 +56,7 @@ impl AgentOptions {
             cgroup,
             socket: dir.join("agent.sock"),
             pins,
+            state: dir.join("state"),
             log: dir.join("agent.log"),
             resolvers: zone::RESOLVER.iter().map(ToString::to_string).collect(),
             more: Vec::new(),
@@ -178,7 +180,9 @@ impl AgentOptions {
             .arg("--socket")
             .arg(&self.socket)
             .arg("--pin-dir")
-            .arg(&self.pins);
+            .arg(&self.pins)
+            .arg("--state-dir")
+            .arg(&self.state);
         for resolver in &self.resolvers {
             command.arg("--resolver").arg(resolver);
         }
@@ -269,6 +273,12 @@ impl Agent {
         &self.options.pins
     }
 
+    /// Where it keeps what it saw.
+    #[must_use]
+    pub fn state_dir(&self) -> &Path {
+        &self.options.state
+    }
+
     /// Runs one of its subcommands.
     ///
     /// # Errors
@@ -278,6 +288,27 @@ impl Agent {
         let mut command = std::process::Command::new(programs::agent());
         command.args(args).arg("--socket").arg(&self.options.socket);
         process::run(command.stdin(std::process::Stdio::null()), ASK_LIMIT)
+    }
+
+    /// The policy that it learned.
+    ///
+    /// # Panics
+    ///
+    /// If there is none.
+    #[track_caller]
+    #[must_use]
+    pub fn learned_policy(&self, args: &[&str]) -> String {
+        let output = self.cli(&[&["policy", "learn"], args].concat());
+        let output = output.unwrap_or_else(|error| panic!("{error:#}"));
+        assert_eq!(output.code(), Some(0), "{}", output.shown());
+        output.stdout
+    }
+
+    /// What it saw of flows.
+    #[track_caller]
+    #[must_use]
+    pub fn observations(&self) -> Vec<Observation> {
+        self.ask::<Observations>(&["policy", "learn"]).observations
     }
 
     /// Runs a subcommand that must succeed with JSON output.
@@ -744,6 +775,35 @@ pub struct RuleReport {
     pub file: Option<PathBuf>,
     /// Line.
     pub line: Option<usize>,
+}
+
+/// `policy learn -o json`, as far as it matters here.
+#[derive(Clone, Debug, Deserialize)]
+struct Observations {
+    observations: Vec<Observation>,
+}
+
+/// What was seen of one destination.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Observation {
+    /// Who sent.
+    pub scope: String,
+    /// The name that led there.
+    pub name: Option<String>,
+    /// Destination port.
+    pub port: Option<u16>,
+    /// Protocol by name.
+    pub protocol: String,
+    /// Name of the verdict.
+    pub verdict: String,
+    /// How many flows.
+    pub flows: u64,
+    /// Cgroups of the senders.
+    pub senders: Vec<String>,
+    /// Where they went.
+    pub addresses: Vec<IpAddr>,
+    /// Other names of these addresses.
+    pub other_names: Vec<String>,
 }
 
 /// `status -o json`, as far as it matters here.

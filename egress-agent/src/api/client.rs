@@ -23,7 +23,7 @@ use super::{
     listener::{Unreachable, is_trusted},
     model::{
         ConfirmationStatus, CountersReport, ErrorReport, Explanation, FlowReport, FollowLine,
-        LearnedReport, Status,
+        LearnedReport, Observations, Status,
     },
     state::FlowFilter,
 };
@@ -184,6 +184,15 @@ impl Client {
             path.push_str(&format!("&from={}", percent_encoded(from)));
         }
         self.get(&path).await
+    }
+
+    /// Asks what flows were seen.
+    ///
+    /// # Errors
+    ///
+    /// No agent answers, or it cannot.
+    pub async fn observations(&self) -> Result<Observations, ClientError> {
+        self.get("/v1/observations").await
     }
 
     /// Confirms that enforcing left the node reachable.

@@ -12,6 +12,7 @@
 //! | `GET /v1/flows?denied=&limit=` | list of [`model::FlowReport`], oldest first |
 //! | `GET /v1/flows/follow?denied=` | [`model::FollowLine`], one line of JSON each, until the client leaves |
 //! | `GET /v1/explain?to=&from=` | [`model::Explanation`] |
+//! | `GET /v1/observations` | [`model::Observations`] |
 //! | `POST /v1/confirm` | [`model::ConfirmationStatus`]; 409 when none is awaited |
 //! | `GET /metrics` | Prometheus text |
 //!

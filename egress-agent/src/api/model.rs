@@ -40,10 +40,30 @@ pub struct Status {
     /// Whether enforcing was confirmed; none when the agent was started without `--confirm`.
     #[serde(default)]
     pub confirmation: Option<ConfirmationStatus>,
+    /// What the agent keeps of the flows that it saw, for `policy learn`.
+    #[serde(default)]
+    pub observed: ObservedStatus,
     /// What an operator should look at, in sentences.
     pub alarms: Vec<String>,
     /// What DNS itself can still carry out of the node.
     pub dns_tunnelling: String,
+}
+
+/// What the agent keeps of the flows that it saw.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObservedStatus {
+    /// Observations: destination, port and verdict in a scope.
+    pub observations: u64,
+    /// Most observations that fit.
+    pub capacity: u64,
+    /// Observations that were dropped for lack of room.
+    pub dropped: u64,
+    /// Where they are kept.
+    pub file: PathBuf,
+    /// When they were written there for the last time.
+    pub saved_at: Option<Timestamp>,
+    /// Why they cannot be, or what was wrong with what the agent found there.
+    pub error: Option<String>,
 }
 
 /// Whether enforcing was confirmed (`run --confirm`). Also the answer of `/v1/confirm`.
@@ -382,6 +402,62 @@ pub struct CauseReport {
     pub advice: Text,
     /// The rule that it is about.
     pub rule: Option<RuleReport>,
+}
+
+/// Answer of `/v1/observations`: what flows were seen, and what became of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Observations {
+    /// One for each destination, port, verdict and reason in a scope.
+    pub observations: Vec<Observation>,
+    /// What was lost on the way and may be missing.
+    pub losses: Vec<Loss>,
+}
+
+/// What was seen of one destination.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Observation {
+    /// Name of the senders' scope.
+    pub scope: String,
+    /// The name that led there: the one that the scope had asked for last; none where no lookup explains the address.
+    pub name: Option<String>,
+    /// Destination port; none where the protocol has none.
+    pub port: Option<u16>,
+    /// Protocol: `tcp`, `udp`, `icmp` …, else its number.
+    pub protocol: Text,
+    /// Name of the verdict.
+    pub verdict: Text,
+    /// Name of the reason.
+    pub reason: Text,
+    /// How many flows.
+    pub flows: u64,
+    /// When the first of them began.
+    pub first: Timestamp,
+    /// When the last packet of them was seen.
+    pub last: Timestamp,
+    /// Who sent them: cgroups, or where forwarded packets came from; the first few.
+    pub senders: Vec<String>,
+    /// Where they went; the first few addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Other names that led to the same addresses; the first few.
+    pub other_names: Vec<String>,
+    /// Whether there were more senders, addresses or other names than are listed.
+    pub is_cut: bool,
+    /// The list in which the policy in force has a rule for the destination: `lifeline`, `allow` or `deny`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<Text>,
+}
+
+/// Something that was lost.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Loss {
+    /// What, by a name that [`Status::lost`] has too.
+    pub what: Text,
+    /// How many.
+    pub count: u64,
+    /// When it was noticed first.
+    pub first: Timestamp,
+    /// When it was noticed last.
+    pub last: Timestamp,
 }
 
 /// One line of `/v1/flows/follow`.

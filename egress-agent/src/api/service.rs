@@ -27,7 +27,7 @@ use super::{
     follow::follow,
     model::{
         ConfirmationStatus, CountersReport, ErrorReport, Explanation, FlowReport, LearnedReport,
-        Status,
+        Observations, Status,
     },
     peer::Limits,
     state::{BadQuestion, ExplainQuery, FlowFilter, LearnedQuery, NotAwaited},
@@ -103,6 +103,7 @@ fn router(agent: Arc<dyn AgentState>, shutdown: Shutdown) -> Router {
         .route("/v1/flows", get(flows))
         .route("/v1/flows/follow", get(flows_follow))
         .route("/v1/explain", get(explain))
+        .route("/v1/observations", get(observations))
         .route("/v1/confirm", post(confirm))
         .route("/metrics", get(prometheus))
         .fallback(not_found)
@@ -269,6 +270,10 @@ async fn explain(
     let query = ExplainQuery { destination, from };
     let answer = service.ask(move |agent| agent.explain(&query));
     answer.await.map(Json)
+}
+
+async fn observations(State(service): State<Service>) -> Result<Json<Observations>, Failure> {
+    service.ask(|agent| agent.observations()).await.map(Json)
 }
 
 async fn confirm(State(service): State<Service>) -> Result<Json<ConfirmationStatus>, Failure> {

@@ -5,7 +5,8 @@ use std::{convert::Infallible, net::IpAddr, str::FromStr};
 use tokio::sync::broadcast;
 
 use super::model::{
-    ConfirmationStatus, CountersReport, Explanation, FlowReport, LearnedReport, Status,
+    ConfirmationStatus, CountersReport, Explanation, FlowReport, LearnedReport, Observations,
+    Status,
 };
 use crate::policy::Destination;
 
@@ -48,6 +49,13 @@ pub trait AgentState: Send + Sync + 'static {
     ///
     /// [`BadQuestion`]; or the kernel's maps cannot be read.
     fn explain(&self, query: &ExplainQuery) -> anyhow::Result<Explanation>;
+
+    /// What flows were seen, as far as it is kept.
+    ///
+    /// # Errors
+    ///
+    /// None that keeping it has.
+    fn observations(&self) -> anyhow::Result<Observations>;
 
     /// Confirms that enforcing left the node reachable.
     ///

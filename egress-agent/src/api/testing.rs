@@ -18,8 +18,8 @@ use super::{
     Timestamp,
     model::{
         AddressVerdict, CauseReport, ConfirmationStatus, CountersReport, Explanation, FlowReport,
-        HookStatus, LearnedAddress, LearnedReport, LifelineStatus, MapStatus, PolicyStatus,
-        RuleReport, ScopeStatus, Status,
+        HookStatus, LearnedAddress, LearnedReport, LifelineStatus, MapStatus, Observation,
+        Observations, ObservedStatus, PolicyStatus, RuleReport, ScopeStatus, Status,
     },
     report::{Cause, counters_report},
 };
@@ -134,6 +134,14 @@ pub(crate) fn status() -> Status {
             cgroup: None,
         }],
         confirmation: None,
+        observed: ObservedStatus {
+            observations: 12,
+            capacity: 8_192,
+            dropped: 0,
+            file: PathBuf::from("/var/lib/egress/observations.json"),
+            saved_at: Some(instant()),
+            error: None,
+        },
         alarms: vec![],
         dns_tunnelling: "allowed resolvers forward any name".to_owned(),
     }
@@ -225,6 +233,28 @@ pub(crate) fn explanation() -> Explanation {
     }
 }
 
+pub(crate) fn observations() -> Observations {
+    Observations {
+        observations: vec![Observation {
+            scope: "node".to_owned(),
+            name: Some("www.example.org".to_owned()),
+            port: Some(443),
+            protocol: "tcp".into(),
+            verdict: Verdict::WouldDeny.name().into(),
+            reason: Reason::NoRule.name().into(),
+            flows: 3,
+            first: instant(),
+            last: instant(),
+            senders: vec!["/system.slice/cron.service".to_owned()],
+            addresses: vec![address("203.0.113.7")],
+            other_names: vec![],
+            is_cut: false,
+            rule: None,
+        }],
+        losses: vec![],
+    }
+}
+
 /// An agent that a test drives.
 pub(crate) struct FakeAgent {
     pub(crate) status: Mutex<Result<Status, String>>,
@@ -274,6 +304,10 @@ impl AgentState for FakeAgent {
                 ..Explanation::default()
             }),
         }
+    }
+
+    fn observations(&self) -> anyhow::Result<Observations> {
+        Ok(observations())
     }
 
     fn confirm(&self) -> anyhow::Result<ConfirmationStatus> {

@@ -29,6 +29,12 @@ impl Timestamp {
         format!("{hour:02}:{minute:02}:{second:02}")
     }
 
+    /// How long after `earlier` it is; nothing if it is before.
+    #[must_use]
+    pub const fn since(self, earlier: Self) -> Duration {
+        Duration::from_millis(self.unix_ms.saturating_sub(earlier.unix_ms))
+    }
+
     fn clock(self) -> (u64, u64, u64, u64) {
         let ms = self.unix_ms % MS_PER_DAY;
         let second = ms / 1000;
@@ -177,6 +183,12 @@ mod tests {
             .checked_add(Duration::from_millis(7))
             .expect("fits");
         assert_eq!(Timestamp::from(later), at(7));
+    }
+
+    #[test]
+    fn the_time_between_two_is_never_negative() {
+        assert_eq!(at(5_000).since(at(2_000)), Duration::from_secs(3));
+        assert_eq!(at(2_000).since(at(5_000)), Duration::ZERO);
     }
 
     #[test]

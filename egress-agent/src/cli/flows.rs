@@ -10,11 +10,14 @@ use super::{
     exit::ExitCode,
     output::{self, Format, Screen, note, say},
     remote::{RemoteArgs, wait_for},
-    table::{Table, printable},
+    table::Table,
 };
-use crate::api::{
-    FlowFilter,
-    model::{FlowReport, FollowLine},
+use crate::{
+    api::{
+        FlowFilter,
+        model::{FlowReport, FollowLine},
+    },
+    policy::text::printable,
 };
 
 const EXAMPLES: &str = "\

@@ -8,6 +8,7 @@ mod exit;
 mod explain;
 mod flows;
 mod import;
+mod learn;
 mod learned;
 mod logging;
 mod output;
@@ -27,7 +28,7 @@ pub use catalog::CatalogArgs;
 pub use exit::{ExitCode, UsageError};
 pub use logging::start as start_logging;
 pub use output::{Format, OutputArgs, Screen, say};
-pub use remote::{DEFAULT_PIN_DIR, DEFAULT_SOCKET};
+pub use remote::{DEFAULT_PIN_DIR, DEFAULT_SOCKET, DEFAULT_STATE_DIR};
 pub use run::{LogLevel, RunOptions, ScopeOption};
 
 const EXAMPLES: &str = "\
@@ -43,6 +44,7 @@ Examples:
   egress-agent flows --denied --follow            who is denied what, and why
   egress-agent explain api.example.com:8443       why it is, and what would allow it
   egress-agent learned api.example.com -o json
+  egress-agent policy learn > learned.yaml        from traffic to policy
 
 Exit status: 0 done; 1 failed; 2 command line, policy or environment not usable.";
 
@@ -82,7 +84,7 @@ pub enum Command {
     Flows(flows::Flows),
     /// Say why a destination is allowed or denied, and what would allow it; exit 1 when denied
     Explain(explain::Explain),
-    /// Work on policy files, without an agent
+    /// Check policy files, import them, or learn one from what the agent saw
     Policy(policy::Policy),
     /// Show presets and the rules that they stand for, without an agent
     Preset(preset::PresetArgs),

@@ -1,4 +1,4 @@
-//! `policy`: work on policy files, without an agent.
+//! `policy`: work on policy files.
 
 use std::path::PathBuf;
 
@@ -10,6 +10,7 @@ use super::{
     catalog::CatalogArgs,
     exit::{ExitCode, UsageError},
     import::Import,
+    learn::Learn,
     output::{OutputArgs, say},
     run::ModeArg,
     table::{Table, number},
@@ -40,6 +41,8 @@ pub enum PolicyCommand {
     Check(Check),
     /// Make policies of an Azure Firewall's rules, Cilium's policies and others
     Import(Import),
+    /// Write a policy of what the agent saw: names rather than addresses, who, when and how often
+    Learn(Learn),
 }
 
 /// Options of `policy check`.
@@ -99,11 +102,12 @@ impl Policy {
     ///
     /// # Errors
     ///
-    /// The policies are not usable.
+    /// The policies are not usable, or no agent answers.
     pub fn execute(self) -> anyhow::Result<ExitCode> {
         match self.command {
             PolicyCommand::Check(check) => check.execute(),
             PolicyCommand::Import(import) => import.execute(),
+            PolicyCommand::Learn(learn) => learn.execute(),
         }
     }
 }

@@ -14,6 +14,9 @@ pub const DEFAULT_SOCKET: &str = "/run/egress/agent.sock";
 /// Where everything is pinned by default.
 pub const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/egress";
 
+/// Where what was seen is kept by default.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/egress";
+
 /// Where the agent listens.
 #[derive(Clone, Debug, Args)]
 pub struct SocketArgs {

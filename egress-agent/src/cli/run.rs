@@ -13,7 +13,7 @@ use egress_common::{maps::LEARNED_CAPACITY, verdict::Mode};
 use super::{
     catalog::CatalogArgs,
     exit::{ExitCode, UsageError},
-    remote::{DEFAULT_PIN_DIR, SocketArgs},
+    remote::{DEFAULT_PIN_DIR, DEFAULT_STATE_DIR, SocketArgs},
 };
 use crate::{
     policy::{CatalogSources, Cidr, parse_duration_s},
@@ -60,6 +60,9 @@ pub struct Run {
     /// Folder in a bpffs where everything is pinned, so that it outlives the agent
     #[arg(long, default_value = DEFAULT_PIN_DIR, value_name = "PATH")]
     pub pin_dir: PathBuf,
+    /// Folder where the agent keeps what it saw of flows, for `policy learn`
+    #[arg(long, default_value = DEFAULT_STATE_DIR, value_name = "PATH")]
+    pub state_dir: PathBuf,
     /// Mode instead of the policies' own
     #[arg(long, value_name = "MODE")]
     pub mode: Option<ModeArg>,
@@ -236,6 +239,8 @@ pub struct RunOptions {
     pub socket: PathBuf,
     /// Where everything is pinned.
     pub pin_dir: PathBuf,
+    /// Where what was seen is kept.
+    pub state_dir: PathBuf,
     /// Mode instead of the policies' own.
     pub mode: Option<Mode>,
     /// How long a confirmation is awaited before the agent falls back to audit; none: it is not.
@@ -308,6 +313,7 @@ impl Run {
             are_resolvers_given,
             socket: self.socket.socket,
             pin_dir: self.pin_dir,
+            state_dir: self.state_dir,
             mode: self.mode.map(Mode::from),
             confirm: self.confirm,
             scopes: self.scope,

@@ -118,6 +118,19 @@ fn facts(status: &model::Status) -> Table {
     } else {
         ["lost".into(), Cell::painted(losses.join(", "), Paint::Bad)]
     });
+    let observed = &status.observed;
+    if observed.capacity > 0 {
+        let saved = observed
+            .saved_at
+            .map_or_else(|| "not saved yet".to_owned(), |at| format!("saved {at}"));
+        let text = format!(
+            "{} of {} destinations, {saved} in {}",
+            observed.observations,
+            observed.capacity,
+            observed.file.display()
+        );
+        facts.row(["observed".into(), text.into()]);
+    }
     if !status.dns_tunnelling.is_empty() {
         facts.row(["note".into(), status.dns_tunnelling.as_str().into()]);
     }

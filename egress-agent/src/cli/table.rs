@@ -1,6 +1,7 @@
 //! Tables that fit the terminal: long texts wrap, nothing is cut off.
 
 use super::output::Screen;
+use crate::policy::text::printable;
 
 /// Between two columns.
 const GAP: &str = "  ";
@@ -75,23 +76,6 @@ impl<T: AsRef<str>> From<T> for Cell {
 #[must_use]
 pub(super) fn number(number: u64) -> Cell {
     number.to_string().into()
-}
-
-/// The text without what could steer a terminal.
-#[must_use]
-pub(super) fn printable(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len());
-    for character in text.chars() {
-        // Among others the marks that turn the writing direction.
-        let steers =
-            character.is_control() || matches!(character, '\u{200b}'..='\u{206f}' | '\u{feff}');
-        if steers {
-            shown.extend(character.escape_default());
-        } else {
-            shown.push(character);
-        }
-    }
-    shown
 }
 
 /// What a column holds.

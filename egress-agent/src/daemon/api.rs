@@ -8,6 +8,7 @@ use tracing::info;
 
 use super::{
     confirm::{Answer, Moment},
+    observe::NAMES_EVICTED,
     shared::{Shared, lock},
     time::now_ns,
 };
@@ -16,10 +17,12 @@ use crate::{
         AgentState, ExplainQuery, FlowFilter, LearnedQuery, NotAwaited, Timestamp,
         model::{
             ConfirmationStatus, CountersReport, Explanation, FlowReport, HookStatus, LearnedReport,
-            LifelineStatus, MapStatus, PolicyStatus, ScopeStatus, ServiceTagsStatus, Status,
+            LifelineStatus, MapStatus, Observations, PolicyStatus, ScopeStatus, ServiceTagsStatus,
+            Status,
         },
         report::{LearnedContext, counters_report, learned_report, lost},
     },
+    observed::DROPPED,
     policy::{ServiceTagsFacts, port_range_text},
 };
 
@@ -40,7 +43,9 @@ impl AgentState for Shared {
         for (name, count) in lock(&self.dns_lost).iter() {
             lost.insert((*name).to_owned(), *count);
         }
-        lost.insert("names_evicted".to_owned(), self.memory.counts().evicted);
+        let observed = self.observer.status();
+        lost.insert(NAMES_EVICTED.to_owned(), self.memory.counts().evicted);
+        lost.insert(DROPPED.to_owned(), observed.dropped);
         let mut alarms = Vec::new();
         for hook in hooks.iter().filter(|hook| !hook.is_attached) {
             alarms.push(format!(
@@ -51,6 +56,9 @@ impl AgentState for Shared {
         }
         if let Some(error) = &refused {
             alarms.push(format!("the last policy change was refused: {error}"));
+        }
+        if let Some(error) = &observed.error {
+            alarms.push(error.clone());
         }
         for map in &fill {
             let percent = map
@@ -113,6 +121,7 @@ impl AgentState for Shared {
                 .unwrap_or_default(),
             scopes: self.scope_status(),
             confirmation,
+            observed,
             alarms,
             dns_tunnelling: self.dns_tunnelling(),
         })
@@ -152,6 +161,10 @@ impl AgentState for Shared {
 
     fn explain(&self, query: &ExplainQuery) -> anyhow::Result<Explanation> {
         self.explanation(query)
+    }
+
+    fn observations(&self) -> anyhow::Result<Observations> {
+        Ok(self.observed())
     }
 
     fn confirm(&self) -> anyhow::Result<ConfirmationStatus> {

@@ -112,7 +112,7 @@ fn take(shared: &Shared, message: &WholeMessage, raised: &mut Budget) {
         remember_refusal(shared, scope, copy, &answer, kind, addresses.collect());
         return;
     }
-    remember(shared, scope, &answer, now_ns);
+    remember(shared, scope, &answer, copy.at_ns, now_ns);
     if outcome == Some(Tally::AnswerLearned) {
         shared.refusals.forget(scope.number, answer.question());
     }
@@ -218,7 +218,7 @@ fn was_asked(shared: &Shared, copy: &DnsCopy, answer: &Answer, now_ns: u64) -> b
 }
 
 /// Keeps what was resolved to what, allowed or not.
-fn remember(shared: &Shared, scope: &Scope, answer: &Answer, now_ns: u64) {
+fn remember(shared: &Shared, scope: &Scope, answer: &Answer, at_ns: u64, now_ns: u64) {
     let Some(in_force) = shared.in_force() else {
         return;
     };
@@ -236,6 +236,7 @@ fn remember(shared: &Shared, scope: &Scope, answer: &Answer, now_ns: u64) {
                 address: address.address,
                 name: answer.question(),
                 alias: answer.alias_of(address),
+                at_ns,
                 expires_at_ns: now_ns.saturating_add(life_ns),
                 is_allowed: allowed.is_some(),
             },

@@ -74,6 +74,7 @@ pub(super) async fn run(
         for event in &events {
             take(&shared, event, &mut logged);
         }
+        shared.observe_waiting(now_ns());
     }
 }
 
@@ -87,7 +88,9 @@ fn is_nameless(shared: &Shared, event: &VerdictEvent) -> bool {
 }
 
 fn take(shared: &Shared, event: &VerdictEvent, logged: &mut Budget) {
-    publish(shared, event, report(shared, event), logged);
+    let flow = report(shared, event);
+    shared.observe(event, &flow.cgroup);
+    publish(shared, event, flow, logged);
 }
 
 /// Reports that an answer for an allowed name pointed to an address that it may not open.

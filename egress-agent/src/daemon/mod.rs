@@ -9,6 +9,7 @@ mod confirm;
 mod dns;
 mod events;
 mod explain;
+mod observe;
 mod shared;
 mod switch;
 mod takeover;
@@ -127,6 +128,7 @@ async fn start(options: RunOptions, candidate: Candidate) -> anyhow::Result<Exit
         }
     }
     end_unconfirmed(&shared);
+    shared.observe_end();
     info!("agent stopped; the data plane stays");
     result
 }

@@ -10,7 +10,7 @@ use std::{
 use egress_common::{address::Address, maps::NODE_CGROUP, verdict::Mode};
 use tokio::sync::broadcast;
 
-use super::confirm::Confirmation;
+use super::{confirm::Confirmation, observe::Observer};
 use crate::{
     api::{RECENT_FLOWS, RecentFlows, Timestamp, model::FlowReport},
     cli::{RunOptions, UsageError, run::NODE_SCOPE},
@@ -73,6 +73,8 @@ pub(super) struct Shared {
     /// Why the last change of a policy was not taken.
     pub(super) refused: Mutex<Option<String>>,
     pub(super) recent: Mutex<RecentFlows>,
+    /// What is kept of the flows that were seen.
+    pub(super) observer: Observer,
     pub(super) followers: broadcast::Sender<FlowReport>,
     pub(super) cgroup_paths: Mutex<CgroupPaths>,
     /// The node's own addresses, as the kernel has them.
@@ -120,6 +122,7 @@ impl Shared {
             });
         }
         let confirmation = Confirmation::new(options.confirm);
+        let observer = Observer::open(&options.state_dir);
         let (followers, _) = broadcast::channel(FOLLOW_FLOWS);
         Ok(Self {
             options,
@@ -133,6 +136,7 @@ impl Shared {
             reloading: Mutex::default(),
             refused: Mutex::new(None),
             recent: Mutex::new(RecentFlows::new(RECENT_FLOWS)),
+            observer,
             followers,
             cgroup_paths: Mutex::default(),
             local: Mutex::default(),

@@ -34,6 +34,7 @@ pub(super) async fn run(shared: Arc<Shared>, stop: Shutdown) -> anyhow::Result<(
     let mut timer = interval(TICK);
     timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut seen = Seen::look(&shared);
+    shared.observe_losses();
     let mut tick = 0_u64;
     loop {
         tokio::select! {
@@ -55,7 +56,9 @@ fn upkeep(shared: &Shared, mut seen: Seen, tick: u64) -> Seen {
         let node = node_of(shared);
         is_changed |= node != seen.node;
         seen.node = node;
+        shared.observe_losses();
     }
+    shared.observer.save_if_due();
     if is_changed {
         reload(shared);
     }

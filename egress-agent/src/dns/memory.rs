@@ -64,6 +64,8 @@ pub struct Seen<'a> {
     pub name: &'a str,
     /// End of the alias chain, where the address is not the name's own.
     pub alias: Option<&'a str>,
+    /// When the answer came.
+    pub at_ns: u64,
     /// Until when.
     pub expires_at_ns: u64,
     /// Whether a rule allows the name.
@@ -77,6 +79,8 @@ pub struct SeenName {
     pub name: Arc<str>,
     /// End of the alias chain, where the address is not the name's own.
     pub alias: Option<Arc<str>>,
+    /// When an answer last said so.
+    pub at_ns: u64,
     /// Until when; may be past.
     pub expires_at_ns: u64,
     /// Whether a rule allowed the name when it was resolved.
@@ -202,6 +206,7 @@ impl Memory {
     fn update(&self, names: &mut Names, seen: &Seen<'_>, now_ns: u64) {
         let known = names.as_mut_slice().iter_mut();
         if let Some(known) = known.into_iter().find(|known| *known.name == *seen.name) {
+            known.at_ns = known.at_ns.max(seen.at_ns);
             known.expires_at_ns = known.expires_at_ns.max(seen.expires_at_ns);
             known.allowed = seen.is_allowed;
             if known.alias.as_deref() != seen.alias {
@@ -237,6 +242,19 @@ impl Memory {
             .cloned()
             .collect();
         names.sort_by_key(|name| std::cmp::Reverse(name.expires_at_ns));
+        names
+    }
+
+    /// The names of an address: the one that was asked for last before `at_ns` first, what was asked for later last.
+    #[must_use]
+    pub fn names_asked_before(
+        &self,
+        scope: ScopeNumber,
+        address: &Address,
+        at_ns: u64,
+    ) -> Vec<SeenName> {
+        let mut names = self.names_of(scope, address, at_ns);
+        names.sort_by_key(|name| (name.at_ns > at_ns, name.at_ns.abs_diff(at_ns)));
         names
     }
 
@@ -376,6 +394,7 @@ fn seen_name(seen: &Seen<'_>) -> SeenName {
     SeenName {
         name: Arc::from(seen.name),
         alias: seen.alias.map(Arc::from),
+        at_ns: seen.at_ns,
         expires_at_ns: seen.expires_at_ns,
         allowed: seen.is_allowed,
     }
@@ -397,6 +416,7 @@ mod tests {
             address: v4(address),
             name,
             alias: None,
+            at_ns: 0,
             expires_at_ns,
             is_allowed,
         }
@@ -431,6 +451,32 @@ mod tests {
         assert_eq!(memory.addresses_of(node, "a.example", 0), [(v4(1), 100)]);
         assert_eq!(memory.addresses_of(pod, "a.example", 0), []);
         assert_eq!(memory.len(), 2);
+    }
+
+    #[test]
+    fn the_name_that_was_asked_for_last_before_a_moment_comes_first() {
+        let memory = small(100, 8);
+        let node = memory.scope("node");
+        let asked = |name, at_ns, ends| {
+            let seen = Seen {
+                at_ns,
+                ..seen(1, name, ends, false)
+            };
+            memory.record(node, &seen, at_ns);
+        };
+        let names = |at_ns| -> Vec<String> {
+            let names = memory.names_asked_before(node, &v4(1), at_ns);
+            names.iter().map(|seen| seen.name.to_string()).collect()
+        };
+        asked("a.example", 10, 900);
+        asked("b.example", 20, 300);
+        asked("c.example", 40, 500);
+        assert_eq!(names(30), ["b.example", "a.example", "c.example"]);
+        assert_eq!(names(40), ["c.example", "b.example", "a.example"]);
+        asked("a.example", 50, 100);
+        assert_eq!(names(60), ["a.example", "c.example", "b.example"]);
+        // Before all of them: what was asked for soonest after.
+        assert_eq!(names(5), ["b.example", "c.example", "a.example"]);
     }
 
     #[test]

@@ -59,6 +59,8 @@ pub use service_tags::{
     MAX_SERVICE_TAGS_BYTES, ServiceTag, ServiceTagError, ServiceTags, ServiceTagsFacts, UnknownTag,
 };
 pub use set::{Located, Policy, PolicySet, Rule, parse};
-pub use text::{address_from, address_text, port_range_text, ports_text, protocol_text};
+pub use text::{
+    address_from, address_text, port_range_text, ports_text, protocol_number, protocol_text,
+};
 pub use ttl::{MAX_TTL_S, Ttl, TtlError, parse_duration_s};
 pub use write::{Draft, Entry, write_policies};

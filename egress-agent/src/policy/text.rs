@@ -44,6 +44,15 @@ pub fn protocol_text(proto: u8) -> String {
     }
 }
 
+/// The protocol that [`protocol_text`] writes like this.
+#[must_use]
+pub fn protocol_number(text: &str) -> Option<u8> {
+    // The usual ones first: each look writes a text.
+    let usual = [protocol::TCP, protocol::UDP, protocol::ICMP];
+    let mut numbers = usual.into_iter().chain(0..=u8::MAX);
+    numbers.find(|number| protocol_text(*number) == text)
+}
+
 /// One port range as a rule writes it: `443/tcp`, `8000-8080/udp`, `any/tcp`, `icmp`, `any`.
 #[must_use]
 pub fn port_range_text(range: &PortRange) -> String {
@@ -65,6 +74,23 @@ pub fn ports_text(ranges: &[PortRange]) -> String {
     }
     let texts: Vec<String> = ranges.iter().map(port_range_text).collect();
     texts.join(", ")
+}
+
+/// The text without what could steer a terminal.
+#[must_use]
+pub fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for character in text.chars() {
+        // Among others the marks that turn the writing direction.
+        let steers =
+            character.is_control() || matches!(character, '\u{200b}'..='\u{206f}' | '\u{feff}');
+        if steers {
+            shown.extend(character.escape_default());
+        } else {
+            shown.push(character);
+        }
+    }
+    shown
 }
 
 impl fmt::Display for NamePattern {
@@ -116,6 +142,14 @@ mod tests {
             port_range_text(&PortRange::new(47, 0, u16::MAX)),
             "any/protocol-47"
         );
+    }
+
+    #[test]
+    fn protocols_go_both_ways() {
+        for number in 0..=u8::MAX {
+            assert_eq!(protocol_number(&protocol_text(number)), Some(number));
+        }
+        assert_eq!(protocol_number("protocol-256"), None);
     }
 
     #[test]

@@ -23,7 +23,7 @@ use egress_agent::{
         AgentState, ApiListener, BadQuestion, ExplainQuery, FlowFilter, LearnedQuery, NotAwaited,
         model::{
             ConfirmationStatus, CountersReport, Explanation, FlowReport, LearnedAddress,
-            LearnedReport, Status,
+            LearnedReport, Observations, Status,
         },
         serve,
     },
@@ -87,6 +87,10 @@ impl AgentState for Stateless {
 
     fn recent_flows(&self, _filter: FlowFilter) -> anyhow::Result<Vec<FlowReport>> {
         Ok(Vec::new())
+    }
+
+    fn observations(&self) -> anyhow::Result<Observations> {
+        Ok(Observations::default())
     }
 
     fn explain(&self, query: &ExplainQuery) -> anyhow::Result<Explanation> {

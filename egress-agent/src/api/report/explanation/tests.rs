@@ -89,6 +89,7 @@ impl World {
             address,
             name,
             alias: None,
+            at_ns: 0,
             expires_at_ns,
             is_allowed,
         };
