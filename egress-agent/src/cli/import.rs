@@ -177,3 +177,27 @@ fn inexact(notes: &[Note]) -> Option<String> {
     (!notes.is_empty())
         .then(|| format!("not carried over exactly: {differ} that differ, {left_out} left out"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_get_policies_and_notes() {
+        let list = "https://a.example/v1\n";
+        let imported = policy::import([(Path::new("list.txt"), list)], None).expect("imports");
+        let json: serde_json::Value =
+            serde_json::from_str(&json(&imported).expect("writes")).expect("is JSON");
+        let policy: EgressPolicy =
+            serde_json::from_value(json["policies"][0].clone()).expect("is a policy");
+        assert_eq!(policy, imported.policies[0].document());
+        let note = serde_json::json!({
+            "file": "list.txt",
+            "line": 1,
+            "field": "",
+            "kind": "differs",
+            "text": "the path of https://a.example/v1 is not looked at",
+        });
+        assert_eq!(json["notes"], serde_json::json!([note]));
+    }
+}

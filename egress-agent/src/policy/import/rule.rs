@@ -215,7 +215,13 @@ impl<'n> Carried<'n> {
         let ports = match &self.ports {
             Ports::Any => None,
             // On no port: a rule without ports would be the opposite.
-            Ports::Of(ports) if ports.is_empty() => return Vec::new(),
+            Ports::Of(ports) if ports.is_empty() => {
+                if self.notes.is_empty() {
+                    let at = self.at.clone();
+                    self.left_out(&at, "names no ports");
+                }
+                return Vec::new();
+            }
             Ports::Of(ports) => merged(ports),
         };
         let (names, cidrs) = (unique(&self.names), unique(&self.cidrs));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{
     super::input::{Item, named},
-    expression::inside,
+    groups::is_open,
     rules::Reader,
 };
 use crate::policy::PresetValue;
@@ -28,8 +28,19 @@ impl Reader<'_, '_> {
             );
             self.rule.left_out(&at, text);
         }
-        for item in self.sink.list(self.item, "protocols") {
-            self.application_protocol(&item);
+        match self.item.get("protocols") {
+            Some(field) if is_open(&field) => {
+                self.rule.restrict_ports();
+                self.unknown(&field);
+            }
+            Some(_) => {
+                for item in self.sink.list(self.item, "protocols") {
+                    self.application_protocol(&item);
+                }
+            }
+            // FQDN tags have protocols of their own.
+            None if self.rule.names.is_empty() && self.rule.cidrs.is_empty() => {}
+            None => self.rule.restrict_ports(),
         }
         if let Some(field) = self
             .item
@@ -143,7 +154,7 @@ impl Reader<'_, '_> {
             }
         };
         match item.get("port") {
-            Some(port) if port.text().is_some_and(|text| inside(text).is_some()) => {
+            Some(port) if is_open(&port) => {
                 self.rule.restrict_ports();
                 self.unknown(&port);
             }

@@ -8,6 +8,7 @@ use super::super::{
     sink::{Note, NoteKind, Sink},
 };
 use super::{
+    expression::inside,
     last_part,
     rules::{self, Context, Kind},
 };
@@ -70,98 +71,159 @@ pub(super) fn region_of(groups: &[Item<'_>]) -> Option<String> {
     regions.pop_first().filter(|_| only)
 }
 
-/// The rules of a group, of a single collection, or of a classic firewall.
-pub(super) fn group_rules<'n>(
-    group: &Item<'n>,
-    context: &Context<'_, 'n>,
-    ranked: &mut Vec<(Rank, Carried<'n>)>,
-    sink: &mut Sink,
-) {
-    let properties = group.get("properties").unwrap_or_else(|| group.clone());
-    let name = group
-        .word("name")
-        .map(|name| name.rsplit('/').next().unwrap_or(name));
-    let name = name.unwrap_or_default();
-    for special in ["copy", "condition"] {
-        if let Some(field) = group.get(special) {
-            let mut rule = Carried::new(field.clone(), name, false);
-            rule.differs(
-                &field,
-                format!("{special} is not looked at: taken as it stands, once"),
+/// Collects the rules of groups, single collections and classic firewalls.
+pub(super) struct Collector<'a, 'n> {
+    /// What rules may refer to.
+    pub(super) context: Context<'a, 'n>,
+    /// The rules, each with its rank.
+    pub(super) ranked: Vec<(Rank, Carried<'n>)>,
+    /// Where errors go.
+    pub(super) sink: &'a mut Sink,
+}
+
+impl<'n> Collector<'_, 'n> {
+    /// The rules of a group, of a single collection, or of a classic firewall.
+    pub(super) fn group(&mut self, group: &Item<'n>) {
+        let properties = group.get("properties").unwrap_or_else(|| group.clone());
+        let name = group.word("name").unwrap_or_default();
+        let name = name.rsplit('/').next().unwrap_or(name);
+        for special in ["copy", "condition"] {
+            if let Some(field) = group.get(special) {
+                let text = format!("{special} is not looked at: taken as it stands, once");
+                self.say(
+                    name,
+                    (false, 0, 0),
+                    |rule| rule.differs(&field, text),
+                    &field,
+                );
+            }
+        }
+        if group
+            .get("type")
+            .is_some_and(|kind| kind.shown().to_lowercase().ends_with("/rulegroups"))
+        {
+            let text = "a rule group of the API before 2020: export it as a rule collection group";
+            self.say(
+                name,
+                (false, 0, 0),
+                |rule| rule.left_out(group, text),
+                group,
             );
-            ranked.push(((false, 0, 0), rule));
+        }
+        if properties.get("ruleCollectionType").is_some() {
+            self.collection(&properties, "", 0, None);
+            return;
+        }
+        let priority = rules::priority(&properties, self.sink).unwrap_or(LAST);
+        for item in self.list(&properties, "ruleCollections", name, priority) {
+            self.collection(&item, name, priority, None);
+        }
+        let classic = [
+            ("networkRuleCollections", Kind::Network),
+            ("applicationRuleCollections", Kind::Application),
+            ("natRuleCollections", Kind::Nat),
+        ];
+        for (list, kind) in classic {
+            for item in self.list(&properties, list, name, 0) {
+                self.collection(&item, name, 0, Some(kind));
+            }
         }
     }
-    if properties.get("ruleCollectionType").is_some() {
-        collection(&properties, "", 0, None, context, ranked, sink);
-        return;
+
+    /// Adds a rule that is only a comment.
+    fn say(
+        &mut self,
+        title: &str,
+        rank: Rank,
+        words: impl FnOnce(&mut Carried<'n>),
+        at: &Item<'n>,
+    ) {
+        let mut rule = Carried::new(at.clone(), title, false);
+        words(&mut rule);
+        self.ranked.push((rank, rule));
     }
-    let priority = rules::priority(&properties, sink).unwrap_or(LAST);
-    for item in sink.list(&properties, "ruleCollections") {
-        collection(&item, name, priority, None, context, ranked, sink);
+
+    /// The items of a list; if it is an expression whose value is not known, it is left out.
+    fn list(&mut self, of: &Item<'n>, name: &str, title: &str, priority: u32) -> Vec<Item<'n>> {
+        match of.get(name).filter(is_open) {
+            Some(field) => {
+                let text = unknown(&field);
+                self.say(
+                    title,
+                    (false, priority, LAST),
+                    |rule| rule.left_out(&field, text),
+                    &field,
+                );
+                Vec::new()
+            }
+            None => self.sink.list(of, name),
+        }
     }
-    let classic = [
-        ("networkRuleCollections", Kind::Network),
-        ("applicationRuleCollections", Kind::Application),
-        ("natRuleCollections", Kind::Nat),
-    ];
-    for (list, kind) in classic {
-        for item in sink.list(&properties, list) {
-            collection(&item, name, 0, Some(kind), context, ranked, sink);
+
+    fn collection(
+        &mut self,
+        item: &Item<'n>,
+        group: &str,
+        group_priority: u32,
+        kind: Option<Kind>,
+    ) {
+        let name = item.word("name").unwrap_or_default();
+        let title = if group.is_empty() {
+            name.to_owned()
+        } else {
+            format!("{group}/{name}")
+        };
+        let properties = item.get("properties").unwrap_or_else(|| item.clone());
+        let priority = rules::priority(&properties, self.sink).unwrap_or(LAST);
+        let rank = (false, group_priority, priority);
+        let is_nat = properties
+            .word("ruleCollectionType")
+            .is_some_and(|kind| kind.contains("Nat"));
+        if is_nat || kind == Some(Kind::Nat) {
+            let text = "rewrites destinations of what comes in; here only egress is judged";
+            self.say(&title, rank, |rule| rule.left_out(item, text), item);
+            return;
+        }
+        let action = properties.at("action", "type").or(properties.get("action"));
+        if let Some(action) = action.as_ref().filter(|action| is_open(action)) {
+            let text = unknown(action);
+            self.say(&title, rank, |rule| rule.left_out(action, text), item);
+            return;
+        }
+        let is_deny = match action.as_ref().and_then(Item::text) {
+            Some(text) if text.eq_ignore_ascii_case("allow") => false,
+            Some(text) if text.eq_ignore_ascii_case("deny") => true,
+            Some(_) | None => {
+                let at = action.as_ref().unwrap_or(item);
+                return self.sink.choice(at, "action: Allow or Deny");
+            }
+        };
+        for rule in self.list(&properties, "rules", &title, group_priority) {
+            let title = format!("{title}/{}", rule.word("name").unwrap_or_default());
+            if is_open(&rule) {
+                let text = unknown(&rule);
+                self.say(&title, rank, |carried| carried.left_out(&rule, text), &rule);
+            } else if !rule.is_map() {
+                let example = "{ ruleType: ApplicationRule, targetFqdns: [api.example.com] }";
+                self.sink.shape(&rule, "a rule", example);
+            } else if let Some((kind, rule)) =
+                rules::rule(&rule, &title, is_deny, kind, &self.context, self.sink)
+            {
+                let is_application = kind == Kind::Application;
+                self.ranked
+                    .push(((is_application, group_priority, priority), rule));
+            }
         }
     }
 }
 
-fn collection<'n>(
-    item: &Item<'n>,
-    group: &str,
-    group_priority: u32,
-    kind: Option<Kind>,
-    context: &Context<'_, 'n>,
-    ranked: &mut Vec<(Rank, Carried<'n>)>,
-    sink: &mut Sink,
-) {
-    let name = item.word("name").unwrap_or_default();
-    let title = if group.is_empty() {
-        name.to_owned()
-    } else {
-        format!("{group}/{name}")
-    };
-    let properties = item.get("properties").unwrap_or_else(|| item.clone());
-    let priority = rules::priority(&properties, sink).unwrap_or(LAST);
-    let is_nat = properties
-        .word("ruleCollectionType")
-        .is_some_and(|kind| kind.contains("Nat"));
-    let kind = if is_nat { Some(Kind::Nat) } else { kind };
-    if kind == Some(Kind::Nat) {
-        let mut rule = Carried::new(item.clone(), &title, false);
-        rule.left_out(
-            item,
-            "rewrites destinations of what comes in; here only egress is judged",
-        );
-        ranked.push(((false, group_priority, priority), rule));
-        return;
-    }
-    let action = properties.at("action", "type").or(properties.get("action"));
-    let is_deny = match action.as_ref().and_then(Item::text) {
-        Some(text) if text.eq_ignore_ascii_case("allow") => false,
-        Some(text) if text.eq_ignore_ascii_case("deny") => true,
-        Some(_) | None => {
-            return sink.choice(action.as_ref().unwrap_or(item), "action: Allow or Deny");
-        }
-    };
-    for rule in sink.list(&properties, "rules") {
-        if !rule.is_map() {
-            sink.shape(
-                &rule,
-                "a rule",
-                "{ ruleType: ApplicationRule, targetFqdns: [api.example.com] }",
-            );
-            continue;
-        }
-        let title = format!("{title}/{}", rule.word("name").unwrap_or_default());
-        if let Some((kind, rule)) = rules::rule(&rule, &title, is_deny, kind, context, sink) {
-            ranked.push(((kind == Kind::Application, group_priority, priority), rule));
-        }
-    }
+/// Whether it is an expression, whose value then is not known.
+pub(super) fn is_open(item: &Item<'_>) -> bool {
+    item.text().is_some_and(|text| inside(text).is_some())
+}
+
+/// What is said of such an expression.
+pub(super) fn unknown(at: &Item<'_>) -> String {
+    let shown = at.shown();
+    format!("the value of {shown} does not stand here; give the parameters file too")
 }

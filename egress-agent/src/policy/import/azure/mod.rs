@@ -14,7 +14,7 @@ mod template;
 use std::collections::HashMap;
 
 use self::{
-    groups::{Rank, group_rules, policy_notes, region_of},
+    groups::{Collector, policy_notes, region_of},
     rules::Context,
     template::Values,
 };
@@ -192,14 +192,21 @@ impl<'n> Found<'n> {
             for note in policy.notes {
                 sink.note(&mut draft, note);
             }
-            let context = Context {
-                ip_groups: &ip_groups,
-                location: region_of(&policy.groups).or(policy.location),
+            let location = region_of(&policy.groups).or(policy.location);
+            let ip_groups = &ip_groups;
+            let mut collector = Collector {
+                context: Context {
+                    ip_groups,
+                    location,
+                },
+                ranked: Vec::new(),
+                sink,
             };
-            let mut ranked: Vec<(Rank, Carried<'_>)> = Vec::new();
-            for group in &policy.groups {
-                group_rules(group, &context, &mut ranked, sink);
-            }
+            policy
+                .groups
+                .iter()
+                .for_each(|group| collector.group(group));
+            let mut ranked = collector.ranked;
             if ranked.is_empty() {
                 draft.comments.push("Holds no rules.".to_owned());
             }

@@ -8,7 +8,7 @@ use super::{
         rule::Carried,
         sink::Sink,
     },
-    expression::inside,
+    groups::{is_open, unknown},
 };
 
 /// What a rule may refer to.
@@ -57,7 +57,7 @@ pub(super) fn priority(properties: &Item<'_>, sink: &mut Sink) -> Option<u32> {
     let text = priority.text().unwrap_or_default();
     match text.parse() {
         Ok(number) => Some(number),
-        Err(_) if inside(text).is_some() => None,
+        Err(_) if is_open(&priority) => None,
         Err(_) => {
             sink.shape(&priority, "a number", "priority: 100");
             None
@@ -128,23 +128,19 @@ impl<'n> Reader<'_, 'n> {
         let Some(field) = self.item.get(name) else {
             return Vec::new();
         };
-        if field.text().is_some_and(|text| inside(text).is_some()) {
+        if is_open(&field) {
             self.unknown(&field);
             return Vec::new();
         }
         let texts = self.sink.texts(self.item, name);
-        let (open, known): (Vec<_>, Vec<_>) = texts
-            .into_iter()
-            .partition(|(_, text)| inside(text).is_some());
+        let (open, known): (Vec<_>, Vec<_>) = texts.into_iter().partition(|(at, _)| is_open(at));
         open.iter().for_each(|(at, _)| self.unknown(at));
         known
     }
 
+    /// Leaves out an expression whose value is not known.
     pub(super) fn unknown(&mut self, at: &Item<'_>) {
-        let text = format!(
-            "the value of {} does not stand here; give the parameters file too",
-            at.shown()
-        );
+        let text = unknown(at);
         self.rule.left_out(at, text);
     }
 
