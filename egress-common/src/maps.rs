@@ -243,7 +243,7 @@ mod user {
         event::EventBudget,
         flow::{FlowKey, FlowState, SocketState},
         learned::{Learned, LearnedKey},
-        policy::{CidrRules, NameRules, RuleKey, Workload},
+        policy::{CidrRules, NameEntry, RuleKey, Workload},
     };
 
     macro_rules! pod {
@@ -269,7 +269,7 @@ mod user {
         Learned,
         LearnedKey,
         CidrRules,
-        NameRules,
+        NameEntry,
         RuleKey,
         Workload,
     );

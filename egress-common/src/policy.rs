@@ -159,7 +159,7 @@ pub const CIDR_KEY_BITS: u32 = POLICY_ID_BITS + 128;
 /// Most port ranges that one name, and one learned address, can hold.
 pub const NAME_ENTRIES: usize = 8;
 
-/// Value of the name trie: every rule that covers the names below the key.
+/// Every rule that covers a name.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct NameRules {
@@ -175,6 +175,14 @@ pub struct NameRules {
 const _: () = assert!(size_of::<NameRules>() == 144 && align_of::<NameRules>() == 8);
 
 impl NameRules {
+    /// Whether they neither allow nor deny.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        let [first, ..] = &self.entries;
+        self.deny == 0 && first.kind == 0
+    }
+
     /// How long an address lives that an answer with this TTL teaches, in seconds.
     #[inline(always)]
     #[must_use]
@@ -193,6 +201,20 @@ impl NameRules {
         }
     }
 }
+
+/// Value of the name trie.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct NameEntry {
+    /// The rules of every pattern that covers all names which begin (reversed) with the key; may be empty.
+    pub rules: NameRules,
+    /// Set of the patterns with `*` inside the first label that end like the key; 0 for none. A name whose first label
+    /// begins like one of them has the rules that stand there instead.
+    pub labels: u32,
+    /// Bytes behind the first label of the names that the set is about, dots included.
+    pub tail_bytes: u32,
+}
+const _: () = assert!(size_of::<NameEntry>() == 152 && align_of::<NameEntry>() == 8);
 
 /// The workload keeps TCP flows that are older than the programs.
 pub const KEEP_PREEXISTING: u8 = 1;

@@ -18,7 +18,7 @@ use egress_common::{
     learned::{Grant, LearnRequest, LearnedKey},
     maps::{ANSWER_LATE_NS, AliasKey, Config, HOLDS_FULL, QueryKey},
     packet::PacketBytes,
-    policy::{Binding, EntryKind, HAS_DENIED_NAMES, NameRules, Workload, protocol},
+    policy::{EntryKind, HAS_DENIED_NAMES, NameEntry, NameRules, Workload, protocol},
     tally::Tally,
 };
 
@@ -300,21 +300,60 @@ fn conclude(scratch: &Scratch) -> Tally {
     }
 }
 
-/// Finds the rules of the name in the slot.
+/// What [`dns_rules`] returns: no rule covers the name; rules allow it; a rule denies it.
+pub const UNRULED: u32 = 0;
+pub const ALLOWED: u32 = 1;
+pub const DENIED: u32 = 2;
+
+/// Finds the rules of the name in the slot under a policy. Those that allow are copied into the set `which`, unless that
+/// is [`SETS`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn dns_rules(slot: u32, policy_id: u32, which: u32) -> u32 {
+    let Some(scratch) = Scratch::get(slot) else {
+        return UNRULED;
+    };
+    let Some(rules) = find_rules(&mut scratch.name, policy_id as u16) else {
+        return UNRULED;
+    };
+    if rules.deny != 0 {
+        return DENIED;
+    }
+    if rules.is_empty() {
+        return UNRULED;
+    }
+    if which < SETS {
+        scratch.fill(which, rules);
+    }
+    ALLOWED
+}
+
 #[inline(always)]
-pub fn rules_of(name: &mut NameReader, binding: &Binding) -> Option<&'static NameRules> {
-    if binding.policy_id == 0 || name.is_unmatchable != 0 || name.text_bytes == 0 {
+fn find_rules(name: &mut NameReader, policy_id: u16) -> Option<&'static NameRules> {
+    if policy_id == 0 || name.is_unmatchable != 0 || name.text_bytes == 0 {
         return None;
     }
-    let key = name.trie_key(binding.policy_id);
+    let entry = name_entry(name.trie_key(policy_id))?;
+    if entry.labels == 0 || entry.tail_bytes != name.tail_bytes() {
+        return Some(&entry.rules);
+    }
+    match name_entry(name.label_key(policy_id, entry.labels)) {
+        Some(of_label) => Some(&of_label.rules),
+        None => Some(&entry.rules),
+    }
+}
+
+/// Looks into `NAMES`; `key` points to a key of [`NameReader`].
+#[inline(always)]
+fn name_entry(key: *const u8) -> Option<&'static NameEntry> {
     let map = (&raw const NAMES).cast_mut().cast();
-    // SAFETY: `trie_key` returns a pointer to 260 bytes, which is the key's size.
-    let rules = unsafe { bpf_map_lookup_elem(map, key.cast()) };
-    if rules.is_null() {
+    // SAFETY: 260 bytes begin there, which is the key's size.
+    let entry = unsafe { bpf_map_lookup_elem(map, key.cast()) };
+    if entry.is_null() {
         return None;
     }
     // SAFETY: not null; entries are written under policy ids that nobody uses yet, and never changed in place.
-    Some(unsafe { &*rules.cast::<NameRules>() })
+    Some(unsafe { &*entry.cast() })
 }
 
 /// Finds the rules of the question, for now and for after the switch.
@@ -329,16 +368,13 @@ pub extern "C" fn dns_match(slot: u32) -> u32 {
     for which in 0..BY_ALIAS {
         scratch.clear(which);
         scratch.clear(which | BY_ALIAS);
-        let binding = scratch.binding(which);
-        let rules = rules_of(&mut scratch.name, &binding);
-        if rules.is_some_and(|rules| rules.deny != 0) {
+        let policy_id = scratch.binding(which).policy_id;
+        let found = dns_rules(slot, u32::from(policy_id), which);
+        if found == DENIED {
             is_denied |= which == 0;
             continue;
         }
-        if let Some(rules) = rules {
-            scratch.fill(which, rules);
-            is_allowed = true;
-        }
+        is_allowed |= found == ALLOWED;
         is_allowed |= dns_recall_alias(slot, which) != 0;
     }
     if is_allowed {
@@ -387,7 +423,7 @@ pub extern "C" fn dns_alias(slot: u32) -> u32 {
     for which in 0..BY_ALIAS {
         let binding = scratch.binding(which);
         if binding.flags & HAS_DENIED_NAMES != 0
-            && rules_of(&mut scratch.name, &binding).is_some_and(|rules| rules.deny != 0)
+            && dns_rules(slot, u32::from(binding.policy_id), SETS) == DENIED
         {
             scratch.clear(which);
             scratch.clear(which | BY_ALIAS);

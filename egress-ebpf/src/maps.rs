@@ -20,7 +20,7 @@ use egress_common::{
         RULE_COUNTERS_CAPACITY, RULES_CAPACITY, RuleCounters, WORKLOADS_CAPACITY,
     },
     name::NAME_KEY_BYTES,
-    policy::{CIDR_KEY_BYTES, CidrRules, NameRules, RuleKey, Workload},
+    policy::{CIDR_KEY_BYTES, CidrRules, NameEntry, RuleKey, Workload},
     tally::TALLIES as TALLY_COUNT,
     verdict::COUNTERS as COUNTER_COUNT,
 };
@@ -37,7 +37,7 @@ pub static WORKLOADS: HashMap<u64, Workload, { WORKLOADS_CAPACITY as usize }, GR
     HashMap::new();
 
 #[btf_map]
-pub static NAMES: LpmTrie<[u8; NAME_KEY_BYTES], NameRules, { NAMES_CAPACITY as usize }> =
+pub static NAMES: LpmTrie<[u8; NAME_KEY_BYTES], NameEntry, { NAMES_CAPACITY as usize }> =
     LpmTrie::new();
 
 #[btf_map]

@@ -16,10 +16,10 @@ use egress_common::{
 };
 
 use crate::{
-    dns::{dns_name, dns_recall_alias, load_message, rules_of, send_part},
+    dns::{ALLOWED, UNRULED, dns_name, dns_recall_alias, dns_rules, load_message, send_part},
     maps::{QUERIES, RESOLVERS},
     record,
-    scratch::{QUERY, Scratch},
+    scratch::{QUERY, SETS, Scratch},
     skb::{Header, Payload, Skb, Socket, full_socket, peer_address},
     source::is_on_loopback,
     time::now_ns,
@@ -176,15 +176,11 @@ fn name_is_allowed(scratch: &mut Scratch, skb: &Skb, header: Header, payload: Pa
     if dns_name(QUERY) != NameStep::Done as u32 {
         return false;
     }
-    let binding = scratch.current;
-    if let Some(rules) = rules_of(&mut scratch.name, &binding) {
-        return rules.deny == 0;
+    let found = dns_rules(QUERY, u32::from(scratch.current.policy_id), SETS);
+    if found != UNRULED {
+        return found == ALLOWED;
     }
-    let search = Binding {
-        policy_id: SEARCH_POLICY,
-        ..binding
-    };
-    rules_of(&mut scratch.name, &search).is_some() || dns_recall_alias(QUERY, 0) != 0
+    dns_rules(QUERY, u32::from(SEARCH_POLICY), SETS) == ALLOWED || dns_recall_alias(QUERY, 0) != 0
 }
 
 /// Counts a refused query, and copies it to the agent, which reports it with its name.

@@ -143,7 +143,7 @@ impl LearnedQuery {
 }
 
 /// Whether `name` is one or more labels below `parent`.
-pub(super) fn is_below(name: &str, parent: &str) -> bool {
+fn is_below(name: &str, parent: &str) -> bool {
     name.strip_suffix(parent)
         .is_some_and(|labels| labels.len() > 1 && labels.ends_with('.'))
 }

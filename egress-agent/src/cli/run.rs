@@ -16,7 +16,7 @@ use super::{
     remote::{DEFAULT_PIN_DIR, DEFAULT_STATE_DIR, SocketArgs},
 };
 use crate::{
-    policy::{CatalogSources, Cidr, parse_duration_s},
+    policy::{CatalogSources, Cidr, Star, parse_duration_s, parse_name_pattern},
     workload,
 };
 
@@ -334,10 +334,10 @@ impl Run {
 
 /// Search domains as names are compared.
 fn search_domains(given: &[String]) -> anyhow::Result<Vec<String>> {
-    let check = |text: &String| match crate::policy::parse_name_pattern(text) {
-        Ok(pattern) if !pattern.below => Ok(pattern.name),
+    let check = |text: &String| match parse_name_pattern(text) {
+        Ok(pattern) if pattern.star == Star::None => Ok(pattern.name),
         Ok(_) => Err(UsageError::new(format!(
-            "--search-domain {text}: give the domain without `*.`"
+            "--search-domain {text}: give the domain without `*`"
         ))),
         Err(error) => Err(UsageError::new(format!("--search-domain {text}: {error}"))),
     };

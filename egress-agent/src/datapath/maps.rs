@@ -13,10 +13,10 @@ use egress_common::{
     address::Address,
     learned::{Grant, Learned, LearnedKey},
     maps::{Alias, AliasKey, Config, Query, QueryKey, RuleCounters},
-    name::{NAME_KEY_BYTES, trie_key},
+    name::{NAME_KEY_BYTES, NameKey, below_key},
     policy::{
-        CIDR_KEY_BYTES, CidrRules, NameRules, POLICY_ID_BITS, RuleKey, SEARCH_POLICY, Workload,
-        cidr_key,
+        CIDR_KEY_BYTES, CidrRules, EntryKind, NameEntry, NameRules, POLICY_ID_BITS, PortRange,
+        RuleEntry, RuleKey, SEARCH_POLICY, Workload, cidr_key,
     },
     tally::Tally,
     verdict::{Hook, Reason, Verdict, counter_index},
@@ -33,7 +33,7 @@ type Hash<K, V> = HashMap<MapData, K, V>;
 pub(super) struct Maps {
     pub(super) config: Array<MapData, Config>,
     pub(super) workloads: Hash<u64, Workload>,
-    names: LpmTrie<MapData, [u8; NAME_KEY_BYTES], NameRules>,
+    names: LpmTrie<MapData, [u8; NAME_KEY_BYTES], NameEntry>,
     pub(super) cidrs: LpmTrie<MapData, [u8; CIDR_KEY_BYTES], CidrRules>,
     rules: Hash<RuleKey, u32>,
     resolvers: Hash<Address, u32>,
@@ -49,7 +49,7 @@ pub(super) struct Maps {
     learned_capacity: u32,
     /// The search domains that this agent has written.
     search_domains: Option<Vec<String>>,
-    bulk_names: Bulk<Key<[u8; NAME_KEY_BYTES]>, NameRules>,
+    bulk_names: Bulk<Key<[u8; NAME_KEY_BYTES]>, NameEntry>,
     bulk_cidrs: Bulk<Key<[u8; CIDR_KEY_BYTES]>, CidrRules>,
     bulk_rules: Bulk<RuleKey, u32>,
     /// What this agent has written, by policy id.
@@ -137,8 +137,9 @@ impl Maps {
         // Known before it is written, so that what a failure leaves is removed.
         self.installed.insert(policy_id, Arc::clone(compiled));
         self.rules_of.insert(policy_id, rules_of(compiled));
-        let names = name_keys(policy_id, compiled).zip(compiled.names.values().copied());
-        self.bulk_names.insert(names)?;
+        let names = compiled.names.entries(policy_id);
+        self.bulk_names
+            .insert(names.map(|(key, entry)| (name_key(key), entry)))?;
         let cidrs = cidr_keys(policy_id, compiled).zip(compiled.cidrs.values().copied());
         self.bulk_cidrs.insert(cidrs)?;
         let rules = self.rules_of.get(&policy_id).into_iter().flatten();
@@ -166,7 +167,9 @@ impl Maps {
     /// Removes a policy that this agent has written.
     fn remove_policy(&mut self, policy_id: u16) -> Result<(), DatapathError> {
         if let Some(compiled) = self.installed.get(&policy_id) {
-            self.bulk_names.remove(name_keys(policy_id, compiled))?;
+            let names = compiled.names.entries(policy_id);
+            self.bulk_names
+                .remove(names.map(|(key, _)| name_key(key)))?;
             self.bulk_cidrs.remove(cidr_keys(policy_id, compiled))?;
         }
         if let Some(rules) = self.rules_of.get(&policy_id) {
@@ -208,14 +211,23 @@ impl Maps {
         let domains = wanted.to_vec();
         let wanted: Vec<Key<[u8; NAME_KEY_BYTES]>> = wanted
             .iter()
-            .map(|domain| {
-                let (bits, data) = trie_key(SEARCH_POLICY, domain.as_bytes(), true);
-                Key::new(bits, data)
-            })
+            .map(|domain| name_key(below_key(SEARCH_POLICY, domain.as_bytes())))
             .collect();
+        let mut rules = NameRules::default();
+        let [first, ..] = &mut rules.entries;
+        // What may be asked teaches nothing here: only that there is an entry counts.
+        *first = RuleEntry {
+            ports: PortRange::ANY,
+            kind: EntryKind::Allow as u8,
+            ..RuleEntry::default()
+        };
+        let entry = NameEntry {
+            rules,
+            ..NameEntry::default()
+        };
         for key in &wanted {
             self.names
-                .insert(key, NameRules::default(), 0)
+                .insert(key, entry, 0)
                 .map_err(error("write", "NAMES"))?;
         }
         let id = SEARCH_POLICY.to_be_bytes();
@@ -410,15 +422,8 @@ pub(super) fn learned_entries(
     Ok(entries)
 }
 
-/// The keys of a policy's names, in the order of the map.
-fn name_keys(
-    policy_id: u16,
-    compiled: &Compiled,
-) -> impl Iterator<Item = Key<[u8; NAME_KEY_BYTES]>> {
-    compiled.names.keys().map(move |pattern| {
-        let (bits, data) = trie_key(policy_id, pattern.name.as_bytes(), pattern.below);
-        Key::new(bits, data)
-    })
+fn name_key((bits, data): NameKey) -> Key<[u8; NAME_KEY_BYTES]> {
+    Key::new(bits, data)
 }
 
 /// The keys of a policy's networks, in the order of the map.
@@ -434,7 +439,7 @@ fn cidr_keys(
 
 /// The rules that a policy's names teach.
 fn rules_of(compiled: &Compiled) -> BTreeSet<u64> {
-    let entries = compiled.names.values().flat_map(|rules| &rules.entries);
+    let entries = compiled.names.rules().flat_map(|rules| &rules.entries);
     let used = entries.filter(|entry| entry.kind != 0);
     used.map(|entry| entry.rule).collect()
 }

@@ -20,8 +20,8 @@ use crate::{
         model::{Observation, Observations},
     },
     policy::{
-        Cidr, Draft, Entry, RuleList, SpecMode, SpecRule, parse_name_pattern, port_range_text,
-        protocol_number, protocol_text, text::printable, write_policies,
+        Cidr, Draft, Entry, RuleList, SpecMode, SpecRule, Star, parse_name_pattern,
+        port_range_text, protocol_number, protocol_text, text::printable, write_policies,
     },
 };
 
@@ -446,7 +446,7 @@ impl Findings {
 
 /// Whether a rule can have this name as it is.
 fn is_name(name: &str) -> bool {
-    parse_name_pattern(name).is_ok_and(|pattern| !pattern.below && pattern.name == name)
+    parse_name_pattern(name).is_ok_and(|pattern| pattern.star == Star::None && pattern.name == name)
 }
 
 /// A destination that is only mentioned.

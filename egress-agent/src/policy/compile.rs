@@ -9,6 +9,9 @@
 //! minima and the larger of their maxima: for every TTL that is the longest
 //! life that any of them gives.
 
+mod grants;
+mod patterns;
+
 use std::{collections::HashMap, path::Path};
 
 use egress_common::{
@@ -16,27 +19,22 @@ use egress_common::{
     hash::rule_identity,
     maps::{CIDRS_CAPACITY, NAMES_CAPACITY},
     policy::{
-        CIDR_ENTRIES, CidrRules, EntryKind, HAS_DENIED_NAMES, KEEP_PREEXISTING, NAME_ENTRIES,
-        NameRules, ONLY_ALLOWED_QUERIES, PortRange, RuleEntry,
+        CIDR_ENTRIES, CidrRules, EntryKind, HAS_DENIED_NAMES, KEEP_PREEXISTING,
+        ONLY_ALLOWED_QUERIES, PortRange,
     },
     verdict::Mode,
 };
+use grants::{Grant, Grants, Item, PRESET};
+use patterns::Patterns;
 
 use super::{
     cidr::{Cidr, V4_OFFSET},
-    compiled::{Compiled, NamePattern, RuleList, RuleSource},
-    error::{Meeting, Place, PolicyErrors, Problem, Report, quoted},
+    compiled::{Compiled, RuleList, RuleSource},
+    error::{Place, PolicyErrors, Problem, Report, quoted},
     lifeline::{self, Lifeline},
     set::{Policy, PolicySet},
     text::ports_text,
-    ttl::Ttl,
 };
-
-/// Most rules that a message about a full entry lists.
-const LISTED: usize = 20;
-
-/// Most port ranges of one pattern or network that are kept, for the message that they are too many.
-const MEETING: usize = 64;
 
 /// What a rule without ports is about.
 const ANY_PORT: &[PortRange] = &[PortRange::ANY];
@@ -54,7 +52,7 @@ pub fn compile(
     let mut report = Report::default();
     let mode = mode_override.unwrap_or_else(|| common_mode(set, &mut report));
     let all = Items::collect(set, lifeline);
-    let names = all.names(&mut report);
+    let names = all.patterns.compile(&mut report);
     let cidrs = all.cidrs(&mut report);
     for (what, count, capacity) in [
         ("names", names.len(), NAMES_CAPACITY),
@@ -109,160 +107,10 @@ fn common_mode(set: &PolicySet, report: &mut Report) -> Mode {
     first.mode
 }
 
-/// The field of a rule that stands for others.
-const PRESET: &str = "preset";
-
-/// One destination of one rule: where it stands.
-#[derive(Clone, Copy)]
-struct Item<'a> {
-    /// Identity of the rule.
-    id: u64,
-    /// `None` for the lifeline.
-    policy: Option<&'a Policy>,
-    list: RuleList,
-    /// Position of the rule in its list.
-    rule: usize,
-    /// `names`, `cidrs` or `serviceTags`, or [`PRESET`].
-    field: &'static str,
-    /// Position of the destination in its field.
-    position: usize,
-    line: usize,
-}
-
-impl Item<'_> {
-    fn place(&self) -> Place {
-        let Some(policy) = self.policy else {
-            return Place::file(Path::new(lifeline::POLICY));
-        };
-        let Self {
-            rule,
-            field,
-            position,
-            ..
-        } = self;
-        let list = self.list.name();
-        let field = if *field == PRESET {
-            format!("spec.{list}[{rule}].{field}")
-        } else {
-            format!("spec.{list}[{rule}].{field}[{position}]")
-        };
-        Place::field(&policy.file, self.line, field)
-    }
-}
-
-/// A port range of an item: what becomes an entry.
-#[derive(Clone, Copy)]
-struct Grant<'a> {
-    item: Item<'a>,
-    kind: EntryKind,
-    ports: PortRange,
-}
-
-impl Grant<'_> {
-    const fn entry(&self) -> RuleEntry {
-        RuleEntry {
-            rule: self.item.id,
-            ports: self.ports,
-            kind: self.kind as u8,
-            _pad: 0,
-        }
-    }
-}
-
-/// Grants in their order, up to [`MEETING`], so that no input makes the work quadratic.
-#[derive(Default)]
-struct Grants<'a> {
-    list: Vec<Grant<'a>>,
-    /// More were offered than fit: an error in any case.
-    is_over: bool,
-}
-
-impl<'a> Grants<'a> {
-    /// Adds a grant unless `is_known` says of an earlier one that it makes this one useless.
-    fn add(&mut self, grant: Grant<'a>, is_known: impl Fn(&Grant<'a>) -> bool) {
-        if self.list.iter().any(is_known) {
-            return;
-        }
-        if self.list.len() < MEETING {
-            self.list.push(grant);
-        } else {
-            self.is_over = true;
-        }
-    }
-
-    /// Adds a grant of a name, unless the same ports are there.
-    fn add_of_name(&mut self, grant: Grant<'a>) {
-        self.add(grant, |known| known.ports == grant.ports);
-    }
-
-    /// Adds a grant of a network, unless an earlier one decides for all its ports.
-    fn add_of_cidr(&mut self, grant: Grant<'a>) {
-        self.add(grant, |known| {
-            known.kind <= grant.kind && covers(&known.ports, &grant.ports)
-        });
-    }
-
-    /// The entries, and a problem at the first grant that stands in a file if there are more than `max`.
-    fn entries(
-        &self,
-        max: usize,
-        report: &mut Report,
-        problem: impl FnOnce(Meeting) -> Problem,
-    ) -> impl Iterator<Item = RuleEntry> {
-        if self.is_over || self.list.len() > max {
-            let written = self.list.iter().find(|grant| grant.item.policy.is_some());
-            if let Some(grant) = written.or(self.list.first()) {
-                report.add(grant.item.place(), problem(self.meeting(max)));
-            }
-        }
-        self.list.iter().map(Grant::entry)
-    }
-
-    fn meeting(&self, max: usize) -> Meeting {
-        let count = self.list.len();
-        let mut told: Vec<(Place, Vec<PortRange>)> = Vec::new();
-        for grant in &self.list {
-            let place = grant.item.place();
-            match told.last_mut().filter(|(last, _)| *last == place) {
-                Some((_, ports)) => ports.push(grant.ports),
-                None => told.push((place, vec![grant.ports])),
-            }
-        }
-        let hidden = told.len().saturating_sub(LISTED);
-        let mut rules: Vec<String> = told
-            .iter()
-            .take(LISTED)
-            .map(|(place, ports)| format!("{place} ({})", ports_text(ports)))
-            .collect();
-        if hidden > 0 {
-            rules.push(format!("and {hidden} more"));
-        }
-        Meeting {
-            count: if self.is_over {
-                format!("more than {count}")
-            } else {
-                count.to_string()
-            },
-            max,
-            rules: rules.join(", "),
-        }
-    }
-}
-
-/// The rules of one pattern.
-#[derive(Default)]
-struct OfPattern<'a> {
-    allow: Grants<'a>,
-    /// Bounds of the policies that allow it.
-    ttl: Option<Ttl>,
-    deny: Option<u64>,
-}
-
 /// All destinations, by pattern and by network.
 #[derive(Default)]
 struct Items<'a> {
-    exact: HashMap<&'a str, OfPattern<'a>>,
-    below: HashMap<&'a str, OfPattern<'a>>,
+    patterns: Patterns<'a>,
     cidrs: HashMap<(Address, u8), Grants<'a>>,
     sources: HashMap<u64, RuleSource>,
 }
@@ -322,20 +170,12 @@ impl<'a> Items<'a> {
             };
             for (position, name) in rule.names.iter().enumerate() {
                 let id = self.register(source(&name.text, name.line), &name.value.to_string());
-                let patterns = if name.value.below {
-                    &mut self.below
-                } else {
-                    &mut self.exact
-                };
-                let rules = patterns.entry(&name.value.name).or_default();
-                if kind == EntryKind::Deny {
-                    rules.deny.get_or_insert(id);
-                    continue;
-                }
-                rules.ttl = Some(rules.ttl.map_or(policy.ttl, |ttl| longest(ttl, policy.ttl)));
                 let item = item(id, "names", position, name.line);
-                for ports in or_any(&rule.ports).iter().copied() {
-                    rules.allow.add_of_name(Grant { item, kind, ports });
+                if kind == EntryKind::Deny {
+                    self.patterns.deny(&name.value, item);
+                } else {
+                    let ports = or_any(&rule.ports);
+                    self.patterns.allow(&name.value, item, ports, policy.ttl);
                 }
             }
             for (position, cidr) in rule.cidrs.iter().enumerate() {
@@ -377,62 +217,6 @@ impl<'a> Items<'a> {
         for ports in or_any(ports).iter().copied() {
             grants.add_of_cidr(Grant { item, kind, ports });
         }
-    }
-
-    /// Every pattern with the union of the rules that cover it.
-    fn names(&self, report: &mut Report) -> HashMap<NamePattern, NameRules> {
-        let patterns = [(&self.exact, false), (&self.below, true)];
-        let mut names = HashMap::with_capacity(self.exact.len().saturating_add(self.below.len()));
-        for (patterns, below) in patterns {
-            for (name, own) in patterns {
-                let rules = self.name_rules(name, below, own, report);
-                let name = (*name).to_owned();
-                names.insert(NamePattern { name, below }, rules);
-            }
-        }
-        names
-    }
-
-    fn name_rules(
-        &self,
-        name: &str,
-        below: bool,
-        own: &OfPattern<'_>,
-        report: &mut Report,
-    ) -> NameRules {
-        let parents = std::iter::successors(Some(name), |rest| {
-            rest.split_once('.').map(|(_, parent)| parent)
-        });
-        let wider = parents.skip(1).filter_map(|parent| self.below.get(parent));
-        let covering: Vec<&OfPattern<'_>> = std::iter::once(own).chain(wider).collect();
-        let mut rules = NameRules {
-            deny: covering.iter().find_map(|of| of.deny).unwrap_or(0),
-            ..NameRules::default()
-        };
-        let ttl = covering.iter().filter_map(|of| of.ttl).reduce(longest);
-        let ttl = ttl.unwrap_or_default();
-        (rules.ttl_min_s, rules.ttl_max_s) = (ttl.min_s, ttl.max_s);
-        // A denied name teaches nothing, so that it has no grants either.
-        if rules.deny != 0 {
-            return rules;
-        }
-        let mut grants = Grants::default();
-        for of in covering {
-            grants.is_over |= of.allow.is_over;
-            of.allow
-                .list
-                .iter()
-                .for_each(|grant| grants.add_of_name(*grant));
-        }
-        let entries = grants.entries(NAME_ENTRIES, report, |meeting| {
-            let name = name.to_owned();
-            let name = NamePattern { name, below }.to_string();
-            Problem::NameFull { name, meeting }
-        });
-        for (slot, entry) in rules.entries.iter_mut().zip(entries) {
-            *slot = entry;
-        }
-        rules
     }
 
     /// Every network with the union of the rules that cover it.
@@ -492,18 +276,4 @@ fn cidr_rules(cidr: &Cidr, around: &[(Cidr, &Grants<'_>)], report: &mut Report) 
 
 const fn or_any(ports: &[PortRange]) -> &[PortRange] {
     if ports.is_empty() { ANY_PORT } else { ports }
-}
-
-/// For every TTL the longer of the two lives.
-fn longest(a: Ttl, b: Ttl) -> Ttl {
-    Ttl {
-        min_s: a.min_s.max(b.min_s),
-        max_s: a.max_s.max(b.max_s),
-    }
-}
-
-/// Whether every flow that `inner` covers is covered by `outer`.
-const fn covers(outer: &PortRange, inner: &PortRange) -> bool {
-    let proto = outer.proto == egress_common::policy::protocol::ANY || outer.proto == inner.proto;
-    proto && outer.first <= inner.first && inner.last <= outer.last
 }

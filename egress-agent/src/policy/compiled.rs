@@ -8,16 +8,11 @@ use egress_common::{
     verdict::Mode,
 };
 
-use super::cidr::Cidr;
-
-/// A pattern as the name trie stores it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct NamePattern {
-    /// Name in lower case without the final dot; for `*.example.com` it is `example.com`.
-    pub name: String,
-    /// Whether the pattern means the names below `name` (apex excluded) rather than `name` itself.
-    pub below: bool,
-}
+use super::{
+    cidr::Cidr,
+    name::{NamePattern, parse_name_pattern},
+    names::Names,
+};
 
 /// The list of a policy that a rule stands in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -49,6 +44,16 @@ pub struct RuleSource {
     pub line: Option<usize>,
 }
 
+impl RuleSource {
+    /// The name pattern that it is about; for display, since a service tag may look like one.
+    #[must_use]
+    pub fn pattern(&self) -> Option<NamePattern> {
+        // Rules of a preset are called `preset: destination`.
+        let destination = self.destination.rsplit(": ").next()?;
+        parse_name_pattern(destination).ok()
+    }
+}
+
 /// All policies that apply to one workload, compiled.
 #[derive(Clone, Debug)]
 pub struct Compiled {
@@ -56,8 +61,8 @@ pub struct Compiled {
     pub mode: Mode,
     /// `KEEP_PREEXISTING` and `HAS_DENIED_NAMES` of `egress_common::policy`.
     pub flags: u8,
-    /// Entries of the name trie, each with the union of all rules that cover it.
-    pub names: HashMap<NamePattern, NameRules>,
+    /// Entries of the name trie.
+    pub names: Names,
     /// Entries of the CIDR trie: address and prefix length in the common 128-bit form (an IPv4 /8 is /104).
     pub cidrs: HashMap<(Address, u8), CidrRules>,
     /// What the rule numbers in the entries mean.
@@ -65,28 +70,10 @@ pub struct Compiled {
 }
 
 impl Compiled {
-    /// The rules of the longest pattern that covers `name` (lower case, without final dot), as the kernel finds them.
+    /// The rules of the patterns that cover `name` (lower case, without final dot), as the kernel finds them.
     #[must_use]
     pub fn rules_of_name(&self, name: &str) -> Option<&NameRules> {
-        let exact = NamePattern {
-            name: name.to_owned(),
-            below: false,
-        };
-        if let Some(rules) = self.names.get(&exact) {
-            return Some(rules);
-        }
-        let mut rest = name;
-        while let Some((_, parent)) = rest.split_once('.') {
-            let below = NamePattern {
-                name: parent.to_owned(),
-                below: true,
-            };
-            if let Some(rules) = self.names.get(&below) {
-                return Some(rules);
-            }
-            rest = parent;
-        }
-        None
+        self.names.rules_of(name)
     }
 
     /// The rules of the longest prefix that covers `address`, as the kernel finds them.

@@ -313,6 +313,16 @@ pub enum Problem {
         /// How many can be.
         max: usize,
     },
+    /// Patterns with `*` inside a label that need too many entries.
+    #[error(
+        "patterns with * inside the first label, here below {parent}, need more than {max} entries: each text before a * meets each text behind one; write fewer, or *.{parent}"
+    )]
+    LabelsFull {
+        /// Name behind the label.
+        parent: String,
+        /// How many fit.
+        max: usize,
+    },
     /// Too many entries for one CIDR.
     #[error(
         "{} different entries meet at {cidr}, but a CIDR can have {}: {}; join port ranges, or use any/tcp",

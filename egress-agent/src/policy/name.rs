@@ -1,24 +1,64 @@
 //! Name patterns as rules write them, after the FQDN rules of the Kubernetes network-policy-api.
 //!
 //! An exact name, or `*.` and a name: one or more labels below it, the name
-//! itself excluded. `*` alone is refused: it would be "every name", which is
+//! itself excluded. Beyond that API, one `*` inside the first label stands for
+//! any bytes of that label, or none. `*` alone is refused: it would be "every name", which is
 //! what CIDRs are for. `*.com` is not refused, although that API wants two
 //! labels: the compiler cannot know which single labels are public, and private
 //! zones such as `*.internal` or `*.corp` are single labels in practice.
 
 use std::net::IpAddr;
 
-use egress_common::name::{NAME_TEXT_BYTES, is_matchable};
+use egress_common::name::{LABEL_BYTES, NAME_TEXT_BYTES, is_matchable};
 use thiserror::Error;
 
 use super::{
     cidr::Cidr,
-    compiled::NamePattern,
     error::{quoted, shown},
 };
 
-/// Longest label (RFC 1035 section 2.3.4).
-const LABEL_BYTES: usize = 63;
+/// A name pattern.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NamePattern {
+    /// In lower case without the final dot: the whole name, or what stands behind the label with the `*`.
+    pub name: String,
+    /// Where its `*` stands.
+    pub star: Star,
+}
+
+/// The `*` of a name pattern.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Star {
+    /// None: the pattern covers this one name.
+    None,
+    /// `*.`: it covers every name below the name, and not the name itself.
+    Below,
+    /// Inside the first label: it covers names one label below the name.
+    Label {
+        /// What that label begins with; may be empty.
+        prefix: String,
+        /// What it ends with; may be empty, but not both.
+        suffix: String,
+    },
+}
+
+impl NamePattern {
+    /// Whether it covers a name (lower case, without final dot).
+    #[must_use]
+    pub fn covers(&self, name: &str) -> bool {
+        let label = |name: &str| -> Option<usize> {
+            let label = name.strip_suffix(&self.name)?.strip_suffix('.')?;
+            (!label.is_empty()).then_some(label.len())
+        };
+        match &self.star {
+            Star::None => name == self.name,
+            Star::Below => label(name).is_some(),
+            Star::Label { prefix, suffix } => label(name)
+                .and_then(|bytes| name.get(..bytes)?.strip_prefix(prefix.as_str()))
+                .is_some_and(|rest| !rest.contains('.') && rest.ends_with(suffix)),
+        }
+    }
+}
 
 /// No name that is longer before its conversion to A-labels fits after it.
 const UNICODE_BYTES: usize = 4 * NAME_TEXT_BYTES;
@@ -38,6 +78,10 @@ pub struct NameError {
 /// The hint when the right form cannot be guessed.
 const FORMS: &str = "api.example.com or \"*.example.com\"";
 
+/// The hint when a `*` stands where it cannot.
+const STARS: &str =
+    "one * as \"*.example.com\" for all names below, or in the first label as \"md-*.example.com\"";
+
 type Wrong = (String, String);
 
 /// Reads a name or pattern: lower case, without one final dot, in A-label form.
@@ -55,22 +99,13 @@ pub fn parse_name_pattern(text: &str) -> Result<NamePattern, NameError> {
 fn parse(text: &str) -> Result<NamePattern, Wrong> {
     let wrong = |why: &str, hint: &str| Err((why.to_owned(), hint.to_owned()));
     refuse_other_kinds(text)?;
-    let (base, below) = match text.strip_prefix("*.") {
-        Some(base) => (base, true),
-        None => (text, false),
-    };
-    if base == "*" || (base.is_empty() && below) {
+    if !text.is_empty() && text.chars().all(|c| matches!(c, '*' | '.')) && text.contains('*') {
         return wrong(
             "* alone would be every name",
             "a name below it such as \"*.example.com\", or cidrs: [0.0.0.0/0, \"::/0\"]",
         );
     }
-    if base.contains('*') {
-        return wrong(
-            "in this version * works only as \"*.\" at the beginning",
-            "\"*.example.com\" for all names below example.com",
-        );
-    }
+    let (star, base) = star_of(text)?;
     if base.starts_with('.') {
         let rest = base.trim_matches('.');
         if rest.is_empty() {
@@ -93,20 +128,17 @@ fn parse(text: &str) -> Result<NamePattern, Wrong> {
         if label.is_empty() {
             return wrong("a label is empty", FORMS);
         }
-        if let Some(bad) = label
-            .chars()
-            .find(|c| !c.is_ascii() || !is_matchable(*c as u8))
-        {
-            let why = format!("{} cannot stand in a name", quoted(&bad.to_string()));
-            return wrong(&why, "letters, digits, - and _ between dots");
-        }
-        if label.len() > LABEL_BYTES {
-            let why = format!("a label has {} bytes", label.len());
-            return wrong(&why, "labels of at most 63 bytes");
-        }
+        check_label(label)?;
     }
-    let star = if below { 2_usize } else { 0 };
-    let bytes = name.len().saturating_add(star);
+    // A `*` inside a label may stand for nothing.
+    let before = match &star {
+        Star::None => 0,
+        Star::Below => 2,
+        Star::Label { prefix, suffix } => {
+            prefix.len().saturating_add(suffix.len()).saturating_add(1)
+        }
+    };
+    let bytes = name.len().saturating_add(before);
     if bytes > NAME_TEXT_BYTES {
         return Err(too_long(bytes));
     }
@@ -116,7 +148,53 @@ fn parse(text: &str) -> Result<NamePattern, Wrong> {
     {
         return wrong("it has digits only", "addresses under cidrs");
     }
-    Ok(NamePattern { name, below })
+    Ok(NamePattern { name, star })
+}
+
+/// Splits the text into its `*` and the name behind it.
+fn star_of(text: &str) -> Result<(Star, &str), Wrong> {
+    let wrong = |why: &str, hint: &str| Err((why.to_owned(), hint.to_owned()));
+    let Some((prefix, rest)) = text.split_once('*') else {
+        return Ok((Star::None, text));
+    };
+    if rest.contains('*') {
+        return wrong("it has more than one *", STARS);
+    }
+    if prefix.contains('.') {
+        return wrong("* stands behind the first label", STARS);
+    }
+    let Some((suffix, name)) = rest.split_once('.').filter(|(_, name)| !name.is_empty()) else {
+        return wrong("* stands in its only label", STARS);
+    };
+    if prefix.is_empty() && suffix.is_empty() {
+        return Ok((Star::Below, name));
+    }
+    let label = format!("{prefix}{suffix}");
+    if !label.is_ascii() {
+        let why =
+            "the label with * has other than ASCII letters, and its A-label form cannot be told";
+        return wrong(why, STARS);
+    }
+    check_label(&label)?;
+    let star = Star::Label {
+        prefix: prefix.to_ascii_lowercase(),
+        suffix: suffix.to_ascii_lowercase(),
+    };
+    Ok((star, name))
+}
+
+/// Refuses bytes that no name has, and more of them than a label can have.
+fn check_label(label: &str) -> Result<(), Wrong> {
+    let is_bad = |c: &char| !c.is_ascii() || !is_matchable(c.to_ascii_lowercase() as u8);
+    if let Some(bad) = label.chars().find(is_bad) {
+        let why = format!("{} cannot stand in a name", quoted(&bad.to_string()));
+        return Err((why, "letters, digits, - and _ between dots".to_owned()));
+    }
+    if label.len() > LABEL_BYTES {
+        let why = format!("a label has {} bytes", label.len());
+        return Err((why, "labels of at most 63 bytes".to_owned()));
+    }
+    Ok(())
 }
 
 fn too_long(bytes: usize) -> Wrong {
@@ -222,6 +300,11 @@ mod tests {
             ("*.BÜCHER.example.", "*.xn--bcher-kva.example"),
             ("1.2.3.example", "1.2.3.example"),
             ("4.3.2.1.in-addr.arpa", "4.3.2.1.in-addr.arpa"),
+            ("MD-*.Blob.example.net.", "md-*.blob.example.net"),
+            ("*-suffix.x.net", "*-suffix.x.net"),
+            ("a*b.x.net", "a*b.x.net"),
+            ("*example.com", "*example.com"),
+            ("xn--*.b\u{fc}cher.example", "xn--*.xn--bcher-kva.example"),
         ] {
             assert_eq!(parsed(text), normal, "{text}");
         }
@@ -232,6 +315,53 @@ mod tests {
         let name = |bytes: usize| format!("{}.example.com", "a".repeat(bytes));
         assert_eq!(parsed(&name(63)), name(63));
         assert_eq!(refused(&name(64)).0, "a label has 64 bytes");
+    }
+
+    #[test]
+    fn the_texts_around_a_star_fit_into_a_label() {
+        let name = |bytes: usize| format!("{}*bb.example.com", "a".repeat(bytes));
+        assert_eq!(parsed(&name(61)), name(61));
+        assert_eq!(refused(&name(62)).0, "a label has 64 bytes");
+    }
+
+    #[test]
+    fn a_pattern_covers_what_its_star_stands_for() {
+        for (pattern, covered, others) in [
+            ("a.x.net", &["a.x.net"][..], &["x.net", "b.a.x.net"][..]),
+            ("*.x.net", &["a.x.net", "b.a.x.net"], &["x.net", "ax.net"]),
+            (
+                "md-*.x.net",
+                &["md-.x.net", "md-1.x.net", "md-1-2.x.net"],
+                &[
+                    "md.x.net",
+                    "amd-1.x.net",
+                    "md-1.y.x.net",
+                    "a.md-1.x.net",
+                    "md-1.ax.net",
+                    "md-1.net",
+                    "x.net",
+                ],
+            ),
+            (
+                "*-s.x.net",
+                &["-s.x.net", "a-s.x.net"],
+                &["s.x.net", "a-s1.x.net", "a.b-s.x.net"],
+            ),
+            (
+                "a*a.x.net",
+                &["aa.x.net", "aba.x.net"],
+                &["a.x.net", "ab.x.net"],
+            ),
+            ("*ex.net", &["ex.net", "a-ex.net"], &["a.ex.net", "x.net"]),
+        ] {
+            let pattern = parse_name_pattern(pattern).unwrap();
+            for name in covered {
+                assert!(pattern.covers(name), "{pattern} {name}");
+            }
+            for name in others {
+                assert!(!pattern.covers(name), "{pattern} {name}");
+            }
+        }
     }
 
     #[test]
@@ -249,19 +379,38 @@ mod tests {
     #[test]
     fn what_is_no_name_gets_the_right_form_as_hint() {
         let star = "a name below it such as \"*.example.com\", or cidrs: [0.0.0.0/0, \"::/0\"]";
-        let early = "in this version * works only as \"*.\" at the beginning";
-        let below = "\"*.example.com\" for all names below example.com";
         let bytes = "letters, digits, - and _ between dots";
         for (text, why, hint) in [
             ("", "it is empty", FORMS),
             ("*", "* alone would be every name", star),
             ("*.", "* alone would be every name", star),
             ("*.*", "* alone would be every name", star),
-            ("md-*.example.com", early, below),
-            ("a.*.example.com", early, below),
-            ("**.example.com", early, below),
-            ("*example.com", early, below),
-            ("*.*.example.com", early, below),
+            ("md-*", "* stands in its only label", STARS),
+            ("*x", "* stands in its only label", STARS),
+            ("md-*.", "* stands in its only label", STARS),
+            ("a.*.example.com", "* stands behind the first label", STARS),
+            (
+                "a.md-*.example.com",
+                "* stands behind the first label",
+                STARS,
+            ),
+            ("**.example.com", "it has more than one *", STARS),
+            ("a*b*.example.com", "it has more than one *", STARS),
+            ("*.*.example.com", "it has more than one *", STARS),
+            ("a*.*.example.com", "it has more than one *", STARS),
+            (
+                "a*..example.com",
+                "it starts with a dot",
+                "\"*.example.com\" for the names below example.com",
+            ),
+            ("a!*.example.com", "\"!\" cannot stand in a name", bytes),
+            ("a*.exam ple.com", "\" \" cannot stand in a name", bytes),
+            (
+                "b\u{fc}*.example.com",
+                "the label with * has other than ASCII letters, and its A-label form cannot be told",
+                STARS,
+            ),
+            ("10.0.*.1", "* stands behind the first label", STARS),
             (
                 ".example.com",
                 "it starts with a dot",

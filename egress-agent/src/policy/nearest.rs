@@ -4,14 +4,14 @@ use std::collections::HashSet;
 
 use egress_common::{
     address::{Address, is_v4},
-    policy::{EntryKind, NameRules, RuleEntry},
+    policy::{EntryKind, RuleEntry},
 };
 
 use super::{
     cidr::Cidr,
-    compiled::{Compiled, NamePattern, RuleSource},
+    compiled::{Compiled, RuleList, RuleSource},
     destination::{Destination, Host},
-    name::parse_name_pattern,
+    name::{NamePattern, Star},
 };
 
 /// Most rules that are shown.
@@ -95,25 +95,25 @@ impl Compiled {
     }
 
     fn near_names(&self, name: &str) -> Vec<Near<'_>> {
-        let mut found: Vec<(usize, &NamePattern, Nearness, &RuleSource)> = Vec::new();
-        for (pattern, rules) in &self.names {
-            if let Some((how, distance)) = nearness(pattern, name)
-                && let Some(rule) = self.own_rule(pattern, rules)
+        let mut found: Vec<(usize, NamePattern, Nearness, &RuleSource)> = Vec::new();
+        for (id, rule) in &self.rules {
+            if rule.list == RuleList::Allow
+                && let Some(pattern) = rule.pattern()
+                && let Some((how, distance)) = nearness(&pattern, name)
+                && self.is_of_names(*id, &pattern)
             {
                 found.push((distance, pattern, how, rule));
             }
         }
-        found.sort_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)));
+        found.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
         let shown = found.into_iter().take(SHOWN);
         shown.map(|(_, _, how, rule)| Near { how, rule }).collect()
     }
 
-    /// The rule that allows under this very pattern, rather than a wider one.
-    fn own_rule(&self, pattern: &NamePattern, rules: &NameRules) -> Option<&RuleSource> {
-        let entries = rules.entries.iter().take_while(|entry| entry.kind != 0);
-        let mut sources = entries.filter_map(|entry| self.rules.get(&entry.rule));
-        sources
-            .find(|source| parse_name_pattern(&source.destination).is_ok_and(|own| own == *pattern))
+    /// Whether names that the pattern covers are allowed by this very rule: service tags look like names.
+    fn is_of_names(&self, rule: u64, pattern: &NamePattern) -> bool {
+        let rules = self.names.rules_of_pattern(pattern);
+        rules.is_some_and(|rules| rules.entries.iter().any(|entry| entry.rule == rule))
     }
 
     fn near_networks(&self, address: &Address) -> Vec<Near<'_>> {
@@ -146,7 +146,8 @@ fn common_bits(one: &Address, other: &Address) -> u8 {
 
 /// How near a pattern is that does not cover the name, and how far it is for the order.
 fn nearness(pattern: &NamePattern, name: &str) -> Option<(Nearness, usize)> {
-    if pattern.below && pattern.name == name {
+    let has_star = pattern.star != Star::None;
+    if has_star && pattern.name == name {
         return Some((Nearness::Apex, 0));
     }
     let wanted = pattern.name.as_str();
@@ -154,12 +155,17 @@ fn nearness(pattern: &NamePattern, name: &str) -> Option<(Nearness, usize)> {
         let rest = name.strip_suffix(wanted)?;
         rest.strip_suffix('.')
     };
-    if !pattern.below && is_below().is_some() {
-        return Some((Nearness::ParentOnly, 2));
+    match (&pattern.star, is_below()) {
+        (Star::None, Some(_)) => return Some((Nearness::ParentOnly, 2)),
+        (Star::Label { .. }, Some(label)) if !label.contains('.') => {
+            return Some((Nearness::OneLabelOff, 4));
+        }
+        (Star::Label { .. }, Some(_)) => return None,
+        (Star::None | Star::Below | Star::Label { .. }, _) => {}
     }
     // A wildcard is compared with as many labels of the name.
     let count = wanted.split('.').count();
-    let compared = if pattern.below {
+    let compared = if has_star {
         last_labels(name, count)?
     } else {
         name

@@ -12,9 +12,10 @@ use serde::{Serialize, Serializer};
 use super::{
     catalog::Catalog,
     cidr::Cidr,
-    compiled::{NamePattern, RuleList},
+    compiled::RuleList,
     decode::decode,
     error::{Place, PolicyErrors, Problem, Report, quoted},
+    name::NamePattern,
     schema::{API_VERSION, EgressPolicy},
     service_tags::ServiceTag,
     ttl::Ttl,

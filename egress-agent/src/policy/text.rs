@@ -10,7 +10,10 @@ use egress_common::{
     policy::{PortRange, protocol},
 };
 
-use super::compiled::{NamePattern, RuleList};
+use super::{
+    compiled::RuleList,
+    name::{NamePattern, Star},
+};
 
 /// The address as the standard library has it, IPv4 as IPv4.
 #[must_use]
@@ -95,8 +98,10 @@ pub fn printable(text: &str) -> String {
 
 impl fmt::Display for NamePattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.below {
-            f.write_str("*.")?;
+        match &self.star {
+            Star::None => {}
+            Star::Below => f.write_str("*.")?,
+            Star::Label { prefix, suffix } => write!(f, "{prefix}*{suffix}.")?,
         }
         f.write_str(&self.name)
     }
@@ -162,11 +167,13 @@ mod tests {
 
     #[test]
     fn patterns_print_with_their_star() {
-        let pattern = |below| NamePattern {
-            name: "example.com".to_owned(),
-            below,
+        let text = |star| {
+            let name = "example.com".to_owned();
+            NamePattern { name, star }.to_string()
         };
-        assert_eq!(pattern(true).to_string(), "*.example.com");
-        assert_eq!(pattern(false).to_string(), "example.com");
+        assert_eq!(text(Star::Below), "*.example.com");
+        assert_eq!(text(Star::None), "example.com");
+        let (prefix, suffix) = ("md-".to_owned(), "x".to_owned());
+        assert_eq!(text(Star::Label { prefix, suffix }), "md-*x.example.com");
     }
 }

@@ -3,7 +3,9 @@
 use super::message::{MESSAGE_BYTES, Message};
 use crate::{
     hash::mix,
-    name::{NAME_TEXT_BYTES, exact_key_bits, is_matchable},
+    name::{
+        LABEL_BYTES, LABEL_MARK, NAME_TEXT_BYTES, exact_key_bits, is_matchable, label_key_bits,
+    },
 };
 
 /// Most compression pointers in one name.
@@ -23,6 +25,9 @@ const PLACES: usize = 512;
 
 /// Bytes of a trie key with its prefix length before it.
 const TRIE_KEY_BYTES: usize = 260;
+
+/// Bytes of a label's key before the label: prefix length, policy id, mark, set.
+const LABEL_HEAD_BYTES: usize = 11;
 
 /// Room for a key at every place.
 const KEY_BYTES: usize = PLACES + TRIE_KEY_BYTES + 4;
@@ -53,6 +58,8 @@ pub struct NameReader {
     label_left: u32,
     /// Bytes of text so far, dots included.
     pub text_bytes: u32,
+    /// Bytes of the first label.
+    first_label: u32,
     /// Pointers followed.
     pointers: u32,
     /// Where the part of the name began that is being read: pointers go before it, so that they end.
@@ -63,6 +70,8 @@ pub struct NameReader {
     text_at: u32,
     /// The text backwards, ending before `TEXT_END`, then zeros; the trie key's head is written before it.
     key: [u8; KEY_BYTES],
+    /// The key of the first label, and what was there before it.
+    label: [u8; TRIE_KEY_BYTES],
 }
 
 impl NameReader {
@@ -75,11 +84,13 @@ impl NameReader {
             end: 0,
             label_left: 0,
             text_bytes: 0,
+            first_label: 0,
             pointers: 0,
             part_at: 0,
             is_unmatchable: 0,
             text_at: TEXT_END,
             key: [0; KEY_BYTES],
+            label: [0; TRIE_KEY_BYTES],
         }
     }
 
@@ -91,6 +102,7 @@ impl NameReader {
         self.end = 0;
         self.label_left = 0;
         self.text_bytes = 0;
+        self.first_label = 0;
         self.pointers = 0;
         self.part_at = at;
         self.is_unmatchable = 0;
@@ -131,6 +143,7 @@ impl NameReader {
         self.at = at.wrapping_add(1);
         self.hash = mix(self.hash, u64::from(byte));
         if self.text_bytes == 0 {
+            self.first_label = u32::from(byte);
             NameStep::More
         } else {
             self.push(b'.')
@@ -191,6 +204,35 @@ impl NameReader {
         key_from(&self.key, at)
     }
 
+    /// Bytes of the text behind the first label, dots included.
+    #[inline(always)]
+    #[must_use]
+    pub const fn tail_bytes(&self) -> u32 {
+        self.text_bytes.wrapping_sub(self.first_label)
+    }
+
+    /// Writes the key of the first label in a set of patterns; returns where it begins.
+    ///
+    /// As many bytes are copied as the longest label has: those behind it lie beyond the key's prefix length.
+    #[inline(always)]
+    #[expect(clippy::indexing_slicing, reason = "constants, in bounds")]
+    pub fn label_key(&mut self, policy_id: u16, set: u32) -> *const u8 {
+        let [b0, b1, b2, b3] = label_key_bits(self.first_label).to_ne_bytes();
+        let [high, low] = policy_id.to_be_bytes();
+        let [s0, s1, s2, s3] = set.to_be_bytes();
+        let head = [b0, b1, b2, b3, high, low, LABEL_MARK, s0, s1, s2, s3];
+        for (slot, byte) in self.label.iter_mut().zip(head) {
+            *slot = byte;
+        }
+        let mut at = 0;
+        while at < LABEL_BYTES {
+            self.label[LABEL_HEAD_BYTES.wrapping_add(at)] =
+                self.key[(TEXT_END as usize).wrapping_sub(1).wrapping_sub(at)];
+            at = at.wrapping_add(1);
+        }
+        self.label.as_ptr()
+    }
+
     /// The name as text, first byte last: for the host.
     #[must_use]
     pub fn reversed_text(&self) -> &[u8] {
@@ -208,6 +250,7 @@ impl Default for NameReader {
 
 const _: () = assert!(TEXT_END as usize >= NAME_TEXT_BYTES + KEY_HEAD_BYTES as usize);
 const _: () = assert!(TEXT_END as usize + TRIE_KEY_BYTES <= KEY_BYTES);
+const _: () = assert!(LABEL_HEAD_BYTES + LABEL_BYTES <= TRIE_KEY_BYTES);
 const _: () = assert!(MESSAGE_BYTES.is_power_of_two());
 
 #[inline(always)]
@@ -243,7 +286,7 @@ mod tests {
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
-    use crate::name::{NAME_KEY_BYTES, trie_key};
+    use crate::name::{NAME_KEY_BYTES, exact_key, label_key};
 
     fn read(reader: &mut NameReader, bytes: &[u8], at: u32) -> bool {
         let message = Message::from_slice(bytes).expect("a message that fits");
@@ -320,11 +363,19 @@ mod tests {
                 prop_assert_eq!(reader.is_unmatchable != 0, odd);
 
                 let (bits, data) = key_at_pointer(&mut reader, policy_id);
-                let (expected_bits, expected) = trie_key(policy_id, &text, false);
+                let (expected_bits, expected) = exact_key(policy_id, &text);
                 prop_assert_eq!(bits, expected_bits);
                 let bytes = bits as usize / 8;
                 prop_assert_eq!(&data[..bytes], &expected[..bytes]);
-                // The text is still there after the key was made.
+                let first = labels.first().map_or(&b""[..], Vec::as_slice).to_ascii_lowercase();
+                prop_assert_eq!(reader.tail_bytes() as usize, text.len() - first.len());
+                reader.label_key(policy_id, 0x0102_0304);
+                let (bits, data) = reader.label.split_at(4);
+                let (expected_bits, expected) = label_key(policy_id, 0x0102_0304, &first);
+                prop_assert_eq!(bits, expected_bits.to_ne_bytes());
+                let bytes = expected_bits as usize / 8;
+                prop_assert_eq!(&data[..bytes], &expected[..bytes]);
+                // The text is still there after the keys were made.
                 let again: Vec<u8> = reader.reversed_text().iter().rev().copied().collect();
                 prop_assert_eq!(&again, &text);
             }

@@ -353,7 +353,9 @@ fn compiles(set: &PolicySet, file: &Path, lines: usize) -> Result<usize, Finding
             for name in rules.flat_map(|rule| &rule.names) {
                 let pattern = parse_name_pattern(&name.text)
                     .map_err(|error| Finding(format!("{}: {error}", name.text)))?;
-                if !compiled.names.contains_key(&pattern) {
+                // A name that the pattern covers.
+                let covered = pattern.to_string().replace('*', "x");
+                if compiled.rules_of_name(&covered).is_none() {
                     return Err(Finding(format!("{pattern} is allowed and not compiled")));
                 }
             }
@@ -365,6 +367,7 @@ fn compiles(set: &PolicySet, file: &Path, lines: usize) -> Result<usize, Finding
                 matches!(
                     error.problem,
                     Problem::NameFull { .. }
+                        | Problem::LabelsFull { .. }
                         | Problem::CidrFull { .. }
                         | Problem::MixedModes { .. }
                 )

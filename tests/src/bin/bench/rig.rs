@@ -17,10 +17,10 @@ use egress_common::{
     dns::{HEADER_BYTES, QuestionHasher, QuestionStep},
     learned::LEARN_BATCH,
     maps::{CGROUP_LEVELS, Config, LAYOUT_VERSION, NO_LEVEL, NODE_CGROUP, Query, QueryKey},
-    name::{NAME_KEY_BYTES, trie_key},
+    name::{NAME_KEY_BYTES, below_key, exact_key},
     policy::{
-        Binding, CIDR_KEY_BYTES, CidrRules, EntryKind, NameRules, POLICY_ID_BITS, PortRange,
-        RuleEntry, Workload, cidr_key, protocol,
+        Binding, CIDR_KEY_BYTES, CidrRules, EntryKind, NameEntry, NameRules, POLICY_ID_BITS,
+        PortRange, RuleEntry, Workload, cidr_key, protocol,
     },
     tally::Tally,
     verdict::{Hook, Reason, Verdict, counter_index},
@@ -64,7 +64,7 @@ const FRAME: [u8; 14] = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x88, 0xb5];
 pub(crate) struct Rig {
     ebpf: Ebpf,
     queries: HashMap<MapData, QueryKey, Query>,
-    names: LpmTrie<MapData, [u8; NAME_KEY_BYTES], NameRules>,
+    names: LpmTrie<MapData, [u8; NAME_KEY_BYTES], NameEntry>,
     cidrs: LpmTrie<MapData, [u8; CIDR_KEY_BYTES], CidrRules>,
     rings: [RingBuf<MapData>; 2],
 }
@@ -129,9 +129,14 @@ impl Rig {
             ..NameRules::default()
         };
         rules.entries[0] = ALLOWED;
-        let (bits, data) = trie_key(BINDING.policy_id, name.as_bytes(), below);
+        let key = if below { below_key } else { exact_key };
+        let (bits, data) = key(BINDING.policy_id, name.as_bytes());
+        let entry = NameEntry {
+            rules,
+            ..NameEntry::default()
+        };
         self.names
-            .insert(&Key::new(bits, data), rules, 0)
+            .insert(&Key::new(bits, data), entry, 0)
             .context("cannot write NAMES")
     }
 
