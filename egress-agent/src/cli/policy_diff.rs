@@ -498,12 +498,13 @@ mod tests {
         assert_eq!(
             text,
             "\
-BECOMES  DESTINATION                PORTS     BY
-allowed  www.example.org            8443/tcp  policy/node allow[0] (node.yaml:4)
-denied   *.example.org              443/tcp   policy/node allow[0] (node.yaml:4)
-denied   198.51.100.0/24 (even      any       policy/node deny[0] (node.yaml:4)
-         where an allowed name
-         leads there)
+BECOMES  DESTINATION                     PORTS     BY
+allowed  www.example.org                 8443/tcp  policy/node allow[0]
+                                                   (node.yaml:4)
+denied   *.example.org                   443/tcp   policy/node allow[0]
+                                                   (node.yaml:4)
+denied   198.51.100.0/24 (even where an  any       policy/node deny[0]
+         allowed name leads there)                 (node.yaml:4)
 
 SETTING  FROM     TO
 mode     enforce  audit
@@ -554,7 +555,7 @@ allowed  node   www.example.org 203.0.113.7 8443/tcp      1  02:49:55
         }
         let error = flows_of(&folder.path().join("none")).expect_err("refused");
         assert!(
-            error.to_string().contains("cannot be read; give"),
+            error.to_string().contains("cannot be read; make it with"),
             "{error}"
         );
     }
