@@ -147,7 +147,7 @@ mod tests {
             ),
             (
                 "serviceTags: {}\n---\nserviceTags: {}\n",
-                "/etc/egress/agent.yaml:3: is a second document; write all settings in one",
+                "/etc/egress/agent.yaml:3: is a second document; write everything in one",
             ),
         ] {
             assert_eq!(parse(text), Err(message.to_owned()), "{text}");

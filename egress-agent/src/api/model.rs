@@ -370,6 +370,8 @@ pub struct RuleReport {
     pub rule: String,
     /// Name of its policy; `lifeline` for the lifeline.
     pub policy: String,
+    /// Name pattern, CIDR or service tag, as the policy writes it.
+    pub destination: String,
     /// File, if it came from one.
     pub file: Option<PathBuf>,
     /// Line in the file, from 1.

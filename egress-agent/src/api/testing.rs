@@ -197,6 +197,7 @@ pub(crate) fn explanation() -> Explanation {
     let rule = RuleReport {
         rule: "policy/node allow[0] *.cdn.example.net 443/tcp".to_owned(),
         policy: "node".to_owned(),
+        destination: "*.cdn.example.net".to_owned(),
         file: Some(PathBuf::from("/etc/egress/policies/node.yaml")),
         line: Some(9),
     };

@@ -154,7 +154,8 @@ fn destination(explained: &Explanation) -> String {
     }
 }
 
-fn rule_text(rule: &RuleReport) -> String {
+/// A rule and where it stands.
+pub(super) fn rule_text(rule: &RuleReport) -> String {
     match (&rule.file, rule.line) {
         (Some(file), Some(line)) => format!("{} ({}:{line})", rule.rule, file.display()),
         _ => rule.rule.clone(),

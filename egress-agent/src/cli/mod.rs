@@ -13,6 +13,8 @@ mod learned;
 mod logging;
 mod output;
 mod policy;
+mod policy_diff;
+mod policy_test;
 mod preset;
 mod remote;
 pub mod run;

@@ -12,6 +12,8 @@ use super::{
     import::Import,
     learn::Learn,
     output::{OutputArgs, say},
+    policy_diff::PolicyDiff,
+    policy_test::PolicyTest,
     run::ModeArg,
     table::{Table, number},
 };
@@ -39,6 +41,10 @@ pub struct Policy {
 pub enum PolicyCommand {
     /// Check files or folders as `run` would; exit 2 if it would refuse them
     Check(Check),
+    /// Show what a change of policies opens and closes; exit 1 if it does
+    Diff(Box<PolicyDiff>),
+    /// Compare what policies decide with files of expectations; exit 1 if it differs
+    Test(PolicyTest),
     /// Make policies of an Azure Firewall's rules, Cilium's policies and others
     Import(Import),
     /// Write a policy of what the agent saw: names rather than addresses, who, when and how often
@@ -106,6 +112,8 @@ impl Policy {
     pub fn execute(self) -> anyhow::Result<ExitCode> {
         match self.command {
             PolicyCommand::Check(check) => check.execute(),
+            PolicyCommand::Diff(diff) => diff.execute(),
+            PolicyCommand::Test(test) => test.execute(),
             PolicyCommand::Import(import) => import.execute(),
             PolicyCommand::Learn(learn) => learn.execute(),
         }

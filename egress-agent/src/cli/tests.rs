@@ -228,6 +228,62 @@ fn explain_ends_with_two_without_an_agent_and_else_with_the_verdict() {
 }
 
 #[test]
+fn diff_and_test_end_with_what_they_found() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let write = |name: &str, text: &str| {
+        let file = folder.path().join(name);
+        fs::write(&file, text).expect("writes");
+        file.to_str().expect("plain").to_owned()
+    };
+    let policy = |spec: &str| {
+        format!(
+            "apiVersion: egress.dev/v1alpha1\nkind: EgressPolicy\nmetadata: {{ name: node }}\nspec: {spec}\n"
+        )
+    };
+    let old = write(
+        "old.yaml",
+        &policy("{ allow: [{ names: [a.example, b.example] }] }"),
+    );
+    let same = write(
+        "same.yaml",
+        &policy("{ allow: [{ names: [b.example] }, { names: [a.example] }] }"),
+    );
+    let new = write("new.yaml", &policy("{ allow: [{ names: [a.example] }] }"));
+    let bad = write("bad.yaml", "nothing");
+    for (one, other, code) in [
+        (&old, &same, ExitCode::Ok),
+        (&old, &new, ExitCode::Failure),
+        (&old, &bad, ExitCode::Usage),
+    ] {
+        let result = execute(&["policy", "diff", one, other, "-o", "json"]);
+        assert_eq!(ExitCode::of(&result), code, "{one} {other}");
+    }
+    let good = write(
+        "good.yaml",
+        "policies: [new.yaml]\nexpect: [{ to: a.example, verdict: allowed }]",
+    );
+    let wrong = write(
+        "wrong.yaml",
+        "policies: [new.yaml]\nexpect: [{ to: b.example, verdict: allowed }]",
+    );
+    let none = write("none.yaml", "expect: [{ to: b.example, verdict: allowed }]");
+    for (arguments, code) in [
+        (vec![good.as_str()], ExitCode::Ok),
+        (vec![&good, &wrong], ExitCode::Failure),
+        (vec![&wrong, "--policy", &old], ExitCode::Ok),
+        (vec![&none], ExitCode::Usage),
+        (vec![&none, "--policy", &old], ExitCode::Ok),
+        (vec![&bad], ExitCode::Usage),
+    ] {
+        for format in ["table", "json", "tap", "junit"] {
+            let result =
+                execute(&[&["policy", "test", "-o", format], arguments.as_slice()].concat());
+            assert_eq!(ExitCode::of(&result), code, "{arguments:?}");
+        }
+    }
+}
+
+#[test]
 fn policy_check_ends_with_two_for_what_run_would_refuse() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("node.yaml");

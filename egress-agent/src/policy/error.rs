@@ -8,8 +8,8 @@ use std::{
 use thiserror::Error;
 
 use super::{
-    cidr::CidrError, import::HostError, name::NameError, ports::PortsError, preset::PresetProblem,
-    service_tags::ServiceTagError, ttl::TtlError,
+    cidr::CidrError, destination::DestinationError, import::HostError, name::NameError,
+    ports::PortsError, preset::PresetProblem, service_tags::ServiceTagError, ttl::TtlError,
 };
 
 /// Most messages that are printed of one set of errors.
@@ -115,8 +115,24 @@ pub enum Problem {
     #[error("holds no policy; write one, starting with apiVersion: {0}")]
     EmptyFile(&'static str),
     /// A file that may hold one document holds more.
-    #[error("is a second document; write all settings in one")]
+    #[error("is a second document; write everything in one")]
     SecondDocument,
+    /// A file of expectations without any.
+    #[error("expects nothing; write expect: [{{ to: api.example.com:443, verdict: allowed }}]")]
+    NoExpectations,
+    /// A reason that goes with the other verdict.
+    #[error(
+        "{reason} is a reason of what is {verdict}; write one of what is expected, or leave it out"
+    )]
+    ReasonOfOtherVerdict {
+        /// The reason.
+        reason: &'static str,
+        /// The verdict that it goes with.
+        verdict: &'static str,
+    },
+    /// A bad destination.
+    #[error(transparent)]
+    Destination(#[from] DestinationError),
     /// The same file is given twice.
     #[error("is the same file as {0}; give it once")]
     SameFile(String),

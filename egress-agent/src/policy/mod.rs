@@ -7,7 +7,7 @@
 //! [`compile`] makes the entries of the kernel's tries from a set and the [`Lifeline`]. Every error says where it
 //! is, what is wrong and what would be right, and all of a set are reported.
 //! [`Compiled::judge`] says what a compiled policy decides of a [`Destination`], [`Compiled::nearest`] which rules come
-//! near.
+//! near, [`diff()`] what two policies decide differently.
 
 mod catalog;
 mod cidr;
@@ -15,14 +15,17 @@ mod compile;
 mod compiled;
 mod decode;
 mod destination;
+mod diff;
 mod error;
 mod evaluate;
+mod expectations;
 mod import;
 mod lifeline;
 pub(crate) mod load;
 mod name;
 mod names;
 mod nearest;
+mod port_set;
 mod ports;
 pub mod preset;
 pub(crate) mod reader;
@@ -42,9 +45,11 @@ pub use cidr::{Cidr, CidrError};
 pub use compile::compile;
 pub use compiled::{Compiled, RuleList, RuleSource};
 pub use destination::{Destination, DestinationError, Host};
+pub use diff::{Becomes, Difference, PolicyDiff, SettingDifference, diff};
 pub(crate) use error::Report;
 pub use error::{Meeting, Place, PolicyError, PolicyErrors, Problem};
 pub use evaluate::telling;
+pub use expectations::{Expectation, Expectations};
 pub use import::{HostError, ImportFormat, Imported, Note, NoteKind, import};
 pub use lifeline::{Lifeline, LifelineEntry};
 pub use load::{MAX_BYTES, load, read_texts};

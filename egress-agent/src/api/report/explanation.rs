@@ -157,6 +157,7 @@ pub fn rule_report(rule: &RuleSource) -> RuleReport {
     RuleReport {
         rule: rule_text(rule),
         policy: rule.policy.clone(),
+        destination: rule.destination.clone(),
         file: rule.file.clone(),
         line: rule.line,
     }

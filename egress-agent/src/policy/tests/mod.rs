@@ -1,6 +1,7 @@
 //! Tests of the module as a whole: schema, messages, compiled entries, properties.
 
 mod compiled;
+mod diff;
 mod golden;
 mod judged;
 mod large;

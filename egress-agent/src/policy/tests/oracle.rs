@@ -36,7 +36,7 @@ struct Made {
 }
 
 #[derive(Clone, Debug)]
-struct MadePolicy {
+pub(super) struct MadePolicy {
     ttl: (u32, u32),
     allow: Vec<Made>,
     deny: Vec<Made>,
@@ -90,7 +90,7 @@ fn covers_port(text: &str, proto: u8, port: Option<u16>) -> bool {
 const PORTS: &[&str] = &["any", "443/tcp", "400-450/tcp", "any/tcp", "53/udp", "icmp"];
 
 /// Whether a pattern covers a name, after the words of the documentation.
-fn covers_name(pattern: &str, name: &str) -> bool {
+pub(super) fn covers_name(pattern: &str, name: &str) -> bool {
     if let Some(base) = pattern.strip_prefix("*.") {
         return name.ends_with(&format!(".{base}"));
     }
@@ -122,7 +122,7 @@ fn covers_address((network, bits): (IpAddr, u8), address: IpAddr) -> bool {
 }
 
 /// Names over a small alphabet, so that patterns meet.
-fn name() -> impl Strategy<Value = String> {
+pub(super) fn name() -> impl Strategy<Value = String> {
     let first = select(vec![
         "a", "b", "ab", "aa", "aba", "abab", "baab", "c-", "_", "ca_",
     ]);
@@ -146,7 +146,7 @@ fn pattern() -> impl Strategy<Value = String> {
 }
 
 /// Addresses over few bits at both ends, IPv4 and IPv6, close to where IPv4 lies in IPv6.
-fn address() -> impl Strategy<Value = IpAddr> {
+pub(super) fn address() -> impl Strategy<Value = IpAddr> {
     let v4 = vec(select(vec![0_u8, 1, 10, 128, 255]), 4)
         .prop_map(|bytes| IpAddr::from([bytes[0], bytes[1], bytes[2], bytes[3]]));
     let heads = select(vec![[0_u16; 4], [0xfd00, 0, 0, 0], [0xfd00, 1, 0, 0x8000]]);
@@ -215,7 +215,7 @@ fn deny_rule() -> impl Strategy<Value = Made> {
     prop_oneof![names, cidrs]
 }
 
-fn policies() -> impl Strategy<Value = Vec<MadePolicy>> {
+pub(super) fn policies() -> impl Strategy<Value = Vec<MadePolicy>> {
     let made = (
         (0_u32..100, 0_u32..100),
         vec(allow_rule(), 0..5),
@@ -229,7 +229,7 @@ fn policies() -> impl Strategy<Value = Vec<MadePolicy>> {
     vec(made, 1..4)
 }
 
-fn compile_made(policies: &[MadePolicy], lifeline: &Lifeline) -> Compiled {
+pub(super) fn compile_made(policies: &[MadePolicy], lifeline: &Lifeline) -> Compiled {
     let mut text = String::new();
     for (index, made) in policies.iter().enumerate() {
         let rules = |rules: &[Made]| {
