@@ -196,3 +196,64 @@ fn a_config_map_volume_is_followed_through_its_symlinks() {
         refused(&client.connect(denied, 80));
     }
 }
+
+#[test]
+fn presets_of_a_folder_are_followed_and_named_by_their_rules() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let folder = world.dir().join("presets");
+    let file = folder.join("team/shop.yaml");
+    fs::create_dir_all(file.parent().unwrap()).unwrap();
+    let preset = |names: &str| {
+        format!(
+            "description: The shop\nvariables:\n  label: {{ type: label, description: Its name }}\n\
+             rules:\n  - {{ description: All, names: [{names}], ports: [80/tcp] }}\n"
+        )
+    };
+    fs::write(&file, preset("\"<label>.example.com\"")).unwrap();
+    let agent = world
+        .agent(&policy(
+            "allow: [{ preset: team/shop, with: { label: api } }]",
+        ))
+        .arg("--preset-dir")
+        .arg(folder.to_str().unwrap())
+        .start();
+    let client = world.workload("client");
+    let (api, other) = (
+        zone::address("api.example.com", false),
+        zone::address("reload.example.com", false),
+    );
+    let resolve = || {
+        client.resolve("api.example.com", false);
+        client.resolve("reload.example.com", false);
+    };
+    resolve();
+    reached(&client.connect(api, 80));
+    refused(&client.connect(other, 80));
+    let counters = agent.counters();
+    let mut rules = counters.by_rule.iter();
+    let rule = rules.find(|rule| rule.rule.contains(" team/shop: api.example.com "));
+    assert!(rule.is_some_and(|rule| rule.allowed > 0), "{counters:?}");
+
+    let generation = agent.status().policy.generation;
+    fs::write(&file, "rules: [{ names: [a..b] }]\n").unwrap();
+    let has_error = || agent.status().policy.error.is_some();
+    assert!(eventually(Duration::from_secs(5), has_error));
+    let error = agent.status().policy.error.unwrap();
+    assert!(
+        error.contains("team/shop.yaml:1: rules[0].names[0]"),
+        "{error}"
+    );
+    assert_eq!(agent.status().policy.generation, generation);
+    reached(&client.connect(api, 80));
+    refused(&client.connect(other, 80));
+
+    fs::write(&file, preset("\"<label>.example.com\", reload.example.com")).unwrap();
+    let is_newer = || agent.status().policy.generation > generation;
+    assert!(eventually(Duration::from_secs(5), is_newer));
+    resolve();
+    reached(&client.connect(other, 80));
+    reached(&client.connect(api, 80));
+}

@@ -241,6 +241,9 @@ pub struct RuleCount {
     pub list: Text,
     /// Position in the list, from 0.
     pub index: usize,
+    /// The preset that it comes from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preset: Option<String>,
     /// Name pattern or CIDR.
     pub destination: String,
     /// Ports, as a policy would write them.

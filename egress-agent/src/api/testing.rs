@@ -33,6 +33,7 @@ pub(crate) fn rule(list: RuleList, destination: &str) -> RuleSource {
         policy: "node".to_owned(),
         list,
         index: 0,
+        preset: None,
         destination: destination.to_owned(),
         ports: vec![PortRange::new(protocol::TCP, 443, 443)],
         file: Some(PathBuf::from("/etc/egress/node.yaml")),

@@ -34,6 +34,8 @@ pub struct RuleSource {
     pub list: RuleList,
     /// Position in the list, from 0.
     pub index: usize,
+    /// The preset that it comes from.
+    pub preset: Option<String>,
     /// The name pattern or CIDR as the user wrote it, or what the lifeline calls it.
     pub destination: String,
     /// The ports as the user wrote them; empty means any.

@@ -40,7 +40,7 @@ pub struct Rule {
     pub index: usize,
     /// Line in the file, from 1.
     pub line: usize,
-    /// The preset that it comes from; the texts of its destinations then start with it.
+    /// The preset that it comes from.
     pub preset: Option<String>,
     /// Names and patterns.
     pub names: Vec<Located<NamePattern>>,

@@ -209,6 +209,11 @@ fn make(tape: &mut Tape<'_>) -> String {
                     writeln!(text, "    ports: {}", list(tape, &ports)).unwrap();
                 }
             }
+            if tape.chance(40) {
+                let preset = tape.pick(&["aks/azure-global", "aks/us-government", "aks/addon/gpu"]);
+                let with = tape.pick(&["location: eastus", "cloud: x", "location: [a, b]"]);
+                writeln!(text, "  - preset: {preset}\n    with: {{ {with} }}").unwrap();
+            }
             if text.ends_with(":\n") {
                 text.truncate(text.len() - 1);
                 text += " []\n";

@@ -10,7 +10,8 @@ pub(super) fn rule_ports(rule: &RuleSource) -> Vec<String> {
     rule.ports.iter().map(port_range_text).collect()
 }
 
-/// A rule in one line: `policy/node allow[0] *.example.com 443/tcp`.
+/// A rule in one line: `policy/node allow[0] *.example.com 443/tcp`, and of a preset
+/// `policy/node allow[1] aks/azure-global: mcr.microsoft.com 443/tcp`.
 #[must_use]
 pub fn rule_text(rule: &RuleSource) -> String {
     let place = match rule.list {
@@ -19,8 +20,11 @@ pub fn rule_text(rule: &RuleSource) -> String {
             format!("policy/{} {}[{}]", rule.policy, list.name(), rule.index)
         }
     };
+    let preset = rule.preset.as_ref();
+    let preset = preset.map(|preset| format!("{preset}: "));
     format!(
-        "{place} {} {}",
+        "{place} {}{} {}",
+        preset.unwrap_or_default(),
         rule.destination,
         rule_ports(rule).join(",")
     )
@@ -43,6 +47,12 @@ mod tests {
             rule_text(&source),
             "policy/node allow[0] *.example.com 443/tcp"
         );
+        source.preset = Some("team/shop".to_owned());
+        assert_eq!(
+            rule_text(&source),
+            "policy/node allow[0] team/shop: *.example.com 443/tcp"
+        );
+        source.preset = None;
         source.ports.clear();
         assert_eq!(rule_text(&source), "policy/node allow[0] *.example.com any");
         source.list = RuleList::Lifeline;

@@ -115,17 +115,16 @@ fn checked(
     is_deny: bool,
     catalog: &Catalog,
 ) -> Result<Vec<Rule>, Problem> {
-    let located = |text: &str| format!("{preset}: {text}");
     let mut names = Vec::with_capacity(rule.names.len());
     for text in &rule.names {
         let value = parse_name_pattern(text)?;
-        let text = located(text);
+        let text = text.clone();
         names.push(Located { value, text, line });
     }
     let mut cidrs = Vec::with_capacity(rule.cidrs.len());
     for text in &rule.cidrs {
         let value: Cidr = text.parse()?;
-        let text = located(text);
+        let text = text.clone();
         cidrs.push(Located { value, text, line });
     }
     let mut service_tags = Vec::with_capacity(rule.service_tags.len());
@@ -137,7 +136,7 @@ fn checked(
                 problem: error.to_string(),
                 other_way: rule.chosen_by.clone(),
             })?;
-        let text = located(text);
+        let text = text.clone();
         service_tags.push(Located { value, text, line });
     }
     let mut ports = Vec::with_capacity(rule.ports.len());

@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, path::Path};
 use egress_common::policy::EntryKind;
 
 use super::Presets;
+use crate::api::report::explanation;
 use crate::policy::{
     Catalog, Compiled, Lifeline, PolicyErrors, PolicySet, ServiceTags, address_from, compile,
     preset::Kind,
@@ -50,7 +51,11 @@ fn compiled(spec: &str, catalog: &Catalog) -> Compiled {
 fn sources(compiled: &Compiled) -> BTreeSet<(String, Option<usize>)> {
     let sources = compiled.rules.values();
     sources
-        .map(|source| (source.destination.clone(), source.line))
+        .map(|source| {
+            let preset = source.preset.as_ref().map(|preset| format!("{preset}: "));
+            let text = format!("{}{}", preset.unwrap_or_default(), source.destination);
+            (text, source.line)
+        })
         .collect()
 }
 
@@ -312,4 +317,30 @@ fn a_policy_with_a_preset_is_written_as_it_was() {
     });
     let read: crate::policy::SpecRule = serde_json::from_value(rule).unwrap();
     assert_eq!(read, set.policies()[0].document.spec.allow[0]);
+}
+
+#[test]
+fn explain_names_the_preset_that_allows_or_nearly_does() {
+    let compiled = compiled(ONE_LINE, &Catalog::default());
+    let explained = |to: &str| {
+        let explained = explanation(&compiled, &to.parse().unwrap(), None);
+        let cause = explained.causes.into_iter().next();
+        let near = cause.and_then(|cause| cause.rule);
+        let rule = explained.rule.or(near).map(|rule| rule.rule);
+        (explained.verdict.to_string(), rule.unwrap_or_default())
+    };
+    let rule = "policy/node allow[0] aks/azure-global: mcr.microsoft.com 443/tcp";
+    assert_eq!(
+        explained("mcr.microsoft.com:443"),
+        ("allowed".to_owned(), rule.to_owned())
+    );
+    assert_eq!(
+        explained("mcr.microsoft.com:80"),
+        ("denied".to_owned(), rule.to_owned())
+    );
+    // One label off: found by the rule's own pattern.
+    assert_eq!(
+        explained("mcx.microsoft.com:443"),
+        ("denied".to_owned(), rule.to_owned())
+    );
 }
