@@ -74,7 +74,7 @@ pub const ROLE_RAW: u8 = 4;
 pub struct SocketState {
     /// [`Flow::tag`] of the flow that was allowed last; 0 for none.
     pub tag: u64,
-    /// Rule that the tag was made with.
+    /// Rule that the tag was made with. Without a tag: mark of the flow that audit mode reported last.
     pub rule: u64,
     /// Generation that the tag was made with.
     pub generation: u32,

@@ -207,7 +207,8 @@ fn judge_packet(
     }
     record::count(Hook::SkbEgress, decision.verdict, decision.reason);
     record::count_rule(&decision);
-    if decision.rule != 0 || !decision.reason.allows() {
+    let is_repeated = is_connected && is_audited_again(config, &flow, &decision, state);
+    if (decision.rule != 0 || !decision.reason.allows()) && !is_repeated {
         record::report_packet(skb, Hook::SkbEgress, header, &decision, &binding);
     }
     debug!(
@@ -244,6 +245,28 @@ fn remember(config: &Config, flow: &Flow, decision: &Decision, state: &mut Socke
     state.generation = config.generation;
     state.stamp = stamp_now();
     state.tag = udp::tag_of(flow, config.seed, config.generation, decision.rule);
+}
+
+/// Whether audit mode reported the flow just before: else every packet of a transfer would be an event, and new flows
+/// would find no budget. A socket without an allowed flow has no tag; the place of its rule holds the mark.
+#[inline(always)]
+fn is_audited_again(
+    config: &Config,
+    flow: &Flow,
+    decision: &Decision,
+    state: &mut SocketState,
+) -> bool {
+    if !matches!(decision.verdict, Verdict::WouldDeny) || state.tag != 0 {
+        return false;
+    }
+    let now = stamp_now();
+    let mark = flow.tag(config.seed, config.generation, decision.reason as u64);
+    if state.rule == mark && !is_stamp_due(state.stamp, now) {
+        return true;
+    }
+    state.rule = mark;
+    state.stamp = now;
+    false
 }
 
 /// Passes a packet that needs no decision: counted, not reported.

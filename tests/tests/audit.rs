@@ -82,3 +82,44 @@ fn the_mode_flag_overrides_the_policies() {
     refused(&world.workload("client").connect("10.78.9.1", 80));
     assert_eq!(agent.status().mode, "enforce");
 }
+
+#[test]
+fn a_flow_that_passes_is_counted_with_each_packet_and_reported_now_and_then() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let agent = world.agent(&policy("mode: audit\nallow: []")).start();
+    let client = world.workload("client");
+    let address = zone::address("forbidden.example.org", false);
+    let events = |agent: &Agent| {
+        let flows = agent.flows().into_iter();
+        flows.filter(|flow| flow.destination == address).count()
+    };
+    let (mut held, moved) = agent.counted(|| {
+        let mut held = client.hold(address, 80);
+        for _ in 0..4 {
+            assert!(held.is_alive());
+        }
+        held
+    });
+    assert!(moved.would_deny >= 10, "{moved:?}");
+    assert!(
+        agent
+            .flow_to(address, |flow| flow.port == Some(80))
+            .is_some()
+    );
+    let before = events(&agent);
+    assert!(before <= 2, "{before} events of one flow");
+    // Another flow to the same place is another event.
+    reached(&client.connect(address, 80));
+    assert!(egress_tests::eventually(
+        std::time::Duration::from_secs(10),
+        || events(&agent) > before
+    ));
+    // Enforced, the flow is judged anew, and each denial is reported.
+    agent.reload(&policy("mode: enforce\nallow: []"));
+    assert!(held.breaks(std::time::Duration::from_secs(10)));
+    let denied = agent.flow_to(address, |flow| flow.verdict == "denied");
+    assert!(denied.is_some());
+}

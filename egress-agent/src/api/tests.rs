@@ -351,6 +351,25 @@ async fn every_field_that_is_promised_is_there() {
     assert!(row["ports"].is_array() && row["expires_in_s"].is_u64());
     assert!(row["name"].is_string() && row["scope"].is_string());
 
+    let seen = world.json("/v1/observations").await;
+    let fields = [
+        "scope",
+        "name",
+        "port",
+        "protocol",
+        "verdict",
+        "reason",
+        "flows",
+        "first",
+        "last",
+        "senders",
+        "addresses",
+        "other_names",
+        "is_cut",
+    ];
+    has_fields(&seen["observations"][0], &fields);
+    assert!(seen["losses"].is_array());
+
     let flow = denied_flow(443);
     world.agent.recent.lock().expect("not poisoned").push(flow);
     let flows = world.json("/v1/flows?denied=true").await;

@@ -61,6 +61,9 @@ pub struct Run {
     #[arg(long, default_value = DEFAULT_PIN_DIR, value_name = "PATH")]
     pub pin_dir: PathBuf,
     /// Folder where the agent keeps what it saw of flows, for `policy learn`
+    ///
+    /// One file, observations.json, of a few MB at most on a usual node. To forget what was seen, remove it while the
+    /// agent is stopped.
     #[arg(long, default_value = DEFAULT_STATE_DIR, value_name = "PATH")]
     pub state_dir: PathBuf,
     /// Mode instead of the policies' own

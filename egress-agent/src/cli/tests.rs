@@ -194,9 +194,16 @@ fn without_an_agent_every_question_fails_with_one_line() {
     let folder = tempfile::tempdir().expect("a folder");
     let socket = folder.path().join("agent.sock");
     let socket = socket.to_str().expect("plain");
-    for question in ["status", "confirm", "counters", "learned", "flows"] {
-        let result = execute(&[question, "--socket", socket]);
-        assert_eq!(ExitCode::of(&result), ExitCode::Failure, "{question}");
+    for question in [
+        &["status"][..],
+        &["confirm"],
+        &["counters"],
+        &["learned"],
+        &["flows"],
+        &["policy", "learn"],
+    ] {
+        let result = execute(&[question, &["--socket", socket]].concat());
+        assert_eq!(ExitCode::of(&result), ExitCode::Failure, "{question:?}");
         let error = format!("{:#}", result.expect_err("fails"));
         assert!(error.starts_with("no agent is listening on "), "{error}");
         assert_eq!(error.lines().count(), 1);
