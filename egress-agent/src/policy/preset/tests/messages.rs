@@ -37,7 +37,7 @@ fn values_that_cannot_be_used_get_one_message_each() {
         (
             global,
             &["locaton=eastus", "location=eastus"],
-            "--with: locaton: preset aks/azure-global has no variable \"locaton\"; write location: its variables are location, privateCluster, apiServerName, apiServer, konnectivity, tunnelTo, tunnelCidrs, ntp, customDns",
+            "--with: locaton: preset aks/azure-global has no variable \"locaton\"; write location: its variables are location, privateCluster, apiServerName, apiServer, konnectivity, tunnelTo, tunnelCidrs, ntp, customDns, managedDisks, vmExtensions",
         ),
         (
             global,

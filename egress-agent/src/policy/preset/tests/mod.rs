@@ -176,6 +176,16 @@ fn conditions_open_and_close() {
             &[],
         ),
         (&["customDns=10.0.0.10"], &["10.0.0.10/32 53/udp"], &[]),
+        (
+            &["managedDisks=true"],
+            &["md-*.blob.storage.azure.net 443/tcp"],
+            &[],
+        ),
+        (
+            &["vmExtensions=true"],
+            &["umsa*.blob.core.windows.net 443/tcp"],
+            &[],
+        ),
     ] {
         assert_eq!(differs(with), (texts(more), texts(less)), "{with:?}");
     }
@@ -208,6 +218,8 @@ fn expansions_are_as_recorded() {
                 "tunnelTo=service-tag",
                 "ntp=anywhere",
                 "customDns=10.0.0.10,fd00::10",
+                "managedDisks=true",
+                "vmExtensions=true",
             ],
         ),
         (

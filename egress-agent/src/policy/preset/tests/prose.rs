@@ -18,6 +18,18 @@ type Words = (
 /// What the documents say in prose.
 pub(super) const PROSE: &[Words] = &[
     (
+        "aks/azure-global",
+        AKS,
+        "md-*.blob.storage.azure.net",
+        &[("name md-*.blob.storage.azure.net", "443/tcp")],
+    ),
+    (
+        "aks/azure-global",
+        AKS,
+        "umsa*.blob.core.windows.net",
+        &[("name umsa*.blob.core.windows.net", "443/tcp")],
+    ),
+    (
         "aks/addon/key-vault",
         AKS,
         "to talk to Azure KeyVault server",
@@ -188,8 +200,6 @@ pub(super) const PROSE: &[Words] = &[
 
 /// Names in the documents that are no destinations.
 pub(super) const NO_DESTINATIONS: &[(&str, &str)] = &[
-    ("name md-*.blob.storage.azure.net", "safe to block"),
-    ("name umsa*.blob.core.windows.net", "safe to block"),
     (
         "name kubernetes.azure.com",
         "the beginning of an annotation",
