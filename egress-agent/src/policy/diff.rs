@@ -18,8 +18,8 @@ use super::{
     port_set::PortSet,
 };
 
-/// A label that stands for any: no pattern of a policy has it.
-const ANY_LABEL: &str = "__egress-any__";
+/// A label that stands for any: no pattern of a policy can hold its first and last byte.
+const ANY_LABEL: &str = "~any~";
 
 /// What becomes of a destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

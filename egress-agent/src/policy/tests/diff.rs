@@ -171,7 +171,7 @@ fn kind(compiled: &Compiled, address: IpAddr, proto: u8, port: Option<u16>) -> u
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 20, ..ProptestConfig::default() })]
 
     #[test]
     fn a_difference_is_told_where_lookups_differ_and_nowhere_else(
