@@ -28,6 +28,12 @@ const PAGES: &[(&str, &[&str], &str, &str)] = &[
         "docs/presets.md",
     ),
     (
+        "egress-agent",
+        &["--test", "policy_reference"],
+        "the_policy_reference_is_what_the_schema_says",
+        "docs/policy.md or docs/policy.schema.json",
+    ),
+    (
         "egress-tests",
         &["--test", "bypass"],
         "the_readme_has_the_table",

@@ -11,7 +11,7 @@ use super::{
     exit::{ExitCode, UsageError},
     import::Import,
     learn::Learn,
-    output::{OutputArgs, say},
+    output::{OutputArgs, print, say},
     policy_diff::PolicyDiff,
     policy_test::PolicyTest,
     run::ModeArg,
@@ -27,6 +27,14 @@ Examples:
 
 Runs what `run` runs before it touches the kernel.
 Exit status: 0 usable; 2 not, and every error is on stderr.";
+
+const SCHEMA_EXAMPLES: &str = "\
+Examples:
+  egress-agent policy schema > policy.schema.json
+
+Editors with a YAML language server check a policy that begins with
+  # yaml-language-server: $schema=policy.schema.json
+and complete its fields. `policy check` sees more than any schema can say.";
 
 /// Options of `policy`.
 #[derive(Clone, Debug, Args)]
@@ -45,6 +53,8 @@ pub enum PolicyCommand {
     Diff(Box<PolicyDiff>),
     /// Compare what policies decide with files of expectations; exit 1 if it differs
     Test(PolicyTest),
+    /// Print the JSON Schema of policies, for editors
+    Schema(SchemaOfPolicies),
     /// Make policies of an Azure Firewall's rules, Cilium's policies and others
     Import(Import),
     /// Write a policy of what the agent saw: names rather than addresses, who, when and how often
@@ -68,6 +78,11 @@ pub struct Check {
     #[command(flatten)]
     pub output: OutputArgs,
 }
+
+/// Options of `policy schema`: none.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = SCHEMA_EXAMPLES)]
+pub struct SchemaOfPolicies {}
 
 /// What `policy check` found.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -116,7 +131,17 @@ impl Policy {
             PolicyCommand::Test(test) => test.execute(),
             PolicyCommand::Import(import) => import.execute(),
             PolicyCommand::Learn(learn) => learn.execute(),
+            PolicyCommand::Schema(schema) => schema.execute(),
         }
+    }
+}
+
+impl SchemaOfPolicies {
+    fn execute(self) -> anyhow::Result<ExitCode> {
+        let schema = serde_json::to_string_pretty(&policy::json_schema())?;
+        // Somebody who reads no further has got what was wanted.
+        let _closed = print(&format!("{schema}\n"))?;
+        Ok(ExitCode::Ok)
     }
 }
 

@@ -19,6 +19,7 @@ mod diff;
 mod error;
 mod evaluate;
 mod expectations;
+mod forms;
 mod import;
 mod lifeline;
 pub(crate) mod load;
@@ -60,7 +61,7 @@ pub use ports::{PortsError, parse_port_range};
 pub use preset::{PresetProblem, Presets};
 pub use schema::{
     API_VERSION, EgressPolicy, KIND, Metadata, Preexisting, PresetValue, Queries, Spec, SpecDns,
-    SpecMode, SpecRule, SpecTtl,
+    SpecMode, SpecRule, SpecTtl, json_schema,
 };
 pub use service_tags::{
     MAX_SERVICE_TAGS_BYTES, ServiceTag, ServiceTagError, ServiceTags, ServiceTagsFacts, UnknownTag,

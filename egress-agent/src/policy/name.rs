@@ -76,7 +76,7 @@ pub struct NameError {
 }
 
 /// The hint when the right form cannot be guessed.
-const FORMS: &str = "api.example.com or \"*.example.com\"";
+pub(super) const FORMS: &str = "api.example.com or \"*.example.com\"";
 
 /// The hint when a `*` stands where it cannot.
 const STARS: &str =
@@ -259,6 +259,8 @@ fn refuse_other_kinds(text: &str) -> Result<(), Wrong> {
 /// The A-label form of a name with other than ASCII letters.
 fn a_labels(name: &str) -> Result<String, Wrong> {
     match idna::domain_to_ascii(name) {
+        // A final dot is gone by now: another one ends in an empty label.
+        Ok(ascii) if name.ends_with('.') => Ok(ascii),
         Ok(ascii) => Ok(ascii.strip_suffix('.').unwrap_or(&ascii).to_owned()),
         // The crate's error says nothing more.
         Err(_) => Err((
@@ -423,6 +425,7 @@ mod tests {
             ),
             ("a..b", "a label is empty", FORMS),
             ("a.b..", "a label is empty", FORMS),
+            ("\u{df}..", "a label is empty", FORMS),
             (".", "a label is empty", FORMS),
             ("192.0.2.1", "it is an address", "cidrs: [\"192.0.2.1/32\"]"),
             (

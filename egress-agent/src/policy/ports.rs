@@ -18,7 +18,7 @@ pub struct PortsError {
 }
 
 /// The hint when the right form cannot be guessed.
-const FORMS: &str = "443/tcp, 8000-8080/udp, any/tcp, icmp or any";
+pub(super) const FORMS: &str = "443/tcp, 8000-8080/udp, any/tcp, icmp or any";
 
 /// Reads one port range. Protocols may be in upper case.
 ///

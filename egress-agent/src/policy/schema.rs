@@ -1,9 +1,14 @@
 //! The policy schema as users write it: one for files and for the Kubernetes resource.
+//!
+//! What the documentation of a field says is what editors and the policy reference show.
 
 use std::collections::BTreeMap;
 
 use egress_common::verdict::Mode;
+use schemars::{JsonSchema, Schema, schema_for};
 use serde::{Deserialize, Serialize};
+
+use super::forms::{CidrText, DurationText, NameText, PolicyName, PortsText};
 
 /// The one `apiVersion` that exists.
 pub const API_VERSION: &str = "egress.dev/v1alpha1";
@@ -11,13 +16,21 @@ pub const API_VERSION: &str = "egress.dev/v1alpha1";
 /// The one `kind` that exists.
 pub const KIND: &str = "EgressPolicy";
 
-/// A policy document.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The JSON Schema (draft 2020-12) of a policy document, for editors and the policy reference.
+#[must_use]
+pub fn json_schema() -> Schema {
+    schema_for!(EgressPolicy)
+}
+
+/// What a node, or a workload on it, may reach.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct EgressPolicy {
-    /// Always [`API_VERSION`].
+    /// The version of this schema.
+    #[schemars(extend("const" = API_VERSION))]
     pub api_version: String,
-    /// Always [`KIND`].
+    /// What the document is.
+    #[schemars(extend("const" = KIND))]
     pub kind: String,
     /// What the policy is called.
     pub metadata: Metadata,
@@ -26,54 +39,59 @@ pub struct EgressPolicy {
 }
 
 /// What a policy is called.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Metadata {
-    /// Its name, unique in a set.
+    /// Its name, which no other policy of the node has; counters and messages show it.
+    #[schemars(with = "PolicyName")]
     pub name: String,
-    /// As in Kubernetes; has no meaning here.
+    /// As in Kubernetes; has no meaning on a node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
     pub namespace: Option<String>,
-    /// As in Kubernetes; have no meaning here.
+    /// As in Kubernetes; have no meaning on a node.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
-    /// As in Kubernetes; have no meaning here.
+    /// As in Kubernetes; have no meaning on a node.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
 }
 
 /// What a policy says.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Spec {
-    /// Whether denials stand; they do unless the policy says otherwise.
+    /// Whether denied packets are dropped.
     #[serde(default)]
     pub mode: SpecMode,
-    /// How long learned addresses live.
+    /// Bounds for how long a learned address lives after the DNS answer that taught it: the TTL of the answer, but at
+    /// least `min` and at most `max`.
     #[serde(default)]
     pub ttl: SpecTtl,
-    /// What happens to TCP flows that are older than the enforcement.
+    /// What happens to TCP connections that are older than the enforcement.
     #[serde(default)]
     pub preexisting: Preexisting,
     /// What may be asked of resolvers.
     #[serde(default)]
     pub dns: SpecDns,
-    /// What may be reached; nothing if empty.
+    /// What may be reached. An empty list allows nothing.
     #[serde(default)]
     pub allow: Vec<SpecRule>,
-    /// What may not be reached although it is allowed.
+    /// What may not be reached although a rule allows it, here or in another policy. A denied name never teaches an
+    /// address; it is denied for all ports.
     #[serde(default)]
     pub deny: Vec<SpecRule>,
 }
 
-/// `spec.mode`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Whether denied packets are dropped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[schemars(inline)]
 pub enum SpecMode {
-    /// Denied packets are dropped.
+    /// They are dropped, and reported.
     #[default]
     Enforce,
-    /// Denied packets pass and are reported.
+    /// They pass, and are reported as `would_deny`.
     Audit,
 }
 
@@ -86,13 +104,15 @@ impl From<SpecMode> for Mode {
     }
 }
 
-/// `spec.ttl`: bounds for the life of learned addresses, as `30s`, `5m`, `24h`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Bounds for the life of learned addresses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct SpecTtl {
-    /// At least this long.
+    /// At least this long, also when the answer says less.
+    #[schemars(with = "DurationText")]
     pub min: String,
-    /// At most this long.
+    /// At most this long, also when the answer says more; not less than `min`, and not nothing.
+    #[schemars(with = "DurationText")]
     pub max: String,
 }
 
@@ -105,9 +125,10 @@ impl Default for SpecTtl {
     }
 }
 
-/// `spec.preexisting`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// What happens to TCP connections that are older than the enforcement.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[schemars(inline)]
 pub enum Preexisting {
     /// They go on.
     #[default]
@@ -116,43 +137,76 @@ pub enum Preexisting {
     Judge,
 }
 
-/// `spec.dns`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// What may be asked of resolvers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct SpecDns {
     /// Which names may be asked for.
     pub queries: Queries,
 }
 
-/// `spec.dns.queries`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Which names may be asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[schemars(inline)]
 pub enum Queries {
-    /// Any name.
+    /// Any name, of any resolver that the rules let through.
     #[default]
     Any,
-    /// Names that a rule allows, and those below the search domains; of trusted resolvers only.
+    /// Names that a rule allows, their aliases, and names below the search domains; of trusted resolvers only. That
+    /// closes DNS tunnelling as far as names can.
     Allowed,
 }
 
-/// A rule of `spec.allow` or `spec.deny`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// A rule: destinations and ports, or a preset that stands for such rules.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("anyOf" = [
+    {
+        "required": ["names"],
+        "properties": { "names": { "minItems": 1 } },
+        "not": { "anyOf": [{ "required": ["preset"] }, { "required": ["with"] }] },
+    },
+    {
+        "required": ["cidrs"],
+        "properties": { "cidrs": { "minItems": 1 } },
+        "not": { "anyOf": [{ "required": ["preset"] }, { "required": ["with"] }] },
+    },
+    {
+        "required": ["serviceTags"],
+        "properties": { "serviceTags": { "minItems": 1 } },
+        "not": { "anyOf": [{ "required": ["preset"] }, { "required": ["with"] }] },
+    },
+    {
+        "required": ["preset"],
+        "not": { "anyOf": [
+            { "required": ["names"] },
+            { "required": ["cidrs"] },
+            { "required": ["serviceTags"] },
+            { "required": ["ports"] },
+        ] },
+    },
+]))]
 pub struct SpecRule {
-    /// Names and patterns.
+    /// Names and patterns. Addresses that a DNS answer for such a name taught are open on `ports`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<NameText>")]
     pub names: Vec<String>,
     /// Networks and addresses.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<CidrText>")]
     pub cidrs: Vec<String>,
-    /// Azure service tags, such as `Storage.westeurope`.
+    /// Azure service tags, in any case. They need `--service-tags FILE`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(example = ["Storage.westeurope", "AzureCloud.eastus"])]
     pub service_tags: Vec<String>,
-    /// Ports; any port and protocol if left out.
+    /// Ports and protocols, at most 8 for names and 16 for networks; any if left out. A deny rule with names has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Vec<PortsText>", length(min = 1))]
     pub ports: Option<Vec<String>>,
-    /// A preset, whose rules this one stands for; then it has no destinations and ports of its own.
+    /// A preset, whose rules this one stands for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String", example = &"aks/azure-global")]
     pub preset: Option<String>,
     /// Values of the preset's variables.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

@@ -3,6 +3,7 @@
 mod compiled;
 mod diff;
 mod golden;
+mod json_schema;
 mod judged;
 mod large;
 mod oracle;
