@@ -8,6 +8,7 @@ use tracing::info;
 
 use super::{
     confirm::{Answer, Moment},
+    dns,
     observe::NAMES_EVICTED,
     shared::{Shared, lock},
     time::now_ns,
@@ -160,6 +161,8 @@ impl AgentState for Shared {
     }
 
     fn explain(&self, query: &ExplainQuery) -> anyhow::Result<Explanation> {
+        // What was looked up just before is open, and is to be found under its name.
+        dns::catch_up(self);
         self.explanation(query)
     }
 

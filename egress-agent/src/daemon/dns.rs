@@ -1,6 +1,9 @@
 //! Copies of DNS answers: remembered, and learned from where the kernel could not.
 
-use std::sync::Arc;
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
 
 use anyhow::Context;
 use egress_common::{
@@ -31,10 +34,26 @@ use crate::{
 const BATCH: usize = 256;
 
 /// How often a ring is looked at without being told.
-pub(super) const LOOK: std::time::Duration = std::time::Duration::from_millis(50);
+pub(super) const LOOK: Duration = Duration::from_millis(50);
 
 /// Life of what is remembered of names that no rule allows, at least; seconds.
 const REMEMBER_S: u32 = 300;
+
+/// Waits until the answers that the kernel has learned by now are remembered, at most a second.
+pub(super) fn catch_up(shared: &Shared) {
+    let before = shared.dns_looks.load(Ordering::Acquire);
+    let end = Instant::now().checked_add(Duration::from_secs(1));
+    // The look that is under way may have begun before.
+    while shared
+        .dns_looks
+        .load(Ordering::Acquire)
+        .wrapping_sub(before)
+        < 2
+        && end.is_some_and(|end| Instant::now() < end)
+    {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
 
 /// Reads copies until it is told to stop.
 ///
@@ -70,11 +89,13 @@ pub(super) async fn run(shared: Arc<Shared>, ring: DnsRing, stop: Shutdown) -> a
                 reassembly.push(&copy, &payload, now_ns(), |message| messages.push(message));
             }
         }
-        if !is_empty {
-            look.reset_immediately();
-        }
         for message in messages {
             take(&shared, &message, &mut raised);
+        }
+        if is_empty {
+            shared.dns_looks.fetch_add(1, Ordering::Release);
+        } else {
+            look.reset_immediately();
         }
         let counts = reassembly.counts();
         let mut lost = lock(&shared.dns_lost);

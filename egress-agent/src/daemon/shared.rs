@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, atomic::AtomicU64},
     time::{Instant, SystemTime},
 };
 
@@ -81,6 +81,8 @@ pub(super) struct Shared {
     pub(super) local: Mutex<Vec<Address>>,
     /// What the agent itself lost: names and streams thrown out for lack of room.
     pub(super) dns_lost: Mutex<HashMap<&'static str, u64>>,
+    /// How often all copies of answers that were there have been read.
+    pub(super) dns_looks: AtomicU64,
 }
 
 /// Locks; a task that panicked has left nothing half done that matters here.
@@ -141,6 +143,7 @@ impl Shared {
             cgroup_paths: Mutex::default(),
             local: Mutex::default(),
             dns_lost: Mutex::default(),
+            dns_looks: AtomicU64::new(0),
         })
     }
 
