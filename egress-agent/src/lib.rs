@@ -6,6 +6,8 @@ pub mod cli;
 pub mod daemon;
 pub mod datapath;
 pub mod dns;
+#[cfg(test)]
+mod golden;
 pub mod metrics;
 pub mod observed;
 pub mod policy;

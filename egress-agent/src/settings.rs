@@ -8,9 +8,9 @@
 use std::path::{Path, PathBuf};
 
 use crate::policy::{
-    Place, PolicyErrors, Problem, Report,
-    load::{read_bounded, unreadable},
-    reader::{FieldPath, Reader},
+    PolicyErrors,
+    load::load_text,
+    reader::{FieldPath, Reader, one_document},
     yaml,
 };
 
@@ -39,14 +39,7 @@ impl Settings {
             None if !default.try_exists().unwrap_or(true) => return Ok(Self::default()),
             None => default,
         };
-        let wrong = |problem| PolicyErrors::one(Place::file(file), problem);
-        let bytes = read_bounded(file, MAX_BYTES)
-            .map_err(|error| wrong(unreadable(&error)))?
-            .ok_or_else(|| wrong(Problem::TooLarge(MAX_BYTES)))?;
-        match String::from_utf8(bytes) {
-            Ok(text) => Self::parse(file, &text),
-            Err(_) => Err(wrong(Problem::NotText)),
-        }
+        Self::parse(file, &load_text(file, MAX_BYTES)?)
     }
 
     /// Reads a text. `file` is what messages call it.
@@ -54,23 +47,7 @@ impl Settings {
     /// # Errors
     /// Everything that is wrong with it.
     pub fn parse(file: &Path, text: &str) -> Result<Self, PolicyErrors> {
-        let mut report = Report::default();
-        let mut settings = Self::default();
-        let (documents, wrong) = yaml::documents(text);
-        let mut documents = documents
-            .iter()
-            .filter(|document| !matches!(document.value, yaml::Value::Null));
-        if let Some(document) = documents.next() {
-            settings.read(document, &mut Reader::new(file, &mut report));
-        }
-        if let Some(second) = documents.next() {
-            let place = Place::field(file, second.line, "");
-            report.add(place, Problem::SecondDocument);
-        }
-        if let Some((line, problem)) = wrong {
-            report.add(Place::field(file, line, ""), problem);
-        }
-        report.finish(settings)
+        one_document(file, text, None, Self::read)
     }
 
     fn read(&mut self, document: &yaml::Node, reader: &mut Reader<'_>) {

@@ -195,7 +195,7 @@ pub(super) fn result(file: &Path, expected: &Expectation, compiled: &Compiled) -
     }
     if let Some(text) = &expected.rule {
         wanted.push_str(&format!(", by {text}"));
-        if !rule.as_ref().is_some_and(|rule| is_about(rule, text)) {
+        if rule.as_ref().is_none_or(|rule| rule.destination != *text) {
             let by = rule
                 .as_ref()
                 .map_or_else(|| "no rule".to_owned(), rule_text);
@@ -217,12 +217,6 @@ pub(super) fn result(file: &Path, expected: &Expectation, compiled: &Compiled) -
         rule,
         failure,
     }
-}
-
-/// Whether a rule is called this; one of a preset also without the name of the preset.
-fn is_about(rule: &RuleReport, text: &str) -> bool {
-    let rest = rule.destination.strip_suffix(text);
-    rest.is_some_and(|preset| preset.is_empty() || preset.ends_with(": "))
 }
 
 /// What lies behind a verdict, in one line.

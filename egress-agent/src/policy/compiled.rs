@@ -50,18 +50,7 @@ impl RuleSource {
     /// The name pattern that it is about; for display, since a service tag may look like one.
     #[must_use]
     pub fn pattern(&self) -> Option<NamePattern> {
-        parse_name_pattern(self.written()).ok()
-    }
-
-    /// The destination alone: rules of a preset are called `preset: destination`.
-    #[must_use]
-    pub fn written(&self) -> &str {
-        let (_, written) = self.destination.rsplit_once(": ").unwrap_or_default();
-        if written.is_empty() {
-            &self.destination
-        } else {
-            written
-        }
+        parse_name_pattern(&self.destination).ok()
     }
 }
 

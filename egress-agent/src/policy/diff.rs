@@ -359,7 +359,7 @@ fn add_networks<'a>(old: &'a Compiled, new: &'a Compiled, found: &mut Vec<Differ
 
 /// Whether a rule is about one network, rather than about all of a service tag.
 fn is_network(rule: &RuleSource) -> bool {
-    rule.written().parse::<Cidr>().is_ok()
+    rule.destination.parse::<Cidr>().is_ok()
 }
 
 fn settings(old: &Compiled, new: &Compiled) -> Vec<SettingDifference> {

@@ -13,9 +13,9 @@ use egress_common::verdict::Reason;
 
 use super::{
     destination::Destination,
-    error::{Place, PolicyErrors, Problem, Report},
-    load::{MAX_BYTES, read_bounded, unreadable},
-    reader::{FieldPath, Reader},
+    error::{PolicyErrors, Problem},
+    load::{MAX_BYTES, load_text},
+    reader::{FieldPath, Reader, one_document},
     set::Located,
     yaml,
 };
@@ -62,14 +62,7 @@ impl Expectations {
     /// # Errors
     /// Everything that is wrong with it.
     pub fn load(file: &Path) -> Result<Self, PolicyErrors> {
-        let wrong = |problem| PolicyErrors::one(Place::file(file), problem);
-        let bytes = read_bounded(file, MAX_BYTES)
-            .map_err(|error| wrong(unreadable(&error)))?
-            .ok_or_else(|| wrong(Problem::TooLarge(MAX_BYTES)))?;
-        match String::from_utf8(bytes) {
-            Ok(text) => Self::parse(file, &text),
-            Err(_) => Err(wrong(Problem::NotText)),
-        }
+        Self::parse(file, &load_text(file, MAX_BYTES)?)
     }
 
     /// Reads a text. `file` is what messages call it.
@@ -77,25 +70,7 @@ impl Expectations {
     /// # Errors
     /// Everything that is wrong with it.
     pub fn parse(file: &Path, text: &str) -> Result<Self, PolicyErrors> {
-        let mut report = Report::default();
-        let mut expectations = Self::default();
-        let (documents, wrong) = yaml::documents(text);
-        let mut documents = documents
-            .iter()
-            .filter(|document| !matches!(document.value, yaml::Value::Null));
-        match documents.next() {
-            Some(document) => expectations.read(document, &mut Reader::new(file, &mut report)),
-            None if wrong.is_none() => report.add(Place::file(file), Problem::NoExpectations),
-            None => {}
-        }
-        if let Some(second) = documents.next() {
-            report.add(Place::field(file, second.line, ""), Problem::SecondDocument);
-        }
-        if let Some((line, problem)) = wrong {
-            report.add(Place::field(file, line, ""), problem);
-        }
-        report.sort_by_line();
-        report.finish(expectations)
+        one_document(file, text, Some(Problem::NoExpectations), Self::read)
     }
 
     fn read(&mut self, document: &yaml::Node, reader: &mut Reader<'_>) {

@@ -84,8 +84,32 @@ pub fn read_texts(files: &[PathBuf]) -> Result<Vec<(PathBuf, String)>, PolicyErr
     report.finish(texts)
 }
 
+/// The text of a file of at most `most` bytes.
+///
+/// # Errors
+/// It cannot be read, is larger, or is no text.
+pub(crate) fn load_text(file: &Path, most: u64) -> Result<String, PolicyErrors> {
+    let mut report = Report::default();
+    let text = read_text(file.to_owned(), most, &mut report);
+    report.finish(text.map(|(_, text)| text).unwrap_or_default())
+}
+
+/// The file with its text, of at most `most` bytes.
+pub(super) fn read_text(
+    file: PathBuf,
+    most: u64,
+    report: &mut Report,
+) -> Option<(PathBuf, String)> {
+    let bytes = match read_bounded(&file, most) {
+        Ok(Some(bytes)) => Ok(bytes),
+        Ok(None) => Err(Problem::TooLarge(most)),
+        Err(error) => Err(unreadable(&error)),
+    };
+    text_of(file, bytes, report)
+}
+
 /// The file with its text.
-pub(super) fn text_of(
+fn text_of(
     file: PathBuf,
     bytes: Result<Vec<u8>, Problem>,
     report: &mut Report,
@@ -217,7 +241,7 @@ impl Files {
 }
 
 /// The bytes of a file, or `None` if there are more than `most`.
-pub(crate) fn read_bounded(file: &Path, most: u64) -> io::Result<Option<Vec<u8>>> {
+pub(super) fn read_bounded(file: &Path, most: u64) -> io::Result<Option<Vec<u8>>> {
     // Without waiting for somebody to write, if it is a pipe.
     let opened = OpenOptions::new()
         .read(true)
@@ -238,7 +262,7 @@ fn read_to_end(from: impl Read, most: u64) -> io::Result<Option<Vec<u8>>> {
 }
 
 /// The system's error without Rust's `(os error 2)`.
-pub(crate) fn unreadable(error: &io::Error) -> Problem {
+pub(super) fn unreadable(error: &io::Error) -> Problem {
     let text = error.to_string();
     let text = text.split(" (os error").next().unwrap_or(&text);
     Problem::Unreadable(text.to_lowercase())

@@ -47,7 +47,6 @@ pub use compile::compile;
 pub use compiled::{Compiled, RuleList, RuleSource};
 pub use destination::{Destination, DestinationError, Host};
 pub use diff::{Becomes, Difference, PolicyDiff, SettingDifference, diff};
-pub(crate) use error::Report;
 pub use error::{Meeting, Place, PolicyError, PolicyErrors, Problem};
 pub use evaluate::telling;
 pub use expectations::{Expectation, Expectations};

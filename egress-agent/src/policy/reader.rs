@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, path::Path};
 use super::{
     error::{Place, PolicyErrors, Problem, Report, quoted, shown},
     set::Located,
-    yaml::{Node, Value},
+    yaml::{self, Node, Value},
 };
 
 /// A field path, built on the stack and printed only in messages.
@@ -29,6 +29,37 @@ impl fmt::Display for FieldPath<'_> {
             Self::Item(parent, index) => write!(f, "{parent}[{index}]"),
         }
     }
+}
+
+/// Reads a text that holds one document. `file` is what messages call it, `if_empty` what is wrong without a document.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub(crate) fn one_document<T: Default>(
+    file: &Path,
+    text: &str,
+    if_empty: Option<Problem>,
+    read: impl FnOnce(&mut T, &Node, &mut Reader<'_>),
+) -> Result<T, PolicyErrors> {
+    let mut report = Report::default();
+    let mut value = T::default();
+    let (documents, wrong) = yaml::documents(text);
+    let mut documents = documents
+        .iter()
+        .filter(|document| !matches!(document.value, Value::Null));
+    match (documents.next(), if_empty) {
+        (Some(document), _) => read(&mut value, document, &mut Reader::new(file, &mut report)),
+        (None, Some(problem)) if wrong.is_none() => report.add(Place::file(file), problem),
+        (None, _) => {}
+    }
+    if let Some(second) = documents.next() {
+        report.add(Place::field(file, second.line, ""), Problem::SecondDocument);
+    }
+    if let Some((line, problem)) = wrong {
+        report.add(Place::field(file, line, ""), problem);
+    }
+    report.sort_by_line();
+    report.finish(value)
 }
 
 /// Reads the trees of one file.

@@ -1,6 +1,6 @@
 //! What people see. `BLESS=1 cargo test` renews the golden files in `testdata/`.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use egress_common::verdict::Reason;
 
@@ -27,11 +27,7 @@ fn golden(name: &str, text: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("src/cli/testdata")
         .join(name);
-    if std::env::var_os("BLESS").is_some() {
-        fs::write(&path, text).expect("writes");
-    }
-    let expected = fs::read_to_string(&path).expect("a golden file");
-    assert_eq!(text, expected, "{name}");
+    assert_eq!(text, crate::golden::golden(&path, text), "{name}");
 }
 
 #[test]

@@ -16,8 +16,9 @@ use proptest::{
 };
 
 use super::{ImportFormat, Imported, NoteKind, import};
-use crate::policy::{
-    Catalog, EgressPolicy, Lifeline, PolicySet, ServiceTags, compile, write_policies,
+use crate::{
+    golden::golden,
+    policy::{Catalog, EgressPolicy, Lifeline, PolicySet, ServiceTags, compile, write_policies},
 };
 
 fn testdata(folder: &str) -> PathBuf {
@@ -80,14 +81,6 @@ fn round_trip(imported: &Imported) -> Vec<EgressPolicy> {
         .iter()
         .map(|policy| policy.document.clone())
         .collect()
-}
-
-/// The text beside a fixture, written anew if that is asked for.
-fn golden(path: &Path, text: &str) -> String {
-    if std::env::var_os("BLESS").is_some() {
-        fs::write(path, text).unwrap();
-    }
-    fs::read_to_string(path).unwrap_or_default()
 }
 
 #[test]

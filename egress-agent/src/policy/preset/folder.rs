@@ -9,7 +9,7 @@ use std::{
 use super::{
     super::{
         error::{Place, PolicyErrors, Problem, Report},
-        load::{read_bounded, text_of, unreadable},
+        load::{read_text, unreadable},
     },
     decode::name_of,
     error::PresetProblem,
@@ -53,12 +53,7 @@ impl Presets {
                 report.add(Place::file(&file), PresetProblem::SameName { name, other });
                 continue;
             }
-            let bytes = match read_bounded(&file, MAX_PRESET_BYTES) {
-                Ok(Some(bytes)) => Ok(bytes),
-                Ok(None) => Err(Problem::TooLarge(MAX_PRESET_BYTES)),
-                Err(error) => Err(unreadable(&error)),
-            };
-            let text = text_of(file, bytes, &mut report);
+            let text = read_text(file, MAX_PRESET_BYTES, &mut report);
             texts.extend(text.map(|(file, text)| (name, file, text)));
         }
         report.finish(())?;

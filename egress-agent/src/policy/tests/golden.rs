@@ -28,10 +28,7 @@ fn every_bad_policy_gets_its_messages() {
             .expect_err(&path.display().to_string());
         let messages = format!("{errors}\n");
         let golden = path.with_extension("txt");
-        if std::env::var_os("BLESS").is_some() {
-            fs::write(&golden, &messages).unwrap();
-        }
-        let expected = fs::read_to_string(&golden).unwrap_or_default();
+        let expected = crate::golden::golden(&golden, &messages);
         if messages != expected {
             wrong.push(format!(
                 "{}: expected\n{expected}but got\n{messages}",
