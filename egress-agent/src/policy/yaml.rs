@@ -91,6 +91,9 @@ fn documents_of(text: &str, values: usize) -> (Vec<Node>, Option<Wrong>) {
                 let line = error.marker().line().max(1);
                 let problem = if error.info().contains("unknown anchor") {
                     Problem::YamlStar
+                } else if error.info().contains("recursion limit") {
+                    // Its own limit, which it meets where it looks ahead.
+                    Problem::TooDeep(DEPTH)
                 } else {
                     Problem::Yaml(error.info().to_owned())
                 };
@@ -366,6 +369,10 @@ mod tests {
     fn depth_is_limited() {
         assert_eq!(problem(&"[".repeat(33)).1, Problem::TooDeep(DEPTH));
         assert_eq!(problem(&"- ".repeat(33)).1, Problem::TooDeep(DEPTH));
+        for many in ["[", "{", "{ a: ", "- "] {
+            let problem = problem(&many.repeat(10_000)).1;
+            assert_eq!(problem, Problem::TooDeep(DEPTH), "{many}");
+        }
         // The parser has a limit of its own, for it reads ahead.
         for text in ["[", "{a: ", "- ", "? "] {
             assert!(documents(&text.repeat(100_000)).1.is_some(), "{text}");

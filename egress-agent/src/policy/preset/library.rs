@@ -122,6 +122,10 @@ impl Presets {
             return Some((format!("with.{name}"), problem.into()));
         }
         let way = self.way(included, &preset.name, &mut Vec::new())?;
+        // A loop is told once, at the first of its presets.
+        if way.iter().any(|name| *name < preset.name.as_str()) {
+            return None;
+        }
         let way = [vec![preset.name.as_str()], way].concat().join(" > ");
         Some(("preset".to_owned(), PresetProblem::Loop(way).into()))
     }

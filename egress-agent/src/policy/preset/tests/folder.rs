@@ -127,7 +127,7 @@ fn folders_that_cannot_be_used_are_refused() {
 }
 
 #[test]
-fn presets_that_include_each_other_are_refused() {
+fn presets_that_include_each_other_are_refused_once_for_each_loop() {
     let include = |name: &str| {
         format!("description: Loop\ninclude:\n  - description: Other\n    preset: {name}\n")
     };
@@ -141,7 +141,6 @@ fn presets_that_include_each_other_are_refused() {
     assert_eq!(
         errors(folder.path()),
         "F/b.yaml:4: include[0].preset: includes itself: b > c > b; take one of these includes out\n\
-         F/c.yaml:4: include[0].preset: includes itself: c > b > c; take one of these includes out\n\
          F/self.yaml:4: include[0].preset: includes itself: self > self; take one of these includes out"
     );
 }
