@@ -154,8 +154,8 @@ pub struct RuleCounters {
 }
 const _: () = assert!(size_of::<RuleCounters>() == 32);
 
-/// Default capacity of `LEARNED`. The agent can load another.
-pub const LEARNED_CAPACITY: u32 = 262_144;
+/// Default capacity of `LEARNED`. The agent can load another. While a policy is switched, every address lies there twice.
+pub const LEARNED_CAPACITY: u32 = 524_288;
 /// Capacity of `NAMES`.
 pub const NAMES_CAPACITY: u32 = 262_144;
 /// Capacity of `CIDRS`.

@@ -96,7 +96,7 @@ pub struct Run {
     /// Parts of the lifeline to leave out: policies then have to allow them; may be repeated
     #[arg(long, num_args = 1.., value_name = "NAME")]
     pub no_lifeline: Vec<LifelinePart>,
-    /// Most learned addresses
+    /// Most learned addresses; a change of policy needs room for those that are live once more
     #[arg(
         long,
         default_value_t = LEARNED_CAPACITY,
