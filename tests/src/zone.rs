@@ -83,6 +83,11 @@ pub const ENTRIES: &[Entry] = &[
     entry("new1.example.com", 300, &["10.78.7.1", "fd78::7:1"]),
     entry("new2.example.com", 1, &["10.78.7.2"]),
     entry("new3.example.com", 300, &["10.78.7.3"]),
+    // What an AKS cluster needs.
+    entry("mcr.microsoft.com", 300, &["10.78.11.1"]),
+    entry("eastus.data.mcr.microsoft.com", 300, &["10.78.11.2"]),
+    entry("shop-1.hcp.eastus.azmk8s.io", 300, &["10.78.11.3"]),
+    entry("shop-1.hcp.westus.azmk8s.io", 300, &["10.78.11.4"]),
     entry("forbidden.example.org", 300, &["10.78.9.1", "fd78::9:1"]),
     entry("secret.example.org", 300, &["10.78.9.2", "fd78::9:2"]),
 ];
