@@ -341,6 +341,39 @@ fn policy_import_ends_with_one_if_strict_and_inexact_and_with_two_for_bad_input(
 }
 
 #[test]
+fn policy_import_is_strict_about_stars_that_mean_something_else() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("policy.yaml");
+    let path = file.to_str().expect("plain");
+    for (pattern, inexact) in [
+        ("shard-*.example.com", None),
+        ("*-eu.example.com", None),
+        ("*.example.com", Some("1 that differ, 0 left out")),
+        ("*-eu-*.example.com", Some("0 that differ, 1 left out")),
+        ("a.*.example.com", Some("0 that differ, 1 left out")),
+    ] {
+        let text = format!(
+            "apiVersion: cilium.io/v2\nkind: CiliumClusterwideNetworkPolicy\nmetadata: {{ name: a }}\nspec:\n  \
+             endpointSelector: {{}}\n  egress: [{{ toFQDNs: [{{ matchPattern: \"{pattern}\" }}] }}]\n"
+        );
+        fs::write(&file, text).expect("writes");
+        let lenient = execute(&["policy", "import", path]);
+        assert_eq!(ExitCode::of(&lenient), ExitCode::Ok, "{pattern}");
+        let strict = execute(&["policy", "import", path, "--strict"]);
+        match (strict, inexact) {
+            (Ok(code), None) => assert_eq!(code, ExitCode::Ok, "{pattern}"),
+            (Err(error), Some(inexact)) => {
+                assert!(
+                    format!("{error:#}").contains(inexact),
+                    "{pattern}: {error:#}"
+                );
+            }
+            (strict, _) => panic!("{pattern}: {strict:?}"),
+        }
+    }
+}
+
+#[test]
 fn preset_show_prints_a_policy_or_says_what_is_missing() {
     let show = |arguments: &[&str]| execute(&[&["preset", "show"], arguments].concat());
     let good = ["aks/azure-global", "--with", "location=eastus"];

@@ -81,16 +81,39 @@ impl Reader<'_, '_> {
             && !rest.starts_with('.')
             && !rest.contains('*')
         {
-            self.rule.add_name(at, rest);
-            self.rule.add_name(at, &format!("*.{rest}"));
+            return self.ending(at, text, rest);
+        }
+        let count = self.rule.names.len();
+        self.rule.add_name(at, text);
+        let is_carried = self.rule.names.len() > count;
+        if is_carried && text.contains('*') && !text.starts_with("*.") {
             let text = format!(
-                "{}: also names that only end like it there, such as x{rest}",
+                "{}: a * is read at the beginning of a name only there; here it stands for any text of that label",
                 named(text)
             );
             self.rule.differs(at, text);
-            return;
         }
-        self.rule.add_name(at, text);
+    }
+
+    /// `*rest`: every name that ends like this.
+    fn ending(&mut self, at: &Item<'_>, text: &str, rest: &str) {
+        let parent = rest
+            .split_once('.')
+            .map(|(_, parent)| parent.trim_end_matches('.'));
+        // Below one label, such as com, names that only end alike are somebody else's.
+        let is_whole = parent
+            .is_some_and(|parent| self.rule.is_deny && !parent.is_empty() || parent.contains('.'));
+        self.rule.add_name(at, if is_whole { text } else { rest });
+        if !rest.starts_with('-') {
+            self.rule.add_name(at, &format!("*.{rest}"));
+        }
+        let also = if is_whole {
+            format!("names below those that end like it there, such as a.x{rest}")
+        } else {
+            format!("names that only end like it there, such as x{rest}")
+        };
+        self.rule
+            .differs(at, format!("{}: also {also}", named(text)));
     }
 
     fn url(&mut self, at: &Item<'_>, text: &str) {
