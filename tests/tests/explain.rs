@@ -369,3 +369,76 @@ fn a_full_table_is_named() {
     let explained = agree(&agent, &client, "node", "api.example.com:80", api);
     assert_eq!(explained.reason, "name_rule");
 }
+
+#[test]
+fn in_audit_mode_it_says_what_flows_then_shows() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let client = world.workload("client");
+    let spec = "ttl: { min: 1s, max: 1h }
+allow:
+- { names: [api.example.com, short.example.com], ports: [\"80/tcp\"] }
+- { cidrs: [10.79.0.0/16], ports: [\"80/tcp\"] }
+deny: [{ cidrs: [10.79.99.0/24] }]";
+    let agent = world
+        .agent(&policy(&format!("mode: audit\n{spec}")))
+        .start();
+    for name in [
+        "short.example.com",
+        "api.example.com",
+        "forbidden.example.org",
+    ] {
+        client.resolve(name, false);
+    }
+    let is_told = || {
+        let explained = agent.explain("forbidden.example.org:80", None);
+        explained.causes[0].cause == "nothing_near"
+    };
+    assert!(eventually(Duration::from_secs(3), is_told));
+    thread::sleep(Duration::from_millis(1100));
+    let at = |name: &str| zone::address(name, false);
+    let (api, forbidden) = (at("api.example.com"), at("forbidden.example.org"));
+    // What is asked, whether rules allow it, where it leads, the reason.
+    let cases = [
+        ("api.example.com:80", true, api, "name_rule"),
+        ("api.example.com:443", false, api, "port_not_allowed"),
+        ("forbidden.example.org:80", false, forbidden, "no_rule"),
+        ("10.78.9.2:80", false, ip("10.78.9.2"), "no_rule"),
+        (
+            "short.example.com:80",
+            false,
+            at("short.example.com"),
+            "expired",
+        ),
+        ("10.79.1.1:80", true, ip("10.79.1.1"), "cidr_rule"),
+        ("10.79.1.1:443", false, ip("10.79.1.1"), "no_rule"),
+        ("10.79.99.1:80", false, ip("10.79.99.1"), "denied_cidr"),
+    ];
+    for (to, is_allowed, address, reason) in cases {
+        let explained = agent.explain(to, None);
+        let verdict = if is_allowed { "allowed" } else { "would_deny" };
+        assert_eq!(
+            (explained.verdict.as_str(), explained.reason.as_str()),
+            (verdict, reason),
+            "{to}"
+        );
+        assert_eq!(explained.causes.is_empty(), is_allowed, "{explained:?}");
+        // Whatever is said, audit lets it pass.
+        reached(&client.connect(address, port_of(to)));
+        let flow = agent.flow_to(address, |flow| {
+            flow.port == Some(port_of(to)) && flow.verdict == verdict
+        });
+        let flow = flow.unwrap_or_else(|| panic!("no flow to {to} in {:?}", agent.flows()));
+        assert_eq!(flow.reason, reason, "{to}");
+        assert_eq!(flow.rule, explained.rule.map(|rule| rule.rule), "{to}");
+    }
+
+    // Enforced, the same is refused.
+    agent.reload(&policy(spec));
+    for (to, is_allowed, address, _) in cases {
+        let explained = agree(&agent, &client, "node", to, address);
+        assert_eq!(explained.verdict == "allowed", is_allowed, "{to}");
+    }
+}
