@@ -13,7 +13,8 @@ use std::{
 
 use anyhow::Context as _;
 use egress_agent::policy::{
-    Catalog, Lifeline, PolicyErrors, PolicySet, Problem, compile, load, parse_name_pattern,
+    Catalog, Lifeline, PolicyErrors, PolicySet, Problem, ServiceTags, compile, load,
+    parse_name_pattern,
 };
 use nix::time::{ClockId, clock_gettime};
 
@@ -37,15 +38,28 @@ const CLASSES: &[&str] = &[
     "no policy",
 ];
 
-/// The target, with a folder for the files.
+/// Service tags that rules may refer to. The wide one holds others, so that rules meet at their networks.
+const TAGS: &str = r#"{ "changeNumber": 7, "cloud": "Public", "values": [
+  { "name": "AzureCloud", "id": "AzureCloud", "properties": { "changeNumber": 7, "region": "", "systemService": "",
+    "addressPrefixes": ["10.0.0.0/9", "192.0.2.0/24", "2001:db8::/32"] } },
+  { "name": "Storage.westeurope", "id": "Storage.WestEurope", "properties": { "changeNumber": 7, "region": "westeurope",
+    "systemService": "AzureStorage", "addressPrefixes": ["10.1.0.0/16", "2001:db8:1::/48"] } },
+  { "name": "AzureCloud.eastus", "id": "AzureCloud.eastus", "properties": { "changeNumber": 7, "region": "eastus",
+    "systemService": "", "addressPrefixes": ["10.2.0.0/16"] } }
+] }"#;
+
+/// The target, with a folder for the files and what they may refer to.
 pub struct Policies {
     folder: tempfile::TempDir,
+    catalog: Catalog,
 }
 
 impl Policies {
     pub fn new() -> anyhow::Result<Self> {
         let folder = tempfile::tempdir().context("cannot make a folder")?;
-        Ok(Self { folder })
+        let tags = ServiceTags::parse(Path::new("tags.json"), TAGS.as_bytes(), None)?;
+        let catalog = Catalog::new(Some(tags));
+        Ok(Self { folder, catalog })
     }
 
     /// A file of this thread.
@@ -76,6 +90,31 @@ fn word(tape: &mut Tape<'_>) -> String {
         "a..b",
         "-a.example",
         "_tcp.example.com",
+        "\"md-*.example.com\"",
+        "\"*-eu.example.com\"",
+        "\"a*b.b.example.com\"",
+        "\"a.*.example.com\"",
+        "\"*-eu-*.example.com\"",
+        "\"md-*\"",
+    ];
+    const TAGS: &[&str] = &[
+        "Storage.westeurope",
+        "storage.WESTEUROPE",
+        "AzureCloud",
+        "AzureCloud.westus",
+        "Storage.*",
+    ];
+    const VARIABLES: &[&str] = &[
+        "aks/azure-global",
+        "aks/addon/istio",
+        "azureml/training",
+        "aks/azure-glob",
+        "{ location: eastus }",
+        "{ location: East US }",
+        "{ cloud: us-government, vaults: [a, b] }",
+        "{ location: eastus, konnectivity: false, tunnelTo: service-tag }",
+        "{ location: eastus, apiServer: [10.0.0.1/8] }",
+        "<location>",
     ];
     const CIDRS: &[&str] = &[
         "10.0.0.0/8",
@@ -125,6 +164,10 @@ fn word(tape: &mut Tape<'_>) -> String {
         "!!str",
         "|",
         ">",
+        "allowed",
+        "{ queries: allowed }",
+        "168h",
+        "1m30s",
         "\"\\u0000\"",
         "\"\\ud800\"",
         "\u{1f980}",
@@ -137,7 +180,7 @@ fn word(tape: &mut Tape<'_>) -> String {
         "egress.dev/v1alpha1",
         "EgressPolicy",
     ];
-    let list = tape.pick(&[NAMES, CIDRS, PORTS, OTHERS]);
+    let list = tape.pick(&[NAMES, CIDRS, PORTS, TAGS, VARIABLES, OTHERS]);
     if tape.chance(12) {
         let length = tape.pick(&[63, 64, 253, 254, 1000]);
         return "a".repeat(length);
@@ -178,6 +221,13 @@ fn make(tape: &mut Tape<'_>) -> String {
             )
             .unwrap();
         }
+        if tape.chance(60) {
+            writeln!(text, "  preexisting: {}", tape.pick(&["keep", "judge"])).unwrap();
+        }
+        if tape.chance(60) {
+            let queries = tape.pick(&["any", "allowed"]);
+            writeln!(text, "  dns: {{ queries: {queries} }}").unwrap();
+        }
         for field in ["allow", "deny"] {
             writeln!(text, "  {field}:").unwrap();
             for _ in 0..tape.below(5) {
@@ -188,6 +238,10 @@ fn make(tape: &mut Tape<'_>) -> String {
                         "\"*.example.com\"",
                         "\"*.b.example.com\"",
                         "a.b.example.com",
+                        "\"md-*.example.com\"",
+                        "\"*-x.example.com\"",
+                        "\"m*x.example.com\"",
+                        "md-1-x.example.com",
                     ];
                     writeln!(text, "{lead}names: {}", list(tape, &names)).unwrap();
                     lead = "    ";
@@ -202,6 +256,10 @@ fn make(tape: &mut Tape<'_>) -> String {
                     ];
                     writeln!(text, "{lead}cidrs: {}", list(tape, &cidrs)).unwrap();
                 }
+                if tape.chance(60) {
+                    let tags = ["Storage.westeurope", "storage.WestEurope", "AzureCloud"];
+                    writeln!(text, "    serviceTags: {}", list(tape, &tags)).unwrap();
+                }
                 if field == "allow" && tape.chance(160) {
                     let port = tape.u16();
                     let port = format!("\"{port}/tcp\"");
@@ -211,7 +269,13 @@ fn make(tape: &mut Tape<'_>) -> String {
             }
             if tape.chance(40) {
                 let preset = tape.pick(&["aks/azure-global", "aks/us-government", "aks/addon/gpu"]);
-                let with = tape.pick(&["location: eastus", "cloud: x", "location: [a, b]"]);
+                let with = tape.pick(&[
+                    "location: eastus",
+                    "location: eastus, konnectivity: false, tunnelTo: service-tag",
+                    "location: eastus, managedDisks: true, vmExtensions: true",
+                    "cloud: x",
+                    "location: [a, b]",
+                ]);
                 writeln!(text, "  - preset: {preset}\n    with: {{ {with} }}").unwrap();
             }
             if text.ends_with(":\n") {
@@ -344,13 +408,20 @@ fn class_of(errors: &PolicyErrors) -> usize {
         | Problem::Ports(_)
         | Problem::Ttl(_)
         | Problem::Choice { .. }
+        | Problem::ServiceTag(_)
+        | Problem::Preset(_)
         | Problem::BadPolicyName(_) => 6,
         _ => 5,
     }
 }
 
 /// What is accepted compiles, and says what it said.
-fn compiles(set: &PolicySet, file: &Path, lines: usize) -> Result<usize, Finding> {
+fn compiles(
+    set: &PolicySet,
+    catalog: &Catalog,
+    file: &Path,
+    lines: usize,
+) -> Result<usize, Finding> {
     let lifeline = Lifeline::new().resolvers(&["192.0.2.53".parse().unwrap()]);
     let class = match compile(set, &lifeline, None) {
         Ok(compiled) => {
@@ -390,7 +461,7 @@ fn compiles(set: &PolicySet, file: &Path, lines: usize) -> Result<usize, Finding
         again += &json;
         again += "\n";
     }
-    let again = PolicySet::from_texts([(file, again.as_str())], &Catalog::default())
+    let again = PolicySet::from_texts([(file, again.as_str())], catalog)
         .map_err(|errors| Finding(format!("refused when written as JSON: {errors}\n{again}")))?;
     let documents = |set: &PolicySet| -> Vec<_> {
         let policies = set.policies().iter();
@@ -452,18 +523,15 @@ impl Target for Policies {
         fs::write(&file, input).map_err(|error| Finding(format!("cannot write: {error}")))?;
         let lines = input.split(|byte| *byte == b'\n').count();
         let begin = cpu_time();
-        let (class, heap) =
-            heap::peak(
-                || match load(std::slice::from_ref(&file), &Catalog::default()) {
-                    Ok(set) => compiles(&set, &file, lines),
-                    Err(errors) => {
-                        tells_its_line(&errors, &file, lines)?;
-                        // What the user sees.
-                        let _shown = errors.to_string();
-                        Ok(class_of(&errors))
-                    }
-                },
-            );
+        let (class, heap) = heap::peak(|| match load(std::slice::from_ref(&file), &self.catalog) {
+            Ok(set) => compiles(&set, &self.catalog, &file, lines),
+            Err(errors) => {
+                tells_its_line(&errors, &file, lines)?;
+                // What the user sees.
+                let _shown = errors.to_string();
+                Ok(class_of(&errors))
+            }
+        });
         let took = cpu_time().saturating_sub(begin);
         let class = class?;
         if took > CPU_LIMIT {
