@@ -1,15 +1,17 @@
 //! A policy of what was seen, for people to read before they enforce it.
 
+mod head;
+mod rule;
+mod words;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
 };
 
-use egress_common::{
-    policy::NAME_ENTRIES,
-    verdict::{Reason, Verdict},
-};
+use egress_common::verdict::{Reason, Verdict};
 
+use self::rule::Rule;
 use super::{
     ports::Ports,
     table::{is_a_matter_of_rules, reason_of},
@@ -20,18 +22,13 @@ use crate::{
         model::{Observation, Observations},
     },
     policy::{
-        Cidr, Draft, Entry, RuleList, SpecMode, SpecRule, Star, parse_name_pattern,
-        port_range_text, protocol_number, protocol_text, text::printable, write_policies,
+        Cidr, Draft, Entry, RuleList, SpecMode, Star, parse_name_pattern, protocol_number,
+        write_policies,
     },
 };
 
 /// Most labels of a name that a wildcard never stands directly below: `*.com` is nobody's.
 const TOP_LABELS: usize = 1;
-/// Most replaced names that the comment of a wildcard lists.
-const REPLACED_LISTED: usize = 20;
-/// Most of other things that a comment lists.
-const SOME: usize = 6;
-
 /// What the policy is to be.
 #[derive(Clone, Debug)]
 pub struct GenerateOptions {
@@ -98,117 +95,6 @@ pub fn generate(seen: &Observations, options: &GenerateOptions) -> Generated {
         rules: findings.names.len(),
         addresses: findings.addresses.len(),
     }
-}
-
-/// A rule, and what its comment says.
-#[derive(Debug, Default)]
-struct Rule {
-    flows: u64,
-    times: Option<(Timestamp, Timestamp)>,
-    senders: BTreeSet<String>,
-    other_names: BTreeSet<String>,
-    is_cut: bool,
-    ports: Ports,
-    /// Names that a wildcard stands for.
-    replaced: BTreeSet<String>,
-}
-
-impl Rule {
-    fn add(&mut self, observation: &Observation) {
-        self.flows = self.flows.saturating_add(observation.flows);
-        self.spans(observation.first, observation.last);
-        for sender in &observation.senders {
-            self.senders
-                .insert(format!("{} {sender}", observation.scope));
-        }
-        let others = observation.other_names.iter().cloned();
-        self.other_names.extend(others);
-        self.is_cut |= observation.is_cut;
-    }
-
-    fn spans(&mut self, first: Timestamp, last: Timestamp) {
-        let (from, to) = self.times.unwrap_or((first, last));
-        self.times = Some((from.min(first), to.max(last)));
-    }
-
-    /// Takes another rule's place.
-    fn replace(&mut self, name: String, other: Self) {
-        self.flows = self.flows.saturating_add(other.flows);
-        if let Some((first, last)) = other.times {
-            self.spans(first, last);
-        }
-        self.senders.extend(other.senders);
-        self.is_cut |= other.is_cut;
-        self.ports.extend(&other.ports);
-        self.replaced.insert(name);
-    }
-
-    /// What is said above it.
-    fn words(&self) -> String {
-        let times = self.times.map_or_else(String::new, span);
-        let mut senders: Vec<&str> = self.senders.iter().map(String::as_str).collect();
-        if self.is_cut {
-            senders.push("maybe others");
-        }
-        let by = some(&senders, SOME);
-        let mut lines = vec![format!("{}, {times}, by {by}", count(self.flows, "flow"))];
-        let list = |set: &BTreeSet<String>, most| {
-            let set: Vec<&str> = set.iter().map(String::as_str).collect();
-            some(&set, most)
-        };
-        if !self.replaced.is_empty() {
-            let names = count(self.replaced.len() as u64, "name");
-            let list = list(&self.replaced, REPLACED_LISTED);
-            lines.push(format!("every name below it, instead of {names}: {list}"));
-        } else if !self.other_names.is_empty() {
-            let list = list(&self.other_names, SOME);
-            lines.push(format!("its addresses are also those of {list}"));
-        }
-        for (protocol, ports) in &self.ports.ranges().widened {
-            let protocol = protocol_text(*protocol);
-            lines.push(format!(
-                "{ports} {protocol} ports as one range, which covers more: a rule has room for {NAME_ENTRIES} ranges"
-            ));
-        }
-        said(&lines)
-    }
-
-    fn spec(&self, names: Vec<String>, cidrs: Vec<String>) -> SpecRule {
-        let ranges = self.ports.ranges().ranges;
-        SpecRule {
-            names,
-            cidrs,
-            ports: Some(ranges.iter().map(port_range_text).collect()),
-            ..SpecRule::default()
-        }
-    }
-}
-
-/// Lines of a comment: whatever was seen, it cannot end a line.
-fn said(lines: &[String]) -> String {
-    let lines: Vec<String> = lines.iter().map(|line| printable(line)).collect();
-    lines.join("\n")
-}
-
-/// `1 flow`, `2 flows`.
-fn count(number: u64, what: &str) -> String {
-    let end = match (number, what.ends_with('s')) {
-        (1, _) => "",
-        (_, true) => "es",
-        (_, false) => "s",
-    };
-    format!("{number} {what}{end}")
-}
-
-/// The first of a list, and how many more there are.
-fn some(list: &[&str], most: usize) -> String {
-    let shown: Vec<&str> = list.iter().take(most).copied().collect();
-    let more = list.len().saturating_sub(shown.len());
-    let mut text = shown.join(", ");
-    if more > 0 {
-        text.push_str(&format!(" and {more} more"));
-    }
-    text
 }
 
 /// Labels from the top down: names that belong together sort together.
@@ -320,104 +206,6 @@ impl Findings {
         }
     }
 
-    /// What is said above the policy.
-    fn head(&self, seen: &Observations, options: &GenerateOptions) -> Vec<String> {
-        let mut lines = vec![format!(
-            "Written by `egress-agent policy learn` at {}. Read it; it audits until you write `mode: enforce`.",
-            options.at
-        )];
-        let mut all = Rule::default();
-        for rule in self.names.values().chain(self.addresses.values()) {
-            all.flows = all.flows.saturating_add(rule.flows);
-            if let Some((first, last)) = rule.times {
-                all.spans(first, last);
-            }
-        }
-        lines.push(match all.times {
-            Some(times) => format!(
-                "{}, {}: {} and {} without a name.",
-                count(all.flows, "flow"),
-                span(times),
-                count(self.names.len() as u64, "rule"),
-                count(self.addresses.len() as u64, "address"),
-            ),
-            None => "Nothing was seen that it would have to allow.".to_owned(),
-        });
-        if let Some(scope) = &options.from {
-            lines.push(format!("Only what scope {scope} sent."));
-        }
-        if let Some(since) = options.since {
-            lines.push(format!(
-                "Only what was seen since {since}; counts and first times go back further."
-            ));
-        }
-        if !seen.losses.is_empty() {
-            lines.push("NOT ALL WAS SEEN. Lost, and maybe missing here:".to_owned());
-            lines.extend(seen.losses.iter().map(|loss| {
-                let times = span((loss.first, loss.last));
-                let words = loss_words(&loss.what);
-                format!("  {} {}, noticed {times}: {words}", loss.count, loss.what)
-            }));
-        }
-        let left_out = self.left_out();
-        if !left_out.is_empty() {
-            lines.push("Left out:".to_owned());
-            lines.extend(left_out.into_iter().map(|line| format!("  {line}")));
-        }
-        vec![said(&lines)]
-    }
-
-    /// What was seen and is no rule here, in sentences.
-    fn left_out(&self) -> Vec<String> {
-        let mut lines = Vec::new();
-        let flows = |lines: &mut Vec<String>, flows: u64, words: &str| {
-            if flows > 0 {
-                lines.push(format!("{} {words}", count(flows, "flow")));
-            }
-        };
-        flows(
-            &mut lines,
-            self.allowed_flows,
-            "that rules allow (--include-allowed)",
-        );
-        flows(
-            &mut lines,
-            self.denied_flows,
-            "that enforcing denied (--include-denied)",
-        );
-        flows(
-            &mut lines,
-            self.allowed_by_now,
-            "that the policy in force allows by now (--include-allowed)",
-        );
-        let list = |lines: &mut Vec<String>, set: &BTreeSet<String>, words: &str| {
-            let set: Vec<&str> = set.iter().map(String::as_str).collect();
-            if !set.is_empty() {
-                lines.push(format!("{words}: {}", some(&set, 20)));
-            }
-        };
-        list(
-            &mut lines,
-            &self.denied_by_rule,
-            "what a rule of the policy in force denies",
-        );
-        list(
-            &mut lines,
-            &self.expired,
-            "what is allowed, but was used after its TTL had ended (`spec.ttl.min` prolongs that)",
-        );
-        list(
-            &mut lines,
-            &self.not_rules,
-            "what a rule has no words for (other protocols want `ports: [any]`)",
-        );
-        for (reason, packets) in &self.beyond_rules {
-            let packets = count(*packets, "flow");
-            lines.push(format!("{packets} {}: {}", reason.name(), reason.words()));
-        }
-        lines
-    }
-
     /// The rules; those for addresses are off.
     fn rules(&self) -> Vec<Entry> {
         let mut rules = Vec::new();
@@ -459,32 +247,6 @@ fn destination(observation: &Observation) -> String {
     match observation.port {
         Some(port) => format!("{place} {port}/{}", observation.protocol),
         None => format!("{place} {}", observation.protocol),
-    }
-}
-
-fn span((first, last): (Timestamp, Timestamp)) -> String {
-    if first == last {
-        format!("at {first}")
-    } else {
-        format!("{first} to {last}")
-    }
-}
-
-/// What a loss means, for who reads the policy.
-fn loss_words(what: &str) -> &'static str {
-    match what {
-        "events_suppressed" => {
-            "verdicts above 1,000 a second on one CPU, which the kernel only counts"
-        }
-        "events_lost" => {
-            "verdicts that the agent was too slow to read, or that came while it was not running"
-        }
-        "dns_copies_lost" | "names_evicted" => {
-            "DNS answers, so that addresses may stand below without their names"
-        }
-        super::table::DROPPED => "destinations that the agent had no room for",
-        "scope_gone" => "verdicts on scopes that the agent does not know any more",
-        _ => "see `egress-agent status`",
     }
 }
 

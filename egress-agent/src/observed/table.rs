@@ -1,31 +1,30 @@
 //! Observations, bounded.
 
+mod entry;
+mod explained;
+mod flows;
+
 use std::{
     borrow::Cow,
     collections::{BTreeMap, HashMap},
     net::IpAddr,
     sync::Arc,
-    time::Duration,
 };
 
-use egress_common::verdict::{Reason, Verdict};
+use egress_common::verdict::Verdict;
 
-use crate::{
-    api::{
-        Timestamp,
-        model::{Loss, Observation, Observations, Text},
-    },
-    policy::{protocol_number, protocol_text},
+pub(super) use self::entry::reason_of;
+pub use self::entry::{Destination, Key, Packet, is_a_matter_of_rules};
+use self::{
+    entry::{Facts, LISTED, clamped, is_name, restored},
+    explained::ExplainedAddresses,
+    flows::{Flow, Flows},
+};
+use crate::api::{
+    Timestamp,
+    model::{Loss, Observations, Text},
 };
 
-/// Most senders, addresses and other names that an observation lists.
-const LISTED: usize = 4;
-/// Longest text of a sender or name that is kept, bytes.
-const TEXT_BYTES: usize = 255;
-/// A flow without a packet for at least this long begins anew.
-const FLOW_IDLE: Duration = Duration::from_secs(60);
-/// How long an address keeps its name when no lookup was seen since: the agent may have been restarted.
-const EXPLAINED_FOR: Duration = Duration::from_secs(24 * 3600);
 /// Name of the loss of what the table had no room for.
 pub const DROPPED: &str = "observations_dropped";
 
@@ -50,62 +49,6 @@ impl Default for TableLimits {
     }
 }
 
-/// Where a flow goes.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Destination {
-    /// A name that the scope had asked for.
-    Name(Arc<str>),
-    /// An address that no lookup explains.
-    Address(IpAddr),
-    /// Does not matter: no rule could allow the packet, wherever it goes.
-    Any,
-}
-
-/// What an observation is about.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Key {
-    /// Name of the scope.
-    pub scope: Arc<str>,
-    /// Where the flows go.
-    pub destination: Destination,
-    /// IANA protocol number.
-    pub protocol: u8,
-    /// Destination port, where the protocol has one.
-    pub port: Option<u16>,
-    /// The verdict.
-    pub verdict: Verdict,
-    /// Why.
-    pub reason: Reason,
-}
-
-/// A packet or connect that a verdict was reported of.
-#[derive(Clone, Copy, Debug)]
-pub struct Packet<'a> {
-    /// When.
-    pub at: Timestamp,
-    /// Name of the sender's scope.
-    pub scope: &'a str,
-    /// Who sends: its cgroup, or where a forwarded packet comes from.
-    pub sender: &'a str,
-    /// Source address; unspecified at connect, where it is not chosen yet.
-    pub source: IpAddr,
-    /// Source port.
-    pub source_port: u16,
-    /// Destination address.
-    pub destination: IpAddr,
-    /// Destination port, where the protocol has one.
-    pub port: Option<u16>,
-    /// IANA protocol number.
-    pub protocol: u8,
-    /// The verdict.
-    pub verdict: Verdict,
-    /// Why.
-    pub reason: Reason,
-    /// Names that the scope had asked for and that led to the destination: the one asked for last before the packet
-    /// comes first.
-    pub names: &'a [Arc<str>],
-}
-
 /// What changed since it was last asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Change {
@@ -118,35 +61,6 @@ pub enum Change {
     Observations,
 }
 
-/// What tells the packets of one flow from others.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Flow {
-    scope: Arc<str>,
-    source: (IpAddr, u16),
-    destination: (IpAddr, Option<u16>),
-    protocol: u8,
-    verdict: Verdict,
-}
-
-/// What was seen of a [`Key`].
-#[derive(Clone, Debug)]
-struct Facts {
-    flows: u64,
-    first: Timestamp,
-    last: Timestamp,
-    senders: Vec<Arc<str>>,
-    addresses: Vec<IpAddr>,
-    other_names: Vec<Arc<str>>,
-    is_cut: bool,
-}
-
-/// The name that explained an address, and when it last did.
-#[derive(Clone, Debug)]
-struct Explained {
-    name: Arc<str>,
-    at: Timestamp,
-}
-
 /// Observations, bounded: of names and of bare addresses apart, so that a scan of addresses cannot push names out.
 #[derive(Debug, Default)]
 pub struct Table {
@@ -154,30 +68,11 @@ pub struct Table {
     entries: HashMap<Arc<Key>, Facts>,
     /// How many of `entries` are of names.
     names: usize,
-    /// Flows with a packet lately, and those before.
-    flows: [HashMap<Flow, Arc<Key>>; 2],
-    flows_since: Option<Timestamp>,
-    explained: HashMap<(Arc<str>, IpAddr), Explained>,
+    flows: Flows,
+    explained: ExplainedAddresses,
     losses: BTreeMap<Text, Loss>,
     totals: BTreeMap<Text, u64>,
     change: Change,
-}
-
-/// Whether a rule decides about flows that get this reason: a rule could allow them, or one denies them.
-#[must_use]
-pub const fn is_a_matter_of_rules(reason: Reason) -> bool {
-    matches!(
-        reason,
-        Reason::CidrRule
-            | Reason::NameRule
-            | Reason::EstablishedFlow
-            | Reason::NoRule
-            | Reason::DeniedCidr
-            | Reason::Expired
-            | Reason::PortNotAllowed
-            | Reason::HeldOff
-            | Reason::TableFull
-    )
 }
 
 impl Table {
@@ -196,15 +91,9 @@ impl Table {
         if packet.verdict == Verdict::Allow && !is_a_matter_of_rules(packet.reason) {
             return;
         }
-        let flow = Flow {
-            scope: clamped(packet.scope),
-            source: (packet.source, packet.source_port),
-            destination: (packet.destination, packet.port),
-            protocol: packet.protocol,
-            verdict: packet.verdict,
-        };
-        self.forget_flows(packet.at);
-        if let Some(key) = self.known_flow(&flow)
+        let flow = Flow::of(packet);
+        self.flows.forget(packet.at, self.limits.flows);
+        if let Some(key) = self.flows.known(&flow)
             && let Some(facts) = self.entries.get_mut(&key)
         {
             facts.last = facts.last.max(packet.at);
@@ -213,37 +102,7 @@ impl Table {
         }
         let key = self.key_of(packet, &flow.scope);
         let key = self.count(key, packet);
-        // At connect nothing tells one attempt from the next.
-        if !packet.source.is_unspecified() {
-            let [current, _] = &mut self.flows;
-            current.insert(flow, key);
-        }
-    }
-
-    fn known_flow(&mut self, flow: &Flow) -> Option<Arc<Key>> {
-        if flow.source.0.is_unspecified() {
-            return None;
-        }
-        let [current, before] = &mut self.flows;
-        if let Some(key) = current.get(flow) {
-            return Some(Arc::clone(key));
-        }
-        let key = before.remove(flow)?;
-        current.insert(flow.clone(), Arc::clone(&key));
-        Some(key)
-    }
-
-    fn forget_flows(&mut self, now: Timestamp) {
-        let since = *self.flows_since.get_or_insert(now);
-        let [current, before] = &mut self.flows;
-        if now.since(since) >= FLOW_IDLE.saturating_mul(2) {
-            // There was no packet at all for so long.
-            current.clear();
-        }
-        if now.since(since) >= FLOW_IDLE || current.len() >= self.limits.flows {
-            *before = std::mem::take(current);
-            self.flows_since = Some(now);
-        }
+        self.flows.insert(flow, key);
     }
 
     fn key_of(&mut self, packet: &Packet<'_>, scope: &Arc<str>) -> Key {
@@ -252,19 +111,11 @@ impl Table {
             Destination::Any
         } else if let Some(name) = packet.names.first() {
             let name = clamped(name);
-            let explained = Explained {
-                name: Arc::clone(&name),
-                at: packet.at,
-            };
-            self.explain(place, explained);
+            self.explain(place, Arc::clone(&name), packet.at);
             Destination::Name(name)
         } else {
-            match self.explained.get(&place) {
-                Some(known) if packet.at.since(known.at) < EXPLAINED_FOR => {
-                    Destination::Name(Arc::clone(&known.name))
-                }
-                _ => Destination::Address(packet.destination),
-            }
+            let known = self.explained.name(&place, packet.at);
+            known.map_or(Destination::Address(packet.destination), Destination::Name)
         };
         let has_port = destination != Destination::Any;
         Key {
@@ -277,18 +128,9 @@ impl Table {
         }
     }
 
-    /// Remembers which name explains an address. Only a help: without room for it an address stays without a name.
-    fn explain(&mut self, place: (Arc<str>, IpAddr), explained: Explained) {
-        let capacity = self.limits.names.saturating_mul(LISTED);
-        if self.explained.len() >= capacity && !self.explained.contains_key(&place) {
-            let now = explained.at;
-            self.explained
-                .retain(|_, known| now.since(known.at) < EXPLAINED_FOR);
-            if self.explained.len() >= capacity {
-                return;
-            }
-        }
-        self.explained.insert(place, explained);
+    fn explain(&mut self, place: (Arc<str>, IpAddr), name: Arc<str>, at: Timestamp) {
+        let most = self.limits.names.saturating_mul(LISTED);
+        self.explained.insert(place, name, at, most);
     }
 
     /// Counts one flow under its key; returns the key that the table holds.
@@ -448,11 +290,8 @@ impl Table {
                 Some((key, facts)) if !self.entries.contains_key(&key) => {
                     if let Destination::Name(name) = &key.destination {
                         for address in &facts.addresses {
-                            let explained = Explained {
-                                name: Arc::clone(name),
-                                at: facts.last,
-                            };
-                            self.explain((Arc::clone(&key.scope), *address), explained);
+                            let place = (Arc::clone(&key.scope), *address);
+                            self.explain(place, Arc::clone(name), facts.last);
                         }
                     }
                     self.insert(Arc::new(key), facts);
@@ -463,119 +302,6 @@ impl Table {
         self.change = Change::Nothing;
         self.lose(DROPPED, unknown, now);
     }
-}
-
-impl Facts {
-    const fn new(at: Timestamp) -> Self {
-        Self {
-            flows: 0,
-            first: at,
-            last: at,
-            senders: Vec::new(),
-            addresses: Vec::new(),
-            other_names: Vec::new(),
-            is_cut: false,
-        }
-    }
-
-    fn add(&mut self, packet: &Packet<'_>) {
-        self.flows = self.flows.saturating_add(1);
-        self.first = self.first.min(packet.at);
-        self.last = self.last.max(packet.at);
-        let mut is_cut = !list(&mut self.senders, clamped(packet.sender));
-        is_cut |= !list(&mut self.addresses, packet.destination);
-        for name in packet.names.iter().skip(1) {
-            is_cut |= !list(&mut self.other_names, clamped(name));
-        }
-        self.is_cut |= is_cut;
-    }
-
-    fn of(&self, key: &Key) -> Observation {
-        let texts = |list: &[Arc<str>]| list.iter().map(ToString::to_string).collect();
-        Observation {
-            scope: key.scope.to_string(),
-            name: match &key.destination {
-                Destination::Name(name) => Some(name.to_string()),
-                Destination::Address(_) | Destination::Any => None,
-            },
-            port: key.port,
-            protocol: protocol_text(key.protocol).into(),
-            verdict: key.verdict.name().into(),
-            reason: key.reason.name().into(),
-            flows: self.flows,
-            first: self.first,
-            last: self.last,
-            senders: texts(&self.senders),
-            addresses: self.addresses.clone(),
-            other_names: texts(&self.other_names),
-            is_cut: self.is_cut,
-            rule: None,
-        }
-    }
-}
-
-const fn is_name(key: &Key) -> bool {
-    matches!(key.destination, Destination::Name(_))
-}
-
-/// Adds what is not in the list yet; returns false if there is no room.
-fn list<T: PartialEq>(list: &mut Vec<T>, item: T) -> bool {
-    if list.contains(&item) {
-        return true;
-    }
-    let has_room = list.len() < LISTED;
-    if has_room {
-        list.push(item);
-    }
-    has_room
-}
-
-fn clamped(text: &str) -> Arc<str> {
-    let mut end = text.len().min(TEXT_BYTES);
-    while !text.is_char_boundary(end) {
-        end = end.saturating_sub(1);
-    }
-    Arc::from(text.get(..end).unwrap_or_default())
-}
-
-/// The entry that an observation was made of; `None` if this version cannot know it.
-fn restored(observation: &Observation) -> Option<(Key, Facts)> {
-    let reason = reason_of(&observation.reason)?;
-    let addresses = &observation.addresses;
-    let destination = match (&observation.name, addresses.first()) {
-        _ if !is_a_matter_of_rules(reason) => Destination::Any,
-        (Some(name), _) => Destination::Name(clamped(name)),
-        (None, Some(address)) => Destination::Address(*address),
-        (None, None) => return None,
-    };
-    let verdicts = Verdict::ALL.iter();
-    let key = Key {
-        scope: clamped(&observation.scope),
-        destination,
-        protocol: protocol_number(&observation.protocol)?,
-        port: observation.port,
-        verdict: *verdicts
-            .into_iter()
-            .find(|verdict| verdict.name() == observation.verdict)?,
-        reason,
-    };
-    let texts = |list: &[String]| list.iter().take(LISTED).map(|text| clamped(text)).collect();
-    let facts = Facts {
-        flows: observation.flows,
-        first: observation.first.min(observation.last),
-        last: observation.last,
-        senders: texts(&observation.senders),
-        addresses: addresses.iter().take(LISTED).copied().collect(),
-        other_names: texts(&observation.other_names),
-        is_cut: observation.is_cut,
-    };
-    Some((key, facts))
-}
-
-/// The reason of this name.
-pub(super) fn reason_of(name: &str) -> Option<Reason> {
-    let mut reasons = Reason::ALL.iter();
-    reasons.find(|reason| reason.name() == name).copied()
 }
 
 #[cfg(test)]

@@ -1,7 +1,10 @@
-use egress_common::policy::protocol;
+use egress_common::{policy::protocol, verdict::Reason};
 
-use super::*;
-use crate::observed::testing::{address, at, names, packet};
+use super::{entry::TEXT_BYTES, *};
+use crate::{
+    api::model::Observation,
+    observed::testing::{address, at, names, packet},
+};
 
 fn small(names: usize, addresses: usize) -> Table {
     Table::new(TableLimits {
@@ -232,8 +235,7 @@ fn a_flood_stays_within_the_bounds_and_nothing_of_it_is_lost_silently() {
             destination: address(number << 10),
             ..packet(number.into(), "", 443)
         });
-        let [current, before] = &table.flows;
-        assert!(current.len() <= limits.flows && before.len() <= limits.flows);
+        assert!(table.flows.held().iter().all(|held| *held <= limits.flows));
         assert!(table.len() <= table.capacity());
         assert!(table.explained.len() <= limits.names * LISTED);
     }
