@@ -8,7 +8,7 @@ use crate::{
     flow::{Flow, Origin},
     hash::RULE_BITS,
     learned::{Found, Learned},
-    policy::{Binding, CidrRules, EntryKind, KEEP_PREEXISTING},
+    policy::{Binding, CidrRules, EntryKind, HAS_AUDITORS, KEEP_PREEXISTING},
     verdict::{Reason, Verdict},
 };
 
@@ -19,7 +19,8 @@ pub struct Decision {
     pub verdict: Verdict,
     /// Why.
     pub reason: Reason,
-    /// The rule behind it; 0 where no rule is.
+    /// The rule behind it; 0 where no rule is. What passes although a policy in audit denies it rests on the rule by
+    /// which it passes.
     pub rule: u64,
 }
 
@@ -44,6 +45,13 @@ impl Decision {
 }
 
 impl Decision {
+    /// Whether the flow's next packets pass by what is remembered of this decision.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_remembered(&self) -> bool {
+        self.rule != 0 && self.reason.passes()
+    }
+
     /// The decision as one number, which is all that a global function in the kernel can return.
     #[inline(always)]
     #[must_use]
@@ -70,25 +78,44 @@ pub fn decide<'a>(
     if let Some(reason) = standing_reason(flow, binding) {
         return Decision::without_rule(reason, binding);
     }
-    if let Some(entry) = cidr().and_then(|rules| rules.find(flow.proto, flow.dport)) {
-        let reason = if entry.kind == EntryKind::Lifeline as u8 {
-            Reason::Lifeline
-        } else if entry.kind == EntryKind::Allow as u8 {
-            Reason::CidrRule
-        } else {
-            Reason::DeniedCidr
-        };
-        return Decision::new(reason, entry.rule, binding);
+    let mut is_audited = false;
+    if let Some(rules) = cidr() {
+        is_audited =
+            binding.flags & HAS_AUDITORS != 0 && rules.auditor(flow.proto, flow.dport) != 0;
+        if let Some(entry) = rules.find(flow.proto, flow.dport) {
+            let reason = if entry.kind == EntryKind::Lifeline as u8 {
+                Reason::Lifeline
+            } else if entry.kind != EntryKind::Allow as u8 {
+                Reason::DeniedCidr
+            } else if is_audited {
+                Reason::AuditedCidr
+            } else {
+                Reason::CidrRule
+            };
+            return Decision::new(reason, entry.rule, binding);
+        }
     }
     if let Origin::Resting(rule) = flow.origin {
-        return Decision::new(Reason::EstablishedFlow, rule, binding);
+        let reason = if is_audited {
+            Reason::AuditedCidr
+        } else {
+            Reason::EstablishedFlow
+        };
+        return Decision::new(reason, rule, binding);
     }
     let found = match learned() {
         Some((entry, owner)) => entry.find(owner, flow.proto, flow.dport, now_ns),
         None => Found::Unknown,
     };
-    if let Found::Live(rule) = found {
-        return Decision::new(Reason::NameRule, rule, binding);
+    if let Found::Live(rule) | Found::Audited(rule) = found {
+        let reason = if is_audited {
+            Reason::AuditedCidr
+        } else if matches!(found, Found::Audited(_)) {
+            Reason::AuditedName
+        } else {
+            Reason::NameRule
+        };
+        return Decision::new(reason, rule, binding);
     }
     if flow.is_fragment {
         return Decision::without_rule(Reason::Fragment, binding);
@@ -116,7 +143,7 @@ const fn unknown(flow: &Flow, binding: &Binding, found: Found, trouble: Trouble)
     match found {
         Found::Expired(rule) => Decision::new(Reason::Expired, rule, binding),
         Found::OtherPorts => Decision::without_rule(Reason::PortNotAllowed, binding),
-        Found::Live(_) | Found::Unknown => match flow.origin {
+        Found::Live(_) | Found::Audited(_) | Found::Unknown => match flow.origin {
             Origin::WorkloadServing => Decision::without_rule(Reason::ReplyForgotten, binding),
             _ if matches!(trouble, Trouble::Full) => {
                 Decision::without_rule(Reason::TableFull, binding)
@@ -198,6 +225,7 @@ mod tests {
         entry.grants[0] = Grant {
             expires_at_ns,
             rule: 5,
+            auditor: 0,
             ports: PortRange::new(TCP, port, port),
             _pad: 0,
         };
@@ -344,6 +372,97 @@ mod tests {
             reason(&resting, Some(&cidr(EntryKind::Deny)), None),
             Reason::DeniedCidr
         );
+    }
+
+    /// The rules, and behind them a deny rule of a policy in audit.
+    fn audited(mut rules: CidrRules) -> CidrRules {
+        let used = rules.entries.iter().take_while(|entry| entry.kind != 0);
+        let free = used.count();
+        rules.entries[free] = RuleEntry {
+            rule: 77,
+            kind: EntryKind::Audited as u8,
+            ports: PortRange::ANY,
+            _pad: 0,
+        };
+        rules
+    }
+
+    fn mixed(flow: &Flow, cidr: Option<&CidrRules>, learned: Option<&(Learned, u64)>) -> Decision {
+        let binding = Binding {
+            flags: HAS_AUDITORS,
+            ..ENFORCED
+        };
+        let learned = || learned.map(|(entry, owner)| (entry, *owner));
+        decide(flow, &binding, 100, || cidr, learned, || Trouble::None)
+    }
+
+    #[test]
+    fn what_only_an_audit_denies_passes_by_the_rule_that_allows_it() {
+        let new = flow(Origin::Workload);
+        let grant = learned(443, 101);
+        let looks_on = audited(CidrRules::default());
+        for (cidr, learned, expected) in [
+            (
+                audited(cidr(EntryKind::Allow)),
+                None,
+                (Reason::AuditedCidr, 9),
+            ),
+            (looks_on, Some(&grant), (Reason::AuditedCidr, 5)),
+            (
+                audited(cidr(EntryKind::Deny)),
+                Some(&grant),
+                (Reason::DeniedCidr, 9),
+            ),
+            (
+                audited(cidr(EntryKind::Lifeline)),
+                None,
+                (Reason::Lifeline, 9),
+            ),
+            (looks_on, None, (Reason::NoRule, 0)),
+        ] {
+            let decision = mixed(&new, Some(&cidr), learned);
+            assert_eq!((decision.reason, decision.rule), expected);
+            let passes = expected.0.passes();
+            assert_eq!(decision.is_remembered(), passes);
+            assert_eq!(decision.verdict == Verdict::Deny, !passes);
+            assert_eq!(
+                decision.verdict == Verdict::WouldDeny,
+                expected.0.is_audited()
+            );
+        }
+        let resting = flow(Origin::Resting(5));
+        let decision = mixed(&resting, Some(&looks_on), None);
+        assert_eq!((decision.reason, decision.rule), (Reason::AuditedCidr, 5));
+    }
+
+    #[test]
+    fn an_audited_name_is_told_unless_another_one_leads_there_too() {
+        let (mut entry, owner) = learned(443, 200);
+        entry.grants[0].auditor = 77;
+        let new = flow(Origin::Workload);
+        let told = |entry: Learned| mixed(&new, None, Some(&(entry, owner)));
+        assert_eq!(told(entry).reason, Reason::AuditedName);
+        assert_eq!(
+            (told(entry).verdict, told(entry).rule),
+            (Verdict::WouldDeny, 5)
+        );
+        entry.grants[1] = Grant {
+            auditor: 0,
+            rule: 6,
+            ..entry.grants[0]
+        };
+        assert_eq!(
+            (told(entry).reason, told(entry).rule),
+            (Reason::NameRule, 6)
+        );
+        // Its end: the audited one is left.
+        entry.grants[1].expires_at_ns = 100;
+        assert_eq!(
+            (told(entry).reason, told(entry).rule),
+            (Reason::AuditedName, 5)
+        );
+        entry.grants[0].expires_at_ns = 100;
+        assert_eq!(told(entry).reason, Reason::Expired);
     }
 
     #[test]

@@ -53,7 +53,7 @@ impl LearnedKey {
 /// Most grants of one learned address.
 pub const GRANTS: usize = NAME_ENTRIES;
 
-/// One port range of a learned address with its own end.
+/// One port range of a learned address with its own end. What names teach that a policy in audit denies lies apart.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Grant {
@@ -61,12 +61,24 @@ pub struct Grant {
     pub expires_at_ns: u64,
     /// Identity of the rule that it rests on.
     pub rule: u64,
+    /// Identity of the rule by which a policy in audit denies the name that taught it; 0 for none.
+    pub auditor: u64,
     /// The ports.
     pub ports: PortRange,
     /// Padding, always zero.
     pub _pad: u16,
 }
-const _: () = assert!(size_of::<Grant>() == 24 && align_of::<Grant>() == 8);
+const _: () = assert!(size_of::<Grant>() == 32 && align_of::<Grant>() == 8);
+
+impl Grant {
+    /// Whether both can share a slot: the same ports, and audited or not. Who asks for a name that nobody audits is not
+    /// to be reported for another one that leads to the same address.
+    #[inline(always)]
+    #[must_use]
+    pub const fn shares_slot(&self, other: &Self) -> bool {
+        self.ports.word() == other.ports.word() && (self.auditor == 0) == (other.auditor == 0)
+    }
+}
 
 /// A lock as `bpf_spin_lock` knows it. The kernel finds it by this very name in the value's type information.
 #[repr(C)]
@@ -90,13 +102,15 @@ pub struct Learned {
     /// The grants; used slots come first.
     pub grants: [Grant; GRANTS],
 }
-const _: () = assert!(size_of::<Learned>() == 208 && align_of::<Learned>() == 8);
+const _: () = assert!(size_of::<Learned>() == 272 && align_of::<Learned>() == 8);
 
 /// What a look at a learned address gave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Found {
     /// A live grant for the port, resting on this rule.
     Live(u64),
+    /// The same, and every live one comes from a name that a policy in audit denies.
+    Audited(u64),
     /// A grant for the port that has ended, resting on this rule.
     Expired(u64),
     /// Grants, but none for the port.
@@ -117,10 +131,14 @@ impl Learned {
             }
             if grant.ports.covers(proto, port) {
                 if grant.expires_at_ns > now_ns {
-                    found = Found::Live(grant.rule);
-                    break;
+                    if grant.auditor == 0 {
+                        found = Found::Live(grant.rule);
+                        break;
+                    }
+                    found = Found::Audited(grant.rule);
+                } else if !matches!(found, Found::Audited(_)) {
+                    found = Found::Expired(grant.rule);
                 }
-                found = Found::Expired(grant.rule);
             } else if matches!(found, Found::Unknown) {
                 found = Found::OtherPorts;
             }
@@ -130,6 +148,26 @@ impl Learned {
             found
         } else {
             Found::Unknown
+        }
+    }
+
+    /// Identity of the rule by which a policy in audit denies the names behind the live grants for the port; 0 for none.
+    #[inline(always)]
+    #[must_use]
+    pub fn auditor(&self, owner: u64, proto: u8, port: Option<u16>, now_ns: u64) -> u64 {
+        let mut auditor = 0;
+        for grant in &self.grants {
+            if grant.expires_at_ns == 0 {
+                break;
+            }
+            if grant.expires_at_ns > now_ns && grant.ports.covers(proto, port) {
+                auditor = grant.auditor;
+            }
+        }
+        if read_owner(self) == owner {
+            auditor
+        } else {
+            0
         }
     }
 }
@@ -156,7 +194,7 @@ pub struct LearnRequest {
     /// What.
     pub grant: Grant,
 }
-const _: () = assert!(size_of::<LearnRequest>() == 48 && align_of::<LearnRequest>() == 8);
+const _: () = assert!(size_of::<LearnRequest>() == 56 && align_of::<LearnRequest>() == 8);
 
 #[cfg(test)]
 mod tests {
@@ -173,6 +211,7 @@ mod tests {
             *slot = Grant {
                 expires_at_ns: *expires_at_ns,
                 rule: u64::from(*port),
+                auditor: 0,
                 ports: PortRange::new(TCP, *port, *port),
                 _pad: 0,
             };
@@ -196,6 +235,35 @@ mod tests {
         assert_eq!(at(443), Found::Expired(443));
         assert_eq!(at(80), Found::Live(80));
         assert_eq!(at(22), Found::OtherPorts);
+    }
+
+    #[test]
+    fn the_auditor_is_that_of_a_live_grant_for_the_port() {
+        let (key, mut value) = learned(&[(443, 100), (443, 200), (80, 200)]);
+        (value.grants[0].auditor, value.grants[1].auditor) = (7, 8);
+        let at = |port, now| value.auditor(key.owner(), TCP, Some(port), now);
+        assert_eq!((at(443, 150), at(443, 200), at(80, 150)), (8, 0, 0));
+        assert_eq!(value.auditor(key.owner() ^ 1, TCP, Some(443), 150), 0);
+    }
+
+    #[test]
+    fn grants_share_a_slot_by_ports_and_by_whether_they_are_audited() {
+        let grant = Grant {
+            ports: PortRange::new(TCP, 443, 443),
+            ..Grant::default()
+        };
+        let audited = Grant {
+            auditor: 7,
+            ..grant
+        };
+        assert!(grant.shares_slot(&Grant { rule: 9, ..grant }));
+        assert!(audited.shares_slot(&Grant {
+            auditor: 8,
+            ..grant
+        }));
+        assert!(!grant.shares_slot(&audited));
+        let ports = PortRange::new(TCP, 443, 444);
+        assert!(!grant.shares_slot(&Grant { ports, ..grant }));
     }
 
     #[test]

@@ -119,7 +119,7 @@ pub struct Alias {
     /// The rules of the name that was asked for.
     pub rules: NameRules,
 }
-const _: () = assert!(size_of::<Alias>() == 160 && align_of::<Alias>() == 8);
+const _: () = assert!(size_of::<Alias>() == 168 && align_of::<Alias>() == 8);
 
 /// After an answer that the kernel leaves to the agent, what its scope cannot reach yet is held off this long rather
 /// than refused.

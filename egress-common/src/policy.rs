@@ -58,6 +58,13 @@ impl PortRange {
         }
     }
 
+    /// The range as one number.
+    #[inline(always)]
+    #[must_use]
+    pub const fn word(&self) -> u64 {
+        (self.proto as u64) << 32 | (self.first as u64) << 16 | self.last as u64
+    }
+
     /// Whether the range covers `port` of `proto`.
     ///
     /// `None` is a flow without ports (ICMP, later fragments, other
@@ -90,6 +97,8 @@ pub enum EntryKind {
     Deny = 2,
     /// An allow rule.
     Allow = 3,
+    /// A deny rule of a policy in audit, beside policies that are enforced: decides nothing.
+    Audited = 4,
 }
 
 /// One rule for one port range.
@@ -107,6 +116,14 @@ pub struct RuleEntry {
 }
 const _: () = assert!(size_of::<RuleEntry>() == 16 && align_of::<RuleEntry>() == 8);
 
+impl RuleEntry {
+    /// Whether it opens its ports.
+    #[must_use]
+    pub const fn opens(&self) -> bool {
+        self.kind == EntryKind::Allow as u8 || self.kind == EntryKind::Lifeline as u8
+    }
+}
+
 /// Most entries that one CIDR can hold.
 pub const CIDR_ENTRIES: usize = 16;
 
@@ -120,12 +137,12 @@ pub struct CidrRules {
 const _: () = assert!(size_of::<CidrRules>() == 256);
 
 impl CidrRules {
-    /// The first entry that covers the port. Not inlined: the kernel's stack is small.
+    /// The first entry that covers the port, policies in audit left aside. Not inlined: the kernel's stack is small.
     #[inline(never)]
     #[must_use]
     pub fn find(&self, proto: u8, port: Option<u16>) -> Option<&RuleEntry> {
         for entry in &self.entries {
-            if entry.kind == 0 {
+            if entry.kind == 0 || entry.kind == EntryKind::Audited as u8 {
                 return None;
             }
             if entry.ports.covers(proto, port) {
@@ -133,6 +150,21 @@ impl CidrRules {
             }
         }
         None
+    }
+
+    /// Identity of the rule by which a policy in audit denies the port; 0 for none.
+    #[inline(never)]
+    #[must_use]
+    pub fn auditor(&self, proto: u8, port: Option<u16>) -> u64 {
+        for entry in &self.entries {
+            if entry.kind == 0 {
+                return 0;
+            }
+            if entry.kind == EntryKind::Audited as u8 && entry.ports.covers(proto, port) {
+                return entry.rule;
+            }
+        }
+        0
     }
 }
 
@@ -165,6 +197,8 @@ pub const NAME_ENTRIES: usize = 8;
 pub struct NameRules {
     /// Identity of the deny rule that covers the name; 0 for none. A denied name teaches nothing.
     pub deny: u64,
+    /// Identity of the rule by which a policy in audit denies the name; 0 for none. What the name teaches carries it.
+    pub auditor: u64,
     /// Shortest life of what the name teaches, seconds.
     pub ttl_min_s: u32,
     /// Longest life of what the name teaches, seconds.
@@ -172,7 +206,7 @@ pub struct NameRules {
     /// The grants that the name teaches; kind 0 ends the list.
     pub entries: [RuleEntry; NAME_ENTRIES],
 }
-const _: () = assert!(size_of::<NameRules>() == 144 && align_of::<NameRules>() == 8);
+const _: () = assert!(size_of::<NameRules>() == 152 && align_of::<NameRules>() == 8);
 
 impl NameRules {
     /// Whether they neither allow nor deny.
@@ -214,7 +248,7 @@ pub struct NameEntry {
     /// Bytes behind the first label of the names that the set is about, dots included.
     pub tail_bytes: u32,
 }
-const _: () = assert!(size_of::<NameEntry>() == 152 && align_of::<NameEntry>() == 8);
+const _: () = assert!(size_of::<NameEntry>() == 160 && align_of::<NameEntry>() == 8);
 
 /// The workload keeps TCP flows that are older than the programs.
 pub const KEEP_PREEXISTING: u8 = 1;
@@ -223,6 +257,8 @@ pub const HAS_DENIED_NAMES: u8 = 2;
 
 /// Only queries for allowed names may be asked, and only of trusted resolvers.
 pub const ONLY_ALLOWED_QUERIES: u8 = 4;
+/// A policy in audit stands beside those that are enforced, and denies something.
+pub const HAS_AUDITORS: u8 = 8;
 
 /// Policy id under which `NAMES` holds the search domains: what is below them may always be asked. No policy has it.
 pub const SEARCH_POLICY: u16 = u16::MAX - 1;
@@ -237,7 +273,7 @@ pub struct Binding {
     pub policy_id: u16,
     /// A [`Mode`](crate::verdict::Mode) as a number; anything but 1 enforces.
     pub mode: u8,
-    /// [`KEEP_PREEXISTING`], [`HAS_DENIED_NAMES`], [`ONLY_ALLOWED_QUERIES`].
+    /// [`KEEP_PREEXISTING`], [`HAS_DENIED_NAMES`], [`ONLY_ALLOWED_QUERIES`], [`HAS_AUDITORS`].
     pub flags: u8,
 }
 const _: () = assert!(size_of::<Binding>() == 8);

@@ -284,6 +284,12 @@ reasons! {
     48 TableFull "table_full"
         "the table of learned addresses was full lately: an allowed name may have led here and found no room"
         "raise `--max-learned`, and find out who resolves so many names",
+    49 AuditedCidr "audited_cidr"
+        "it passes, but a deny rule of a policy in audit covers the destination"
+        "nothing, or set the policy to `mode: enforce`: then it is denied",
+    50 AuditedName "audited_name"
+        "it passes, but a policy in audit denies the name that led to the destination"
+        "nothing, or set the policy to `mode: enforce`: then it is denied",
 }
 
 /// Numbers from this one on deny.
@@ -300,17 +306,38 @@ impl Reason {
         (self as u8) < FIRST_DENIAL
     }
 
+    /// Whether the flow passes where policies are enforced, and only one in audit denies it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_audited(self) -> bool {
+        matches!(self, Self::AuditedCidr | Self::AuditedName)
+    }
+
+    /// Whether the flow passes where policies are enforced.
+    #[inline(always)]
+    #[must_use]
+    pub const fn passes(self) -> bool {
+        self.allows() || self.is_audited()
+    }
+
     /// Turns the reason into a verdict: this is the only place where an error becomes one.
     #[inline(always)]
     #[must_use]
     pub const fn verdict(self, mode: Mode) -> Verdict {
-        if self.allows() {
-            return Verdict::Allow;
-        }
-        match mode {
-            Mode::Enforce => Verdict::Deny,
-            Mode::Audit => Verdict::WouldDeny,
-        }
+        verdict_of(self as u8, mode)
+    }
+}
+
+/// The verdict on a reason that is given by its number; see [`Reason::verdict`].
+#[inline(always)]
+#[must_use]
+pub const fn verdict_of(reason: u8, mode: Mode) -> Verdict {
+    const AUDITED_CIDR: u8 = Reason::AuditedCidr as u8;
+    const AUDITED_NAME: u8 = Reason::AuditedName as u8;
+    match (reason, mode) {
+        (..FIRST_DENIAL, _) => Verdict::Allow,
+        (AUDITED_CIDR | AUDITED_NAME, _) | (_, Mode::Audit) => Verdict::WouldDeny,
+        (_, Mode::Enforce) => Verdict::Deny,
     }
 }
 
@@ -351,6 +378,11 @@ mod tests {
         assert_eq!(Reason::NoRule.verdict(Mode::Enforce), Verdict::Deny);
         assert_eq!(Reason::NoRule.verdict(Mode::Audit), Verdict::WouldDeny);
         assert_eq!(Reason::CidrRule.verdict(Mode::Audit), Verdict::Allow);
+        assert_eq!(
+            Reason::AuditedName.verdict(Mode::Enforce),
+            Verdict::WouldDeny
+        );
+        assert!(Reason::AuditedCidr.passes() && !Reason::AuditedCidr.allows());
     }
 
     #[test]

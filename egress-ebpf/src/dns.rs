@@ -18,7 +18,7 @@ use egress_common::{
     learned::{Grant, LearnRequest, LearnedKey},
     maps::{ANSWER_LATE_NS, AliasKey, Config, HOLDS_FULL, QueryKey},
     packet::PacketBytes,
-    policy::{EntryKind, HAS_DENIED_NAMES, NameEntry, NameRules, Workload, protocol},
+    policy::{EntryKind, HAS_AUDITORS, HAS_DENIED_NAMES, NameEntry, NameRules, Workload, protocol},
     tally::Tally,
 };
 
@@ -313,9 +313,11 @@ pub extern "C" fn dns_rules(slot: u32, policy_id: u32, which: u32) -> u32 {
     let Some(scratch) = Scratch::get(slot) else {
         return UNRULED;
     };
+    scratch.auditor = 0;
     let Some(rules) = find_rules(&mut scratch.name, policy_id as u16) else {
         return UNRULED;
     };
+    scratch.auditor = rules.auditor;
     if rules.deny != 0 {
         return DENIED;
     }
@@ -422,11 +424,14 @@ pub extern "C" fn dns_alias(slot: u32) -> u32 {
     let mut is_allowed = false;
     for which in 0..BY_ALIAS {
         let binding = scratch.binding(which);
-        if binding.flags & HAS_DENIED_NAMES != 0
-            && dns_rules(slot, u32::from(binding.policy_id), SETS) == DENIED
-        {
-            scratch.clear(which);
-            scratch.clear(which | BY_ALIAS);
+        if binding.flags & (HAS_DENIED_NAMES | HAS_AUDITORS) != 0 {
+            if dns_rules(slot, u32::from(binding.policy_id), SETS) == DENIED {
+                scratch.clear(which);
+                scratch.clear(which | BY_ALIAS);
+            } else if scratch.auditor != 0 {
+                scratch.set(which).auditor = scratch.auditor;
+                scratch.set(which | BY_ALIAS).auditor = scratch.auditor;
+            }
         }
         if scratch.has_rules(which) {
             is_allowed = true;
@@ -456,13 +461,14 @@ pub extern "C" fn dns_note_alias(slot: u32, which: u32) -> u32 {
     let lifetime_ns = u64::from(rules.lifetime_s(ttl_s)).wrapping_mul(1_000_000_000);
     let [first, ..] = &rules.entries;
     let first_rule = first.rule;
+    let auditor = rules.auditor;
     let expires_at_ns = scratch.now_ns.wrapping_add(lifetime_ns);
     if let Some(alias) = ALIASES.get_ptr_mut(&key) {
         // SAFETY: the entry is a map value. Only its end is written, and only prolonged; should the entry belong to
         // another key by now, the owner says so.
         let alias = unsafe { &mut *alias };
         let [held, ..] = &alias.rules.entries;
-        if alias.owner == key.owner() && held.rule == first_rule {
+        if alias.owner == key.owner() && held.rule == first_rule && alias.rules.auditor == auditor {
             if alias.expires_at_ns < expires_at_ns {
                 alias.expires_at_ns = expires_at_ns;
             }
@@ -524,15 +530,16 @@ pub extern "C" fn dns_grant(slot: u32, which: u32) -> u32 {
         if entry.kind != EntryKind::Allow as u8 {
             break;
         }
-        scratch.request = LearnRequest {
-            key: LearnedKey::new(binding.scope_id, scratch.address),
-            grant: Grant {
-                expires_at_ns,
-                rule: entry.rule,
-                ports: entry.ports,
-                _pad: 0,
-            },
-        };
+        // Field by field: a whole request would wait on the stack, which is small.
+        scratch.request.key.scope_id = binding.scope_id;
+        scratch.request.key._pad = 0;
+        scratch.request.key.address = scratch.address;
+        scratch.request.grant.expires_at_ns = expires_at_ns;
+        scratch.request.grant.rule = entry.rule;
+        // SAFETY: as above.
+        scratch.request.grant.auditor = unsafe { (*rules).auditor };
+        scratch.request.grant.ports = entry.ports;
+        scratch.request.grant._pad = 0;
         let outcome = learn_grant(slot);
         record::tally_number(outcome);
         if outcome == Tally::AddressLearned as u32 {

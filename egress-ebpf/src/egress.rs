@@ -19,7 +19,7 @@ use egress_common::{
 use crate::{
     fast::fast_reason,
     learn::keep_open,
-    lookup::{Start, has_rule, judge},
+    lookup::{Start, has_rule, judge, reported},
     query, record,
     skb::{Header, Payload, Skb, Socket, full_socket},
     source,
@@ -198,13 +198,14 @@ fn judge_packet(
         start = Start::resting(state.rule);
     }
     let decision = judge(&flow, start, &binding);
-    if matches!(decision.verdict, Verdict::Allow) && decision.rule != 0 {
+    if decision.is_remembered() {
         if is_connected {
             remember(config, &flow, &decision, state);
         } else if is_loose_udp {
             udp::remember(skb, header, workload, &decision);
         }
     }
+    let decision = reported(decision, &flow, &binding);
     record::count(Hook::SkbEgress, decision.verdict, decision.reason);
     record::count_rule(&decision);
     let is_repeated = is_connected && is_audited_again(config, &flow, &decision, state);

@@ -2,7 +2,7 @@
 //!
 //! Writers hold the entry's lock. A new slot is filled before its end is
 //! written, which is what readers look at first; the ports of a used slot
-//! never change. `sweep` deletes an entry whose grants have all ended; should
+//! never change, nor whether it is audited. `sweep` deletes an entry whose grants have all ended; should
 //! one be prolonged between its look and the deletion, it puts the entry back,
 //! and `learn` looks once more whether what it wrote is still there: between
 //! the two, no grant is lost.
@@ -47,7 +47,7 @@ pub extern "C" fn learn_grant(slot: u32) -> u32 {
 fn store(scratch: &mut Scratch) -> u32 {
     let request = &scratch.request;
     if let Some(entry) = LEARNED.get_ptr_mut(&request.key) {
-        return prolong(entry, &request.key, &request.grant) as u32;
+        return prolong(entry, request.key.owner(), &request.grant) as u32;
     }
     scratch.fresh.owner = request.key.owner();
     let [first, rest @ ..] = &mut scratch.fresh.grants;
@@ -59,7 +59,7 @@ fn store(scratch: &mut Scratch) -> u32 {
         Ok(()) => Tally::AddressLearned as u32,
         // Another CPU was faster.
         Err(EEXIST) => match LEARNED.get_ptr_mut(&request.key) {
-            Some(entry) => prolong(entry, &request.key, &request.grant) as u32,
+            Some(entry) => prolong(entry, request.key.owner(), &request.grant) as u32,
             None => Tally::LearnedFull as u32,
         },
         Err(_) => Tally::LearnedFull as u32,
@@ -67,10 +67,8 @@ fn store(scratch: &mut Scratch) -> u32 {
 }
 
 /// Prolongs a grant of an entry, or adds it.
-#[inline(always)]
-fn prolong(entry: *mut Learned, key: &LearnedKey, grant: &Grant) -> Tally {
-    let wanted = *grant;
-    let owner = key.owner();
+#[inline(never)]
+fn prolong(entry: *mut Learned, owner: u64, wanted: &Grant) -> Tally {
     let mut is_stored = false;
     let mut is_full = true;
     // SAFETY: the entry is a map value with a lock that the kernel knows.
@@ -89,6 +87,7 @@ fn prolong(entry: *mut Learned, key: &LearnedKey, grant: &Grant) -> Tally {
         }
         if held.expires_at_ns == 0 {
             held.rule = wanted.rule;
+            held.auditor = wanted.auditor;
             held.ports.proto = wanted.ports.proto;
             held.ports.first = wanted.ports.first;
             held.ports.last = wanted.ports.last;
@@ -96,12 +95,10 @@ fn prolong(entry: *mut Learned, key: &LearnedKey, grant: &Grant) -> Tally {
             is_stored = true;
             break;
         }
-        if held.ports.proto == wanted.ports.proto
-            && held.ports.first == wanted.ports.first
-            && held.ports.last == wanted.ports.last
-        {
+        if held.shares_slot(wanted) {
             if held.expires_at_ns < wanted.expires_at_ns {
                 held.rule = wanted.rule;
+                held.auditor = wanted.auditor;
                 publish(held, wanted.expires_at_ns);
             }
             is_stored = true;

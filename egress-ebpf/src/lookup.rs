@@ -69,6 +69,40 @@ pub fn judge(flow: &Flow, start: Start, binding: &Binding) -> Decision {
     Decision::new(reason, rule, binding)
 }
 
+/// The decision as it is counted and reported: what only a policy in audit denies goes by that policy's rule.
+#[inline(always)]
+pub fn reported(decision: Decision, flow: &Flow, binding: &Binding) -> Decision {
+    if !decision.reason.is_audited() {
+        return decision;
+    }
+    let (first, second) = halves(&flow.daddr);
+    Decision {
+        rule: auditor_of(first, second, facts(flow), binding.pack()),
+        ..decision
+    }
+}
+
+/// Identity of the rule by which a policy in audit denies a flow that passes; 0 when it is gone since.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn auditor_of(first: u64, second: u64, facts: u64, binding: u64) -> u64 {
+    let address = address_of(first, second);
+    let binding = Binding::unpack(binding);
+    let key = Key::new(CIDR_KEY_BITS, cidr_key(binding.policy_id, &address));
+    if let Some(rules) = CIDRS.get(&key) {
+        let rule = rules.auditor(proto_of(facts), port_of(facts));
+        if rule != 0 {
+            return rule;
+        }
+    }
+    let key = LearnedKey::new(binding.scope_id, address);
+    // SAFETY: readers of a learned entry tolerate its writers (egress_common::learned).
+    match unsafe { LEARNED.get(&key) } {
+        Some(entry) => entry.auditor(key.owner(), proto_of(facts), port_of(facts), now_ns()),
+        None => 0,
+    }
+}
+
 /// [`decide`], verified once for itself. A global function takes at most five
 /// numbers and returns one, so that flow, binding and decision travel packed.
 #[unsafe(no_mangle)]
@@ -80,17 +114,10 @@ pub extern "C" fn judge_flow(
     resting: u64,
     binding: u64,
 ) -> u64 {
-    let [a, b, c, d, e, f, g, h] = first.to_ne_bytes();
-    let [i, j, k, l, m, n, o, p] = second.to_ne_bytes();
-    let daddr = [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p];
     let flow = Flow {
-        daddr,
-        dport: if facts & HAS_PORT != 0 {
-            Some(facts as u16)
-        } else {
-            None
-        },
-        proto: (facts >> 24) as u8,
+        daddr: address_of(first, second),
+        dport: port_of(facts),
+        proto: proto_of(facts),
         is_fragment: facts & IS_FRAGMENT != 0,
         origin: match (facts >> 32) as u8 {
             FAR_END => Origin::FarEnd,
@@ -171,6 +198,27 @@ fn facts(flow: &Flow) -> u64 {
     };
     let fragment = if flow.is_fragment { IS_FRAGMENT } else { 0 };
     u64::from(flow.proto) << 24 | fragment | port
+}
+
+#[inline(always)]
+fn port_of(facts: u64) -> Option<u16> {
+    if facts & HAS_PORT != 0 {
+        Some(facts as u16)
+    } else {
+        None
+    }
+}
+
+#[inline(always)]
+fn proto_of(facts: u64) -> u8 {
+    (facts >> 24) as u8
+}
+
+#[inline(always)]
+fn address_of(first: u64, second: u64) -> Address {
+    let [a, b, c, d, e, f, g, h] = first.to_ne_bytes();
+    let [i, j, k, l, m, n, o, p] = second.to_ne_bytes();
+    [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
 }
 
 #[inline(always)]

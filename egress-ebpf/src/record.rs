@@ -16,7 +16,7 @@ use egress_common::{
     maps::RuleCounters,
     policy::Binding,
     tally::Tally,
-    verdict::{FIRST_DENIAL, Hook, Mode, Reason, Verdict, counter_index},
+    verdict::{Hook, Reason, Verdict, counter_index, verdict_of},
 };
 
 use crate::{
@@ -244,16 +244,9 @@ pub extern "C" fn report_packet_number(
         0
     };
     let reason = (decision >> RULE_BITS) as u8;
-    let verdict = if reason < FIRST_DENIAL {
-        Verdict::Allow
-    } else if matches!(binding.mode(), Mode::Audit) {
-        Verdict::WouldDeny
-    } else {
-        Verdict::Deny
-    };
     let facts = Facts {
         hook,
-        verdict: verdict as u8,
+        verdict: verdict_of(reason, binding.mode()) as u8,
         reason,
         rule: decision & ((1 << RULE_BITS) - 1),
     };

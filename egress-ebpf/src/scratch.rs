@@ -86,6 +86,8 @@ pub struct Scratch {
     pub fresh: Fresh,
     /// Own key of `LOCAL` lookups.
     pub address: Address,
+    /// Rule by which a policy in audit denies the name that [`dns_rules`](crate::dns::dns_rules) looked at last; 0 for none.
+    pub auditor: u64,
     /// Addresses that were learned from the message.
     pub learned: u64,
     /// 1 when an address found no room.

@@ -19,7 +19,7 @@ use crate::{
     dns,
     egress::UNCONFIGURED,
     learn::keep_open,
-    lookup::{Start, has_rule, judge},
+    lookup::{Start, has_rule, judge, reported},
     maps::{INTERFACES, RESOLVERS},
     query, record,
     skb::{AF_INET, AF_INET6, Header, Payload, Skb},
@@ -267,6 +267,10 @@ fn judge_frame(ctx: &TcContext, skb: &Skb, binding: &Binding, header: Header) ->
         }
     }
     let decision = judge(&flow, start, binding);
+    if decision.is_remembered() && header.has_ports() {
+        frame_remember(skb.raw, skb.base, header.pack(), decision.pack());
+    }
+    let decision = reported(decision, &flow, binding);
     record::count(Hook::TcEgress, decision.verdict, decision.reason);
     record::count_rule(&decision);
     if decision.rule != 0 || !decision.reason.allows() {
@@ -280,9 +284,6 @@ fn judge_frame(ctx: &TcContext, skb: &Skb, binding: &Binding, header: Header) ->
         decision.verdict as u8,
         decision.reason as u8
     );
-    if matches!(decision.verdict, Verdict::Allow) && decision.rule != 0 && header.has_ports() {
-        frame_remember(skb.raw, skb.base, header.pack(), decision.pack());
-    }
     decision.verdict
 }
 

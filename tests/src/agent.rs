@@ -587,6 +587,9 @@ pub struct Counters {
     pub by_hook: Vec<HookCount>,
     /// Decisions that rest on rules.
     pub by_rule: Vec<RuleCount>,
+    /// The same for each policy.
+    #[serde(default)]
+    pub by_policy: Vec<PolicyCount>,
     /// What became of DNS messages, and what was lost.
     pub dns: BTreeMap<String, u64>,
 }
@@ -627,6 +630,19 @@ pub struct RuleCount {
     /// Packets and connects that it denied.
     pub denied: u64,
     /// The same in audit mode.
+    pub would_deny: u64,
+}
+
+/// One entry of `by_policy`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct PolicyCount {
+    /// Its name.
+    pub policy: String,
+    /// First packets of flows that it allowed.
+    pub allowed: u64,
+    /// Packets and connects that it denied.
+    pub denied: u64,
+    /// What it would have denied.
     pub would_deny: u64,
 }
 
@@ -679,6 +695,16 @@ impl Counters {
                 would_deny: now.would_deny - then.map_or(0, |then| then.would_deny),
             }
         });
+        let by_policy = self.by_policy.iter().map(|now| {
+            let mut all = before.by_policy.iter();
+            let then = all.find(|then| then.policy == now.policy);
+            PolicyCount {
+                policy: now.policy.clone(),
+                allowed: now.allowed - then.map_or(0, |then| then.allowed),
+                denied: now.denied - then.map_or(0, |then| then.denied),
+                would_deny: now.would_deny - then.map_or(0, |then| then.would_deny),
+            }
+        });
         Self {
             allowed: self.allowed - before.allowed,
             denied: self.denied - before.denied,
@@ -686,6 +712,7 @@ impl Counters {
             by_reason: by_reason.filter(|one| one.count > 0).collect(),
             by_hook: by_hook.collect(),
             by_rule: self.by_rule.clone(),
+            by_policy: by_policy.collect(),
             dns: self
                 .dns
                 .iter()
@@ -843,10 +870,25 @@ pub struct Confirmation {
 pub struct PolicyStatus {
     /// Raised at every switch.
     pub generation: u32,
+    /// The policies.
+    pub policies: Vec<PolicyFacts>,
     /// The file of service tags, if one was given.
     pub service_tags: Option<ServiceTags>,
     /// Why the newest change was refused.
     pub error: Option<String>,
+}
+
+/// One of the policies.
+#[derive(Clone, Debug, Deserialize)]
+pub struct PolicyFacts {
+    /// Its name.
+    pub name: String,
+    /// `enforce` or `audit`.
+    pub mode: String,
+    /// Its rules.
+    pub rules: u64,
+    /// The generation since which it reads as it does.
+    pub generation: u32,
 }
 
 /// A file of service tags.

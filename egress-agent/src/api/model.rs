@@ -21,7 +21,7 @@ pub struct Status {
     pub pid: u32,
     /// Whether everything that should be enforced (or, in audit mode, reported) is.
     pub enforcing: bool,
-    /// `enforce`, `audit`, or `mixed` where scopes differ.
+    /// `enforce`, `audit`, or `mixed` where policies differ: those that are enforced decide.
     pub mode: String,
     /// The policy that applies.
     pub policy: PolicyStatus,
@@ -101,6 +101,26 @@ pub struct PolicyStatus {
     pub service_tags: Option<ServiceTagsStatus>,
     /// Why the newest change was refused, if it was: the policy before it still applies.
     pub error: Option<String>,
+    /// The policies, in the order of files and documents.
+    #[serde(default)]
+    pub policies: Vec<PolicyFacts>,
+}
+
+/// One of the policies that apply.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyFacts {
+    /// `metadata.name`.
+    pub name: String,
+    /// `enforce` or `audit`.
+    pub mode: Text,
+    /// The file that it stands in.
+    pub file: PathBuf,
+    /// Line where it starts, from 1.
+    pub line: usize,
+    /// Rules in it.
+    pub rules: u64,
+    /// The generation since which it reads as it does.
+    pub generation: u32,
 }
 
 /// A file of service tags.
@@ -209,6 +229,9 @@ pub struct CountersReport {
     pub by_reason: Vec<ReasonCount>,
     /// Decisions that rest on a rule: first packets of flows, refused connects.
     pub by_rule: Vec<RuleCount>,
+    /// The same, summed for each policy.
+    #[serde(default)]
+    pub by_policy: Vec<PolicyCount>,
     /// Every verdict of every hook, allowed connects included.
     pub by_hook: Vec<HookCount>,
     /// The raw counters that everything above is made of.
@@ -257,6 +280,19 @@ pub struct RuleCount {
     /// Packets and connects that it denied.
     pub denied: u64,
     /// The same in audit mode.
+    pub would_deny: u64,
+}
+
+/// Decisions that rest on the rules of one policy.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyCount {
+    /// Its name; `lifeline` for the lifeline, empty for rules that are gone.
+    pub policy: String,
+    /// First packets of flows that it allowed.
+    pub allowed: u64,
+    /// Packets and connects that it denied.
+    pub denied: u64,
+    /// What it would deny if it were enforced: it passed.
     pub would_deny: u64,
 }
 

@@ -19,7 +19,7 @@ use super::{
     model::{
         AddressVerdict, CauseReport, ConfirmationStatus, CountersReport, Explanation, FlowReport,
         HookStatus, LearnedAddress, LearnedReport, LifelineStatus, MapStatus, Observation,
-        Observations, ObservedStatus, PolicyStatus, RuleReport, ScopeStatus, Status,
+        Observations, ObservedStatus, PolicyFacts, PolicyStatus, RuleReport, ScopeStatus, Status,
     },
     report::{Cause, counters_report},
 };
@@ -32,6 +32,7 @@ pub(crate) fn rule(list: RuleList, destination: &str) -> RuleSource {
     RuleSource {
         policy: "node".to_owned(),
         list,
+        is_audited: false,
         index: 0,
         preset: None,
         destination: destination.to_owned(),
@@ -91,6 +92,14 @@ pub(crate) fn status() -> Status {
             cidrs: 4,
             service_tags: None,
             error: None,
+            policies: vec![PolicyFacts {
+                name: "node".to_owned(),
+                mode: "enforce".into(),
+                file: PathBuf::from("/etc/egress/node.yaml"),
+                line: 1,
+                rules: 2,
+                generation: 2,
+            }],
         },
         hooks: vec![
             HookStatus {

@@ -17,7 +17,8 @@ Examples:
   egress-agent counters -o json | jq .denied
 
 allowed, denied and would_deny count packets and refused connects; by rule
-they count first packets of flows and refused connects; by hook everything.";
+and policy they count first packets of flows and refused connects; by hook
+everything.";
 
 /// Options of `counters`.
 #[derive(Clone, Debug, Args)]
@@ -38,6 +39,8 @@ pub enum By {
     Reason,
     /// Which line of the policy
     Rule,
+    /// Which policy
+    Policy,
     /// Where in the kernel
     Hook,
 }
@@ -68,6 +71,7 @@ pub(super) fn render(counters: &CountersReport, by: Option<By>, screen: Screen) 
         None => parts.extend([by_reason(counters), dns(counters)]),
         Some(By::Reason) => parts.push(by_reason(counters)),
         Some(By::Rule) => parts.push(by_rule(counters)),
+        Some(By::Policy) => parts.push(by_policy(counters)),
         Some(By::Hook) => parts.push(by_hook(counters)),
     }
     parts.retain(|table| !table.is_empty());
@@ -121,6 +125,27 @@ fn by_rule(counters: &CountersReport) -> Table {
             number(rule.would_deny),
             rule.rule.as_str().into(),
             place.into(),
+        ]);
+    }
+    table
+}
+
+fn by_policy(counters: &CountersReport) -> Table {
+    let mut table = Table::new()
+        .text("POLICY")
+        .number("ALLOWED")
+        .number("DENIED")
+        .number("WOULD_DENY");
+    for policy in &counters.by_policy {
+        let name = match policy.policy.as_str() {
+            "" => "(rules that are gone)",
+            name => name,
+        };
+        table.row([
+            name.into(),
+            number(policy.allowed),
+            number(policy.denied),
+            number(policy.would_deny),
         ]);
     }
     table

@@ -308,7 +308,7 @@ fn changed_flows(old: &Compiled, new: &Compiled, flows: &[SeenFlow]) -> (Vec<Cha
             let was = old.judge(&destination, &names).reason;
             let is = new.judge(&destination, &names).reason;
             let ports = port_range_text(&destination.ports());
-            (was.allows() != is.allows()).then_some((*address, ports, is))
+            (was.passes() != is.passes()).then_some((*address, ports, is))
         });
         let Some((address, ports, is)) = differs else {
             continue;
@@ -317,7 +317,7 @@ fn changed_flows(old: &Compiled, new: &Compiled, flows: &[SeenFlow]) -> (Vec<Cha
         let changed = found
             .entry(key)
             .or_insert_with_key(|(_, _, _, ports)| ChangedFlow {
-                becomes: if is.allows() { "allowed" } else { "denied" },
+                becomes: if is.passes() { "allowed" } else { "denied" },
                 scope: flow.scope.clone(),
                 names: flow.names.clone(),
                 address,

@@ -49,6 +49,7 @@ impl Status {
 pub(super) fn render(status: &model::Status, screen: Screen) -> String {
     let mut parts = vec![
         facts(status).render(screen),
+        policies(status).render(screen),
         hooks(status).render(screen),
         maps(status).render(screen),
         lifeline(status).render(screen),
@@ -70,7 +71,7 @@ fn facts(status: &model::Status) -> Table {
     let (word, paint) = match (status.enforcing, status.mode.as_str()) {
         (true, "enforce") => ("yes", Paint::Good),
         (true, "audit") => ("audit only: nothing is dropped", Paint::Doubtful),
-        (true, _) => ("yes, some scopes audit only", Paint::Doubtful),
+        (true, _) => ("yes, some policies audit only", Paint::Doubtful),
         (false, _) => ("NO: not all that it should", Paint::Bad),
     };
     facts.row(["enforcing".into(), Cell::painted(word, paint)]);
@@ -89,9 +90,6 @@ fn facts(status: &model::Status) -> Table {
         policy.generation, policy.rules, policy.names, policy.cidrs
     );
     facts.row(["policy".into(), text.into()]);
-    for file in &policy.files {
-        facts.row(["file".into(), file.to_string_lossy().into()]);
-    }
     if let Some(tags) = &policy.service_tags {
         facts.row(["tags".into(), tags.file.to_string_lossy().into()]);
         facts.row(["".into(), service_tags(tags)]);
@@ -180,6 +178,25 @@ pub(super) fn confirmation(status: &model::ConfirmationStatus) -> Cell {
         }
         _ => "awaited as soon as a policy enforces".into(),
     }
+}
+
+fn policies(status: &model::Status) -> Table {
+    let mut table = Table::new()
+        .text("POLICY")
+        .word("MODE")
+        .number("RULES")
+        .number("SINCE")
+        .text("FILE");
+    for policy in &status.policy.policies {
+        table.row([
+            policy.name.as_str().into(),
+            (&*policy.mode).into(),
+            number(policy.rules),
+            number(policy.generation.into()),
+            format!("{}:{}", policy.file.display(), policy.line).into(),
+        ]);
+    }
+    table
 }
 
 fn hooks(status: &model::Status) -> Table {

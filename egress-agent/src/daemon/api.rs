@@ -1,6 +1,6 @@
 //! The daemon's answers to the API.
 
-use std::time::SystemTime;
+use std::{collections::BTreeSet, path::PathBuf, time::SystemTime};
 
 use egress_common::{policy::ONLY_ALLOWED_QUERIES, tally::Tally, verdict::Mode};
 use tokio::sync::broadcast;
@@ -10,7 +10,7 @@ use super::{
     confirm::{Answer, Moment},
     dns,
     observe::NAMES_EVICTED,
-    shared::{Shared, lock},
+    shared::{InForce, Shared, lock},
     time::now_ns,
 };
 use crate::{
@@ -18,13 +18,13 @@ use crate::{
         AgentState, ExplainQuery, FlowFilter, LearnedQuery, NotAwaited, Timestamp,
         model::{
             ConfirmationStatus, CountersReport, Explanation, FlowReport, HookStatus, LearnedReport,
-            LifelineStatus, MapStatus, Observations, PolicyStatus, ScopeStatus, ServiceTagsStatus,
-            Status,
+            LifelineStatus, MapStatus, Observations, PolicyFacts, PolicyStatus, ScopeStatus,
+            ServiceTagsStatus, Status,
         },
         report::{LearnedContext, counters_report, learned_report, lost},
     },
     observed::DROPPED,
-    policy::{ServiceTagsFacts, port_range_text},
+    policy::{Policy, ServiceTagsFacts, port_range_text},
 };
 
 /// Fill of a map, in percent, that raises an alarm.
@@ -39,6 +39,10 @@ impl AgentState for Shared {
         let generation = datapath.generation()?;
         drop(datapath);
         let in_force = self.in_force();
+        let policies = in_force
+            .as_ref()
+            .map(|in_force| self.policy_facts(in_force))
+            .unwrap_or_default();
         let refused = lock(&self.refused).clone();
         let mut lost = lost(&counters);
         for (name, count) in lock(&self.dns_lost).iter() {
@@ -91,15 +95,13 @@ impl AgentState for Shared {
             uptime_s: self.started.elapsed().as_secs(),
             pid: std::process::id(),
             enforcing: is_attached && refused.is_none() && !fell_back,
-            mode: self.mode().name().to_owned(),
+            mode: self.mode_text().to_owned(),
             policy: PolicyStatus {
                 generation,
-                files: in_force
-                    .as_ref()
-                    .map(|p| p.files.clone())
-                    .unwrap_or_default(),
+                files: files(&policies),
                 loaded_at: in_force.as_ref().map(|policy| policy.loaded_at),
-                rules: in_force.as_ref().map_or(0, |policy| policy.rules as u64),
+                rules: policies.iter().map(|policy| policy.rules).sum(),
+                policies,
                 names: in_force
                     .as_ref()
                     .map_or(0, |policy| policy.compiled.names.len() as u64),
@@ -227,6 +229,51 @@ fn fall_back_words(mode: Mode, status: Option<&ConfirmationStatus>) -> String {
         format!("fell back to audit, nothing is dropped: {reason}; {advice}")
     } else {
         format!("is to fall back to audit, which the kernel refuses so far: {reason}")
+    }
+}
+
+/// The files that policies stand in, each once.
+fn files(policies: &[PolicyFacts]) -> Vec<PathBuf> {
+    let files: BTreeSet<_> = policies.iter().map(|policy| &policy.file).collect();
+    files.into_iter().cloned().collect()
+}
+
+impl Shared {
+    /// `enforce`, `audit`, or `mixed`.
+    fn mode_text(&self) -> &'static str {
+        let mode = self.mode();
+        let in_force = self.in_force();
+        let mut policies = in_force.iter().flat_map(|in_force| &in_force.policies);
+        let is_enforced = mode == Mode::Enforce && self.options.mode.is_none();
+        if is_enforced && policies.any(|one| one.policy.mode == Mode::Audit) {
+            "mixed"
+        } else {
+            mode.name()
+        }
+    }
+
+    /// The policies that are in force. A mode for all of them, or a fall back to audit, counts instead of their own.
+    fn policy_facts(&self, in_force: &InForce) -> Vec<PolicyFacts> {
+        let mode = |policy: &Policy| {
+            let of_all = in_force.compiled.mode;
+            if of_all == Mode::Audit || self.options.mode.is_some() {
+                of_all
+            } else {
+                policy.mode
+            }
+        };
+        in_force
+            .policies
+            .iter()
+            .map(|one| PolicyFacts {
+                name: one.policy.name().to_owned(),
+                mode: mode(&one.policy).name().into(),
+                file: one.policy.file.clone(),
+                line: one.policy.line,
+                rules: one.policy.allow.len().saturating_add(one.policy.deny.len()) as u64,
+                generation: one.generation,
+            })
+            .collect()
     }
 }
 

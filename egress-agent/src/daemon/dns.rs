@@ -341,7 +341,7 @@ fn learn(shared: &Shared, copy: &DnsCopy, answer: &Answer, now_ns: u64) {
     let lesson = crate::dns::learn(
         answer,
         receiver,
-        |name| in_force.compiled.rules_of_name(name).copied(),
+        |name| in_force.compiled.names.rules_of(name).copied(),
         |address| local.contains(address),
     );
     let stored = datapath

@@ -40,13 +40,15 @@ use switch::Candidate;
 pub fn run(options: RunOptions) -> anyhow::Result<ExitCode> {
     check_environment(&options)?;
     let lifeline = switch::lifeline(&options, &options.resolvers);
+    // Before they are read: what changes meanwhile is a change.
+    let files = upkeep::files_of(&options);
     let candidate = Candidate::load(&options, lifeline).map_err(UsageError::new)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(start(options, candidate))
+    runtime.block_on(start(options, candidate, files))
 }
 
 /// Says exactly what is missing.
@@ -71,7 +73,11 @@ fn check_environment(options: &RunOptions) -> anyhow::Result<()> {
     .into())
 }
 
-async fn start(options: RunOptions, candidate: Candidate) -> anyhow::Result<ExitCode> {
+async fn start(
+    options: RunOptions,
+    candidate: Candidate,
+    files: upkeep::Files,
+) -> anyhow::Result<ExitCode> {
     let listener = ApiListener::bind(&options.socket).map_err(anyhow::Error::new)?;
     let (trigger, stop) = shutdown::channel();
     trigger.on_signals().context("cannot wait for signals")?;
@@ -105,7 +111,7 @@ async fn start(options: RunOptions, candidate: Candidate) -> anyhow::Result<Exit
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(events::run(Arc::clone(&shared), events, stop.clone()));
     tasks.spawn(dns::run(Arc::clone(&shared), copies, stop.clone()));
-    tasks.spawn(upkeep::run(Arc::clone(&shared), stop.clone()));
+    tasks.spawn(upkeep::run(Arc::clone(&shared), files, stop.clone()));
     if let Some(log) = log {
         tasks.spawn(events::run_log(log, stop.clone()));
     }

@@ -16,7 +16,7 @@ use crate::{
     cli::{RunOptions, UsageError, run::NODE_SCOPE},
     datapath::{Datapath, cgroup_facts},
     dns::{Memory, MemoryLimits, Refusals, ScopeNumber},
-    policy::{Compiled, Lifeline, ServiceTagsFacts},
+    policy::{Compiled, Lifeline, Policy, ServiceTagsFacts},
     workload::CgroupPaths,
 };
 
@@ -42,13 +42,20 @@ pub(super) struct Scope {
     pub(super) number: ScopeNumber,
 }
 
-/// The policy that is in force.
+/// One of the policies that are in force.
+#[derive(Debug)]
+pub(super) struct PolicyInForce {
+    pub(super) policy: Policy,
+    /// The generation since which it reads as it does.
+    pub(super) generation: u32,
+}
+
+/// The policies that are in force.
 #[derive(Debug)]
 pub(super) struct InForce {
     pub(super) compiled: Arc<Compiled>,
     pub(super) lifeline: Lifeline,
-    pub(super) files: Vec<PathBuf>,
-    pub(super) rules: usize,
+    pub(super) policies: Vec<PolicyInForce>,
     /// The file of service tags that its rules were read with.
     pub(super) service_tags: Option<ServiceTagsFacts>,
     pub(super) loaded_at: Timestamp,

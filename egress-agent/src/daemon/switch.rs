@@ -15,7 +15,6 @@
 use std::{
     collections::{BTreeSet, HashMap},
     net::IpAddr,
-    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -24,20 +23,23 @@ use anyhow::{Context, bail};
 use egress_common::{
     learned::{Grant, LearnRequest, LearnedKey},
     maps::{Alias, AliasKey, CGROUP_LEVELS},
-    policy::{ANSWERS_DNS, Binding, IS_NODE, NAME_ENTRIES, RuleEntry, SEARCH_POLICY, Workload},
+    policy::{
+        ANSWERS_DNS, Binding, IS_NODE, NAME_ENTRIES, NameRules, RuleEntry, SEARCH_POLICY, Workload,
+    },
     verdict::Mode,
 };
 use tracing::{info, warn};
 
 use super::{
     confirm::Moment,
-    shared::{InForce, Scope, Shared, lock},
+    shared::{InForce, PolicyInForce, Scope, Shared, lock},
     time::now_ns,
 };
 use crate::{
     cli::{RunOptions, run::LifelinePart},
     datapath::LearnedEntry,
-    policy::{Compiled, Lifeline, PolicyErrors, RuleList, ServiceTagsFacts, address_from},
+    dns::SeenName,
+    policy::{Compiled, Lifeline, Policy, PolicyErrors, RuleList, ServiceTagsFacts, address_from},
     workload::own_addresses,
 };
 
@@ -74,8 +76,7 @@ pub(super) fn lifeline(options: &RunOptions, resolvers: &[IpAddr]) -> Lifeline {
 /// A policy that is to come into force.
 #[derive(Debug)]
 pub(super) struct Candidate {
-    files: Vec<PathBuf>,
-    rules: usize,
+    policies: Vec<Policy>,
     service_tags: Option<ServiceTagsFacts>,
     lifeline: Lifeline,
     compiled: Compiled,
@@ -95,19 +96,8 @@ impl Candidate {
         }
         let set = crate::policy::load(&options.policies, &catalog)?;
         let compiled = crate::policy::compile(&set, &lifeline, options.mode)?;
-        let files: BTreeSet<_> = set
-            .policies()
-            .iter()
-            .map(|policy| policy.file.clone())
-            .collect();
-        let rules = set
-            .policies()
-            .iter()
-            .map(|policy| policy.allow.len().saturating_add(policy.deny.len()))
-            .sum();
         Ok(Self {
-            files: files.into_iter().collect(),
-            rules,
+            policies: set.into_policies(),
             service_tags: catalog.service_tags().map(|tags| tags.facts().clone()),
             lifeline,
             compiled,
@@ -132,8 +122,7 @@ impl Shared {
     /// A map that cannot be written; the old policy is then still in force.
     pub(super) fn switch(&self, candidate: Candidate) -> anyhow::Result<()> {
         let Candidate {
-            files,
-            rules,
+            policies,
             service_tags,
             lifeline,
             compiled,
@@ -195,7 +184,18 @@ impl Shared {
             std::thread::sleep(PAUSE);
             let entries = datapath.learned()?;
             let requests = self.carry_over(&entries, &old, &new, &compiled);
-            datapath.learn(&requests)?;
+            let carried = datapath.learn(&requests)?;
+            let lost = requests
+                .len()
+                .saturating_sub(usize::try_from(carried).unwrap_or(usize::MAX));
+            if lost > 0 {
+                warn!(
+                    carried,
+                    lost,
+                    "known addresses found no room under the new policy, and are refused until \
+                     their names are resolved again: raise --max-learned"
+                );
+            }
             let aliases = carry_over_aliases(&datapath.aliases()?, &old, &new, &compiled);
             datapath.note_aliases(&aliases)
         });
@@ -222,7 +222,7 @@ impl Shared {
         scope_ids.extend(ids(&new.iter().copied().map(Some).collect::<Vec<_>>()));
         info!(
             generation,
-            rules,
+            policies = policies.len(),
             names = compiled.names.len(),
             cidrs = compiled.cidrs.len(),
             mode = compiled.mode.name(),
@@ -233,8 +233,7 @@ impl Shared {
         self.set_in_force(InForce {
             compiled,
             lifeline,
-            files,
-            rules,
+            policies: self.in_force_since(policies, generation),
             service_tags,
             loaded_at: InForce::loaded_now(),
             scope_ids,
@@ -267,6 +266,26 @@ impl Shared {
         datapath.remove_aliases(&stale)?;
         datapath.remove_policies_but(Some(policy_id))?;
         Ok(())
+    }
+
+    /// Every policy with the generation since which it reads as it does.
+    fn in_force_since(&self, policies: Vec<Policy>, generation: u32) -> Vec<PolicyInForce> {
+        let before = self.in_force();
+        let before = before.iter().flat_map(|in_force| &in_force.policies);
+        let before: HashMap<&str, _> = before.map(|one| (one.policy.name(), one)).collect();
+        let since = |policy: &Policy| {
+            let same = before
+                .get(policy.name())
+                .filter(|one| one.policy.document == policy.document);
+            same.map_or(generation, |one| one.generation)
+        };
+        policies
+            .into_iter()
+            .map(|policy| PolicyInForce {
+                generation: since(&policy),
+                policy,
+            })
+            .collect()
     }
 
     /// Loads and compiles the files again, and switches to them.
@@ -307,8 +326,11 @@ impl Shared {
         let mut compiled = Compiled::clone(&in_force.compiled);
         compiled.mode = Mode::Audit;
         self.switch(Candidate {
-            files: in_force.files.clone(),
-            rules: in_force.rules,
+            policies: in_force
+                .policies
+                .iter()
+                .map(|one| one.policy.clone())
+                .collect(),
             service_tags: in_force.service_tags.clone(),
             lifeline: in_force.lifeline.clone(),
             compiled,
@@ -365,12 +387,11 @@ impl Shared {
                 .iter()
                 .filter(|grant| grant.expires_at_ns > now_ns);
             for grant in live {
-                if self.still_rests(scope, entry, grant, compiled, now_ns) {
-                    requests.push(LearnRequest {
-                        key: LearnedKey::new(*scope_id, entry.address),
-                        grant: *grant,
-                    });
-                }
+                let auditor = self.still_rests(scope, entry, grant, compiled, now_ns);
+                requests.extend(auditor.map(|auditor| LearnRequest {
+                    key: LearnedKey::new(*scope_id, entry.address),
+                    grant: Grant { auditor, ..*grant },
+                }));
             }
         }
         let by_number: HashMap<_, u32> = self
@@ -383,24 +404,19 @@ impl Shared {
             let Some(scope_id) = by_number.get(&live.scope) else {
                 return;
             };
-            let alias_is_denied = live
-                .seen
-                .alias
-                .as_deref()
-                .and_then(|alias| compiled.rules_of_name(alias))
-                .is_some_and(|rules| rules.deny != 0);
             let Some(rules) = compiled.rules_of_name(&live.seen.name) else {
                 return;
             };
-            if rules.deny != 0 || alias_is_denied {
+            let Some(auditor) = auditor_of_seen(live.seen, rules, compiled) else {
                 return;
-            }
+            };
             for rule in rules.entries.iter().take_while(|rule| rule.kind != 0) {
                 requests.push(LearnRequest {
                     key: LearnedKey::new(*scope_id, live.address),
                     grant: Grant {
                         expires_at_ns: live.seen.expires_at_ns,
                         rule: rule.rule,
+                        auditor,
                         ports: rule.ports,
                         _pad: 0,
                     },
@@ -410,7 +426,8 @@ impl Shared {
         requests
     }
 
-    /// Whether a grant rests on a rule that the new policy has, and on a name that it does not deny.
+    /// The auditor of a grant under the new policy (0 for none), if it has the rule and does not deny the name that the
+    /// grant rests on.
     fn still_rests(
         &self,
         scope: &Scope,
@@ -418,30 +435,50 @@ impl Shared {
         grant: &Grant,
         compiled: &Compiled,
         now_ns: u64,
-    ) -> bool {
-        let has_rule = compiled
-            .rules
-            .get(&grant.rule)
-            .is_some_and(|source| source.list == RuleList::Allow);
-        if !has_rule {
-            return false;
+    ) -> Option<u64> {
+        let source = compiled.rules.get(&grant.rule)?;
+        if source.list != RuleList::Allow {
+            return None;
         }
         let names = self.memory.names_of(scope.number, &entry.address, now_ns);
         let mut live = names
             .iter()
             .filter(|name| name.expires_at_ns > now_ns)
             .peekable();
-        // Learned while no agent looked: its rule is all that is known of it.
+        // Learned while no agent looked: its rules are all that is known of it.
         if live.peek().is_none() {
-            return true;
+            return match compiled.rules.get(&grant.auditor) {
+                None => Some(0),
+                // The policy that only looked on is enforced now.
+                Some(auditor) => auditor.is_audited.then_some(grant.auditor),
+            };
         }
         // A rule with the same content covers the same names. A name that no rule covers was the target of an alias.
-        live.any(|name| {
-            compiled
-                .rules_of_name(&name.name)
-                .is_none_or(|rules| rules.deny == 0)
-        })
+        let auditors = live.filter_map(|name| {
+            let rules = compiled.names.rules_of(&name.name).copied();
+            auditor_of_seen(name, &rules.unwrap_or_default(), compiled)
+        });
+        // One name that nobody audits is enough.
+        auditors.min()
     }
+}
+
+/// The rule by which a policy in audit denies a name with these rules, or its alias (0 for none); `None` if either is denied.
+fn auditor_of_seen(seen: &SeenName, rules: &NameRules, compiled: &Compiled) -> Option<u64> {
+    let is_denied = |name: &str| {
+        compiled
+            .rules_of_name(name)
+            .is_some_and(|rules| rules.deny != 0)
+    };
+    let alias = seen.alias.as_deref();
+    if rules.deny != 0 || alias.is_some_and(is_denied) {
+        return None;
+    }
+    Some(if rules.auditor == 0 {
+        alias.map_or(0, |alias| compiled.auditor_of_name(alias))
+    } else {
+        rules.auditor
+    })
 }
 
 /// Noted aliases for the new scopes: under the rules that the new policy still has. A target that the new policy denies

@@ -30,10 +30,10 @@ const KEEP_EXPIRED_NS: u64 = 60 * 1_000_000_000;
 /// # Errors
 ///
 /// A task of the runtime failed.
-pub(super) async fn run(shared: Arc<Shared>, stop: Shutdown) -> anyhow::Result<()> {
+pub(super) async fn run(shared: Arc<Shared>, files: Files, stop: Shutdown) -> anyhow::Result<()> {
     let mut timer = interval(TICK);
     timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut seen = Seen::look(&shared);
+    let mut seen = Seen::look(&shared, files);
     shared.observe_losses();
     let mut tick = 0_u64;
     loop {
@@ -148,10 +148,13 @@ fn sweep(shared: &Shared, keep_ns: u64) {
     shared.memory.sweep(now_ns);
 }
 
+/// Files with their facts.
+pub(super) type Files = BTreeMap<PathBuf, FileFacts>;
+
 /// What the last look saw.
 #[derive(Debug)]
 struct Seen {
-    files: BTreeMap<PathBuf, FileFacts>,
+    files: Files,
     node: (Vec<IpAddr>, Vec<IpAddr>),
     /// Addresses refused for lack of room so far.
     refused_for_room: u64,
@@ -159,7 +162,7 @@ struct Seen {
 
 /// What changes when a file does: a symlink swap shows as another inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct FileFacts {
+pub(super) struct FileFacts {
     device: u64,
     inode: u64,
     bytes: u64,
@@ -167,9 +170,9 @@ struct FileFacts {
 }
 
 impl Seen {
-    fn look(shared: &Shared) -> Self {
+    fn look(shared: &Shared, files: Files) -> Self {
         Self {
-            files: files_of(&shared.options),
+            files,
             node: node_of(shared),
             refused_for_room: refused_for_room(shared),
         }
@@ -181,7 +184,7 @@ fn node_of(shared: &Shared) -> (Vec<IpAddr>, Vec<IpAddr>) {
 }
 
 /// Every file that policies and the catalog are read from, with its facts; folders as `policy::load` reads them.
-fn files_of(options: &RunOptions) -> BTreeMap<PathBuf, FileFacts> {
+pub(super) fn files_of(options: &RunOptions) -> Files {
     let mut found = BTreeMap::new();
     for path in options
         .policies

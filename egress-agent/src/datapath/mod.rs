@@ -505,12 +505,13 @@ impl Datapath {
 fn request_bytes(request: &LearnRequest) -> [u8; size_of::<LearnRequest>()] {
     let LearnRequest { key, grant } = request;
     let mut bytes = [0; size_of::<LearnRequest>()];
-    let parts: [&[u8]; 9] = [
+    let parts: [&[u8]; 10] = [
         &key.scope_id.to_ne_bytes(),
         &[0; 4],
         &key.address,
         &grant.expires_at_ns.to_ne_bytes(),
         &grant.rule.to_ne_bytes(),
+        &grant.auditor.to_ne_bytes(),
         &[grant.ports.proto, 0],
         &grant.ports.first.to_ne_bytes(),
         &grant.ports.last.to_ne_bytes(),

@@ -274,26 +274,34 @@ pub fn learn(
     if own.is_some_and(|rules| rules.deny != 0) {
         return lesson;
     }
-    let sets: Vec<&NameRules> = own.iter().chain(receiver.by_alias).collect();
-    let Some(first) = sets.first() else {
+    let own = own.filter(|rules| !rules.is_empty());
+    let mut sets: Vec<NameRules> = own.iter().chain(receiver.by_alias).copied().collect();
+    if sets.is_empty() {
         return lesson;
-    };
+    }
     for met in &answer.met {
         match met {
             Met::Alias(place) => {
                 let Some(name) = answer.chain.get(*place) else {
                     continue;
                 };
-                if rules_of(name).is_some_and(|rules| rules.deny != 0) {
+                let of_alias = rules_of(name).unwrap_or_default();
+                if of_alias.deny != 0 {
                     break;
                 }
+                if of_alias.auditor != 0 {
+                    for rules in &mut sets {
+                        rules.auditor = of_alias.auditor;
+                    }
+                }
+                let Some(first) = sets.first() else { break };
                 if name.is_matchable {
                     let key =
                         AliasKey::new(name_hash(receiver.seed, &name.name), receiver.scope_id);
                     let alias = Alias {
                         owner: key.owner(),
                         expires_at_ns: end_of(first, name.ttl_s, receiver.now_ns),
-                        rules: **first,
+                        rules: *first,
                     };
                     lesson.aliases.push((key, alias));
                 }
@@ -334,6 +342,7 @@ fn teach(
         grant: Grant {
             expires_at_ns: end_of(rules, one.ttl_s, receiver.now_ns),
             rule: entry.rule,
+            auditor: rules.auditor,
             ports: entry.ports,
             _pad: 0,
         },

@@ -19,7 +19,7 @@ use egress_common::{
     hash::rule_identity,
     maps::{CIDRS_CAPACITY, NAMES_CAPACITY},
     policy::{
-        CIDR_ENTRIES, CidrRules, EntryKind, HAS_DENIED_NAMES, KEEP_PREEXISTING,
+        CIDR_ENTRIES, CidrRules, EntryKind, HAS_AUDITORS, HAS_DENIED_NAMES, KEEP_PREEXISTING,
         ONLY_ALLOWED_QUERIES, PortRange,
     },
     verdict::Mode,
@@ -30,7 +30,7 @@ use patterns::Patterns;
 use super::{
     cidr::{Cidr, V4_OFFSET},
     compiled::{Compiled, RuleList, RuleSource},
-    error::{Place, PolicyErrors, Problem, Report, quoted},
+    error::{Place, PolicyErrors, Problem, Report},
     lifeline::{self, Lifeline},
     set::{Policy, PolicySet},
     text::ports_text,
@@ -41,17 +41,20 @@ const ANY_PORT: &[PortRange] = &[PortRange::ANY];
 
 /// Compiles a set of policies for one workload: a flow is allowed if no policy denies it and one allows it.
 ///
+/// Where some are enforced and others audit, the enforced ones decide. Of those in audit only the deny rules count, and
+/// only for what passes: their allow rules open nothing, and would take nothing away.
+///
 /// # Errors
-/// If policies have different modes and `mode_override` is not given, if more rules meet at one name or CIDR than an
-/// entry can hold, or if there are more of them than the kernel's maps can hold twice.
+/// If more rules meet at one name or CIDR than an entry can hold, or if there are more of them than the kernel's maps
+/// can hold twice.
 pub fn compile(
     set: &PolicySet,
     lifeline: &Lifeline,
     mode_override: Option<Mode>,
 ) -> Result<Compiled, PolicyErrors> {
     let mut report = Report::default();
-    let mode = mode_override.unwrap_or_else(|| common_mode(set, &mut report));
-    let all = Items::collect(set, lifeline);
+    let modes = Modes::of(set, mode_override);
+    let all = Items::collect(set, lifeline, modes);
     let names = all.patterns.compile(&mut report);
     let cidrs = all.cidrs(&mut report);
     for (what, count, capacity) in [
@@ -66,20 +69,24 @@ pub fn compile(
             report.add(place, Problem::TooManyEntries { count, what, max });
         }
     }
+    let deciding = || set.policies().iter().filter(|policy| modes.decides(policy));
     let mut flags = 0;
-    if set.policies().iter().all(|policy| policy.keeps_preexisting) {
+    if deciding().all(|policy| policy.keeps_preexisting) {
         flags |= KEEP_PREEXISTING;
     }
-    if set.policies().iter().any(|policy| policy.restricts_queries) {
+    if deciding().any(|policy| policy.restricts_queries) {
         flags |= ONLY_ALLOWED_QUERIES;
     }
-    let denies_names = |policy: &Policy| policy.deny.iter().any(|rule| !rule.names.is_empty());
-    if set.policies().iter().any(denies_names) {
+    if deciding().any(|policy| policy.deny.iter().any(|rule| !rule.names.is_empty())) {
         flags |= HAS_DENIED_NAMES;
+    }
+    let mut policies = set.policies().iter();
+    if policies.any(|policy| !modes.decides(policy) && !policy.deny.is_empty()) {
+        flags |= HAS_AUDITORS;
     }
     report.sort();
     report.finish(Compiled {
-        mode,
+        mode: modes.deciding,
         flags,
         names,
         cidrs,
@@ -87,24 +94,34 @@ pub fn compile(
     })
 }
 
-/// The mode that all policies share; reports each that differs from the first.
-fn common_mode(set: &PolicySet, report: &mut Report) -> Mode {
-    let Some((first, others)) = set.policies().split_first() else {
-        return Mode::Enforce;
-    };
-    for policy in others.iter().filter(|policy| policy.mode != first.mode) {
-        report.add(
-            Place::field(&policy.file, policy.line, "spec.mode"),
-            Problem::MixedModes {
-                policy: quoted(policy.name()),
-                mode: policy.mode.name(),
-                other: quoted(first.name()),
-                other_place: format!("{}:{}", first.file.display(), first.line),
-                other_mode: first.mode.name(),
-            },
-        );
+/// Which policies of a set decide.
+#[derive(Clone, Copy)]
+struct Modes {
+    /// The mode of those that do.
+    deciding: Mode,
+    /// Whether policies of the other mode only look on.
+    is_mixed: bool,
+}
+
+impl Modes {
+    fn of(set: &PolicySet, mode_override: Option<Mode>) -> Self {
+        let has = |mode| set.policies().iter().any(|policy| policy.mode == mode);
+        let deciding = mode_override.unwrap_or_else(|| {
+            if has(Mode::Audit) && !has(Mode::Enforce) {
+                Mode::Audit
+            } else {
+                Mode::Enforce
+            }
+        });
+        Self {
+            deciding,
+            is_mixed: mode_override.is_none() && has(Mode::Audit) && has(Mode::Enforce),
+        }
     }
-    first.mode
+
+    fn decides(self, policy: &Policy) -> bool {
+        !self.is_mixed || policy.mode == self.deciding
+    }
 }
 
 /// All destinations, by pattern and by network.
@@ -116,12 +133,13 @@ struct Items<'a> {
 }
 
 impl<'a> Items<'a> {
-    fn collect(set: &'a PolicySet, lifeline: &'a Lifeline) -> Self {
+    fn collect(set: &'a PolicySet, lifeline: &'a Lifeline, modes: Modes) -> Self {
         let mut all = Self::default();
         for (index, entry) in lifeline.entries().iter().enumerate() {
             let source = RuleSource {
                 policy: lifeline::POLICY.to_owned(),
                 list: RuleList::Lifeline,
+                is_audited: false,
                 index,
                 preset: None,
                 destination: format!("{} {}", entry.name, entry.cidr),
@@ -142,8 +160,12 @@ impl<'a> Items<'a> {
             all.add_cidr(&entry.cidr, item, EntryKind::Lifeline, &entry.ports);
         }
         for policy in set.policies() {
-            all.collect_rules(policy, RuleList::Deny, EntryKind::Deny);
-            all.collect_rules(policy, RuleList::Allow, EntryKind::Allow);
+            if modes.decides(policy) {
+                all.collect_rules(policy, RuleList::Deny, EntryKind::Deny);
+                all.collect_rules(policy, RuleList::Allow, EntryKind::Allow);
+            } else {
+                all.collect_rules(policy, RuleList::Deny, EntryKind::Audited);
+            }
         }
         all
     }
@@ -154,6 +176,7 @@ impl<'a> Items<'a> {
             let source = |text: &str, line| RuleSource {
                 policy: policy.name().to_owned(),
                 list,
+                is_audited: kind == EntryKind::Audited,
                 index,
                 preset: rule.preset.clone(),
                 destination: text.to_owned(),
@@ -173,11 +196,13 @@ impl<'a> Items<'a> {
             for (position, name) in rule.names.iter().enumerate() {
                 let id = self.register(source(&name.text, name.line), &name.value.to_string());
                 let item = item(id, "names", position, name.line);
-                if kind == EntryKind::Deny {
-                    self.patterns.deny(&name.value, item);
-                } else {
-                    let ports = or_any(&rule.ports);
-                    self.patterns.allow(&name.value, item, ports, policy.ttl);
+                match kind {
+                    EntryKind::Deny => self.patterns.deny(&name.value, item),
+                    EntryKind::Audited => self.patterns.audit(&name.value, item),
+                    EntryKind::Allow | EntryKind::Lifeline => {
+                        let ports = or_any(&rule.ports);
+                        self.patterns.allow(&name.value, item, ports, policy.ttl);
+                    }
                 }
             }
             for (position, cidr) in rule.cidrs.iter().enumerate() {
@@ -258,7 +283,12 @@ fn cidr_rules(cidr: &Cidr, around: &[(Cidr, &Grants<'_>)], report: &mut Report) 
         .map(|(_, grants)| *grants)
         .collect();
     let mut grants = Grants::default();
-    for kind in [EntryKind::Lifeline, EntryKind::Deny, EntryKind::Allow] {
+    for kind in [
+        EntryKind::Lifeline,
+        EntryKind::Deny,
+        EntryKind::Allow,
+        EntryKind::Audited,
+    ] {
         let of_kind = covering.iter().flat_map(|grants| &grants.list);
         for grant in of_kind.filter(|grant| grant.kind == kind) {
             grants.add_of_cidr(*grant);

@@ -32,6 +32,8 @@ pub struct RuleSource {
     pub policy: String,
     /// List in the policy.
     pub list: RuleList,
+    /// Whether it stands in a policy in audit, beside policies that are enforced: it decides nothing.
+    pub is_audited: bool,
     /// Position in the list, from 0.
     pub index: usize,
     /// The preset that it comes from.
@@ -57,9 +59,9 @@ impl RuleSource {
 /// All policies that apply to one workload, compiled.
 #[derive(Clone, Debug)]
 pub struct Compiled {
-    /// Whether denials stand.
+    /// Whether denials stand: the mode of the policies that decide.
     pub mode: Mode,
-    /// `KEEP_PREEXISTING` and `HAS_DENIED_NAMES` of `egress_common::policy`.
+    /// Of `egress_common::policy`: `KEEP_PREEXISTING`, `HAS_DENIED_NAMES`, `ONLY_ALLOWED_QUERIES`, `HAS_AUDITORS`.
     pub flags: u8,
     /// Entries of the name trie.
     pub names: Names,
@@ -70,10 +72,17 @@ pub struct Compiled {
 }
 
 impl Compiled {
-    /// The rules of the patterns that cover `name` (lower case, without final dot), as the kernel finds them.
+    /// The rules of the patterns that cover `name` (lower case, without final dot), as the kernel finds them; `None` where
+    /// they neither allow nor deny.
     #[must_use]
     pub fn rules_of_name(&self, name: &str) -> Option<&NameRules> {
-        self.names.rules_of(name)
+        self.names.rules_of(name).filter(|rules| !rules.is_empty())
+    }
+
+    /// The rule by which a policy in audit denies `name`; 0 for none.
+    #[must_use]
+    pub fn auditor_of_name(&self, name: &str) -> u64 {
+        self.names.rules_of(name).map_or(0, |rules| rules.auditor)
     }
 
     /// The rules of the longest prefix that covers `address`, as the kernel finds them.

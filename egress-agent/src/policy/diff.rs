@@ -231,7 +231,10 @@ impl<'a> Decided<'a> {
             entries,
             ..Self::default()
         };
-        for entry in entries.iter().take_while(|entry| entry.kind != 0) {
+        let deciding = entries
+            .iter()
+            .take_while(|entry| entry.kind != 0 && entry.kind != EntryKind::Audited as u8);
+        for entry in deciding {
             let ports = PortSet::of(&entry.ports)
                 .without(&decided.open)
                 .without(&decided.denied);

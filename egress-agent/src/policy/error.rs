@@ -280,22 +280,6 @@ pub enum Problem {
     /// A bad service tag, or a bad file of them.
     #[error(transparent)]
     ServiceTag(#[from] ServiceTagError),
-    /// Policies of one set have different modes.
-    #[error(
-        "policy {policy} has mode {mode}, but policy {other} at {other_place} has mode {other_mode}; in this version all policies of a node have one mode: write the same in each, or run with --mode enforce or --mode audit"
-    )]
-    MixedModes {
-        /// This policy.
-        policy: String,
-        /// Its mode.
-        mode: &'static str,
-        /// The policy that was there first.
-        other: String,
-        /// Where it is.
-        other_place: String,
-        /// Its mode.
-        other_mode: &'static str,
-    },
     /// More port ranges in one rule than an entry can hold.
     #[error("has {count} port ranges, but {what} can have {max}; join ranges, or use any/tcp")]
     TooManyPorts {

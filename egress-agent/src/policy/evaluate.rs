@@ -96,13 +96,36 @@ impl Compiled {
     pub fn rule_of(&self, decision: &Decision) -> Option<&RuleSource> {
         self.rules.get(&decision.rule)
     }
+
+    /// The rule by which a policy in audit denies what passes: by the address, or by one of the names that lead there.
+    #[must_use]
+    pub fn auditor_of(&self, destination: &Destination, names: &[&str]) -> Option<&RuleSource> {
+        let of_name = |name: &str| {
+            let auditor = self.auditor_of_name(name);
+            (auditor != 0).then_some(auditor)
+        };
+        let auditor = match &destination.host {
+            Host::Name(name) => of_name(name),
+            Host::Address(address) => {
+                let rules = self.rules_of_address(address);
+                let auditor = rules.map_or(0, |rules| {
+                    rules.auditor(destination.proto, destination.port)
+                });
+                let of_address = (auditor != 0).then_some(auditor);
+                of_address.or_else(|| names.iter().copied().find_map(of_name))
+            }
+        };
+        self.rules.get(&auditor?)
+    }
 }
 
-/// The decision that says most: one that allows, else one with more than "no rule" for a reason.
+/// The decision that says most: one that allows, one that passes under audit, one with more than "no rule" for a reason.
 #[must_use]
 pub fn telling(decisions: impl IntoIterator<Item = Decision>) -> Option<Decision> {
     let worth = |decision: &Decision| {
         if decision.reason.allows() {
+            3
+        } else if decision.reason.passes() {
             2
         } else {
             u8::from(decision.reason != Reason::NoRule)
@@ -128,6 +151,7 @@ fn taught(rules: &NameRules, key: &LearnedKey) -> Learned {
         *slot = Grant {
             expires_at_ns: u64::MAX,
             rule: entry.rule,
+            auditor: rules.auditor,
             ports: entry.ports,
             _pad: 0,
         };

@@ -135,11 +135,11 @@ impl Expectations {
         });
         let Some(is_allowed) = verdict else { return };
         if let (Some(reason), Some(node)) = (reason, fields.get("reason"))
-            && reason.allows() != is_allowed
+            && reason.passes() != is_allowed
         {
             let problem = Problem::ReasonOfOtherVerdict {
                 reason: reason.name(),
-                verdict: if reason.allows() { "allowed" } else { "denied" },
+                verdict: if reason.passes() { "allowed" } else { "denied" },
             };
             reader.wrong(node.line, at("reason"), problem);
         }

@@ -128,14 +128,13 @@ impl Names {
         exact.chain(below).chain(ending).chain(sets)
     }
 
-    /// The rules of a name (lower case, without final dot), as the kernel finds them.
+    /// The rules of a name (lower case, without final dot), as the kernel finds them; they may neither allow nor deny.
     #[must_use]
     pub fn rules_of(&self, name: &str) -> Option<&NameRules> {
-        let rules = match self.exact.get(name) {
-            Some(rules) => rules,
-            None => self.rules_of_ending(name)?,
-        };
-        (!rules.is_empty()).then_some(rules)
+        match self.exact.get(name) {
+            Some(rules) => Some(rules),
+            None => self.rules_of_ending(name),
+        }
     }
 
     /// The rules of every name that a pattern covers; `None` if no rule has this very pattern.

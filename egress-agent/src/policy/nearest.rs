@@ -86,11 +86,14 @@ impl Compiled {
     /// The rules that allow it on other ports; none if one decides about this one.
     fn other_ports(&self, entries: &[RuleEntry], destination: &Destination) -> Vec<Near<'_>> {
         let used = || entries.iter().take_while(|entry| entry.kind != 0);
-        let covers = |entry: &RuleEntry| entry.ports.covers(destination.proto, destination.port);
+        let covers = |entry: &RuleEntry| {
+            entry.kind != EntryKind::Audited as u8
+                && entry.ports.covers(destination.proto, destination.port)
+        };
         if used().any(covers) {
             return Vec::new();
         }
-        let open = used().filter(|entry| entry.kind != EntryKind::Deny as u8);
+        let open = used().filter(|entry| entry.opens());
         self.all(Nearness::OtherPorts, open.map(|entry| entry.rule))
     }
 

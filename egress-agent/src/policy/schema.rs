@@ -91,7 +91,8 @@ pub enum SpecMode {
     /// They are dropped, and reported.
     #[default]
     Enforce,
-    /// They pass, and are reported as `would_deny`.
+    /// They pass, and are reported as `would_deny`. Beside policies that are enforced, these decide: then only what its
+    /// deny rules would take away is reported, and its allow rules open nothing.
     Audit,
 }
 

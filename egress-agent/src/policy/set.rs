@@ -171,4 +171,10 @@ impl PolicySet {
     pub fn policies(&self) -> &[Policy] {
         &self.policies
     }
+
+    /// The policies themselves.
+    #[must_use]
+    pub fn into_policies(self) -> Vec<Policy> {
+        self.policies
+    }
 }

@@ -148,7 +148,6 @@ fn compiles(
                     Problem::NameFull { .. }
                         | Problem::LabelsFull { .. }
                         | Problem::CidrFull { .. }
-                        | Problem::MixedModes { .. }
                 )
             });
             if !is_known {

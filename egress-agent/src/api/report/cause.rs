@@ -38,6 +38,9 @@ causes! {
     DenyRule "deny_rule"
         "a deny rule covers it"
         "narrow the deny rule or take it out: no rule that allows beats it",
+    AuditedRule "audited_rule"
+        "it passes, but a deny rule of a policy in audit covers it"
+        "nothing, or set that policy to `mode: enforce`: then it is denied",
     OtherPorts "other_ports"
         "a rule allows it, but not on this port and protocol"
         "add the port",

@@ -9,7 +9,9 @@ use egress_common::{
 
 use super::rule::{gone_rule_text, rule_ports, rule_text};
 use crate::{
-    api::model::{CountersReport, HookCount, ReasonCount, RuleCount, Text, VerdictCount},
+    api::model::{
+        CountersReport, HookCount, PolicyCount, ReasonCount, RuleCount, Text, VerdictCount,
+    },
     datapath::{Counter, Counters, RuleCounter},
     policy::RuleSource,
 };
@@ -23,9 +25,7 @@ const fn is_total(counter: &Counter) -> bool {
     match counter.hook {
         Hook::SkbEgress => true,
         Hook::TcEgress => !matches!(counter.reason, Reason::SocketJudged),
-        Hook::Connect4 | Hook::Connect6 => {
-            matches!(counter.verdict, Verdict::Deny | Verdict::WouldDeny)
-        }
+        Hook::Connect4 | Hook::Connect6 => matches!(counter.verdict, Verdict::Deny),
         Hook::SkbIngress | Hook::TcIngress | Hook::SockCreate => false,
     }
 }
@@ -82,6 +82,18 @@ pub fn counters_report<'a>(
         let place = |rule: &RuleCount| (rule.policy.clone(), rule.list.clone(), rule.index);
         place(a).cmp(&place(b)).then_with(|| a.rule.cmp(&b.rule))
     });
+    let mut by_policy: BTreeMap<&str, PolicyCount> = BTreeMap::new();
+    for rule in &report.by_rule {
+        let of_policy = by_policy.entry(&rule.policy).or_default();
+        of_policy.allowed = of_policy.allowed.saturating_add(rule.allowed);
+        of_policy.denied = of_policy.denied.saturating_add(rule.denied);
+        of_policy.would_deny = of_policy.would_deny.saturating_add(rule.would_deny);
+    }
+    let by_policy = by_policy.into_iter().map(|(policy, count)| PolicyCount {
+        policy: policy.to_owned(),
+        ..count
+    });
+    report.by_policy = by_policy.collect();
     report.verdicts = counters
         .verdicts
         .iter()
@@ -191,13 +203,16 @@ mod tests {
     fn a_refused_connect_is_counted_beside_dropped_packets() {
         let report = report(vec![
             counter(Hook::Connect4, Reason::NoRule, Verdict::Deny, 2),
-            counter(Hook::Connect6, Reason::NoRule, Verdict::WouldDeny, 4),
+            counter(Hook::Connect6, Reason::NoRule, Verdict::Deny, 4),
+            // In audit mode its packets follow.
+            counter(Hook::Connect4, Reason::NoRule, Verdict::WouldDeny, 3),
+            counter(Hook::SkbEgress, Reason::NoRule, Verdict::WouldDeny, 5),
             counter(Hook::SkbEgress, Reason::NoRule, Verdict::Deny, 10),
             counter(Hook::TcEgress, Reason::Fragment, Verdict::Deny, 100),
         ]);
         assert_eq!(
             (report.allowed, report.denied, report.would_deny),
-            (0, 112, 4)
+            (0, 116, 5)
         );
         let of = |reason: &str, verdict: &str| {
             let mut counts = report.by_reason.iter();
@@ -205,8 +220,8 @@ mod tests {
                 .find(|r| r.reason == reason && r.verdict == verdict)
                 .map(|r| r.count)
         };
-        assert_eq!(of("no_rule", "denied"), Some(12));
-        assert_eq!(of("no_rule", "would_deny"), Some(4));
+        assert_eq!(of("no_rule", "denied"), Some(16));
+        assert_eq!(of("no_rule", "would_deny"), Some(5));
         assert_eq!(of("fragment", "denied"), Some(100));
         assert_eq!(report.by_reason[0].words, Reason::NoRule.words());
     }

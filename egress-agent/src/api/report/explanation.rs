@@ -6,7 +6,7 @@ use egress_common::{
     address::{Address, is_loopback},
     decision::Decision,
     learned::Grant,
-    policy::{Binding, EntryKind, ONLY_ALLOWED_QUERIES, RuleEntry},
+    policy::{Binding, ONLY_ALLOWED_QUERIES, RuleEntry},
     verdict::Reason,
 };
 
@@ -83,7 +83,10 @@ pub fn explanation(
         found: Vec::new(),
         add: None,
     };
-    if !decision.reason.allows() {
+    let mut rule = compiled.rule_of(&decision);
+    if decision.reason.is_audited() {
+        rule = causes.audited(&decision);
+    } else if !decision.reason.allows() {
         causes.find(&decision);
     }
     let Causes { found, add, .. } = causes;
@@ -96,7 +99,7 @@ pub fn explanation(
         verdict: decision.verdict.name().into(),
         reason: decision.reason.name().into(),
         words: decision.reason.words().into(),
-        rule: compiled.rule_of(&decision).map(rule_report),
+        rule: rule.map(rule_report),
         ports: open_ports(compiled, &destination.host),
         addresses: facts
             .map(|facts| address_verdicts(destination, facts))
@@ -167,7 +170,7 @@ pub fn rule_report(rule: &RuleSource) -> RuleReport {
 fn open_ports(compiled: &Compiled, host: &Host) -> Vec<String> {
     let texts = |entries: &[RuleEntry]| {
         let used = entries.iter().take_while(|entry| entry.kind != 0);
-        let open = used.filter(|entry| entry.kind != EntryKind::Deny as u8);
+        let open = used.filter(|entry| entry.opens());
         open.map(|entry| port_range_text(&entry.ports)).collect()
     };
     match host {
@@ -190,7 +193,7 @@ struct Causes<'a> {
     add: Option<String>,
 }
 
-impl Causes<'_> {
+impl<'a> Causes<'a> {
     fn tell(&mut self, cause: Cause, words: String, rule: Option<&RuleSource>) {
         self.found.push(CauseReport {
             cause: cause.name().into(),
@@ -198,6 +201,35 @@ impl Causes<'_> {
             advice: cause.advice().into(),
             rule: rule.map(rule_report),
         });
+    }
+
+    /// Tells what passes although a policy in audit denies it; returns the rule of that policy.
+    fn audited(&mut self, decision: &Decision) -> Option<&'a RuleSource> {
+        let compiled = self.compiled;
+        let names = match &self.destination.host {
+            Host::Name(_) => Vec::new(),
+            Host::Address(address) => self.names_of(address),
+        };
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let on_address = self.facts.iter().flat_map(|facts| &facts.addresses);
+        let mut of_addresses = on_address.filter_map(|one| {
+            let host = Host::Address(one.address);
+            compiled.auditor_of(
+                &Destination {
+                    host,
+                    ..*self.destination
+                },
+                &[],
+            )
+        });
+        let auditor = compiled.auditor_of(self.destination, &names);
+        let auditor = auditor.or_else(|| of_addresses.next());
+        let allowing = compiled
+            .rule_of(decision)
+            .map_or_else(|| "a rule".to_owned(), rule_text);
+        let words = format!("{allowing} allows it, but a policy in audit denies it");
+        self.tell(Cause::AuditedRule, words, auditor);
+        auditor
     }
 
     fn find(&mut self, decision: &Decision) {
@@ -268,7 +300,7 @@ impl Causes<'_> {
             ..*self.destination
         };
         let offline = self.compiled.judge(&asked, &[]);
-        if offline.reason.allows() {
+        if offline.reason.passes() {
             let rule = self.compiled.rule_of(&offline);
             self.of_resolution(name, rule);
             return;

@@ -164,6 +164,7 @@ mod tests {
         Grant {
             expires_at_ns,
             rule,
+            auditor: 0,
             ports: PortRange::new(TCP, port, port),
             _pad: 0,
         }

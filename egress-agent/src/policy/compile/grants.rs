@@ -107,7 +107,11 @@ impl<'a> Grants<'a> {
     /// Adds a grant of a network, unless an earlier one decides for all its ports.
     pub(super) fn add_of_cidr(&mut self, grant: Grant<'a>) {
         self.add(grant, |known| {
-            known.kind <= grant.kind && covers(&known.ports, &grant.ports)
+            // What only an audit denies is told of what is allowed: neither makes the other useless.
+            let is_same_side =
+                (known.kind == EntryKind::Audited) == (grant.kind == EntryKind::Audited);
+            let comes_first = is_same_side || known.kind < EntryKind::Allow;
+            comes_first && known.kind <= grant.kind && covers(&known.ports, &grant.ports)
         });
     }
 

@@ -31,6 +31,8 @@ struct OfPattern<'a> {
     /// Bounds of the policies that allow it.
     ttl: Option<Ttl>,
     deny: Option<u64>,
+    /// Rule of a policy in audit that denies it.
+    auditor: Option<u64>,
 }
 
 impl<'a> OfPattern<'a> {
@@ -40,6 +42,7 @@ impl<'a> OfPattern<'a> {
             allow: Grants::default(),
             ttl: None,
             deny: None,
+            auditor: None,
         }
     }
 }
@@ -124,6 +127,11 @@ impl<'a> Patterns<'a> {
     /// Adds a rule that denies.
     pub(super) fn deny(&mut self, pattern: &'a NamePattern, item: Item<'a>) {
         self.entry(pattern, item).deny.get_or_insert(item.id);
+    }
+
+    /// Adds a rule of a policy in audit that denies, beside policies that are enforced.
+    pub(super) fn audit(&mut self, pattern: &'a NamePattern, item: Item<'a>) {
+        self.entry(pattern, item).auditor.get_or_insert(item.id);
     }
 
     /// Adds a rule that allows.
@@ -239,6 +247,7 @@ impl<'a> Patterns<'a> {
         covering.extend(parents.filter_map(|parent| self.below.get(parent)));
         let mut rules = NameRules {
             deny: covering.iter().find_map(|of| of.deny).unwrap_or(0),
+            auditor: covering.iter().find_map(|of| of.auditor).unwrap_or(0),
             ..NameRules::default()
         };
         let ttl = covering.iter().filter_map(|of| of.ttl).reduce(longest);

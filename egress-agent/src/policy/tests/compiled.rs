@@ -4,14 +4,17 @@ use std::{collections::HashSet, path::Path};
 
 use egress_common::{
     policy::{
-        CidrRules, EntryKind, HAS_DENIED_NAMES, KEEP_PREEXISTING, NameRules, PortRange,
+        CidrRules, EntryKind, HAS_AUDITORS, HAS_DENIED_NAMES, KEEP_PREEXISTING, NameRules,
+        ONLY_ALLOWED_QUERIES, PortRange,
         protocol::{TCP, UDP},
     },
-    verdict::Mode,
+    verdict::{Mode, Reason},
 };
 
 use super::{EXAMPLE, compiled, policy, set};
-use crate::policy::{Compiled, Lifeline, PolicySet, RuleList, address_from, compile, ports_text};
+use crate::policy::{
+    Compiled, Destination, Lifeline, PolicySet, RuleList, address_from, compile, ports_text,
+};
 
 fn name_ports(rules: &NameRules) -> Vec<String> {
     let used = rules.entries.iter().take_while(|entry| entry.kind != 0);
@@ -308,23 +311,64 @@ fn preexisting_flows_are_kept_only_if_all_policies_say_so() {
 }
 
 #[test]
-fn different_modes_need_an_override() {
+fn beside_enforced_policies_one_in_audit_only_looks_on() {
     let text = format!(
         "{}---\n{}",
-        policy("a", "{ mode: enforce }"),
-        policy("b", "{ mode: audit }")
+        policy(
+            "a",
+            "{ mode: enforce, allow: [{ names: [a.b, c.b], cidrs: [10.0.0.0/8] }] }"
+        ),
+        policy(
+            "b",
+            "{ mode: audit, dns: { queries: allowed }, preexisting: judge, allow: [{ names: [d.b] }], \
+             deny: [{ names: [a.b] }, { cidrs: [10.1.0.0/16] }] }"
+        )
     );
     let set = set(&text);
-    let error = compile(&set, &Lifeline::new(), None).unwrap_err();
+    let compiled = compile(&set, &Lifeline::new(), None).unwrap();
+    assert_eq!(compiled.mode, Mode::Enforce);
+    assert_eq!(compiled.flags, KEEP_PREEXISTING | HAS_AUDITORS);
+    let audited = compiled.rules_of_name("a.b").unwrap();
     assert_eq!(
-        error.to_string(),
-        "policy.yaml:6: spec.mode: policy \"b\" has mode audit, but policy \"a\" at policy.yaml:1 has mode enforce; in this version all policies of a node have one mode: write the same in each, or run with --mode enforce or --mode audit"
+        (audited.deny, audited.entries[0].kind),
+        (0, EntryKind::Allow as u8)
     );
+    let auditor = &compiled.rules[&audited.auditor];
+    assert_eq!((auditor.policy.as_str(), auditor.is_audited), ("b", true));
+    assert_eq!(compiled.auditor_of_name("c.b"), 0);
+    assert_eq!(compiled.rules_of_name("d.b"), None);
+    let kinds = |address: [u8; 4]| -> Vec<u8> {
+        let rules = compiled
+            .rules_of_address(&egress_common::address::from_v4(address))
+            .unwrap();
+        let used = rules.entries.iter().take_while(|entry| entry.kind != 0);
+        used.map(|entry| entry.kind).collect()
+    };
+    assert_eq!(kinds([10, 2, 0, 1]), [EntryKind::Allow as u8]);
+    assert_eq!(
+        kinds([10, 1, 0, 1]),
+        [EntryKind::Allow as u8, EntryKind::Audited as u8]
+    );
+    for (text, reason, auditor) in [
+        ("a.b:443", Reason::AuditedName, Some("b")),
+        ("c.b:443", Reason::NameRule, None),
+        ("d.b:443", Reason::NoRule, None),
+        ("10.1.0.1:443", Reason::AuditedCidr, Some("b")),
+        ("10.2.0.1:443", Reason::CidrRule, None),
+    ] {
+        let destination: Destination = text.parse().unwrap();
+        assert_eq!(compiled.judge(&destination, &[]).reason, reason, "{text}");
+        let rule = compiled.auditor_of(&destination, &[]);
+        assert_eq!(rule.map(|rule| rule.policy.as_str()), auditor, "{text}");
+    }
+    // One mode for all: nobody looks on.
     for mode in [Mode::Enforce, Mode::Audit] {
-        assert_eq!(
-            compile(&set, &Lifeline::new(), Some(mode)).unwrap().mode,
-            mode
-        );
+        let compiled = compile(&set, &Lifeline::new(), Some(mode)).unwrap();
+        assert_eq!(compiled.mode, mode);
+        assert_eq!(compiled.flags, HAS_DENIED_NAMES | ONLY_ALLOWED_QUERIES);
+        assert!(compiled.rules.values().all(|rule| !rule.is_audited));
+        assert_ne!(compiled.rules_of_name("a.b").unwrap().deny, 0);
+        assert!(compiled.rules_of_name("d.b").is_some());
     }
 }
 

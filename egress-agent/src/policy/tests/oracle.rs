@@ -37,6 +37,7 @@ struct Made {
 
 #[derive(Clone, Debug)]
 pub(super) struct MadePolicy {
+    audits: bool,
     ttl: (u32, u32),
     allow: Vec<Made>,
     deny: Vec<Made>,
@@ -217,11 +218,13 @@ fn deny_rule() -> impl Strategy<Value = Made> {
 
 pub(super) fn policies() -> impl Strategy<Value = Vec<MadePolicy>> {
     let made = (
+        proptest::bool::weighted(0.3),
         (0_u32..100, 0_u32..100),
         vec(allow_rule(), 0..5),
         vec(deny_rule(), 0..3),
     )
-        .prop_map(|((min, more), allow, deny)| MadePolicy {
+        .prop_map(|(audits, (min, more), allow, deny)| MadePolicy {
+            audits,
             ttl: (min, min.saturating_add(more).max(1)),
             allow,
             deny,
@@ -238,8 +241,10 @@ pub(super) fn compile_made(policies: &[MadePolicy], lifeline: &Lifeline) -> Comp
         };
         let (min, max) = made.ttl;
         let (allow, deny) = (rules(&made.allow), rules(&made.deny));
-        let spec =
-            format!("{{ ttl: {{ min: {min}s, max: {max}s }}, allow: [{allow}], deny: [{deny}] }}");
+        let mode = if made.audits { "audit" } else { "enforce" };
+        let spec = format!(
+            "{{ mode: {mode}, ttl: {{ min: {min}s, max: {max}s }}, allow: [{allow}], deny: [{deny}] }}"
+        );
         text.push_str(&format!("---\n{}", policy(&format!("p{index}"), &spec)));
     }
     let set = PolicySet::from_texts(
@@ -248,6 +253,16 @@ pub(super) fn compile_made(policies: &[MadePolicy], lifeline: &Lifeline) -> Comp
     )
     .unwrap_or_else(|errors| panic!("{errors}\n{text}"));
     compile(&set, lifeline, None).unwrap_or_else(|errors| panic!("{errors}\n{text}"))
+}
+
+/// The policies that decide, and those that look on: policies in audit decide only where there are no others.
+fn sides(policies: &[MadePolicy]) -> (Vec<&MadePolicy>, Vec<&MadePolicy>) {
+    let (audits, enforces): (Vec<_>, Vec<_>) = policies.iter().partition(|policy| policy.audits);
+    if enforces.is_empty() {
+        (audits, Vec::new())
+    } else {
+        (enforces, audits)
+    }
 }
 
 /// Whether the first `bits` bits are equal: what an LPM trie looks at.
@@ -308,16 +323,24 @@ proptest! {
         names in vec(name(), 1..30),
     ) {
         let compiled = compile_made(&policies, &Lifeline::new());
+        let (deciding, looking_on) = sides(&policies);
         let trie: Vec<_> = compiled.names.entries(ID).collect();
         let keys: BTreeSet<_> = trie.iter().map(|(key, _)| *key).collect();
         prop_assert_eq!((keys.len(), trie.len()), (trie.len(), compiled.names.len()));
         prop_assert!(trie.iter().all(|((_, data), _)| data.starts_with(&ID.to_be_bytes())));
         for name in &names {
             let covering = |rule: &Made| rule.names.iter().any(|pattern| covers_name(pattern, name));
-            let denied = policies.iter().any(|policy| policy.deny.iter().any(covering));
+            let denied = deciding.iter().any(|policy| policy.deny.iter().any(covering));
+            let audited = looking_on.iter().any(|policy| policy.deny.iter().any(covering));
+            let auditor = compiled.auditor_of_name(name);
+            prop_assert_eq!(auditor != 0, audited, "{}", name);
+            if audited {
+                let source = &compiled.rules[&auditor];
+                prop_assert!(covers_name(&source.destination, name) && source.is_audited);
+            }
             let mut ranges: BTreeSet<&str> = BTreeSet::new();
             let mut ttl: Option<(u32, u32)> = None;
-            for policy in &policies {
+            for policy in &deciding {
                 for rule in policy.allow.iter().filter(|rule| covering(rule)) {
                     ranges.extend(rule.ranges());
                     let (min, max) = ttl.unwrap_or(policy.ttl);
@@ -365,6 +388,7 @@ proptest! {
             lifeline = lifeline.entry("test", network, &[parse_port_range(ports).unwrap()]);
         }
         let compiled = compile_made(&policies, &lifeline);
+        let (deciding, looking_on) = sides(&policies);
         for address in &addresses {
             let rules = lookup_address(&compiled, &address_from(*address));
             prop_assert_eq!(rules, compiled.rules_of_address(&address_from(*address)));
@@ -381,13 +405,19 @@ proptest! {
                 });
                 let expected = if is_lifeline {
                     Some(EntryKind::Lifeline as u8)
-                } else if policies.iter().any(|policy| policy.deny.iter().any(says)) {
+                } else if deciding.iter().any(|policy| policy.deny.iter().any(says)) {
                     Some(EntryKind::Deny as u8)
-                } else if policies.iter().any(|policy| policy.allow.iter().any(says)) {
+                } else if deciding.iter().any(|policy| policy.allow.iter().any(says)) {
                     Some(EntryKind::Allow as u8)
                 } else {
                     None
                 };
+                let audited = looking_on.iter().any(|policy| policy.deny.iter().any(says));
+                let auditor = rules.map_or(0, |rules| rules.auditor(proto, port));
+                // Where a denial or the lifeline decides, nobody asks.
+                if expected.is_none_or(|kind| kind == EntryKind::Allow as u8) {
+                    prop_assert_eq!(auditor != 0, audited, "{} {}/{:?}", address, proto, port);
+                }
                 let found = rules.and_then(|rules| rules.find(proto, port));
                 prop_assert_eq!(found.map(|entry| entry.kind), expected, "{} {}/{:?}", address, proto, port);
                 if let Some(entry) = found {

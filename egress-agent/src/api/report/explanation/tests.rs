@@ -105,6 +105,7 @@ impl World {
             .map(|entry| Grant {
                 expires_at_ns,
                 rule: entry.rule,
+                auditor: 0,
                 ports: entry.ports,
                 _pad: 0,
             })
