@@ -54,7 +54,7 @@ pub fn compile(
 ) -> Result<Compiled, PolicyErrors> {
     let mut report = Report::default();
     let modes = Modes::of(set, mode_override);
-    let all = Items::collect(set, lifeline, modes);
+    let mut all = Items::collect(set, lifeline, modes);
     let names = all.patterns.compile(&mut report);
     let cidrs = all.cidrs(&mut report);
     for (what, count, capacity) in [
@@ -193,6 +193,7 @@ impl<'a> Items<'a> {
                 position,
                 line,
             };
+            self.sources.reserve(rule.names.len());
             for (position, name) in rule.names.iter().enumerate() {
                 let id = self.register(source(&name.text, name.line), &name.value.to_string());
                 let item = item(id, "names", position, name.line);
@@ -252,13 +253,18 @@ impl<'a> Items<'a> {
         // Those around a network come before it.
         networks.sort_unstable_by_key(|(network, _)| **network);
         let mut cidrs = HashMap::with_capacity(networks.len().saturating_add(1));
-        let mut around: Vec<(Cidr, &Grants<'_>)> = Vec::new();
+        let mut around: Vec<(Cidr, Grants<'_>)> = Vec::new();
         for ((address, bits), grants) in networks {
             let cidr = Cidr::containing(address, *bits);
             let is_around = |wider: &Cidr| Cidr::containing(cidr.address(), wider.bits()) == *wider;
             while around.pop_if(|(wider, _)| !is_around(wider)).is_some() {}
-            around.push((cidr, grants));
-            cidrs.insert((*address, *bits), cidr_rules(&cidr, &around, report));
+            // IPv6 networks say nothing about IPv4, however wide they are.
+            let wider = around
+                .last()
+                .filter(|(wider, _)| wider.is_v4() == cidr.is_v4());
+            let union = grants.with_those_around(wider.map(|(_, union)| union));
+            cidrs.insert((*address, *bits), cidr_rules(&cidr, &union, report));
+            around.push((cidr, union));
         }
         // An IPv6 network that is wide enough to hold ::ffff:0:0/96 would match IPv4 in the trie.
         let all_v4 = Cidr::ALL_V4;
@@ -273,29 +279,9 @@ impl<'a> Items<'a> {
     }
 }
 
-/// The union of the rules of the networks around one and its own, which comes last.
-fn cidr_rules(cidr: &Cidr, around: &[(Cidr, &Grants<'_>)], report: &mut Report) -> CidrRules {
-    // IPv6 networks say nothing about IPv4, however wide they are.
-    let covering: Vec<&Grants<'_>> = around
-        .iter()
-        .rev()
-        .filter(|(wider, _)| wider.is_v4() == cidr.is_v4())
-        .map(|(_, grants)| *grants)
-        .collect();
-    let mut grants = Grants::default();
-    for kind in [
-        EntryKind::Lifeline,
-        EntryKind::Deny,
-        EntryKind::Allow,
-        EntryKind::Audited,
-    ] {
-        let of_kind = covering.iter().flat_map(|grants| &grants.list);
-        for grant in of_kind.filter(|grant| grant.kind == kind) {
-            grants.add_of_cidr(*grant);
-        }
-    }
-    grants.is_over |= covering.iter().any(|grants| grants.is_over);
-    let entries = grants.entries(CIDR_ENTRIES, report, |meeting| Problem::CidrFull {
+/// The union of the rules of a network and those around it, as an entry holds it.
+fn cidr_rules(cidr: &Cidr, union: &Grants<'_>, report: &mut Report) -> CidrRules {
+    let entries = union.entries(CIDR_ENTRIES, report, |meeting| Problem::CidrFull {
         cidr: cidr.to_string(),
         meeting,
     });

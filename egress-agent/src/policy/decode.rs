@@ -14,20 +14,23 @@ use super::{
         API_VERSION, EgressPolicy, KIND, Metadata, Preexisting, Queries, Spec, SpecDns, SpecMode,
         SpecRule, SpecTtl,
     },
-    set::{Policy, Rule},
+    set::{DESTINATIONS, Policy, Rule},
     ttl::{Ttl, TtlError, parse_duration_s},
     yaml::{Node, Value},
 };
 
-/// Reads one document. `None` if something was reported.
+/// Reads one document, which may name as many destinations as are left. `None` if something was reported.
 pub(super) fn decode(
     file: &Path,
     document: &Node,
     catalog: &Catalog,
+    destinations_left: &mut usize,
     report: &mut Report,
 ) -> Option<Policy> {
     let mut reader = Reader::new(file, report);
+    reader.destinations_left = *destinations_left;
     let policy = reader.policy(document, catalog)?;
+    *destinations_left = reader.destinations_left;
     reader.is_good().then_some(policy)
 }
 
@@ -251,6 +254,17 @@ impl Reader<'_> {
             else {
                 continue;
             };
+            let written = ["names", "cidrs"].into_iter().map(|name| {
+                let items = present.get(name).map(|node| &node.value);
+                items.map_or(0, |value| match value {
+                    Value::List(items) => items.len(),
+                    Value::Null | Value::Text(_) | Value::Map(_) => 0,
+                })
+            });
+            if !self.counts_destinations(item, path, written.sum()) {
+                break;
+            }
+            let decoded = rules.len();
             if present.contains_key("preset") || present.contains_key("with") {
                 if let Some((spec, of_preset)) =
                     self.preset(path, &present, index, is_deny, catalog)
@@ -263,8 +277,22 @@ impl Reader<'_> {
                 specs.push(spec);
                 rules.push(rule);
             }
+            let added = rules.iter().skip(decoded).map(Rule::destinations_behind);
+            if !self.counts_destinations(item, path, added.sum()) {
+                break;
+            }
         }
         (specs, rules)
+    }
+
+    /// Counts destinations of a rule; false, and reported, if they are too many.
+    fn counts_destinations(&mut self, node: &Node, path: FieldPath<'_>, count: usize) -> bool {
+        let left = self.destinations_left.checked_sub(count);
+        self.destinations_left = left.unwrap_or(0);
+        if left.is_none() {
+            self.wrong(node.line, path, Problem::TooManyDestinations(DESTINATIONS));
+        }
+        left.is_some()
     }
 
     /// A rule with destinations of its own.

@@ -91,6 +91,11 @@ pub enum Problem {
     /// More values than any policy needs.
     #[error("holds more than {0} values, which no policy needs; leave out what is not needed")]
     TooManyValues(usize),
+    /// A list or mapping in brackets, or comments, that are too long.
+    #[error(
+        "holds more than {0} brackets, commas, quotes and comments before a value is complete; write long lists and mappings without brackets, with - before each item"
+    )]
+    FlowTooLong(usize),
     /// The bytes are not text.
     #[error("is not UTF-8 text; save the file as UTF-8")]
     NotText,
@@ -234,6 +239,11 @@ pub enum Problem {
     /// Values for no preset.
     #[error("is for the variables of a preset, and there is none; write {0}")]
     WithoutPreset(&'static str),
+    /// More destinations than a set may have.
+    #[error(
+        "here are more than {0} names, networks and prefixes of service tags together, each counted as often as it is named, those of presets too; name each once, or wider ones"
+    )]
+    TooManyDestinations(usize),
     /// A list of ports without ports.
     #[error(r#"is empty, so that nothing would match; write ["443/tcp"], or leave ports out for any port"#)]
     NoPorts,

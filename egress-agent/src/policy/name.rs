@@ -218,7 +218,9 @@ fn refuse_other_kinds(text: &str) -> Result<(), Wrong> {
         let cidr = Cidr::from(address);
         return wrong("it is an address", format!("cidrs: [\"{cidr}\"]"));
     }
-    if let Ok(cidr) = text.parse::<Cidr>() {
+    if text.contains('/')
+        && let Ok(cidr) = text.parse::<Cidr>()
+    {
         return wrong("it is a CIDR", format!("cidrs: [\"{cidr}\"]"));
     }
     if let Some((scheme, rest)) = text.split_once("://") {

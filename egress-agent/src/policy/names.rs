@@ -54,6 +54,15 @@ pub struct Names {
 }
 
 impl Names {
+    /// No entries, with room for so many names and names that others are below.
+    pub(super) fn with_capacity(exact: usize, below: usize) -> Self {
+        Self {
+            exact: HashMap::with_capacity(exact),
+            below: HashMap::with_capacity(below),
+            ..Self::default()
+        }
+    }
+
     pub(super) fn add_exact(&mut self, name: String, rules: NameRules) {
         self.exact.insert(name, rules);
     }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt, path::Path};
 
 use super::{
     error::{Place, PolicyErrors, Problem, Report, quoted, shown},
-    set::Located,
+    set::{DESTINATIONS, Located},
     yaml::{self, Node, Value},
 };
 
@@ -67,6 +67,8 @@ pub(crate) struct Reader<'a> {
     file: &'a Path,
     report: &'a mut Report,
     is_good: bool,
+    /// Destinations that may still be named.
+    pub(super) destinations_left: usize,
 }
 
 /// The fields of a mapping that are there and not empty.
@@ -79,6 +81,7 @@ impl<'a> Reader<'a> {
             file,
             report,
             is_good: true,
+            destinations_left: DESTINATIONS,
         }
     }
 

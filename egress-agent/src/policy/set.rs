@@ -22,6 +22,10 @@ use super::{
     yaml,
 };
 
+/// Most destinations of one set, each as often as it is named: names, networks, and the prefixes of service tags, those
+/// of presets too. The kernel's tables hold far fewer different ones.
+pub(super) const DESTINATIONS: usize = 500_000;
+
 /// A checked value, as it was written, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Located<T> {
@@ -50,6 +54,20 @@ pub struct Rule {
     pub service_tags: Vec<Located<Arc<ServiceTag>>>,
     /// Ports as the user wrote them, without repetitions; empty means any.
     pub ports: Vec<PortRange>,
+}
+
+impl Rule {
+    /// How many destinations it names besides those that stand in the file one by one.
+    pub(super) fn destinations_behind(&self) -> usize {
+        let tags = self.service_tags.iter();
+        let prefixes = tags.map(|tag| tag.value.prefixes.len()).sum::<usize>();
+        let of_preset = if self.preset.is_some() {
+            self.names.len().saturating_add(self.cidrs.len())
+        } else {
+            0
+        };
+        prefixes.saturating_add(of_preset)
+    }
 }
 
 /// A checked policy.
@@ -105,6 +123,17 @@ impl Serialize for Policy {
 /// # Errors
 /// Everything that is wrong with the text.
 pub fn parse(file: &Path, text: &str, catalog: &Catalog) -> Result<Vec<Policy>, PolicyErrors> {
+    let mut left = DESTINATIONS;
+    parse_up_to(file, text, catalog, &mut left)
+}
+
+/// As [`parse`], with as many destinations as are left.
+fn parse_up_to(
+    file: &Path,
+    text: &str,
+    catalog: &Catalog,
+    left: &mut usize,
+) -> Result<Vec<Policy>, PolicyErrors> {
     let mut report = Report::default();
     let (documents, wrong) = yaml::documents(text);
     let mut policies = Vec::new();
@@ -113,7 +142,7 @@ pub fn parse(file: &Path, text: &str, catalog: &Catalog) -> Result<Vec<Policy>, 
         // `---` at the end of a file starts an empty document.
         if !matches!(document.value, yaml::Value::Null) {
             holds_any = true;
-            policies.extend(decode(file, document, catalog, &mut report));
+            policies.extend(decode(file, document, catalog, left, &mut report));
         }
     }
     if let Some((line, problem)) = wrong {
@@ -143,8 +172,9 @@ impl PolicySet {
     ) -> Result<Self, PolicyErrors> {
         let mut report = Report::default();
         let mut policies: Vec<Policy> = Vec::new();
+        let mut left = DESTINATIONS;
         for (file, text) in texts {
-            match parse(file, text, catalog) {
+            match parse_up_to(file, text, catalog, &mut left) {
                 Ok(parsed) => policies.extend(parsed),
                 Err(errors) => report.extend(errors),
             }
@@ -176,5 +206,45 @@ impl PolicySet {
     #[must_use]
     pub fn into_policies(self) -> Vec<Policy> {
         self.policies
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEAD: &str =
+        "apiVersion: egress.dev/v1alpha1\nkind: EgressPolicy\nmetadata: { name: a }\nspec:\n";
+
+    /// What is left of `left` destinations after a policy with this in its spec.
+    fn left_of(left: usize, spec: &str) -> Result<usize, PolicyErrors> {
+        let mut left = left;
+        let text = format!("{HEAD}{spec}");
+        let catalog = Catalog::default();
+        parse_up_to(Path::new("a.yaml"), &text, &catalog, &mut left).map(|_| left)
+    }
+
+    #[test]
+    fn destinations_are_counted_as_often_as_they_are_named() {
+        let spec =
+            "  allow:\n  - names: [a.b, a.b]\n  - cidrs: [192.0.2.1]\n  deny:\n  - names: [a.b]\n";
+        assert_eq!(left_of(5, spec), Ok(1));
+        assert_eq!(left_of(4, spec), Ok(0));
+        let error = left_of(3, spec).unwrap_err();
+        assert_eq!(error.errors().len(), 1);
+        let place = Place::field(Path::new("a.yaml"), 9, "spec.deny[0]");
+        assert_eq!(error.errors()[0].place, place);
+        let problem = Problem::TooManyDestinations(DESTINATIONS);
+        assert_eq!(error.errors()[0].problem, problem);
+    }
+
+    #[test]
+    fn what_a_preset_names_counts_each_time() {
+        let rule = "  - { preset: aks/azure-global, with: { location: eastus } }\n";
+        let count = DESTINATIONS - left_of(DESTINATIONS, &format!("  allow:\n{rule}")).unwrap();
+        assert!(count > 5, "{count}");
+        let twice = format!("  allow:\n{rule}{rule}");
+        assert_eq!(left_of(2 * count, &twice), Ok(0));
+        assert!(left_of(2 * count - 1, &twice).is_err());
     }
 }

@@ -4,17 +4,20 @@
 //! not YAML's to say here. Aliases work, within [`ALIAS_VALUES`]; tags are
 //! refused, because what they ask for would not be done.
 
-use std::{borrow::Cow, collections::HashMap};
+mod source;
+
+use std::{borrow::Cow, cell::Cell, collections::HashMap};
 
 use saphyr_parser::{Event, Parser, ScalarStyle, Tag};
 
+use self::source::{MARKS_AHEAD, Source};
 use super::error::{Problem, quoted};
 
 /// Most levels of lists and mappings.
 const DEPTH: usize = 32;
 
 /// Most values of one file; keys count. The kernel's tables hold fewer rules than this many values can say.
-const VALUES: usize = 2_000_000;
+const VALUES: usize = 4_000_000;
 
 /// Most values that the anchors and aliases of one file may repeat; keys count, and a text counts once more for
 /// each [`TEXT_BYTES`].
@@ -69,10 +72,10 @@ pub(super) fn line_at(bytes: &[u8], position: usize) -> usize {
 
 /// The documents of a text, those before the error too.
 pub(crate) fn documents(text: &str) -> (Vec<Node>, Option<Wrong>) {
-    documents_of(text, VALUES)
+    documents_of(text, VALUES, MARKS_AHEAD)
 }
 
-fn documents_of(text: &str, values: usize) -> (Vec<Node>, Option<Wrong>) {
+fn documents_of(text: &str, values: usize, marks_ahead: usize) -> (Vec<Node>, Option<Wrong>) {
     let is_control = |byte: &u8| byte.is_ascii_control() && !b"\t\r\n".contains(byte);
     if let Some(position) = text.bytes().position(|byte| is_control(&byte)) {
         let line = line_at(text.as_bytes(), position);
@@ -84,7 +87,14 @@ fn documents_of(text: &str, values: usize) -> (Vec<Node>, Option<Wrong>) {
         ..Builder::default()
     };
     let mut last_line = 1;
-    for event in Parser::new_from_str(text.strip_prefix('\u{feff}').unwrap_or(text)) {
+    let left = Cell::new(marks_ahead);
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    for event in Parser::new(Source::new(text, &left)) {
+        if left.replace(marks_ahead) == 0 {
+            let line = event.map_or(last_line, |(_, span)| span.start.line());
+            let problem = Problem::FlowTooLong(marks_ahead);
+            return (builder.documents, Some((line.max(1), problem)));
+        }
         let (event, span) = match event {
             Ok(pair) => pair,
             Err(error) => {
@@ -331,9 +341,21 @@ mod tests {
     #[test]
     fn the_number_of_values_is_limited() {
         let text = "a: [x, y]\n";
-        assert_eq!(documents_of(text, 5).1, None);
-        let wrong = documents_of(text, 4).1;
+        assert_eq!(documents_of(text, 5, MARKS_AHEAD).1, None);
+        let wrong = documents_of(text, 4, MARKS_AHEAD).1;
         assert_eq!(wrong, Some((2, Problem::TooManyValues(VALUES))));
+    }
+
+    #[test]
+    fn a_list_in_brackets_is_read_ahead_to_a_limit() {
+        let lines = |lines: &[&str]| documents_of(&lines.join("\n"), VALUES, 6).1;
+        assert_eq!(lines(&["- a", "- [d, e, f]", "- [h, i, j]"]), None);
+        let wrong = lines(&["- a", "- [d,", "  e, f, g, h, i]"]);
+        assert_eq!(wrong, Some((2, Problem::FlowTooLong(6))));
+        assert_eq!(
+            lines(&["a:", "- b", "- c", "- d", "- e", "- f", "- g"]),
+            None
+        );
     }
 
     #[test]

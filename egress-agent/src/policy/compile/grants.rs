@@ -79,7 +79,7 @@ impl Grant<'_> {
 }
 
 /// Grants in their order, up to [`MEETING`], so that no input makes the work quadratic.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Grants<'a> {
     pub(super) list: Vec<Grant<'a>>,
     /// More were offered than fit: an error in any case.
@@ -104,6 +104,14 @@ impl<'a> Grants<'a> {
         self.add(grant, |known| known.ports == grant.ports);
     }
 
+    /// Adds the grants of a shorter pattern.
+    pub(super) fn extend_of_name(&mut self, shorter: &Self) {
+        self.is_over |= shorter.is_over;
+        for grant in &shorter.list {
+            self.add_of_name(*grant);
+        }
+    }
+
     /// Adds a grant of a network, unless an earlier one decides for all its ports.
     pub(super) fn add_of_cidr(&mut self, grant: Grant<'a>) {
         self.add(grant, |known| {
@@ -115,6 +123,27 @@ impl<'a> Grants<'a> {
         });
     }
 
+    /// The grants of a network and those of the next network around it, which has those of the ones around itself.
+    pub(super) fn with_those_around(&self, wider: Option<&Self>) -> Self {
+        let mut union = Self::default();
+        for kind in [
+            EntryKind::Lifeline,
+            EntryKind::Deny,
+            EntryKind::Allow,
+            EntryKind::Audited,
+        ] {
+            let own = self.list.iter();
+            let all = own.chain(wider.iter().flat_map(|wider| &wider.list));
+            for grant in all.filter(|grant| grant.kind == kind) {
+                union.add_of_cidr(*grant);
+            }
+        }
+        // Grants around it that are over are told there; here they matter only if these fill the union too.
+        let is_filled = union.list.len() >= MEETING;
+        union.is_over |= self.is_over || is_filled && wider.is_some_and(|wider| wider.is_over);
+        union
+    }
+
     /// The entries, and a problem at the first grant that stands in a file if there are more than `max`.
     pub(super) fn entries(
         &self,
@@ -122,7 +151,10 @@ impl<'a> Grants<'a> {
         report: &mut Report,
         problem: impl FnOnce(Meeting) -> Problem,
     ) -> impl Iterator<Item = RuleEntry> {
-        if self.is_over || self.list.len() > max {
+        let is_full = self.is_over || self.list.len() > max;
+        if is_full && report.is_full() {
+            report.count();
+        } else if is_full {
             let written = self.list.iter().find(|grant| grant.item.policy.is_some());
             if let Some(grant) = written.or(self.list.first()) {
                 report.add(grant.item.place(), problem(self.meeting(max)));

@@ -23,26 +23,67 @@ use crate::policy::{
 /// Most entries that patterns with `*` inside a label may need: two policies have to fit into the trie.
 const LABEL_ENTRIES: usize = 131_072;
 
-/// The rules of one pattern.
+/// The rules of patterns that cover the same names: those of the longest pattern come first.
+#[derive(Clone, Default)]
+struct Union<'a> {
+    allow: Grants<'a>,
+    /// Bounds of the policies that allow the names.
+    ttl: Option<Ttl>,
+    deny: Option<u64>,
+    /// Rule of a policy in audit that denies the names.
+    auditor: Option<u64>,
+}
+
+impl<'a> Union<'a> {
+    /// Adds the rules of shorter patterns.
+    fn extend(&mut self, shorter: &Self) {
+        self.deny = self.deny.or(shorter.deny);
+        self.auditor = self.auditor.or(shorter.auditor);
+        let bounds = [self.ttl, shorter.ttl].into_iter().flatten();
+        self.ttl = bounds.reduce(longest);
+        // A denied name teaches nothing, so that it has no grants either.
+        if self.deny.is_none() {
+            self.allow.extend_of_name(&shorter.allow);
+        }
+    }
+
+    /// The rules as an entry holds them.
+    fn rules(&self, report: &mut Report, shown: impl FnOnce() -> String) -> NameRules {
+        let ttl = self.ttl.unwrap_or_default();
+        let mut rules = NameRules {
+            deny: self.deny.unwrap_or(0),
+            auditor: self.auditor.unwrap_or(0),
+            ttl_min_s: ttl.min_s,
+            ttl_max_s: ttl.max_s,
+            ..NameRules::default()
+        };
+        if self.deny.is_none() {
+            let name_full = |meeting| Problem::NameFull {
+                name: shown(),
+                meeting,
+            };
+            let entries = self.allow.entries(NAME_ENTRIES, report, name_full);
+            for (slot, entry) in rules.entries.iter_mut().zip(entries) {
+                *slot = entry;
+            }
+        }
+        rules
+    }
+}
+
+/// A pattern.
 struct OfPattern<'a> {
     /// Where it stands first.
     item: Item<'a>,
-    allow: Grants<'a>,
-    /// Bounds of the policies that allow it.
-    ttl: Option<Ttl>,
-    deny: Option<u64>,
-    /// Rule of a policy in audit that denies it.
-    auditor: Option<u64>,
+    /// Its own rules at first, then those of shorter patterns of its kind as well.
+    union: Union<'a>,
 }
 
 impl<'a> OfPattern<'a> {
     fn new(item: Item<'a>) -> Self {
         Self {
             item,
-            allow: Grants::default(),
-            ttl: None,
-            deny: None,
-            auditor: None,
+            union: Union::default(),
         }
     }
 }
@@ -68,35 +109,64 @@ impl<'a> Labels<'a> {
             .or_insert_with(|| OfPattern::new(item))
     }
 
-    /// The patterns that cover every label of at least `bytes` bytes that begins with `head` and ends with `tail`,
-    /// longest first.
-    fn covering(&self, head: &str, tail: &str, bytes: usize) -> Vec<&OfPattern<'a>> {
-        let mut covering = Vec::new();
-        for length in self.prefix_lengths.iter().rev() {
-            let Some(of_prefix) = head.get(..*length).and_then(|text| self.patterns.get(text))
-            else {
-                continue;
-            };
-            for suffix_length in self.suffix_lengths.iter().rev() {
-                let fits = length.saturating_add(*suffix_length) <= bytes;
-                let from = tail.len().checked_sub(*suffix_length).filter(|_| fits);
-                let suffix = from.and_then(|from| tail.get(from..));
-                covering.extend(suffix.and_then(|suffix| of_prefix.get(suffix)));
+    /// Merges into each pattern those with the same beginning and a shorter end.
+    fn merge_ends(&mut self) {
+        for of_prefix in self.patterns.values_mut() {
+            let mut suffixes: Vec<&str> = of_prefix.keys().copied().collect();
+            suffixes.sort_unstable_by_key(|suffix| suffix.len());
+            for suffix in suffixes {
+                let ends = (1..=suffix.len()).filter_map(|from| suffix.get(from..));
+                let shorter = ends.filter_map(|end| of_prefix.get(end)).next();
+                let Some(shorter) = shorter.map(|of| of.union.clone()) else {
+                    continue;
+                };
+                if let Some(of) = of_prefix.get_mut(suffix) {
+                    of.union.extend(&shorter);
+                }
             }
         }
-        covering
     }
 
-    /// As [`Labels::covering`], for one label.
-    fn covering_label(&self, label: &str) -> Vec<&OfPattern<'a>> {
-        self.covering(label, label, label.len())
-    }
-
-    /// What stands before the `*` of the patterns whose end `suffix` ends with.
-    fn prefixes(&self, suffix: &str) -> BTreeSet<&'a str> {
+    /// The unions of every beginning whose patterns cover names that end with `suffix`, whatever stands between.
+    fn beginnings(&self, suffix: &str) -> BTreeMap<&'a str, &Union<'a>> {
+        let mut unions = BTreeMap::new();
+        // The longest end has the union of the shorter ones.
         let ends = (0..=suffix.len()).filter_map(|from| suffix.get(from..));
-        let prefixes = ends.filter_map(|end| self.prefixes_of.get(end));
-        prefixes.flatten().copied().collect()
+        for (end, prefixes) in ends.filter_map(|end| self.prefixes_of.get_key_value(end)) {
+            for prefix in prefixes {
+                if let Some(of) = self.pattern(prefix, end) {
+                    unions.entry(*prefix).or_insert(&of.union);
+                }
+            }
+        }
+        unions
+    }
+
+    /// Adds the rules of the patterns that cover a label.
+    fn cover(&self, label: &str, union: &mut Union<'a>, report: &Report) {
+        for prefix_length in self.prefix_lengths.iter().rev() {
+            if report.is_full() && union.allow.list.len() > NAME_ENTRIES {
+                // One more error, which is only counted.
+                return;
+            }
+            let Some((prefix, rest)) = label.split_at_checked(*prefix_length) else {
+                continue;
+            };
+            let Some(of_prefix) = self.patterns.get(prefix) else {
+                continue;
+            };
+            let mut suffixes = self.suffix_lengths.iter().rev().filter_map(|length| {
+                let from = rest.len().checked_sub(*length)?;
+                rest.get(from..)
+            });
+            if let Some(of) = suffixes.find_map(|suffix| of_prefix.get(suffix)) {
+                union.extend(&of.union);
+            }
+        }
+    }
+
+    fn pattern(&self, prefix: &str, suffix: &str) -> Option<&OfPattern<'a>> {
+        self.patterns.get(prefix)?.get(suffix)
     }
 }
 
@@ -126,12 +196,14 @@ pub(super) struct Patterns<'a> {
 impl<'a> Patterns<'a> {
     /// Adds a rule that denies.
     pub(super) fn deny(&mut self, pattern: &'a NamePattern, item: Item<'a>) {
-        self.entry(pattern, item).deny.get_or_insert(item.id);
+        let union = &mut self.entry(pattern, item).union;
+        union.deny.get_or_insert(item.id);
     }
 
     /// Adds a rule of a policy in audit that denies, beside policies that are enforced.
     pub(super) fn audit(&mut self, pattern: &'a NamePattern, item: Item<'a>) {
-        self.entry(pattern, item).auditor.get_or_insert(item.id);
+        let union = &mut self.entry(pattern, item).union;
+        union.auditor.get_or_insert(item.id);
     }
 
     /// Adds a rule that allows.
@@ -142,11 +214,11 @@ impl<'a> Patterns<'a> {
         ports: &[PortRange],
         ttl: Ttl,
     ) {
-        let of = self.entry(pattern, item);
-        of.ttl = Some(of.ttl.map_or(ttl, |known| longest(known, ttl)));
+        let union = &mut self.entry(pattern, item).union;
+        union.ttl = Some(union.ttl.map_or(ttl, |known| longest(known, ttl)));
         for ports in ports.iter().copied() {
             let kind = EntryKind::Allow;
-            of.allow.add_of_name(Grant { item, kind, ports });
+            union.allow.add_of_name(Grant { item, kind, ports });
         }
     }
 
@@ -164,16 +236,16 @@ impl<'a> Patterns<'a> {
     }
 
     /// Every entry with the union of the rules that cover it.
-    pub(super) fn compile(&self, report: &mut Report) -> Names {
-        let mut names = Names::default();
-        for (name, own) in &self.exact {
-            let mut covering = vec![own];
-            covering.extend(self.covering_name(name));
-            let rules = self.union(covering, parent_of(name), report, || (*name).to_owned());
+    pub(super) fn compile(&mut self, report: &mut Report) -> Names {
+        self.merge_below();
+        self.labels.values_mut().for_each(Labels::merge_ends);
+        let mut names = Names::with_capacity(self.exact.len(), self.below.len());
+        for (name, of) in &self.exact {
+            let rules = self.rules_of(name, of.union.clone(), report);
             names.add_exact((*name).to_owned(), rules);
         }
-        for name in self.below.keys() {
-            let rules = self.union(Vec::new(), name, report, || format!("*.{name}"));
+        for (name, of) in &self.below {
+            let rules = of.union.rules(report, || format!("*.{name}"));
             names.add_below((*name).to_owned(), Node::plain(rules));
         }
         let mut left = LABEL_ENTRIES;
@@ -188,13 +260,39 @@ impl<'a> Patterns<'a> {
         names
     }
 
-    /// The patterns with `*` inside the first label that cover a name.
-    fn covering_name(&self, name: &str) -> Vec<&OfPattern<'a>> {
-        let (label, parent) = name.split_once('.').unwrap_or((name, ""));
-        match self.labels.get(parent) {
-            Some(labels) => labels.covering_label(label),
-            None => Vec::new(),
+    /// Merges into each pattern for all names below a name those that cover it.
+    fn merge_below(&mut self) {
+        let mut names: Vec<&str> = self.below.keys().copied().collect();
+        names.sort_unstable_by_key(|name| name.len());
+        for name in names {
+            let Some(shorter) = self.around(parent_of(name)).cloned() else {
+                continue;
+            };
+            if let Some(of) = self.below.get_mut(name) {
+                of.union.extend(&shorter);
+            }
         }
+    }
+
+    /// The union of the patterns for all names below `parent`: that of the nearest, which has the others.
+    fn around(&self, parent: &str) -> Option<&Union<'a>> {
+        let mut parents = std::iter::successors(Some(parent), |rest| {
+            rest.split_once('.').map(|(_, parent)| parent)
+        });
+        let nearest = parents.find_map(|parent| self.below.get(parent));
+        nearest.map(|of| &of.union)
+    }
+
+    /// The rules of one name; `union` has its own.
+    fn rules_of(&self, name: &str, mut union: Union<'a>, report: &mut Report) -> NameRules {
+        let (label, parent) = name.split_once('.').unwrap_or((name, ""));
+        if let Some(labels) = self.labels.get(parent) {
+            labels.cover(label, &mut union, report);
+        }
+        if let Some(around) = self.around(parent) {
+            union.extend(around);
+        }
+        union.rules(report, || name.to_owned())
     }
 
     /// Adds the entries of patterns with the same parent; `None` when they are too many.
@@ -206,73 +304,38 @@ impl<'a> Patterns<'a> {
         names: &mut Names,
         report: &mut Report,
     ) -> Option<()> {
+        let everywhere = self.around(parent).cloned().unwrap_or_default();
+        // A full one is told where it stands.
+        let elsewhere = everywhere.rules(&mut Report::default(), String::new);
         for (suffix, own) in &labels.prefixes_of {
-            let prefixes = labels.prefixes(suffix);
-            let mut set = HashMap::with_capacity(prefixes.len());
-            for prefix in prefixes {
+            let beginnings = labels.beginnings(suffix);
+            let mut set = HashMap::with_capacity(beginnings.len().min(LABEL_ENTRIES));
+            // Sorted, so that a beginning's shorter ones come before it.
+            let mut shorter: Vec<(&str, Union<'a>)> = Vec::new();
+            for (prefix, union) in beginnings {
                 take_one(left, parent, labels, report)?;
-                let covering = labels.covering(prefix, suffix, usize::MAX);
-                let rules = self.union(covering, parent, report, || {
-                    format!("{prefix}*{suffix}.{parent}")
-                });
+                while shorter
+                    .pop_if(|(shorter, _)| !prefix.starts_with(*shorter))
+                    .is_some()
+                {}
+                let mut union = union.clone();
+                union.extend(shorter.last().map_or(&everywhere, |(_, union)| union));
+                let rules = union.rules(report, || format!("{prefix}*{suffix}.{parent}"));
                 set.insert(prefix.to_owned(), rules);
+                shorter.push((prefix, union));
             }
-            let rules = self.union(Vec::new(), parent, report, || format!("*.{parent}"));
-            names.add_set(parent, suffix, rules, set);
+            names.add_set(parent, suffix, elsewhere, set);
             for label in own.iter().flat_map(|prefix| overlaps(prefix, suffix)) {
                 let name = format!("{label}.{parent}");
                 if self.exact.contains_key(name.as_str()) {
                     continue;
                 }
                 take_one(left, parent, labels, report)?;
-                let covering = labels.covering_label(&label);
-                let rules = self.union(covering, parent, report, || name.clone());
+                let rules = self.rules_of(&name, Union::default(), report);
                 names.add_exact(name, rules);
             }
         }
         Some(())
-    }
-
-    /// The union of `covering` and the patterns for the names below `parent`.
-    fn union<'b>(
-        &'b self,
-        mut covering: Vec<&'b OfPattern<'a>>,
-        parent: &str,
-        report: &mut Report,
-        shown: impl FnOnce() -> String,
-    ) -> NameRules {
-        let parents = std::iter::successors(Some(parent), |rest| {
-            rest.split_once('.').map(|(_, parent)| parent)
-        });
-        covering.extend(parents.filter_map(|parent| self.below.get(parent)));
-        let mut rules = NameRules {
-            deny: covering.iter().find_map(|of| of.deny).unwrap_or(0),
-            auditor: covering.iter().find_map(|of| of.auditor).unwrap_or(0),
-            ..NameRules::default()
-        };
-        let ttl = covering.iter().filter_map(|of| of.ttl).reduce(longest);
-        let ttl = ttl.unwrap_or_default();
-        (rules.ttl_min_s, rules.ttl_max_s) = (ttl.min_s, ttl.max_s);
-        // A denied name teaches nothing, so that it has no grants either.
-        if rules.deny != 0 {
-            return rules;
-        }
-        let mut grants = Grants::default();
-        for of in covering {
-            grants.is_over |= of.allow.is_over;
-            of.allow
-                .list
-                .iter()
-                .for_each(|grant| grants.add_of_name(*grant));
-        }
-        let entries = grants.entries(NAME_ENTRIES, report, |meeting| Problem::NameFull {
-            name: shown(),
-            meeting,
-        });
-        for (slot, entry) in rules.entries.iter_mut().zip(entries) {
-            *slot = entry;
-        }
-        rules
     }
 }
 
