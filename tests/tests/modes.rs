@@ -124,6 +124,14 @@ fn an_auditing_policy_beside_enforced_ones_takes_nothing_away_and_opens_nothing(
         assert_eq!(cause, Some("audited_rule"), "{explained:?}");
     }
 
+    let explained = agent.explain("other.example.com:80", None);
+    let cause = explained.causes.first().map(|cause| cause.cause.as_str());
+    assert_eq!(
+        (explained.verdict.as_str(), cause),
+        ("denied", Some("allowed_in_audit")),
+        "{explained:?}"
+    );
+
     // Its turn: what it reported is what it takes away.
     let since = status.policy.generation;
     agent.reload(&policies(enforced, trial));

@@ -89,7 +89,7 @@ pub struct SchemaOfPolicies {}
 pub(super) struct CheckReport {
     /// Whether `run` would take the files.
     pub(super) ok: bool,
-    /// The mode that would apply; none if they are not usable.
+    /// The mode that would apply, `mixed` where they differ; none if they are not usable.
     pub(super) mode: Option<&'static str>,
     /// The policies.
     pub(super) policies: Vec<PolicyReport>,
@@ -110,7 +110,7 @@ pub(super) struct PolicyReport {
     pub(super) name: String,
     /// Its file.
     pub(super) file: PathBuf,
-    /// Its own mode.
+    /// The mode that would apply to it: its own, or that of `--mode`.
     pub(super) mode: &'static str,
     /// Rules that allow.
     pub(super) allow: usize,
@@ -149,7 +149,7 @@ impl Check {
     fn execute(self) -> anyhow::Result<ExitCode> {
         let sources = self.catalog.sources()?;
         let (report, errors) = match self.check(&sources) {
-            Ok((set, compiled)) => (report(&set, &compiled), None),
+            Ok((set, compiled)) => (report(&set, &compiled, self.mode.map(Mode::from)), None),
             Err(errors) => {
                 let texts = errors.errors().iter().map(ToString::to_string);
                 let report = CheckReport {
@@ -183,17 +183,21 @@ impl Check {
     }
 }
 
-fn report(set: &PolicySet, compiled: &Compiled) -> CheckReport {
+fn report(set: &PolicySet, compiled: &Compiled, of_all: Option<Mode>) -> CheckReport {
     let policies = set.policies().iter().map(|policy| PolicyReport {
         name: policy.name().to_owned(),
         file: policy.file.clone(),
-        mode: policy.mode.name(),
+        mode: of_all.unwrap_or(policy.mode).name(),
         allow: policy.allow.len(),
         deny: policy.deny.len(),
     });
     CheckReport {
         ok: true,
-        mode: Some(compiled.mode.name()),
+        mode: Some(if compiled.looking_on.is_some() {
+            "mixed"
+        } else {
+            compiled.mode.name()
+        }),
         policies: policies.collect(),
         names: compiled.names.len(),
         cidrs: compiled.cidrs.len(),
@@ -211,11 +215,9 @@ fn render(report: &CheckReport) -> Table {
         .text("FILE");
     let count = |count: usize| number(u64::try_from(count).unwrap_or(u64::MAX));
     for policy in &report.policies {
-        // The mode that would apply, which --mode can change.
-        let mode = report.mode.unwrap_or(policy.mode);
         table.row([
             policy.name.as_str().into(),
-            mode.into(),
+            policy.mode.into(),
             count(policy.allow),
             count(policy.deny),
             policy.file.to_string_lossy().into(),

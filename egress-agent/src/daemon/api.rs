@@ -41,7 +41,7 @@ impl AgentState for Shared {
         let in_force = self.in_force();
         let policies = in_force
             .as_ref()
-            .map(|in_force| self.policy_facts(in_force))
+            .map(|in_force| in_force.policy_facts())
             .unwrap_or_default();
         let refused = lock(&self.refused).clone();
         let mut lost = lost(&counters);
@@ -241,29 +241,29 @@ fn files(policies: &[PolicyFacts]) -> Vec<PathBuf> {
 impl Shared {
     /// `enforce`, `audit`, or `mixed`.
     fn mode_text(&self) -> &'static str {
-        let mode = self.mode();
-        let in_force = self.in_force();
-        let mut policies = in_force.iter().flat_map(|in_force| &in_force.policies);
-        let is_enforced = mode == Mode::Enforce && self.options.mode.is_none();
-        if is_enforced && policies.any(|one| one.policy.mode == Mode::Audit) {
-            "mixed"
-        } else {
-            mode.name()
+        match self.in_force() {
+            Some(in_force) if in_force.is_mixed() => "mixed",
+            _ => self.mode().name(),
         }
     }
+}
 
-    /// The policies that are in force. A mode for all of them, or a fall back to audit, counts instead of their own.
-    fn policy_facts(&self, in_force: &InForce) -> Vec<PolicyFacts> {
+impl InForce {
+    /// Whether policies in audit stand beside enforced ones. The agent may have fallen back to audit for all of them.
+    fn is_mixed(&self) -> bool {
+        self.compiled.looking_on.is_some() && self.compiled.mode == Mode::Enforce
+    }
+
+    /// The policies, with the modes that apply.
+    fn policy_facts(&self) -> Vec<PolicyFacts> {
         let mode = |policy: &Policy| {
-            let of_all = in_force.compiled.mode;
-            if of_all == Mode::Audit || self.options.mode.is_some() {
-                of_all
-            } else {
+            if self.is_mixed() {
                 policy.mode
+            } else {
+                self.compiled.mode
             }
         };
-        in_force
-            .policies
+        self.policies
             .iter()
             .map(|one| PolicyFacts {
                 name: one.policy.name().to_owned(),

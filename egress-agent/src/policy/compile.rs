@@ -84,6 +84,17 @@ pub fn compile(
     if policies.any(|policy| !modes.decides(policy) && !policy.deny.is_empty()) {
         flags |= HAS_AUDITORS;
     }
+    let mut looking_on = None;
+    if modes.is_mixed {
+        let others = set
+            .policies()
+            .iter()
+            .filter(|policy| !modes.decides(policy));
+        match compile(&others.cloned().collect(), &Lifeline::new(), None) {
+            Ok(compiled) => looking_on = Some(Box::new(compiled)),
+            Err(errors) => report.extend(errors),
+        }
+    }
     report.sort();
     report.finish(Compiled {
         mode: modes.deciding,
@@ -91,6 +102,7 @@ pub fn compile(
         names,
         cidrs,
         rules: all.sources,
+        looking_on,
     })
 }
 

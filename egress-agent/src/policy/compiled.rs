@@ -69,6 +69,8 @@ pub struct Compiled {
     pub cidrs: HashMap<(Address, u8), CidrRules>,
     /// What the rule numbers in the entries mean.
     pub rules: HashMap<u64, RuleSource>,
+    /// The policies in audit beside those that decide, as they would decide by themselves.
+    pub looking_on: Option<Box<Compiled>>,
 }
 
 impl Compiled {

@@ -161,6 +161,15 @@ pub struct PolicySet {
     policies: Vec<Policy>,
 }
 
+impl FromIterator<Policy> for PolicySet {
+    /// Policies that have different names.
+    fn from_iter<T: IntoIterator<Item = Policy>>(policies: T) -> Self {
+        Self {
+            policies: policies.into_iter().collect(),
+        }
+    }
+}
+
 impl PolicySet {
     /// Reads the policies of several texts, each with what messages call it.
     ///

@@ -41,6 +41,9 @@ causes! {
     AuditedRule "audited_rule"
         "it passes, but a deny rule of a policy in audit covers it"
         "nothing, or set that policy to `mode: enforce`: then it is denied",
+    AllowedInAudit "allowed_in_audit"
+        "a policy in audit allows it, which opens nothing beside policies that are enforced"
+        "set that policy to `mode: enforce`, or add the rule to one that is enforced",
     OtherPorts "other_ports"
         "a rule allows it, but not on this port and protocol"
         "add the port",

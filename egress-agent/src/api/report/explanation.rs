@@ -232,6 +232,28 @@ impl<'a> Causes<'a> {
         auditor
     }
 
+    /// Tells of a rule that would allow it, were its policy enforced.
+    fn allowed_in_audit(&mut self) {
+        let Some(others) = &self.compiled.looking_on else {
+            return;
+        };
+        let names = match &self.destination.host {
+            Host::Name(_) => Vec::new(),
+            Host::Address(address) => self.names_of(address),
+        };
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let judged = others.judge(self.destination, &names);
+        if judged.reason.allows()
+            && let Some(rule) = others.rule_of(&judged)
+        {
+            let words = format!(
+                "policy {} allows it, but is in audit: it opens nothing beside enforced ones",
+                rule.policy
+            );
+            self.tell(Cause::AllowedInAudit, words, Some(rule));
+        }
+    }
+
     fn find(&mut self, decision: &Decision) {
         if decision.reason == Reason::DeniedCidr {
             let rule = self.compiled.rule_of(decision);
@@ -241,6 +263,7 @@ impl<'a> Causes<'a> {
         } else if decision.reason == Reason::HeldOff {
             self.tell(Cause::BeingRead, Cause::BeingRead.words().into(), None);
         } else {
+            self.allowed_in_audit();
             match &self.destination.host {
                 Host::Name(name) => self.of_name(name),
                 Host::Address(address) => self.of_address(*address),
