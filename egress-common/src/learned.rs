@@ -71,12 +71,13 @@ pub struct Grant {
 const _: () = assert!(size_of::<Grant>() == 32 && align_of::<Grant>() == 8);
 
 impl Grant {
-    /// Whether both can share a slot: the same ports, and audited or not. Who asks for a name that nobody audits is not
-    /// to be reported for another one that leads to the same address.
+    /// Whether both can share a slot: the same ports, and, unless `in_any`, audited or not. Who asks for a name that
+    /// nobody audits is not to be reported for another one that leads to the same address.
     #[inline(always)]
     #[must_use]
-    pub const fn shares_slot(&self, other: &Self) -> bool {
-        self.ports.word() == other.ports.word() && (self.auditor == 0) == (other.auditor == 0)
+    pub const fn shares_slot(&self, other: &Self, in_any: bool) -> bool {
+        self.ports.word() == other.ports.word()
+            && (in_any || (self.auditor == 0) == (other.auditor == 0))
     }
 }
 
@@ -256,14 +257,18 @@ mod tests {
             auditor: 7,
             ..grant
         };
-        assert!(grant.shares_slot(&Grant { rule: 9, ..grant }));
-        assert!(audited.shares_slot(&Grant {
-            auditor: 8,
-            ..grant
-        }));
-        assert!(!grant.shares_slot(&audited));
+        assert!(grant.shares_slot(&Grant { rule: 9, ..grant }, false));
+        assert!(audited.shares_slot(
+            &Grant {
+                auditor: 8,
+                ..grant
+            },
+            false
+        ));
+        assert!(!grant.shares_slot(&audited, false));
+        assert!(grant.shares_slot(&audited, true));
         let ports = PortRange::new(TCP, 443, 444);
-        assert!(!grant.shares_slot(&Grant { ports, ..grant }));
+        assert!(!grant.shares_slot(&Grant { ports, ..grant }, true));
     }
 
     #[test]

@@ -2,10 +2,11 @@
 //!
 //! Writers hold the entry's lock. A new slot is filled before its end is
 //! written, which is what readers look at first; the ports of a used slot
-//! never change, nor whether it is audited. `sweep` deletes an entry whose grants have all ended; should
-//! one be prolonged between its look and the deletion, it puts the entry back,
-//! and `learn` looks once more whether what it wrote is still there: between
-//! the two, no grant is lost.
+//! never change; nor whether it is audited, unless no slot is left for both.
+//! `sweep` deletes an entry whose grants have all ended; should one be prolonged
+//! between its look and the deletion, it puts the entry back, and `learn` looks
+//! once more whether what it wrote is still there: between the two, no grant is
+//! lost.
 
 use aya_ebpf::{
     bindings::__sk_buff,
@@ -13,7 +14,7 @@ use aya_ebpf::{
 };
 use egress_common::{
     flow::LIVE_FLOW_NS,
-    learned::{GRANTS, Grant, Learned, LearnedKey},
+    learned::{GRANTS, Grant, LearnRequest, Learned, LearnedKey},
     tally::Tally,
 };
 
@@ -47,7 +48,7 @@ pub extern "C" fn learn_grant(slot: u32) -> u32 {
 fn store(scratch: &mut Scratch) -> u32 {
     let request = &scratch.request;
     if let Some(entry) = LEARNED.get_ptr_mut(&request.key) {
-        return prolong(entry, request.key.owner(), &request.grant) as u32;
+        return add(entry, request);
     }
     scratch.fresh.owner = request.key.owner();
     let [first, rest @ ..] = &mut scratch.fresh.grants;
@@ -59,7 +60,7 @@ fn store(scratch: &mut Scratch) -> u32 {
         Ok(()) => Tally::AddressLearned as u32,
         // Another CPU was faster.
         Err(EEXIST) => match LEARNED.get_ptr_mut(&request.key) {
-            Some(entry) => prolong(entry, request.key.owner(), &request.grant) as u32,
+            Some(entry) => add(entry, request),
             None => Tally::LearnedFull as u32,
         },
         Err(_) => Tally::LearnedFull as u32,
@@ -67,8 +68,20 @@ fn store(scratch: &mut Scratch) -> u32 {
 }
 
 /// Prolongs a grant of an entry, or adds it.
+#[inline(always)]
+fn add(entry: *mut Learned, request: &LearnRequest) -> u32 {
+    let owner = request.key.owner();
+    let mut outcome = prolong(entry, owner, &request.grant, 0);
+    // No room for a slot apart: better to tell too much or too little of an audit than to lose the address.
+    if matches!(outcome, Tally::GrantsFull) {
+        outcome = prolong(entry, owner, &request.grant, 1);
+    }
+    outcome as u32
+}
+
+/// [`add`] under the entry's lock; in slots of its kind only, or `in_any`.
 #[inline(never)]
-fn prolong(entry: *mut Learned, owner: u64, wanted: &Grant) -> Tally {
+fn prolong(entry: *mut Learned, owner: u64, wanted: &Grant, in_any: u32) -> Tally {
     let mut is_stored = false;
     let mut is_full = true;
     // SAFETY: the entry is a map value with a lock that the kernel knows.
@@ -95,7 +108,7 @@ fn prolong(entry: *mut Learned, owner: u64, wanted: &Grant) -> Tally {
             is_stored = true;
             break;
         }
-        if held.shares_slot(wanted) {
+        if held.shares_slot(wanted, in_any != 0) {
             if held.expires_at_ns < wanted.expires_at_ns {
                 held.rule = wanted.rule;
                 held.auditor = wanted.auditor;

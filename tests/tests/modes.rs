@@ -223,3 +223,27 @@ fn forwarded_packets_are_reported_and_pass_too() {
         assert_eq!(of_trial(&moved), 2, "{:?}", moved.by_policy);
     }
 }
+
+#[test]
+fn names_with_as_many_ports_as_fit_share_an_address_whether_audited_or_not() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let ports = "[80/tcp, 81/tcp, 82/tcp, 83/tcp, 84/tcp, 85/tcp, 86/tcp, 443/udp]";
+    let names = "names: [shared.cdn.example.net, evilshared.cdn.example.net]";
+    let enforced = format!("ttl: {{ min: 1s, max: 1s }}\nallow: [{{ {names}, ports: {ports} }}]");
+    let trial = "mode: audit\ndeny: [{ names: [evilshared.cdn.example.net] }]";
+    let agent = world.agent(&policies(&enforced, trial)).start();
+    let client = world.workload("client");
+    let address = v4("shared.cdn.example.net");
+    assert_eq!(address, v4("evilshared.cdn.example.net"));
+    for name in ["shared", "evilshared", "shared"] {
+        client.resolve(&format!("{name}.cdn.example.net"), false);
+        reached(&client.connect(address, 80));
+        reached(&client.udp(address, 443, true));
+        thread::sleep(Duration::from_millis(1200));
+        refused(&client.connect(address, 81));
+    }
+    assert_eq!(agent.counters().dns("grants_full"), 0);
+}

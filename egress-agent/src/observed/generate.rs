@@ -128,13 +128,16 @@ impl Findings {
     fn take(&mut self, observation: &Observation, options: &GenerateOptions) {
         let verdict = &*observation.verdict;
         let add = |sum: &mut u64| *sum = sum.saturating_add(observation.flows);
-        if verdict == Verdict::Allow.name() && !options.include_allowed {
+        let reason = reason_of(&observation.reason);
+        // What only an audit beside enforced policies denies is allowed by one of these.
+        let is_allowed = verdict == Verdict::Allow.name() || reason.is_some_and(Reason::is_audited);
+        if is_allowed && !options.include_allowed {
             return add(&mut self.allowed_flows);
         }
         if verdict == Verdict::Deny.name() && !options.include_denied {
             return add(&mut self.denied_flows);
         }
-        let Some(reason) = reason_of(&observation.reason) else {
+        let Some(reason) = reason else {
             self.not_rules.insert(destination(observation));
             return;
         };

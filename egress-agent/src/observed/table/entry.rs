@@ -96,6 +96,8 @@ pub const fn is_a_matter_of_rules(reason: Reason) -> bool {
             | Reason::PortNotAllowed
             | Reason::HeldOff
             | Reason::TableFull
+            | Reason::AuditedCidr
+            | Reason::AuditedName
     )
 }
 
