@@ -176,6 +176,8 @@ impl Rig {
                 input.extend_from_slice(&from_v4(address.octets()));
                 input.extend_from_slice(&u64::MAX.to_ne_bytes());
                 input.extend_from_slice(&RULE.to_ne_bytes());
+                // No policy in audit.
+                input.extend_from_slice(&[0; 8]);
                 input.extend_from_slice(&[protocol::ANY, 0, 0, 0, 0xff, 0xff, 0, 0]);
                 wanted += 1;
             }
