@@ -68,11 +68,12 @@ impl AsRawFd for DnsRing {
     }
 }
 
-/// A ring that keeps its file descriptor as long as it lives.
+/// A ring, or another queue of events, that keeps its file descriptor as long as it lives.
 pub trait Ring: AsRawFd {}
 
 impl Ring for EventRing {}
 impl Ring for DnsRing {}
+impl Ring for crate::workload::PodTree {}
 impl Ring for aya_log::EbpfLogger<&'static dyn log::Log> {}
 
 /// Makes a ring something that a task can wait for.

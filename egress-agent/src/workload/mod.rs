@@ -1,7 +1,11 @@
-//! What the node is: its cgroup hierarchy, addresses and resolvers.
+//! What the node is: its cgroup hierarchy, pods, addresses and resolvers.
 
 mod cgroup;
 mod node;
+mod pod_cgroup;
+mod pod_tree;
 
 pub use cgroup::{CgroupPaths, cgroup_root};
 pub use node::{own_addresses, search_domains, system_resolvers};
+pub use pod_cgroup::{Place, PodCgroup, PodUid, Qos};
+pub use pod_tree::{PodEvent, PodTree, PodTreeError};
