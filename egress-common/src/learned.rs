@@ -197,6 +197,32 @@ pub struct LearnRequest {
 }
 const _: () = assert!(size_of::<LearnRequest>() == 56 && align_of::<LearnRequest>() == 8);
 
+impl LearnRequest {
+    /// The request as the kernel reads it: its memory, byte by byte, padding zero.
+    #[must_use]
+    pub fn to_bytes(&self) -> [u8; size_of::<Self>()] {
+        let Self { key, grant } = self;
+        let fields: [&[u8]; 10] = [
+            &key.scope_id.to_ne_bytes(),
+            &[0; 4],
+            &key.address,
+            &grant.expires_at_ns.to_ne_bytes(),
+            &grant.rule.to_ne_bytes(),
+            &grant.auditor.to_ne_bytes(),
+            &[grant.ports.proto, 0],
+            &grant.ports.first.to_ne_bytes(),
+            &grant.ports.last.to_ne_bytes(),
+            &[0; 2],
+        ];
+        let mut bytes = [0; size_of::<Self>()];
+        let fields = fields.iter().flat_map(|field| field.iter());
+        for (slot, byte) in bytes.iter_mut().zip(fields) {
+            *slot = *byte;
+        }
+        bytes
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -24,7 +24,7 @@ use crate::{
         report::{LearnedContext, counters_report, learned_report, lost},
     },
     observed::DROPPED,
-    policy::{Policy, ServiceTagsFacts, port_range_text},
+    policy::{ServiceTagsFacts, port_range_text},
 };
 
 /// Fill of a map, in percent, that raises an alarm.
@@ -256,22 +256,16 @@ impl InForce {
 
     /// The policies, with the modes that apply.
     fn policy_facts(&self) -> Vec<PolicyFacts> {
-        let mode = |policy: &Policy| {
-            if self.is_mixed() {
-                policy.mode
-            } else {
-                self.compiled.mode
-            }
-        };
+        let of_all = (!self.is_mixed()).then_some(self.compiled.mode);
         self.policies
             .iter()
-            .map(|one| PolicyFacts {
-                name: one.policy.name().to_owned(),
-                mode: mode(&one.policy).name().into(),
-                file: one.policy.file.clone(),
-                line: one.policy.line,
-                rules: one.policy.allow.len().saturating_add(one.policy.deny.len()) as u64,
-                generation: one.generation,
+            .map(|policy| PolicyFacts {
+                name: policy.name.clone(),
+                mode: of_all.unwrap_or(policy.mode).name().into(),
+                file: policy.file.clone(),
+                line: policy.line,
+                rules: policy.rules as u64,
+                generation: policy.generation,
             })
             .collect()
     }

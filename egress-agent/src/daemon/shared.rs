@@ -7,7 +7,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use egress_common::{address::Address, maps::NODE_CGROUP, verdict::Mode};
+use egress_common::{address::Address, hash::rule_identity, maps::NODE_CGROUP, verdict::Mode};
 use tokio::sync::broadcast;
 
 use super::{confirm::Confirmation, observe::Observer};
@@ -42,12 +42,36 @@ pub(super) struct Scope {
     pub(super) number: ScopeNumber,
 }
 
-/// One of the policies that are in force.
-#[derive(Debug)]
+/// What is kept of one of the policies that are in force.
+#[derive(Clone, Debug)]
 pub(super) struct PolicyInForce {
-    pub(super) policy: Policy,
+    pub(super) name: String,
+    /// Its own mode.
+    pub(super) mode: Mode,
+    pub(super) file: PathBuf,
+    pub(super) line: usize,
+    pub(super) rules: usize,
+    /// Tells whether another one reads like it.
+    pub(super) content: u64,
     /// The generation since which it reads as it does.
     pub(super) generation: u32,
+}
+
+impl PolicyInForce {
+    /// Of a policy that is not in force yet.
+    pub(super) fn of(policy: &Policy) -> Self {
+        // A document that cannot be written reads like no other.
+        let content = serde_json::to_vec(&policy.document).map_or(0, |bytes| rule_identity(&bytes));
+        Self {
+            name: policy.name().to_owned(),
+            mode: policy.mode,
+            file: policy.file.clone(),
+            line: policy.line,
+            rules: policy.allow.len().saturating_add(policy.deny.len()),
+            content,
+            generation: 0,
+        }
+    }
 }
 
 /// The policies that are in force.

@@ -39,7 +39,7 @@ use crate::{
     cli::{RunOptions, run::LifelinePart},
     datapath::LearnedEntry,
     dns::SeenName,
-    policy::{Compiled, Lifeline, Policy, PolicyErrors, RuleList, ServiceTagsFacts, address_from},
+    policy::{Compiled, Lifeline, PolicyErrors, RuleList, ServiceTagsFacts, address_from},
     workload::own_addresses,
 };
 
@@ -76,7 +76,7 @@ pub(super) fn lifeline(options: &RunOptions, resolvers: &[IpAddr]) -> Lifeline {
 /// A policy that is to come into force.
 #[derive(Debug)]
 pub(super) struct Candidate {
-    policies: Vec<Policy>,
+    policies: Vec<PolicyInForce>,
     service_tags: Option<ServiceTagsFacts>,
     lifeline: Lifeline,
     compiled: Compiled,
@@ -97,7 +97,7 @@ impl Candidate {
         let set = crate::policy::load(&options.policies, &catalog)?;
         let compiled = crate::policy::compile(&set, &lifeline, options.mode)?;
         Ok(Self {
-            policies: set.into_policies(),
+            policies: set.policies().iter().map(PolicyInForce::of).collect(),
             service_tags: catalog.service_tags().map(|tags| tags.facts().clone()),
             lifeline,
             compiled,
@@ -269,23 +269,21 @@ impl Shared {
     }
 
     /// Every policy with the generation since which it reads as it does.
-    fn in_force_since(&self, policies: Vec<Policy>, generation: u32) -> Vec<PolicyInForce> {
+    fn in_force_since(
+        &self,
+        mut policies: Vec<PolicyInForce>,
+        generation: u32,
+    ) -> Vec<PolicyInForce> {
         let before = self.in_force();
         let before = before.iter().flat_map(|in_force| &in_force.policies);
-        let before: HashMap<&str, _> = before.map(|one| (one.policy.name(), one)).collect();
-        let since = |policy: &Policy| {
-            let same = before
-                .get(policy.name())
-                .filter(|one| one.policy.document == policy.document);
-            same.map_or(generation, |one| one.generation)
-        };
+        let before: HashMap<_, _> = before
+            .map(|one| ((one.name.as_str(), one.content), one.generation))
+            .collect();
+        for policy in &mut policies {
+            let same = before.get(&(policy.name.as_str(), policy.content));
+            policy.generation = same.copied().unwrap_or(generation);
+        }
         policies
-            .into_iter()
-            .map(|policy| PolicyInForce {
-                generation: since(&policy),
-                policy,
-            })
-            .collect()
     }
 
     /// Loads and compiles the files again, and switches to them.
@@ -326,11 +324,7 @@ impl Shared {
         let mut compiled = Compiled::clone(&in_force.compiled);
         compiled.mode = Mode::Audit;
         self.switch(Candidate {
-            policies: in_force
-                .policies
-                .iter()
-                .map(|one| one.policy.clone())
-                .collect(),
+            policies: in_force.policies.clone(),
             service_tags: in_force.service_tags.clone(),
             lifeline: in_force.lifeline.clone(),
             compiled,

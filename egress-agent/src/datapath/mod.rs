@@ -470,7 +470,7 @@ impl Datapath {
         for batch in requests.chunks(LEARN_BATCH) {
             let mut input = vec![0; BATCH_HEAD_BYTES];
             for request in batch {
-                input.extend_from_slice(&request_bytes(request));
+                input.extend_from_slice(&request.to_bytes());
             }
             let options = TestRunOptions {
                 data_in: Some(&input),
@@ -499,28 +499,6 @@ impl Datapath {
             })
             .collect()
     }
-}
-
-/// A request as the kernel reads it: its memory, byte by byte.
-fn request_bytes(request: &LearnRequest) -> [u8; size_of::<LearnRequest>()] {
-    let LearnRequest { key, grant } = request;
-    let mut bytes = [0; size_of::<LearnRequest>()];
-    let parts: [&[u8]; 10] = [
-        &key.scope_id.to_ne_bytes(),
-        &[0; 4],
-        &key.address,
-        &grant.expires_at_ns.to_ne_bytes(),
-        &grant.rule.to_ne_bytes(),
-        &grant.auditor.to_ne_bytes(),
-        &[grant.ports.proto, 0],
-        &grant.ports.first.to_ne_bytes(),
-        &grant.ports.last.to_ne_bytes(),
-        &[0; 2],
-    ];
-    for (slot, byte) in bytes.iter_mut().zip(parts.concat()) {
-        *slot = byte;
-    }
-    bytes
 }
 
 fn random_seed() -> Result<u64, DatapathError> {

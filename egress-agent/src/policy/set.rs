@@ -210,12 +210,6 @@ impl PolicySet {
     pub fn policies(&self) -> &[Policy] {
         &self.policies
     }
-
-    /// The policies themselves.
-    #[must_use]
-    pub fn into_policies(self) -> Vec<Policy> {
-        self.policies
-    }
 }
 
 #[cfg(test)]

@@ -203,13 +203,18 @@ impl<'a> Causes<'a> {
         });
     }
 
+    /// The names that lead to the destination, where that is an address.
+    fn names_there(&self) -> Vec<String> {
+        match &self.destination.host {
+            Host::Name(_) => Vec::new(),
+            Host::Address(address) => self.names_of(address),
+        }
+    }
+
     /// Tells what passes although a policy in audit denies it; returns the rule of that policy.
     fn audited(&mut self, decision: &Decision) -> Option<&'a RuleSource> {
         let compiled = self.compiled;
-        let names = match &self.destination.host {
-            Host::Name(_) => Vec::new(),
-            Host::Address(address) => self.names_of(address),
-        };
+        let names = self.names_there();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let on_address = self.facts.iter().flat_map(|facts| &facts.addresses);
         let mut of_addresses = on_address.filter_map(|one| {
@@ -237,10 +242,7 @@ impl<'a> Causes<'a> {
         let Some(others) = &self.compiled.looking_on else {
             return;
         };
-        let names = match &self.destination.host {
-            Host::Name(_) => Vec::new(),
-            Host::Address(address) => self.names_of(address),
-        };
+        let names = self.names_there();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let judged = others.judge(self.destination, &names);
         if judged.reason.allows()

@@ -15,7 +15,7 @@ use aya::{
 use egress_common::{
     address::{Address, from_v4},
     dns::{HEADER_BYTES, QuestionHasher, QuestionStep},
-    learned::LEARN_BATCH,
+    learned::{Grant, LEARN_BATCH, LearnRequest, LearnedKey},
     maps::{CGROUP_LEVELS, Config, LAYOUT_VERSION, NO_LEVEL, NODE_CGROUP, Query, QueryKey},
     name::{NAME_KEY_BYTES, below_key, exact_key},
     policy::{
@@ -167,18 +167,20 @@ impl Rig {
         let program: &SchedClassifier = program(&self.ebpf, "learn")?.try_into()?;
         let mut addresses = addresses.peekable();
         while addresses.peek().is_some() {
-            // As the agent's datapath writes a batch: 16 bytes, then key and grant of each.
+            // As the agent's datapath writes a batch: 16 bytes, then the requests.
             let mut input = vec![0; 16];
             let mut wanted = 0;
             for address in addresses.by_ref().take(LEARN_BATCH) {
-                input.extend_from_slice(&BINDING.scope_id.to_ne_bytes());
-                input.extend_from_slice(&[0; 4]);
-                input.extend_from_slice(&from_v4(address.octets()));
-                input.extend_from_slice(&u64::MAX.to_ne_bytes());
-                input.extend_from_slice(&RULE.to_ne_bytes());
-                // No policy in audit.
-                input.extend_from_slice(&[0; 8]);
-                input.extend_from_slice(&[protocol::ANY, 0, 0, 0, 0xff, 0xff, 0, 0]);
+                let request = LearnRequest {
+                    key: LearnedKey::new(BINDING.scope_id, from_v4(address.octets())),
+                    grant: Grant {
+                        expires_at_ns: u64::MAX,
+                        rule: RULE,
+                        ports: PortRange::ANY,
+                        ..Grant::default()
+                    },
+                };
+                input.extend_from_slice(&request.to_bytes());
                 wanted += 1;
             }
             let input = TestRunOptions {
