@@ -1,8 +1,12 @@
 //! The daemon's answers to the API.
 
-use std::{collections::BTreeSet, path::PathBuf, time::SystemTime};
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    path::PathBuf,
+    time::SystemTime,
+};
 
-use egress_common::{policy::ONLY_ALLOWED_QUERIES, tally::Tally, verdict::Mode};
+use egress_common::{tally::Tally, verdict::Mode};
 use tokio::sync::broadcast;
 use tracing::info;
 
@@ -24,7 +28,7 @@ use crate::{
         report::{LearnedContext, counters_report, learned_report, lost},
     },
     observed::DROPPED,
-    policy::{ServiceTagsFacts, port_range_text},
+    policy::{Compiled, RuleSource, ServiceTagsFacts, port_range_text},
 };
 
 /// Fill of a map, in percent, that raises an alarm.
@@ -43,6 +47,16 @@ impl AgentState for Shared {
             .as_ref()
             .map(|in_force| in_force.policy_facts())
             .unwrap_or_default();
+        let rulesets = in_force
+            .as_ref()
+            .map(|in_force| in_force.rulesets())
+            .unwrap_or_default();
+        let entries = |count: fn(&Compiled) -> usize| {
+            let counts = rulesets
+                .iter()
+                .map(|ruleset| count(&ruleset.compiled) as u64);
+            counts.fold(0, u64::saturating_add)
+        };
         let refused = lock(&self.refused).clone();
         let mut lost = lost(&counters);
         for (name, count) in lock(&self.dns_lost).iter() {
@@ -95,22 +109,21 @@ impl AgentState for Shared {
             uptime_s: self.started.elapsed().as_secs(),
             pid: std::process::id(),
             enforcing: is_attached && refused.is_none() && !fell_back,
-            mode: self.mode_text().to_owned(),
+            mode: in_force
+                .as_ref()
+                .map_or("open", |in_force| in_force.mode_text())
+                .to_owned(),
             policy: PolicyStatus {
                 generation,
                 files: files(&policies),
                 loaded_at: in_force.as_ref().map(|policy| policy.loaded_at),
                 rules: policies.iter().map(|policy| policy.rules).sum(),
                 policies,
-                names: in_force
-                    .as_ref()
-                    .map_or(0, |policy| policy.compiled.names.len() as u64),
-                cidrs: in_force
-                    .as_ref()
-                    .map_or(0, |policy| policy.compiled.cidrs.len() as u64),
+                names: entries(|compiled| compiled.names.len()),
+                cidrs: entries(|compiled| compiled.cidrs.len()),
                 service_tags: in_force
                     .as_ref()
-                    .and_then(|policy| policy.service_tags.as_ref())
+                    .and_then(|in_force| in_force.facts.service_tags.as_ref())
                     .map(service_tags_status),
                 error: refused,
             },
@@ -120,7 +133,7 @@ impl AgentState for Shared {
             resolvers: self.resolvers(),
             lifeline: in_force
                 .as_ref()
-                .map(|policy| lifeline_status(&policy.lifeline))
+                .map(|in_force| lifeline_status(&in_force.facts.lifeline))
                 .unwrap_or_default(),
             scopes: self.scope_status(),
             confirmation,
@@ -133,15 +146,14 @@ impl AgentState for Shared {
     fn counters(&self) -> anyhow::Result<CountersReport> {
         let counters = self.datapath().counters()?;
         let in_force = self.in_force();
-        let report = counters_report(&counters, |rule| {
-            in_force.as_ref()?.compiled.rules.get(&rule)
-        });
-        Ok(report)
+        let rules = in_force.as_deref().map(InForce::rules).unwrap_or_default();
+        Ok(counters_report(&counters, |rule| rules.get(&rule).copied()))
     }
 
     fn learned(&self, query: Option<&LearnedQuery>) -> anyhow::Result<LearnedReport> {
         let entries = self.datapath().learned()?;
         let in_force = self.in_force();
+        let rules = in_force.as_deref().map(InForce::rules).unwrap_or_default();
         let now_ns = now_ns();
         let context = LearnedContext {
             now_ns,
@@ -153,7 +165,7 @@ impl AgentState for Shared {
                 names.iter().map(|seen| seen.name.to_string()).collect()
             },
             scope: &|scope_id| self.scope_of(scope_id).map(|scope| scope.name.clone()),
-            rule: &|rule| in_force.as_ref()?.compiled.rules.get(&rule),
+            rule: &|rule| rules.get(&rule).copied(),
         };
         Ok(learned_report(&entries, query, &context))
     }
@@ -194,7 +206,9 @@ impl Shared {
     fn dns_tunnelling(&self) -> String {
         let is_restricted = self
             .in_force()
-            .is_some_and(|in_force| in_force.compiled.flags & ONLY_ALLOWED_QUERIES != 0);
+            .as_ref()
+            .and_then(|in_force| in_force.node())
+            .is_some_and(|node| node.binding.restricts_queries());
         let search = &self.options.search_domains;
         if !is_restricted {
             "open: any name may be asked of the trusted resolvers".to_owned()
@@ -209,8 +223,10 @@ impl Shared {
     }
 
     fn scope_status(&self) -> Vec<ScopeStatus> {
-        self.scopes
-            .iter()
+        let in_force = self.in_force();
+        let bound = in_force.iter().flat_map(|in_force| &in_force.bound);
+        bound
+            .map(|bound| &bound.scope)
             .map(|scope| ScopeStatus {
                 name: scope.name.clone(),
                 id: scope.identity,
@@ -238,36 +254,34 @@ fn files(policies: &[PolicyFacts]) -> Vec<PathBuf> {
     files.into_iter().cloned().collect()
 }
 
-impl Shared {
-    /// `enforce`, `audit`, or `mixed`.
-    fn mode_text(&self) -> &'static str {
-        match self.in_force() {
-            Some(in_force) if in_force.is_mixed() => "mixed",
-            _ => self.mode().name(),
-        }
-    }
-}
-
 impl InForce {
-    /// Whether policies in audit stand beside enforced ones. The agent may have fallen back to audit for all of them.
-    fn is_mixed(&self) -> bool {
-        self.compiled.looking_on.is_some() && self.compiled.mode == Mode::Enforce
+    /// What the rule numbers of all scopes mean.
+    fn rules(&self) -> HashMap<u64, &RuleSource> {
+        let rulesets = self.rulesets().into_iter();
+        let rules = rulesets.flat_map(|ruleset| &ruleset.compiled.rules);
+        rules.map(|(rule, source)| (*rule, source)).collect()
     }
 
-    /// The policies, with the modes that apply.
+    /// The policies of all scopes, each once, with the modes that apply.
     fn policy_facts(&self) -> Vec<PolicyFacts> {
-        let of_all = (!self.is_mixed()).then_some(self.compiled.mode);
-        self.policies
-            .iter()
-            .map(|policy| PolicyFacts {
-                name: policy.name.clone(),
-                mode: of_all.unwrap_or(policy.mode).name().into(),
-                file: policy.file.clone(),
-                line: policy.line,
-                rules: policy.rules as u64,
-                generation: policy.generation,
-            })
-            .collect()
+        let mut seen = HashSet::new();
+        let mut facts = Vec::new();
+        for ruleset in self.rulesets() {
+            let of_all = (!ruleset.is_mixed()).then_some(ruleset.compiled.mode);
+            for policy in &ruleset.policies {
+                if seen.insert(policy.key()) {
+                    facts.push(PolicyFacts {
+                        name: policy.name.clone(),
+                        mode: of_all.unwrap_or(policy.mode).name().into(),
+                        file: policy.file.clone(),
+                        line: policy.line,
+                        rules: policy.rules as u64,
+                        generation: self.since.get(&policy.key()).copied().unwrap_or_default(),
+                    });
+                }
+            }
+        }
+        facts
     }
 }
 

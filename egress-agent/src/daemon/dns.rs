@@ -18,7 +18,7 @@ use tracing::{debug, warn};
 
 use super::{
     events::{Budget, rebinding, refused_query},
-    shared::{Scope, Shared, lock},
+    shared::{Bound, Shared, lock},
     time::now_ns,
 };
 use crate::{
@@ -117,12 +117,13 @@ fn take(shared: &Shared, message: &WholeMessage, raised: &mut Budget) {
             return;
         }
     };
-    let Some(scope) = shared.scope_of(copy.scope_id) else {
+    let Some(bound) = shared.bound_now(copy.scope_id) else {
         return;
     };
+    let (bound, number) = (&*bound, bound.scope.number);
     let now_ns = now_ns();
     debug!(
-        scope = scope.name,
+        scope = bound.scope.name,
         question = answer.question(),
         addresses = answer.addresses.len(),
         outcome = outcome.map(Tally::name),
@@ -130,22 +131,22 @@ fn take(shared: &Shared, message: &WholeMessage, raised: &mut Budget) {
     );
     if let Some(kind) = untold(outcome, copy) {
         let addresses = answer.addresses.iter().map(|one| one.address);
-        remember_refusal(shared, scope, copy, &answer, kind, addresses.collect());
+        remember_refusal(shared, bound, copy, &answer, kind, addresses.collect());
         return;
     }
-    remember(shared, scope, &answer, copy.at_ns, now_ns);
+    remember(shared, bound, &answer, copy.at_ns, now_ns);
     if outcome == Some(Tally::AnswerLearned) {
-        shared.refusals.forget(scope.number, answer.question());
+        shared.refusals.forget(number, answer.question());
     }
     if outcome == Some(Tally::AliasDenied)
-        && let Some(denied) = denied_alias(shared, &answer)
+        && let Some(denied) = denied_alias(bound, &answer)
     {
         let addresses = answer.addresses.iter().map(|one| one.address);
         let kind = RefusalKind::AliasDenied(denied);
-        remember_refusal(shared, scope, copy, &answer, kind, addresses.collect());
+        remember_refusal(shared, bound, copy, &answer, kind, addresses.collect());
     }
     if answer.response_code == 0 {
-        raise_rebinding(shared, scope, copy, &answer, raised);
+        raise_rebinding(shared, bound, copy, &answer, raised);
     }
     if outcome.is_some_and(is_left_to_the_agent) && was_asked(shared, copy, &answer, now_ns) {
         learn(shared, copy, &answer, now_ns);
@@ -179,15 +180,15 @@ fn untold(outcome: Option<Tally>, copy: &DnsCopy) -> Option<RefusalKind> {
 /// Keeps why an answer for an allowed name taught nothing.
 fn remember_refusal(
     shared: &Shared,
-    scope: &Scope,
+    bound: &Bound,
     copy: &DnsCopy,
     answer: &Answer,
     kind: RefusalKind,
     addresses: Vec<Address>,
 ) {
-    if is_allowed(shared, answer.question()) {
+    if is_allowed(bound, answer.question()) {
         shared.refusals.record(Refusal {
-            scope: scope.number,
+            scope: bound.scope.number,
             name: answer.question().to_owned(),
             kind,
             resolver: copy.resolver,
@@ -197,18 +198,15 @@ fn remember_refusal(
     }
 }
 
-fn is_allowed(shared: &Shared, name: &str) -> bool {
-    shared.in_force().is_some_and(|in_force| {
-        let rules = in_force.compiled.rules_of_name(name);
-        rules.is_some_and(|rules| rules.deny == 0)
-    })
+fn is_allowed(bound: &Bound, name: &str) -> bool {
+    let rules = bound.rules_of_name(name);
+    rules.is_some_and(|rules| rules.deny == 0)
 }
 
 /// The denied name that the aliases of an answer lead to.
-fn denied_alias(shared: &Shared, answer: &Answer) -> Option<String> {
-    let in_force = shared.in_force()?;
+fn denied_alias(bound: &Bound, answer: &Answer) -> Option<String> {
     let is_denied = |name: &str| {
-        let rules = in_force.compiled.rules_of_name(name);
+        let rules = bound.rules_of_name(name);
         rules.is_some_and(|rules| rules.deny != 0)
     };
     let mut aliases = answer.chain.iter().skip(1);
@@ -239,11 +237,8 @@ fn was_asked(shared: &Shared, copy: &DnsCopy, answer: &Answer, now_ns: u64) -> b
 }
 
 /// Keeps what was resolved to what, allowed or not.
-fn remember(shared: &Shared, scope: &Scope, answer: &Answer, at_ns: u64, now_ns: u64) {
-    let Some(in_force) = shared.in_force() else {
-        return;
-    };
-    let rules = in_force.compiled.rules_of_name(answer.question());
+fn remember(shared: &Shared, bound: &Bound, answer: &Answer, at_ns: u64, now_ns: u64) {
+    let rules = bound.rules_of_name(answer.question());
     for address in &answer.addresses {
         let allowed = rules.filter(|rules| rules.deny == 0);
         let life_s = match allowed {
@@ -252,7 +247,7 @@ fn remember(shared: &Shared, scope: &Scope, answer: &Answer, at_ns: u64, now_ns:
         };
         let life_ns = u64::from(life_s).saturating_mul(1_000_000_000);
         shared.memory.record(
-            scope.number,
+            bound.scope.number,
             &Seen {
                 address: address.address,
                 name: answer.question(),
@@ -269,17 +264,17 @@ fn remember(shared: &Shared, scope: &Scope, answer: &Answer, at_ns: u64, now_ns:
 /// Reports addresses that an answer for an allowed name may not open.
 fn raise_rebinding(
     shared: &Shared,
-    scope: &Scope,
+    bound: &Bound,
     copy: &DnsCopy,
     answer: &Answer,
     raised: &mut Budget,
 ) {
-    if !is_allowed(shared, answer.question()) {
+    if !is_allowed(bound, answer.question()) {
         return;
     }
     let mut refused = answer.unteachable.clone();
-    {
-        let local = lock(&shared.local);
+    if let Some(in_force) = shared.in_force() {
+        let local = &in_force.facts.local;
         let addresses = answer.addresses.iter().map(|one| one.address);
         refused.extend(addresses.filter(|address| local.contains(address)));
     }
@@ -291,7 +286,7 @@ fn raise_rebinding(
     for address in &refused {
         rebinding(shared, copy.scope_id, answer.question(), *address, raised);
     }
-    remember_refusal(shared, scope, copy, answer, RefusalKind::Rebinding, refused);
+    remember_refusal(shared, bound, copy, answer, RefusalKind::Rebinding, refused);
 }
 
 /// Reports a query that the policy does not let through.
@@ -308,23 +303,18 @@ fn raise_refused_query(shared: &Shared, copy: &DnsCopy, payload: &[u8], raised: 
 
 /// Pushes what the kernel could not learn.
 fn learn(shared: &Shared, copy: &DnsCopy, answer: &Answer, now_ns: u64) {
-    let local = lock(&shared.local).clone();
     // Under the lock, so that a switch comes before or after.
     let mut datapath = shared.datapath();
     let Some(in_force) = shared.in_force() else {
         return;
     };
-    let Some(index) = in_force.scope_ids.get(&copy.scope_id) else {
+    let Some(bound) = in_force.now_of(copy.scope_id) else {
         return;
     };
-    let Some(scope_id) = shared
-        .scopes
-        .get(*index)
-        .and_then(|scope| datapath.bound(scope.cgroup_id))
-        .map(|workload| workload.current.scope_id)
-    else {
+    let Some(compiled) = bound.compiled() else {
         return;
     };
+    let (scope_id, local) = (bound.binding.scope_id, &in_force.facts.local);
     let Ok(seed) = datapath.seed() else {
         return;
     };
@@ -341,7 +331,7 @@ fn learn(shared: &Shared, copy: &DnsCopy, answer: &Answer, now_ns: u64) {
     let lesson = crate::dns::learn(
         answer,
         receiver,
-        |name| in_force.compiled.names.rules_of(name).copied(),
+        |name| compiled.names.rules_of(name).copied(),
         |address| local.contains(address),
     );
     let stored = datapath

@@ -121,7 +121,11 @@ pub(super) fn refused_query(
     name: Option<String>,
     logged: &mut Budget,
 ) {
-    let verdict = match shared.mode() {
+    let in_force = shared.in_force();
+    let bound = in_force
+        .as_ref()
+        .and_then(|in_force| in_force.of(copy.scope_id));
+    let verdict = match bound.map_or(Mode::Enforce, |bound| bound.mode()) {
         Mode::Enforce => Verdict::Deny,
         Mode::Audit => Verdict::WouldDeny,
     };
@@ -192,7 +196,10 @@ fn publish(shared: &Shared, event: &VerdictEvent, flow: FlowReport, logged: &mut
 
 fn report(shared: &Shared, event: &VerdictEvent) -> FlowReport {
     let in_force = shared.in_force();
-    let scope = shared.scope_of(event.scope_id);
+    let bound = in_force
+        .as_ref()
+        .and_then(|in_force| in_force.of(event.scope_id));
+    let scope = bound.map(|bound| &bound.scope);
     let names = scope
         .map(|scope| {
             shared
@@ -209,9 +216,9 @@ fn report(shared: &Shared, event: &VerdictEvent) -> FlowReport {
         scope: scope.map_or_else(|| "unknown".to_owned(), |scope| scope.name.clone()),
         cgroup,
         names: names.iter().map(|seen| seen.name.to_string()).collect(),
-        rule: in_force
-            .as_ref()
-            .and_then(|in_force| in_force.compiled.rules.get(&event.rule)),
+        rule: bound
+            .and_then(|bound| bound.compiled())
+            .and_then(|compiled| compiled.rules.get(&event.rule)),
     };
     flow_report(event, context)
 }

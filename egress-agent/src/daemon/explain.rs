@@ -1,11 +1,15 @@
 //! What the kernel decides about a destination now, and what the agent knows of it.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
+use anyhow::Context as _;
 use egress_common::address::Address;
 
 use super::{
-    shared::{Scope, Shared},
+    shared::{Bound, InForce, Scope, Shared},
     time::now_ns,
 };
 use crate::{
@@ -14,13 +18,16 @@ use crate::{
         model::Explanation,
         report::{AddressFacts, Elsewhere, ExplainFacts, explanation},
     },
+    datapath::Datapath,
     dns::{Refusal, SeenName},
-    policy::{Destination, Host},
+    policy::{Destination, Host, Lifeline, PolicySet},
     workload::cgroup_root,
 };
 
 /// Most addresses of a name that are looked at.
 const ADDRESSES: usize = 64;
+/// Most scopes that an error names.
+const NAMES: usize = 20;
 
 impl Shared {
     /// Explains what the kernel decides about a destination.
@@ -29,36 +36,39 @@ impl Shared {
     ///
     /// [`BadQuestion`] for a scope or cgroup that is not there or not judged; a map that cannot be read.
     pub(super) fn explanation(&self, query: &ExplainQuery) -> anyhow::Result<Explanation> {
-        let scope = match &query.from {
-            None => self.scopes.first(),
-            Some(from) => Some(self.scope_from(from)?),
-        };
-        let in_force = self.in_force();
-        let (Some(scope), Some(in_force)) = (scope, in_force) else {
-            anyhow::bail!("no policy is in force yet");
-        };
-        let facts = self.facts(scope, &query.destination)?;
-        Ok(explanation(
-            &in_force.compiled,
-            &query.destination,
-            Some(&facts),
-        ))
-    }
-
-    fn facts(&self, scope: &Scope, destination: &Destination) -> anyhow::Result<ExplainFacts> {
         // Under the lock, so that no switch comes between binding and maps.
         let datapath = self.datapath();
-        let now_ns = now_ns();
-        let Some(workload) = datapath.bound(scope.cgroup_id) else {
-            anyhow::bail!("scope {} is bound to no policy", scope.name);
+        let Some(in_force) = self.in_force() else {
+            anyhow::bail!("no policy is in force yet");
         };
-        let binding = workload.current;
+        let bound = match &query.from {
+            None => in_force.node().context("the node's own scope is missing")?,
+            Some(from) => self.bound_from(&in_force, from)?,
+        };
+        let facts = self.facts(&datapath, &in_force, bound, &query.destination);
+        if let Some(compiled) = bound.compiled() {
+            return Ok(explanation(compiled, &query.destination, Some(&facts)));
+        }
+        // Its rules are none, or not known: what the kernel decides is all there is to say.
+        let nothing = crate::policy::compile(&PolicySet::default(), &Lifeline::new(), None)?;
+        Ok(explanation(&nothing, &query.destination, Some(&facts)))
+    }
+
+    fn facts(
+        &self,
+        datapath: &Datapath,
+        in_force: &InForce,
+        bound: &Bound,
+        destination: &Destination,
+    ) -> ExplainFacts {
+        let now_ns = now_ns();
+        let (scope, binding) = (&*bound.scope, bound.binding);
         let mut facts = ExplainFacts {
             now_ns,
             scope: scope.name.clone(),
             binding,
             addresses: Vec::new(),
-            elsewhere: self.elsewhere(scope, destination, now_ns),
+            elsewhere: self.elsewhere(in_force, scope, destination, now_ns),
             refusals: self.refusals_of(scope, destination),
         };
         for (address, names) in self.addresses_of(scope, destination, &facts) {
@@ -74,7 +84,7 @@ impl Shared {
                 names,
             });
         }
-        Ok(facts)
+        facts
     }
 
     /// The addresses to look at, with the names that lead the scope there.
@@ -109,10 +119,16 @@ impl Shared {
     }
 
     /// Where the destination is resolved now, apart from the scope itself.
-    fn elsewhere(&self, scope: &Scope, destination: &Destination, now_ns: u64) -> Vec<Elsewhere> {
-        let others = self.scopes.iter().filter(|one| one.number != scope.number);
+    fn elsewhere(
+        &self,
+        in_force: &InForce,
+        scope: &Scope,
+        destination: &Destination,
+        now_ns: u64,
+    ) -> Vec<Elsewhere> {
+        let scopes = in_force.bound.iter().map(|bound| &bound.scope);
         let mut found = Vec::new();
-        for other in others {
+        for other in scopes.filter(|one| one.number != scope.number) {
             let live: Vec<(String, Address)> = match &destination.host {
                 Host::Name(name) => {
                     let addresses = self.memory.addresses_of(other.number, name, now_ns);
@@ -152,18 +168,21 @@ impl Shared {
     }
 
     /// The scope of this name, or the one that a cgroup belongs to.
-    fn scope_from(&self, from: &str) -> anyhow::Result<&Scope> {
-        if let Some(scope) = self.scopes.iter().find(|scope| scope.name == from) {
-            return Ok(scope);
+    fn bound_from<'a>(&self, in_force: &'a InForce, from: &str) -> anyhow::Result<&'a Arc<Bound>> {
+        let bound = &in_force.bound;
+        if let Some(named) = bound.iter().find(|bound| bound.scope.name == from) {
+            return Ok(named);
         }
         let Some(below) = from.strip_prefix('/') else {
-            let names: Vec<&str> = self
-                .scopes
-                .iter()
-                .map(|scope| scope.name.as_str())
-                .collect();
+            let names = bound.iter().map(|bound| bound.scope.name.as_str());
+            let names: Vec<&str> = names.take(NAMES).collect();
+            let more = if names.len() < bound.len() {
+                ", ..."
+            } else {
+                ""
+            };
             return Err(BadQuestion(format!(
-                "no scope is called {from:?}; write one of {}, or the path of a cgroup",
+                "no scope is called {from:?}; write one of {}{more}, or the path of a cgroup",
                 names.join(", ")
             ))
             .into());
@@ -178,16 +197,16 @@ impl Shared {
             ))
             .into());
         }
-        let holds = |scope: &&Scope| {
-            let Some(path) = &scope.cgroup else {
+        let holds = |bound: &&Arc<Bound>| {
+            let Some(path) = &bound.scope.cgroup else {
                 return true;
             };
             std::fs::canonicalize(path).is_ok_and(|path| cgroup.starts_with(path))
         };
         // The deepest one; the node has no level.
-        let found = self.scopes.iter().filter(holds);
+        let found = bound.iter().filter(holds);
         found
-            .max_by_key(|scope| scope.level)
+            .max_by_key(|bound| bound.scope.level)
             .ok_or_else(|| anyhow::anyhow!("the node's own scope is missing"))
     }
 

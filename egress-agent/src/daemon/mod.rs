@@ -5,11 +5,13 @@
 //! leaves the data plane as it is: it needs no agent.
 
 mod api;
+mod carry;
 mod confirm;
 mod dns;
 mod events;
 mod explain;
 mod observe;
+mod plan;
 mod shared;
 mod switch;
 mod takeover;
@@ -28,8 +30,8 @@ use crate::{
     shutdown,
 };
 use confirm::Moment;
+use plan::Base;
 use shared::Shared;
-use switch::Candidate;
 
 /// Runs the daemon until it is told to stop.
 ///
@@ -39,16 +41,15 @@ use switch::Candidate;
 /// is changed ([`UsageError`]); or what the kernel or the socket refuses.
 pub fn run(options: RunOptions) -> anyhow::Result<ExitCode> {
     check_environment(&options)?;
-    let lifeline = switch::lifeline(&options, &options.resolvers);
     // Before they are read: what changes meanwhile is a change.
     let files = upkeep::files_of(&options);
-    let candidate = Candidate::load(&options, lifeline).map_err(UsageError::new)?;
+    let base = Base::load(&options, &options.resolvers).map_err(UsageError::new)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(start(options, candidate, files))
+    runtime.block_on(start(options, base, files))
 }
 
 /// Says exactly what is missing.
@@ -73,11 +74,7 @@ fn check_environment(options: &RunOptions) -> anyhow::Result<()> {
     .into())
 }
 
-async fn start(
-    options: RunOptions,
-    candidate: Candidate,
-    files: upkeep::Files,
-) -> anyhow::Result<ExitCode> {
+async fn start(options: RunOptions, base: Base, files: upkeep::Files) -> anyhow::Result<ExitCode> {
     let listener = ApiListener::bind(&options.socket).map_err(anyhow::Error::new)?;
     let (trigger, stop) = shutdown::channel();
     trigger.on_signals().context("cannot wait for signals")?;
@@ -97,7 +94,7 @@ async fn start(
     let is_adopted = datapath.is_adopted();
 
     let shared = Arc::new(Shared::new(options, datapath)?);
-    if let Err(error) = begin(&shared, candidate) {
+    if let Err(error) = begin(&shared, base) {
         end_unconfirmed(&shared);
         return Err(error);
     }
@@ -140,20 +137,16 @@ async fn start(
 }
 
 /// Brings the policy and the programs into force, whatever was there before.
-fn begin(shared: &Shared, candidate: Candidate) -> anyhow::Result<()> {
-    let switch = |candidate| {
-        let switched = shared.switch(candidate);
-        switched.context("cannot write the policy into the kernel")
-    };
+fn begin(shared: &Shared, base: Base) -> anyhow::Result<()> {
     let is_taking_over = shared.datapath().is_taking_over();
     if is_taking_over && shared.is_bound() {
         // An agent was killed while it took over. What it left is finished under its policy.
         shared
             .take_over()
             .context("cannot take over from another layout")?;
-        return switch(candidate);
+        return shared.begin_with(base);
     }
-    switch(candidate)?;
+    shared.begin_with(base)?;
     if is_taking_over {
         return shared
             .take_over()

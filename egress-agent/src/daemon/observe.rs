@@ -214,6 +214,7 @@ impl Shared {
             return;
         };
         let scope = self.scope_of(event.scope_id);
+        let scope = scope.as_deref();
         if scope.is_none() && is_a_matter_of_rules(reason) {
             lock(&self.observer.table).lose("scope_gone", 1, at);
             return;
@@ -274,7 +275,11 @@ impl Shared {
         let mut seen = lock(&self.observer.table).observations();
         if let Some(in_force) = self.in_force() {
             for one in &mut seen.observations {
-                one.rule = rule_for(&in_force.compiled, one).map(|list| list.name().into());
+                let mut bound = in_force.bound.iter();
+                let of_scope = bound.find(|bound| bound.scope.name == one.scope);
+                let compiled = of_scope.and_then(|bound| bound.compiled());
+                let list = compiled.and_then(|compiled| rule_for(compiled, one));
+                one.rule = list.map(|list| list.name().into());
             }
         }
         seen

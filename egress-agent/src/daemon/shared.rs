@@ -1,16 +1,26 @@
 //! What the tasks share.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
+    net::IpAddr,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, atomic::AtomicU64},
-    time::{Instant, SystemTime},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicU32, AtomicU64},
+    },
+    time::{Duration, Instant, SystemTime},
 };
 
-use egress_common::{address::Address, hash::rule_identity, maps::NODE_CGROUP, verdict::Mode};
+use egress_common::{
+    address::Address,
+    hash::rule_identity,
+    maps::NODE_CGROUP,
+    policy::{Binding, NameRules},
+    verdict::Mode,
+};
 use tokio::sync::broadcast;
 
-use super::{confirm::Confirmation, observe::Observer};
+use super::{confirm::Confirmation, observe::Observer, plan::Wanted};
 use crate::{
     api::{RECENT_FLOWS, RecentFlows, Timestamp, model::FlowReport},
     cli::{RunOptions, UsageError, run::NODE_SCOPE},
@@ -23,10 +33,10 @@ use crate::{
 /// Verdicts that a slow follower may be behind.
 const FOLLOW_FLOWS: usize = 1_024;
 
-/// A scope: the node, or a cgroup given with `--scope`.
-#[derive(Clone, Debug)]
+/// A scope: the node, a pod, or a cgroup given with `--scope`.
+#[derive(Debug)]
 pub(super) struct Scope {
-    /// Its name.
+    /// Its name; of a pod `namespace/name`.
     pub(super) name: String,
     /// Its cgroup; none for the node.
     pub(super) cgroup: Option<PathBuf>,
@@ -42,6 +52,88 @@ pub(super) struct Scope {
     pub(super) number: ScopeNumber,
 }
 
+/// Policies that apply together, compiled once for all scopes that have the same.
+#[derive(Debug)]
+pub(super) struct Ruleset {
+    pub(super) compiled: Arc<Compiled>,
+    pub(super) policies: Vec<PolicyInForce>,
+}
+
+impl Ruleset {
+    /// Whether policies in audit stand beside enforced ones. The agent may have fallen back to audit for all of them.
+    pub(super) fn is_mixed(&self) -> bool {
+        self.compiled.looking_on.is_some() && self.compiled.mode == Mode::Enforce
+    }
+}
+
+/// What a scope is judged by.
+#[derive(Clone, Debug)]
+#[expect(dead_code, reason = "for pods")]
+pub(super) enum Rules {
+    /// No policy is for it: nothing is restricted.
+    Open,
+    /// What the kernel has for it: what it should be is not known yet.
+    Kept,
+    /// These policies.
+    Of(Arc<Ruleset>),
+}
+
+impl Rules {
+    /// The policies, where they are known.
+    pub(super) fn ruleset(&self) -> Option<&Arc<Ruleset>> {
+        match self {
+            Self::Of(ruleset) => Some(ruleset),
+            Self::Open | Self::Kept => None,
+        }
+    }
+
+    /// Whether nothing has to be done to come from one to the other.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Of(one), Self::Of(other)) => Arc::ptr_eq(one, other),
+            (Self::Open, Self::Open) | (Self::Kept, Self::Kept) => true,
+            _ => false,
+        }
+    }
+}
+
+/// A scope as the kernel has it.
+#[derive(Debug)]
+pub(super) struct Bound {
+    pub(super) scope: Arc<Scope>,
+    pub(super) binding: Binding,
+    pub(super) rules: Rules,
+}
+
+impl Bound {
+    /// The same, under what the scope is called now.
+    pub(super) fn of_scope(self: &Arc<Self>, scope: &Arc<Scope>) -> Arc<Self> {
+        if Arc::ptr_eq(&self.scope, scope) {
+            return Arc::clone(self);
+        }
+        Arc::new(Self {
+            scope: Arc::clone(scope),
+            binding: self.binding,
+            rules: self.rules.clone(),
+        })
+    }
+
+    /// The policies compiled, where they are known.
+    pub(super) fn compiled(&self) -> Option<&Arc<Compiled>> {
+        self.rules.ruleset().map(|ruleset| &ruleset.compiled)
+    }
+
+    /// The rules of a name; none where nothing is restricted, or nothing known.
+    pub(super) fn rules_of_name(&self, name: &str) -> Option<&NameRules> {
+        self.compiled()?.rules_of_name(name)
+    }
+
+    /// The mode that applies.
+    pub(super) fn mode(&self) -> Mode {
+        self.binding.mode()
+    }
+}
+
 /// What is kept of one of the policies that are in force.
 #[derive(Clone, Debug)]
 pub(super) struct PolicyInForce {
@@ -53,12 +145,10 @@ pub(super) struct PolicyInForce {
     pub(super) rules: usize,
     /// Tells whether another one reads like it.
     pub(super) content: u64,
-    /// The generation since which it reads as it does.
-    pub(super) generation: u32,
 }
 
 impl PolicyInForce {
-    /// Of a policy that is not in force yet.
+    /// What is kept of a policy.
     pub(super) fn of(policy: &Policy) -> Self {
         // A document that cannot be written reads like no other.
         let content = serde_json::to_vec(&policy.document).map_or(0, |bytes| rule_identity(&bytes));
@@ -69,28 +159,141 @@ impl PolicyInForce {
             line: policy.line,
             rules: policy.allow.len().saturating_add(policy.deny.len()),
             content,
-            generation: 0,
         }
+    }
+
+    /// What tells it from others, and from what it was before.
+    pub(super) fn key(&self) -> (String, u64) {
+        (self.name.clone(), self.content)
     }
 }
 
-/// The policies that are in force.
+/// How long events may still come of a scope id that nothing uses any more.
+const KEEP_SCOPE_ID: Duration = Duration::from_secs(10);
+
+/// What is in force.
 #[derive(Debug)]
 pub(super) struct InForce {
-    pub(super) compiled: Arc<Compiled>,
-    pub(super) lifeline: Lifeline,
-    pub(super) policies: Vec<PolicyInForce>,
-    /// The file of service tags that its rules were read with.
-    pub(super) service_tags: Option<ServiceTagsFacts>,
+    /// Every scope, the node first.
+    pub(super) bound: Vec<Arc<Bound>>,
+    /// The same by their scope ids, and until when those of before.
+    by_scope_id: HashMap<u32, (Arc<Bound>, Option<Instant>)>,
+    /// The generation since which a policy (by name and content) reads as it does.
+    pub(super) since: HashMap<(String, u64), u32>,
+    /// What the node is known by.
+    pub(super) facts: Arc<NodeFacts>,
     pub(super) loaded_at: Timestamp,
-    /// Scope ids of this and of the last generation, to indexes of scopes.
-    pub(super) scope_ids: HashMap<u32, usize>,
+}
+
+/// What goes for all scopes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct NodeFacts {
+    pub(super) lifeline: Lifeline,
+    /// The file of service tags that rules were read with.
+    pub(super) service_tags: Option<ServiceTagsFacts>,
+    /// Trusted resolvers.
+    pub(super) resolvers: Vec<IpAddr>,
+    /// The node's own addresses.
+    pub(super) local: Vec<Address>,
+}
+
+impl InForce {
+    /// What follows `before`.
+    pub(super) fn after(
+        before: Option<&Self>,
+        bound: Vec<Arc<Bound>>,
+        facts: Arc<NodeFacts>,
+        generation: u32,
+    ) -> Self {
+        let now = Instant::now();
+        let end = now.checked_add(KEEP_SCOPE_ID);
+        let before_ids = before.iter().flat_map(|before| &before.by_scope_id);
+        let mut by_scope_id: HashMap<_, _> = before_ids
+            .filter(|(_, (_, until))| until.is_none_or(|until| until > now))
+            .map(|(id, (bound, until))| (*id, (Arc::clone(bound), until.or(end))))
+            .collect();
+        for one in &bound {
+            by_scope_id.insert(one.binding.scope_id, (Arc::clone(one), None));
+        }
+        let mut next = Self {
+            bound,
+            by_scope_id,
+            since: HashMap::new(),
+            facts,
+            loaded_at: Timestamp::from(SystemTime::now()),
+        };
+        let since = next.policies().into_iter().map(|policy| {
+            let key = policy.key();
+            let same = before.and_then(|before| before.since.get(&key));
+            (key, same.copied().unwrap_or(generation))
+        });
+        next.since = since.collect();
+        next
+    }
+
+    /// The node's own processes.
+    pub(super) fn node(&self) -> Option<&Arc<Bound>> {
+        self.bound.first()
+    }
+
+    /// The scope with this id, or that had it a moment ago.
+    pub(super) fn of(&self, scope_id: u32) -> Option<&Arc<Bound>> {
+        self.by_scope_id.get(&scope_id).map(|(bound, _)| bound)
+    }
+
+    /// How the scope is bound now that has this id, or had it a moment ago.
+    pub(super) fn now_of(&self, scope_id: u32) -> Option<&Arc<Bound>> {
+        match self.by_scope_id.get(&scope_id)? {
+            (bound, None) => Some(bound),
+            (before, Some(_)) => self.of_scope(&before.scope),
+        }
+    }
+
+    /// How this scope is bound.
+    pub(super) fn of_scope(&self, scope: &Scope) -> Option<&Arc<Bound>> {
+        let mut bound = self.bound.iter();
+        bound.find(|one| one.scope.cgroup_id == scope.cgroup_id)
+    }
+
+    /// Different sets of policies, each once.
+    pub(super) fn rulesets(&self) -> Vec<&Arc<Ruleset>> {
+        let mut seen = HashSet::new();
+        let rulesets = self.bound.iter().filter_map(|one| one.rules.ruleset());
+        rulesets
+            .filter(|ruleset| seen.insert(Arc::as_ptr(ruleset)))
+            .collect()
+    }
+
+    /// `enforce`, `audit`, `mixed` where policies differ, or `open` where there are none.
+    pub(super) fn mode_text(&self) -> &'static str {
+        let rulesets = self.rulesets();
+        let has = |mode| rulesets.iter().any(|one| one.compiled.mode == mode);
+        let is_mixed = |ruleset: &&Arc<Ruleset>| ruleset.is_mixed();
+        match (has(Mode::Enforce), has(Mode::Audit)) {
+            (true, true) => "mixed",
+            (true, false) if rulesets.iter().any(is_mixed) => "mixed",
+            (true, false) => Mode::Enforce.name(),
+            (false, true) => Mode::Audit.name(),
+            (false, false) => "open",
+        }
+    }
+
+    /// The policies of all scopes, each once.
+    pub(super) fn policies(&self) -> Vec<&PolicyInForce> {
+        let mut seen = HashSet::new();
+        let rulesets = self.rulesets().into_iter();
+        let policies = rulesets.flat_map(|ruleset| &ruleset.policies);
+        policies
+            .filter(|policy| seen.insert((policy.name.as_str(), policy.content)))
+            .collect()
+    }
 }
 
 /// Everything that the tasks share.
 pub(super) struct Shared {
     pub(super) options: RunOptions,
-    pub(super) scopes: Vec<Scope>,
+    /// The node, and the cgroups given with `--scope`.
+    pub(super) scopes: Vec<Arc<Scope>>,
     pub(super) memory: Memory,
     /// Answers that taught nothing.
     pub(super) refusals: Refusals,
@@ -99,8 +302,10 @@ pub(super) struct Shared {
     in_force: RwLock<Option<Arc<InForce>>>,
     /// Whether enforcing was confirmed.
     pub(super) confirmation: Confirmation,
-    /// Held while files are read and switched to: one at a time.
-    pub(super) reloading: Mutex<()>,
+    /// What is to be in force. Held while that changes and is switched to: one at a time.
+    pub(super) wanted: Mutex<Wanted>,
+    /// The last id that a scope was given; 0 while the kernel was not asked.
+    pub(super) last_scope_id: AtomicU32,
     /// Why the last change of a policy was not taken.
     pub(super) refused: Mutex<Option<String>>,
     pub(super) recent: Mutex<RecentFlows>,
@@ -108,8 +313,6 @@ pub(super) struct Shared {
     pub(super) observer: Observer,
     pub(super) followers: broadcast::Sender<FlowReport>,
     pub(super) cgroup_paths: Mutex<CgroupPaths>,
-    /// The node's own addresses, as the kernel has them.
-    pub(super) local: Mutex<Vec<Address>>,
     /// What the agent itself lost: names and streams thrown out for lack of room.
     pub(super) dns_lost: Mutex<HashMap<&'static str, u64>>,
     /// How often all copies of answers that were there have been read.
@@ -129,7 +332,7 @@ impl Shared {
     /// A scope's cgroup is not there.
     pub(super) fn new(options: RunOptions, datapath: Datapath) -> anyhow::Result<Self> {
         let memory = Memory::new(MemoryLimits::default());
-        let mut scopes = vec![Scope {
+        let mut scopes = vec![Arc::new(Scope {
             name: NODE_SCOPE.to_owned(),
             cgroup: None,
             cgroup_id: NODE_CGROUP,
@@ -137,14 +340,14 @@ impl Shared {
             identity: 1,
             answers_dns: true,
             number: memory.scope(NODE_SCOPE),
-        }];
+        })];
         for (identity, scope) in (2_u32..).zip(&options.scopes) {
             let (cgroup_id, level) = cgroup_facts(&scope.cgroup).map_err(|error| {
                 UsageError::new(
                     anyhow::Error::new(error).context(format!("--scope {}", scope.name)),
                 )
             })?;
-            scopes.push(Scope {
+            scopes.push(Arc::new(Scope {
                 name: scope.name.clone(),
                 cgroup: Some(scope.cgroup.clone()),
                 cgroup_id,
@@ -152,7 +355,7 @@ impl Shared {
                 identity,
                 answers_dns: options.resolver_scopes.contains(&scope.name),
                 number: memory.scope(&scope.name),
-            });
+            }));
         }
         let confirmation = Confirmation::new(options.confirm);
         let observer = Observer::open(&options.state_dir);
@@ -166,13 +369,13 @@ impl Shared {
             datapath: Mutex::new(datapath),
             in_force: RwLock::new(None),
             confirmation,
-            reloading: Mutex::default(),
+            wanted: Mutex::default(),
+            last_scope_id: AtomicU32::new(0),
             refused: Mutex::new(None),
             recent: Mutex::new(RecentFlows::new(RECENT_FLOWS)),
             observer,
             followers,
             cgroup_paths: Mutex::default(),
-            local: Mutex::default(),
             dns_lost: Mutex::default(),
             dns_looks: AtomicU64::new(0),
         })
@@ -198,23 +401,14 @@ impl Shared {
             .unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(in_force));
     }
 
-    /// The mode that is in force.
-    pub(super) fn mode(&self) -> Mode {
-        self.in_force()
-            .map_or(Mode::Enforce, |in_force| in_force.compiled.mode)
-    }
-
-    /// The scope that a scope id of this or the last generation belongs to.
-    pub(super) fn scope_of(&self, scope_id: u32) -> Option<&Scope> {
+    /// The scope that a scope id of now or of a moment ago belongs to.
+    pub(super) fn scope_of(&self, scope_id: u32) -> Option<Arc<Scope>> {
         let in_force = self.in_force()?;
-        let index = in_force.scope_ids.get(&scope_id)?;
-        self.scopes.get(*index)
+        in_force.of(scope_id).map(|bound| Arc::clone(&bound.scope))
     }
-}
 
-impl InForce {
-    /// Now, for `loaded_at`.
-    pub(super) fn loaded_now() -> Timestamp {
-        Timestamp::from(SystemTime::now())
+    /// How the scope is bound now that a scope id of now or of a moment ago belongs to.
+    pub(super) fn bound_now(&self, scope_id: u32) -> Option<Arc<Bound>> {
+        self.in_force()?.now_of(scope_id).map(Arc::clone)
     }
 }

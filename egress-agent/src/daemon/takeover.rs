@@ -23,11 +23,7 @@ use egress_common::{
 };
 use tracing::info;
 
-use super::{
-    shared::Shared,
-    switch::{PAUSE, alias_for},
-    time::now_ns,
-};
+use super::{carry::alias_for, shared::Shared, switch::PAUSE, time::now_ns};
 
 impl Shared {
     /// Whether every workload is bound to a policy of this agent's layout.
@@ -49,24 +45,21 @@ impl Shared {
         let mut own: Vec<(u64, Workload)> = Vec::new();
         // A scope of the other layout, to those that profit from it here.
         let mut successors: HashMap<u32, Vec<Binding>> = HashMap::new();
-        for scope in &self.scopes {
-            let Some(workload) = datapath.bound(scope.cgroup_id) else {
-                continue;
-            };
+        for (cgroup_id, workload) in datapath.workloads()? {
             let theirs = datapath
-                .foreign_bound(scope.cgroup_id)
+                .foreign_bound(cgroup_id)
                 .or_else(|| datapath.foreign_bound(NODE_CGROUP))
-                .filter(|theirs| theirs.current.policy_id != 0);
+                .filter(|theirs| theirs.current.scope_id != 0);
             let next = theirs.map_or_else(Binding::default, |theirs| Binding {
                 scope_id: theirs.current.scope_id,
                 ..workload.current
             });
-            datapath.bind(scope.cgroup_id, Workload { next, ..workload })?;
+            datapath.bind(cgroup_id, Workload { next, ..workload })?;
             if let Some(theirs) = theirs {
                 let scopes = successors.entry(theirs.current.scope_id).or_default();
                 scopes.push(workload.current);
             }
-            own.push((scope.cgroup_id, workload));
+            own.push((cgroup_id, workload));
         }
         datapath.attach_learning()?;
         std::thread::sleep(PAUSE);

@@ -5,13 +5,14 @@ use std::{
     time::Duration,
 };
 
-use egress_common::{learned::LearnedKey, maps::AliasKey, tally::Tally, verdict::Mode};
+use egress_common::{tally::Tally, verdict::Mode};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info, warn};
 
 use super::{
     confirm::Moment,
     shared::{Shared, lock},
+    switch,
     time::now_ns,
 };
 use crate::{cli::RunOptions, datapath, shutdown::Shutdown, workload::own_addresses};
@@ -113,31 +114,16 @@ fn refused_for_room(shared: &Shared) -> u64 {
         .unwrap_or_default()
 }
 
-/// Removes learned addresses that ended longer ago than `keep_ns`.
+/// Removes learned addresses of scopes that are gone, and those that ended longer ago than `keep_ns`.
 fn sweep(shared: &Shared, keep_ns: u64) {
     let now_ns = now_ns();
-    let ended_before_ns = now_ns.saturating_sub(keep_ns);
     let mut datapath = shared.datapath();
-    let swept = datapath.learned().and_then(|entries| {
-        let ended: Vec<LearnedKey> = entries
-            .iter()
-            .filter(|entry| {
-                let mut grants = entry.grants.iter();
-                grants.all(|grant| grant.expires_at_ns <= ended_before_ns)
-            })
-            .map(|entry| LearnedKey::new(entry.scope_id, entry.address))
-            .collect();
-        datapath.sweep(&ended, ended_before_ns)
-    });
-    let aliases = datapath.aliases().and_then(|aliases| {
-        let ended: Vec<AliasKey> = aliases
-            .iter()
-            .filter(|(_, alias)| alias.expires_at_ns <= ended_before_ns)
-            .map(|(key, _)| *key)
-            .collect();
-        datapath.remove_aliases(&ended)
-    });
-    let swept = swept.and(aliases);
+    // Under the lock, so that a switch comes before or after.
+    let Some(in_force) = shared.in_force() else {
+        return;
+    };
+    let ended_before_ns = now_ns.saturating_sub(keep_ns);
+    let swept = switch::sweep(&mut datapath, &in_force.bound, ended_before_ns);
     drop(datapath);
     if let Err(error) = swept {
         warn!(

@@ -147,17 +147,19 @@ impl Maps {
             .insert(rules.map(|rule| (rule_key(policy_id, *rule), 1)))
     }
 
-    /// Removes every trace of policies other than `keep`; all of them when there is none to keep.
-    pub(super) fn remove_policies_but(&mut self, keep: Option<u16>) -> Result<(), DatapathError> {
-        // No policy has the id 0.
-        let keep = keep.unwrap_or(0);
+    /// Removes every trace of policies other than `keep`.
+    pub(super) fn remove_policies_but(
+        &mut self,
+        keep: &BTreeSet<u16>,
+    ) -> Result<(), DatapathError> {
         let old: Vec<u16> = self.installed.keys().copied().collect();
-        for policy_id in old.into_iter().filter(|id| *id != keep) {
+        for policy_id in old.into_iter().filter(|id| !keep.contains(id)) {
             self.remove_policy(policy_id)?;
         }
-        // What agents before this one left is known to nobody.
-        let is_all_known = self.installed.contains_key(&keep) || keep == 0;
+        // What agents before this one left is known to nobody. No policy has the id 0.
+        let is_known = |id: &u16| *id == 0 || self.installed.contains_key(id);
         if !self.is_searched {
+            let is_all_known = keep.iter().all(is_known);
             self.search_and_remove(keep)?;
             self.is_searched = is_all_known;
         }
@@ -182,20 +184,39 @@ impl Maps {
     }
 
     /// Looks at every entry and removes those of policies other than `keep`.
-    fn search_and_remove(&mut self, keep: u16) -> Result<(), DatapathError> {
-        let id = keep.to_be_bytes();
+    fn search_and_remove(&mut self, keep: &BTreeSet<u16>) -> Result<(), DatapathError> {
+        let is_kept = |data: &[u8]| match data {
+            [high, low, ..] => keep.contains(&u16::from_be_bytes([*high, *low])),
+            _ => false,
+        };
         let stale = stale_keys(self.names.keys(), "NAMES", |key| {
             let data = key.data();
-            !data.starts_with(&id) && !data.starts_with(&SEARCH_POLICY.to_be_bytes())
+            !is_kept(&data) && !data.starts_with(&SEARCH_POLICY.to_be_bytes())
         })?;
         self.bulk_names.remove(stale.into_iter())?;
-        let stale = stale_keys(self.cidrs.keys(), "CIDRS", |key| {
-            let data = key.data();
-            !data.starts_with(&id)
-        })?;
+        let stale = stale_keys(self.cidrs.keys(), "CIDRS", |key| !is_kept(&key.data()))?;
         self.bulk_cidrs.remove(stale.into_iter())?;
-        let stale = stale_keys(self.rules.keys(), "RULES", |key| key.policy_id != keep)?;
+        let is_stale = |key: &RuleKey| !keep.contains(&key.policy_id);
+        let stale = stale_keys(self.rules.keys(), "RULES", is_stale)?;
         self.bulk_rules.remove(stale.into_iter())
+    }
+
+    /// Every cgroup that is bound.
+    pub(super) fn workloads(&self) -> Result<Vec<(u64, Workload)>, DatapathError> {
+        let mut bound = Vec::new();
+        for item in self.workloads.iter() {
+            match item {
+                Ok(item) => bound.push(item),
+                Err(MapError::KeyNotFound) => {}
+                Err(source) => return Err(error("read", "WORKLOADS")(source)),
+            }
+        }
+        Ok(bound)
+    }
+
+    /// Removes a binding.
+    pub(super) fn unbind(&mut self, cgroup_id: u64) -> Result<(), DatapathError> {
+        ignore_missing(self.workloads.remove(&cgroup_id), "WORKLOADS")
     }
 
     /// Makes the trusted resolvers exactly these.

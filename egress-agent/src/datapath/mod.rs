@@ -13,7 +13,7 @@ mod snapshot;
 mod sys;
 mod unload;
 
-use std::{fs, os::unix::fs::MetadataExt, path::Path, sync::Arc};
+use std::{collections::BTreeSet, fs, os::unix::fs::MetadataExt, path::Path, sync::Arc};
 
 use aya::{
     maps::RingBuf,
@@ -22,7 +22,7 @@ use aya::{
 use egress_common::{
     address::Address,
     learned::{Grant, LEARN_BATCH, LearnRequest, LearnedKey},
-    maps::{Alias, AliasKey, CGROUP_LEVELS, NO_LEVEL, NODE_CGROUP, Query, QueryKey},
+    maps::{Alias, AliasKey, CGROUP_LEVELS, NO_LEVEL, Query, QueryKey},
     policy::Workload,
     tally::Tally,
     verdict::Hook,
@@ -221,12 +221,12 @@ impl Datapath {
         self.maps.install(policy_id, compiled)
     }
 
-    /// Removes every trace of policies other than `keep`; all of them when there is none to keep.
+    /// Removes every trace of policies other than `keep`.
     ///
     /// # Errors
     ///
     /// The map that cannot be read or written.
-    pub fn remove_policies_but(&mut self, keep: Option<u16>) -> Result<(), DatapathError> {
+    pub fn remove_policies_but(&mut self, keep: &BTreeSet<u16>) -> Result<(), DatapathError> {
         self.maps.remove_policies_but(keep)
     }
 
@@ -246,35 +246,32 @@ impl Datapath {
             })
     }
 
-    /// Removes bindings of cgroups other than `keep` and the node.
+    /// Removes the bindings of these cgroups.
     ///
     /// # Errors
     ///
     /// The map cannot be written.
-    pub fn unbind_but(&mut self, keep: &[u64]) -> Result<(), DatapathError> {
-        let failed = |source| DatapathError::Map {
-            action: "write",
-            map: "WORKLOADS",
-            source,
-        };
-        let bound: Vec<u64> = self
-            .maps
-            .workloads
-            .keys()
-            .collect::<Result<_, _>>()
-            .map_err(failed)?;
-        for cgroup_id in bound {
-            if cgroup_id != NODE_CGROUP && !keep.contains(&cgroup_id) {
-                self.maps.workloads.remove(&cgroup_id).map_err(failed)?;
-            }
-        }
-        Ok(())
+    pub fn unbind(
+        &mut self,
+        cgroup_ids: impl IntoIterator<Item = u64>,
+    ) -> Result<(), DatapathError> {
+        let mut ids = cgroup_ids.into_iter();
+        ids.try_for_each(|id| self.maps.unbind(id))
     }
 
-    /// What the node is bound to, if anything.
+    /// How a cgroup is bound, if it is.
     #[must_use]
     pub fn bound(&self, cgroup_id: u64) -> Option<Workload> {
         self.maps.workloads.get(&cgroup_id, 0).ok()
+    }
+
+    /// Every cgroup that is bound, by its id.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be read.
+    pub fn workloads(&self) -> Result<Vec<(u64, Workload)>, DatapathError> {
+        self.maps.workloads()
     }
 
     /// Tells the kernel at which cgroup depths workloads are bound.

@@ -119,6 +119,9 @@ fn decision(
     let Some(facts) = facts else {
         return offline;
     };
+    if facts.binding.policy_id == 0 {
+        return Decision::without_rule(Reason::NoPolicy, &facts.binding);
+    }
     let all = || facts.addresses.iter();
     let own = telling(all().filter(|one| one.is_own).map(|one| one.decision));
     // An address that a refused answer names may be loopback, which says nothing of the name.

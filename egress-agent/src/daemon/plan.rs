@@ -1,0 +1,204 @@
+//! What is to be in force, from what the agent is told: files, options, the node itself.
+
+use std::{net::IpAddr, sync::Arc};
+
+use anyhow::Context as _;
+use egress_common::verdict::Mode;
+use tracing::warn;
+
+use super::{
+    confirm::Moment,
+    shared::{NodeFacts, PolicyInForce, Rules, Ruleset, Scope, Shared, lock},
+};
+use crate::{
+    cli::{RunOptions, run::LifelinePart},
+    policy::{Compiled, Lifeline, PolicyErrors, address_from},
+    workload::own_addresses,
+};
+
+/// What is to be in force.
+#[derive(Debug, Default)]
+pub(super) struct Wanted {
+    /// None before the files were first switched to.
+    pub(super) base: Option<Base>,
+}
+
+/// What is for the node, and for the cgroups given with `--scope`.
+#[derive(Clone, Debug)]
+pub(super) struct Base {
+    pub(super) rules: Rules,
+    pub(super) facts: Arc<NodeFacts>,
+}
+
+/// A scope with what it is to be judged by.
+pub(super) type Assignment = (Arc<Scope>, Rules);
+
+/// The lifeline that the options ask for.
+fn lifeline(options: &RunOptions, resolvers: &[IpAddr]) -> Lifeline {
+    let has = |part| !options.no_lifeline.contains(&part);
+    let mut lifeline = Lifeline::new();
+    if has(LifelinePart::Resolvers) {
+        lifeline = lifeline.resolvers(resolvers);
+    }
+    if has(LifelinePart::NodeAddresses) {
+        lifeline = lifeline.node_addresses(&own_addresses());
+    }
+    if has(LifelinePart::Dhcp) {
+        lifeline = lifeline.dhcp();
+    }
+    if has(LifelinePart::ApiServer)
+        && let Some(server) = options.api_server
+    {
+        lifeline = lifeline.api_server(server.ip(), server.port());
+    }
+    if has(LifelinePart::ClusterRanges) {
+        lifeline = lifeline.cluster_ranges(&options.lifeline_cidrs);
+    }
+    lifeline
+}
+
+impl Base {
+    /// Reads and compiles the policy files.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with them.
+    pub(super) fn load(options: &RunOptions, resolvers: &[IpAddr]) -> Result<Self, PolicyErrors> {
+        let catalog = options.catalog.load()?;
+        let notes = catalog.service_tags().map(|tags| &tags.facts().notes);
+        for note in notes.into_iter().flatten() {
+            warn!(note, "the file of service tags is not quite right");
+        }
+        let set = crate::policy::load(&options.policies, &catalog)?;
+        let lifeline = lifeline(options, resolvers);
+        let compiled = crate::policy::compile(&set, &lifeline, options.mode)?;
+        Ok(Self {
+            rules: Rules::Of(Arc::new(Ruleset {
+                compiled: Arc::new(compiled),
+                policies: set.policies().iter().map(PolicyInForce::of).collect(),
+            })),
+            facts: Arc::new(NodeFacts {
+                lifeline,
+                service_tags: catalog.service_tags().map(|tags| tags.facts().clone()),
+                resolvers: resolvers.to_vec(),
+                local: own_addresses().into_iter().map(address_from).collect(),
+            }),
+        })
+    }
+
+    /// The same, but that nothing is dropped.
+    fn audited(&self) -> Self {
+        let rules = match &self.rules {
+            Rules::Of(ruleset) => Rules::Of(Arc::new(Ruleset {
+                compiled: Arc::new(Compiled {
+                    mode: Mode::Audit,
+                    ..Compiled::clone(&ruleset.compiled)
+                }),
+                policies: ruleset.policies.clone(),
+            })),
+            rules @ (Rules::Open | Rules::Kept) => rules.clone(),
+        };
+        Self {
+            rules,
+            facts: Arc::clone(&self.facts),
+        }
+    }
+}
+
+impl Shared {
+    /// Switches to what was loaded at the start.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses.
+    pub(super) fn begin_with(&self, base: Base) -> anyhow::Result<()> {
+        self.apply(&mut lock(&self.wanted), base)
+    }
+
+    /// Loads and compiles the files again, and switches to them.
+    ///
+    /// # Errors
+    ///
+    /// The files are wrong, or the kernel refuses; the old policy is then still in force.
+    pub(super) fn reload(&self) -> anyhow::Result<()> {
+        let mut wanted = lock(&self.wanted);
+        let mut base = self.load()?;
+        if self.confirmation.is_fallen_back() {
+            base = base.audited();
+        }
+        self.apply(&mut wanted, base)
+    }
+
+    /// What the files say now.
+    fn load(&self) -> anyhow::Result<Base> {
+        Base::load(&self.options, &self.resolvers()).map_err(anyhow::Error::new)
+    }
+
+    /// Switches the policy that is in force to audit, if the agent is to; the files are not looked at, which may be wrong by now.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses; the policy is then still enforced.
+    pub(super) fn fall_back(&self) -> anyhow::Result<()> {
+        let mut wanted = lock(&self.wanted);
+        // While this waited, somebody may have confirmed after all.
+        if !self.confirmation.is_fallen_back() {
+            return Ok(());
+        }
+        let Some(base) = wanted.base.as_ref().map(Base::audited) else {
+            return Ok(());
+        };
+        self.apply(&mut wanted, base)
+            .context("cannot fall back to audit")
+    }
+
+    /// Switches to what the files say, after a fall back; from now on a confirmation is awaited again.
+    ///
+    /// # Errors
+    ///
+    /// The files are wrong, or the kernel refuses; the agent goes on auditing.
+    pub(super) fn enforce_again(&self) -> anyhow::Result<()> {
+        let mut wanted = lock(&self.wanted);
+        let base = self.load()?;
+        self.apply(&mut wanted, base)?;
+        self.confirmation.enforced_again(self.mode(), Moment::now());
+        Ok(())
+    }
+
+    /// Switches to what is wanted with this base, which is what is wanted from then on.
+    fn apply(&self, wanted: &mut Wanted, base: Base) -> anyhow::Result<()> {
+        let plan: Vec<Assignment> = self
+            .scopes
+            .iter()
+            .map(|scope| (Arc::clone(scope), base.rules.clone()))
+            .collect();
+        self.switch(&plan, &base.facts)
+            .context("cannot write the policy into the kernel")?;
+        wanted.base = Some(base);
+        self.confirmation.in_force(self.mode(), Moment::now());
+        Ok(())
+    }
+
+    /// The trusted resolvers: those that were given, or those that the node has now.
+    pub(super) fn resolvers(&self) -> Vec<IpAddr> {
+        if self.options.are_resolvers_given {
+            self.options.resolvers.clone()
+        } else {
+            crate::workload::system_resolvers()
+        }
+    }
+
+    /// The mode of the node, and that of any scope that enforces.
+    pub(super) fn mode(&self) -> Mode {
+        let Some(in_force) = self.in_force() else {
+            return Mode::Enforce;
+        };
+        let mut compiled = in_force.bound.iter().filter_map(|bound| bound.compiled());
+        // Where nothing is restricted, nothing is dropped.
+        if compiled.any(|compiled| compiled.mode == Mode::Enforce) {
+            Mode::Enforce
+        } else {
+            Mode::Audit
+        }
+    }
+}
