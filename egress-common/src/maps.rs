@@ -145,7 +145,8 @@ const _: () = assert!(size_of::<Query>() == 16);
 /// An answer that comes later than this after its query teaches nothing.
 pub const ANSWER_LATE_NS: u64 = 10 * 1_000_000_000;
 
-/// Value of `RULE_COUNTERS`: decisions that rest on a rule (first packets of flows, refused connects).
+/// Value of `RULE_COUNTERS`: decisions that rest on a rule (first packets of flows, refused connects), and those of a
+/// workload that rest on a rule or on the lack of one.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct RuleCounters {
@@ -153,6 +154,16 @@ pub struct RuleCounters {
     pub decisions: [u64; 4],
 }
 const _: () = assert!(size_of::<RuleCounters>() == 32);
+
+/// Key of `RULE_COUNTERS` for the decisions of a workload, by its `identity`. No rule has this number: an identity of a
+/// rule has [`RULE_BITS`](crate::hash::RULE_BITS) bits.
+#[must_use]
+pub const fn workload_counter(identity: u32) -> u64 {
+    WORKLOAD_COUNTER | identity as u64
+}
+
+/// What keys of workloads have, and those of rules have not.
+pub const WORKLOAD_COUNTER: u64 = 1 << 63;
 
 /// Default capacity of `LEARNED`. The agent can load another. While a policy is switched, every address lies there twice.
 pub const LEARNED_CAPACITY: u32 = 524_288;

@@ -207,7 +207,7 @@ fn judge_packet(
     }
     let decision = reported(decision, &flow, &binding);
     record::count(Hook::SkbEgress, decision.verdict, decision.reason);
-    record::count_rule(&decision);
+    record::count_decision(&decision, workload);
     let is_repeated = is_connected && is_audited_again(config, &flow, &decision, state);
     if (decision.rule != 0 || !decision.reason.allows()) && !is_repeated {
         record::report_packet(skb, Hook::SkbEgress, header, &decision, &binding);
@@ -290,6 +290,10 @@ fn code_of(decision: &Decision) -> i32 {
 /// The verdict on a packet that could not be judged by its flow.
 #[inline(always)]
 fn refuse(skb: &Skb, header: Header, reason: Reason, binding: &Binding) -> i32 {
+    // Who is not restricted may send what cannot be read; in another's name it may not.
+    if binding.policy_id == 0 && !matches!(reason, Reason::ForgedSource) {
+        return pass(Reason::NoPolicy);
+    }
     let decision = Decision::without_rule(reason, binding);
     record::count(Hook::SkbEgress, decision.verdict, reason);
     record::report_packet(skb, Hook::SkbEgress, header, &decision, binding);

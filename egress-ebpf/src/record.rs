@@ -13,8 +13,8 @@ use egress_common::{
     decision::Decision,
     event::{EVENTS_PER_SECOND, VerdictEvent},
     hash::RULE_BITS,
-    maps::RuleCounters,
-    policy::Binding,
+    maps::{RuleCounters, workload_counter},
+    policy::{Binding, Workload},
     tally::Tally,
     verdict::{Hook, Reason, Verdict, counter_index, verdict_of},
 };
@@ -82,31 +82,35 @@ pub fn count(hook: Hook, verdict: Verdict, reason: Reason) {
 /// Counters of a rule that has not been counted yet; not on the stack, which is small.
 static FRESH: RuleCounters = RuleCounters { decisions: [0; 4] };
 
-/// Counts a decision under its rule.
+/// Counts a decision under its rule and under its workload, if a rule or the lack of one decided.
 #[inline(always)]
-pub fn count_rule(decision: &Decision) {
-    if decision.rule != 0 {
-        count_rule_number(decision.rule, decision.verdict as u32);
+pub fn count_decision(decision: &Decision, workload: &Workload) {
+    if decision.rule != 0 || !decision.reason.allows() {
+        count_under(decision.rule, decision.verdict as u32);
+        count_under(workload_counter(workload.identity), decision.verdict as u32);
     }
 }
 
-/// [`count_rule`], verified once for itself.
+/// Counts a verdict under a rule, or under what [`workload_counter`] says; under 0 nothing. Verified once for itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn count_rule_number(rule: u64, verdict: u32) -> u32 {
-    let mut counters = RULE_COUNTERS.get_ptr_mut(rule);
+pub extern "C" fn count_under(key: u64, verdict: u32) -> u32 {
+    // Both are used, whatever the key is: the verifier wants that of a function of its own.
+    let index = opaque(verdict) & 3;
+    if key == 0 {
+        return index;
+    }
+    let mut counters = RULE_COUNTERS.get_ptr_mut(key);
     if counters.is_none() {
         // Somebody else may have been faster; what counts is that it is there now.
-        let _ = RULE_COUNTERS.insert(rule, &FRESH, NO_EXIST);
-        counters = RULE_COUNTERS.get_ptr_mut(rule);
+        let _ = RULE_COUNTERS.insert(key, &FRESH, NO_EXIST);
+        counters = RULE_COUNTERS.get_ptr_mut(key);
     }
     match counters {
         Some(counters) => {
             // SAFETY: the pointer is to a map value with four counters.
             let first = unsafe { &raw mut (*counters).decisions }.cast::<u64>();
-            // The mask is for the verifier: a verdict is 0, 1 or 2.
-            let index = opaque(verdict) & 3;
-            // SAFETY: the index is at most 3.
+            // SAFETY: the mask is for the verifier (a verdict is 0, 1 or 2), and the index is at most 3.
             add(unsafe { first.add(index as usize) }, 1);
         }
         None => tally(Tally::RuleCountersFull),

@@ -11,7 +11,7 @@ use egress_common::{
     hash::{mix, mix_address},
     maps::Config,
     packet::PacketBytes,
-    policy::{Binding, protocol},
+    policy::{Binding, Workload, protocol},
     verdict::{Hook, Reason, Verdict},
 };
 
@@ -227,7 +227,7 @@ pub fn tc_egress(ctx: &TcContext) -> Verdict {
     if let Some(reason) = header.refusal() {
         return refuse(&skb, header, reason, &binding);
     }
-    let verdict = judge_frame(ctx, &skb, &binding, header);
+    let verdict = judge_frame(ctx, &skb, workload, header);
     let may_be_query = header.dport() == DNS_PORT && !header.is_later_fragment();
     if may_be_query && !matches!(verdict, Verdict::Deny) {
         let payload = Payload::find(&skb).pack();
@@ -246,7 +246,8 @@ pub fn tc_egress(ctx: &TcContext) -> Verdict {
 }
 
 #[inline(always)]
-fn judge_frame(ctx: &TcContext, skb: &Skb, binding: &Binding, header: Header) -> Verdict {
+fn judge_frame(ctx: &TcContext, skb: &Skb, workload: &Workload, header: Header) -> Verdict {
+    let binding = &workload.current;
     if header.is_link_control() {
         return pass(Reason::LinkControl);
     }
@@ -272,7 +273,7 @@ fn judge_frame(ctx: &TcContext, skb: &Skb, binding: &Binding, header: Header) ->
     }
     let decision = reported(decision, &flow, binding);
     record::count(Hook::TcEgress, decision.verdict, decision.reason);
-    record::count_rule(&decision);
+    record::count_decision(&decision, workload);
     if decision.rule != 0 || !decision.reason.allows() {
         record::report_packet(skb, Hook::TcEgress, header, &decision, binding);
     }
@@ -366,6 +367,9 @@ fn pass(reason: Reason) -> Verdict {
 /// The verdict on a frame that could not be judged by its flow.
 #[inline(always)]
 fn refuse(skb: &Skb, header: Header, reason: Reason, binding: &Binding) -> Verdict {
+    if binding.policy_id == 0 {
+        return pass(Reason::NoPolicy);
+    }
     let decision = Decision::without_rule(reason, binding);
     record::count(Hook::TcEgress, decision.verdict, reason);
     record::report_packet(skb, Hook::TcEgress, header, &decision, binding);

@@ -590,6 +590,9 @@ pub struct Counters {
     /// The same for each policy.
     #[serde(default)]
     pub by_policy: Vec<PolicyCount>,
+    /// The same for each workload, with what no rule allowed.
+    #[serde(default)]
+    pub by_workload: Vec<WorkloadCount>,
     /// What became of DNS messages, and what was lost.
     pub dns: BTreeMap<String, u64>,
 }
@@ -646,6 +649,19 @@ pub struct PolicyCount {
     pub would_deny: u64,
 }
 
+/// One entry of `by_workload`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct WorkloadCount {
+    /// Its scope.
+    pub workload: String,
+    /// First packets of flows that were allowed.
+    pub allowed: u64,
+    /// Packets and connects that were denied.
+    pub denied: u64,
+    /// The same in audit mode.
+    pub would_deny: u64,
+}
+
 impl Counters {
     /// Count of one reason, all verdicts together.
     #[must_use]
@@ -673,7 +689,7 @@ impl Counters {
         self.dns.get(name).copied().unwrap_or_default()
     }
 
-    /// What was added since `before`; rules are left as they are now.
+    /// What was added since `before`; rules and workloads are left as they are now.
     #[must_use]
     pub fn since(&self, before: &Self) -> Self {
         let by_reason = self.by_reason.iter().map(|now| {
@@ -713,6 +729,7 @@ impl Counters {
             by_hook: by_hook.collect(),
             by_rule: self.by_rule.clone(),
             by_policy: by_policy.collect(),
+            by_workload: self.by_workload.clone(),
             dns: self
                 .dns
                 .iter()

@@ -48,6 +48,21 @@ fn a_scope_gains_nothing_from_what_another_resolved() {
         node.resolve("api.example.com", v6);
         reached(&node.connect(api, 80));
     }
+    // Each counts for itself: for each version three flows were allowed of `one`, and three refused of each bystander.
+    let counters = agent.counters();
+    let of = |name: &str| {
+        let mut workloads = counters.by_workload.iter();
+        let found = workloads.find(|workload| workload.workload == name);
+        let found = found.unwrap_or_else(|| panic!("{name}: {:?}", counters.by_workload));
+        (found.allowed, found.denied)
+    };
+    assert!(of("one").0 >= 4 && of("one").1 == 0, "{:?}", of("one"));
+    assert!(
+        of("other").0 >= 2 && of("other").1 >= 6,
+        "{:?}",
+        of("other")
+    );
+    assert!(of("node").0 >= 2 && of("node").1 >= 8, "{:?}", of("node"));
     let learned = agent.learned();
     let mut scopes: Vec<_> = learned.iter().map(|entry| entry.scope.as_str()).collect();
     scopes.sort_unstable();

@@ -232,6 +232,9 @@ pub struct CountersReport {
     /// The same, summed for each policy.
     #[serde(default)]
     pub by_policy: Vec<PolicyCount>,
+    /// Decisions of each workload that rest on a rule, or on the lack of one.
+    #[serde(default)]
+    pub by_workload: Vec<WorkloadCount>,
     /// Every verdict of every hook, allowed connects included.
     pub by_hook: Vec<HookCount>,
     /// The raw counters that everything above is made of.
@@ -293,6 +296,19 @@ pub struct PolicyCount {
     /// Packets and connects that it denied.
     pub denied: u64,
     /// What it would deny if it were enforced: it passed.
+    pub would_deny: u64,
+}
+
+/// Decisions on what a workload sends.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkloadCount {
+    /// Its scope: `node`, `NAMESPACE/POD`, or what `--scope` calls it.
+    pub workload: String,
+    /// First packets of flows that were allowed by a rule.
+    pub allowed: u64,
+    /// Packets and connects that were denied.
+    pub denied: u64,
+    /// What would be denied if it were enforced: it passed.
     pub would_deny: u64,
 }
 

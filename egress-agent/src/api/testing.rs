@@ -24,7 +24,7 @@ use super::{
     report::{Cause, counters_report},
 };
 use crate::{
-    datapath::{Counter, Counters, RuleCounter},
+    datapath::{Counter, Counters, RuleCounter, WorkloadCounter},
     policy::{RuleList, RuleSource},
 };
 
@@ -183,9 +183,19 @@ pub(crate) fn counters() -> CountersReport {
             denied: 0,
             would_deny: 0,
         }],
+        workloads: vec![WorkloadCounter {
+            identity: 1,
+            allowed: 3,
+            denied: 42,
+            would_deny: 0,
+        }],
         tallies: vec![(Tally::AnswerLearned, 5), (Tally::EventsLost, 0)],
     };
-    counters_report(&counters, |number| (number == 7).then_some(&source))
+    counters_report(
+        &counters,
+        |number| (number == 7).then_some(&source),
+        |identity| (identity == 1).then_some("node"),
+    )
 }
 
 pub(crate) fn learned() -> LearnedReport {

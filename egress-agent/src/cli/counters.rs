@@ -16,9 +16,9 @@ Examples:
   egress-agent counters --by rule
   egress-agent counters -o json | jq .denied
 
-allowed, denied and would_deny count packets and refused connects; by rule
-and policy they count first packets of flows and refused connects; by hook
-everything.";
+allowed, denied and would_deny count packets and refused connects; by rule,
+policy and workload they count first packets of allowed flows and what is
+denied; by hook everything.";
 
 /// Options of `counters`.
 #[derive(Clone, Debug, Args)]
@@ -41,6 +41,8 @@ pub enum By {
     Rule,
     /// Which policy
     Policy,
+    /// Who sends: the node, each pod, each --scope
+    Workload,
     /// Where in the kernel
     Hook,
 }
@@ -72,6 +74,7 @@ pub(super) fn render(counters: &CountersReport, by: Option<By>, screen: Screen) 
         Some(By::Reason) => parts.push(by_reason(counters)),
         Some(By::Rule) => parts.push(by_rule(counters)),
         Some(By::Policy) => parts.push(by_policy(counters)),
+        Some(By::Workload) => parts.push(by_workload(counters)),
         Some(By::Hook) => parts.push(by_hook(counters)),
     }
     parts.retain(|table| !table.is_empty());
@@ -146,6 +149,23 @@ fn by_policy(counters: &CountersReport) -> Table {
             number(policy.allowed),
             number(policy.denied),
             number(policy.would_deny),
+        ]);
+    }
+    table
+}
+
+fn by_workload(counters: &CountersReport) -> Table {
+    let mut table = Table::new()
+        .text("WORKLOAD")
+        .number("ALLOWED")
+        .number("DENIED")
+        .number("WOULD_DENY");
+    for workload in &counters.by_workload {
+        table.row([
+            workload.workload.as_str().into(),
+            number(workload.allowed),
+            number(workload.denied),
+            number(workload.would_deny),
         ]);
     }
     table

@@ -147,7 +147,15 @@ impl AgentState for Shared {
         let counters = self.datapath().counters()?;
         let in_force = self.in_force();
         let rules = in_force.as_deref().map(InForce::rules).unwrap_or_default();
-        Ok(counters_report(&counters, |rule| rules.get(&rule).copied()))
+        let bound = in_force.iter().flat_map(|in_force| &in_force.bound);
+        let names: HashMap<u32, &str> = bound
+            .map(|bound| (bound.scope.identity, bound.scope.name.as_str()))
+            .collect();
+        Ok(counters_report(
+            &counters,
+            |rule| rules.get(&rule).copied(),
+            |identity| names.get(&identity).copied(),
+        ))
     }
 
     fn learned(&self, query: Option<&LearnedQuery>) -> anyhow::Result<LearnedReport> {

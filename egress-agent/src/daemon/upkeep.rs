@@ -1,7 +1,12 @@
 //! What has to be done from time to time: expiry, changed files of policies and service tags, the node's own addresses and resolvers.
 
 use std::{
-    collections::BTreeMap, fs, net::IpAddr, os::unix::fs::MetadataExt, path::PathBuf, sync::Arc,
+    collections::{BTreeMap, HashSet},
+    fs,
+    net::IpAddr,
+    os::unix::fs::MetadataExt,
+    path::PathBuf,
+    sync::Arc,
     time::Duration,
 };
 
@@ -11,11 +16,16 @@ use tracing::{error, info, warn};
 
 use super::{
     confirm::Moment,
-    shared::{Shared, lock},
+    shared::{InForce, Shared, lock},
     switch,
     time::now_ns,
 };
-use crate::{cli::RunOptions, datapath, shutdown::Shutdown, workload::own_addresses};
+use crate::{
+    cli::RunOptions,
+    datapath::{self, Datapath, DatapathError},
+    shutdown::Shutdown,
+    workload::own_addresses,
+};
 
 /// How often policy files are looked at.
 const TICK: Duration = Duration::from_millis(200);
@@ -123,7 +133,8 @@ fn sweep(shared: &Shared, keep_ns: u64) {
         return;
     };
     let ended_before_ns = now_ns.saturating_sub(keep_ns);
-    let swept = switch::sweep(&mut datapath, &in_force.bound, ended_before_ns);
+    let swept = switch::sweep(&mut datapath, &in_force.bound, ended_before_ns)
+        .and_then(|()| forget_workloads(&mut datapath, &in_force));
     drop(datapath);
     if let Err(error) = swept {
         warn!(
@@ -132,6 +143,21 @@ fn sweep(shared: &Shared, keep_ns: u64) {
         );
     }
     shared.memory.sweep(now_ns);
+}
+
+/// Removes the counters of pods that are gone.
+fn forget_workloads(datapath: &mut Datapath, in_force: &InForce) -> Result<(), DatapathError> {
+    let there: HashSet<u32> = in_force
+        .bound
+        .iter()
+        .map(|bound| bound.scope.identity)
+        .collect();
+    for workload in datapath.counted_workloads()? {
+        if !there.contains(&workload) {
+            datapath.forget_workload(workload)?;
+        }
+    }
+    Ok(())
 }
 
 /// Files with their facts.

@@ -12,7 +12,9 @@ use aya::{
 use egress_common::{
     address::Address,
     learned::{Grant, Learned, LearnedKey},
-    maps::{Alias, AliasKey, Config, Query, QueryKey, RuleCounters},
+    maps::{
+        Alias, AliasKey, Config, Query, QueryKey, RuleCounters, WORKLOAD_COUNTER, workload_counter,
+    },
     name::{NAME_KEY_BYTES, NameKey, below_key},
     policy::{
         CIDR_KEY_BYTES, CidrRules, EntryKind, NameEntry, NameRules, POLICY_ID_BITS, PortRange,
@@ -23,7 +25,8 @@ use egress_common::{
 };
 
 use super::{
-    Counter, Counters, LearnedEntry, MapFill, RuleCounter, bulk::Bulk, error::DatapathError,
+    Counter, Counters, LearnedEntry, MapFill, RuleCounter, WorkloadCounter, bulk::Bulk,
+    error::DatapathError,
 };
 use crate::policy::Compiled;
 
@@ -362,6 +365,15 @@ impl Maps {
                 Err(source) => return Err(error("read", "RULE_COUNTERS")(source)),
             };
             let [allowed, denied, would_deny, _] = value.decisions;
+            if rule & WORKLOAD_COUNTER != 0 {
+                counters.workloads.push(WorkloadCounter {
+                    identity: identity_of(rule),
+                    allowed,
+                    denied,
+                    would_deny,
+                });
+                continue;
+            }
             counters.rules.push(RuleCounter {
                 rule,
                 allowed,
@@ -370,6 +382,24 @@ impl Maps {
             });
         }
         Ok(counters)
+    }
+
+    /// The workloads that have counters.
+    pub(super) fn counted_workloads(&self) -> Result<Vec<u32>, DatapathError> {
+        let mut found = Vec::new();
+        for key in self.rule_counters.keys() {
+            let key = key.map_err(error("read", "RULE_COUNTERS"))?;
+            if key & WORKLOAD_COUNTER != 0 {
+                found.push(identity_of(key));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Removes the counters of a workload.
+    pub(super) fn forget_workload(&mut self, identity: u32) -> Result<(), DatapathError> {
+        let key = workload_counter(identity);
+        ignore_missing(self.rule_counters.remove(&key), "RULE_COUNTERS")
     }
 
     /// Fill of the maps that can fill up.
@@ -421,6 +451,12 @@ impl Maps {
             ),
         ]
     }
+}
+
+/// The workload that counters with this key are of.
+const fn identity_of(key: u64) -> u32 {
+    let [_, _, _, _, a, b, c, d] = key.to_be_bytes();
+    u32::from_be_bytes([a, b, c, d])
 }
 
 /// Every entry of a map of learned addresses.

@@ -33,7 +33,9 @@ pub use error::DatapathError;
 pub use judge::Judged;
 pub use load::Options;
 pub use rings::{DnsRing, EventRing, Ring, readable};
-pub use snapshot::{AttachedHook, Counter, Counters, LearnedEntry, MapFill, RuleCounter};
+pub use snapshot::{
+    AttachedHook, Counter, Counters, LearnedEntry, MapFill, RuleCounter, WorkloadCounter,
+};
 pub use sys::release_memory;
 pub use unload::{Removed, unload};
 
@@ -257,6 +259,24 @@ impl Datapath {
     ) -> Result<(), DatapathError> {
         let mut ids = cgroup_ids.into_iter();
         ids.try_for_each(|id| self.maps.unbind(id))
+    }
+
+    /// The workloads that have counters.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be read.
+    pub fn counted_workloads(&self) -> Result<Vec<u32>, DatapathError> {
+        self.maps.counted_workloads()
+    }
+
+    /// Removes the counters of a workload that is gone.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be written.
+    pub fn forget_workload(&mut self, identity: u32) -> Result<(), DatapathError> {
+        self.maps.forget_workload(identity)
     }
 
     /// How a cgroup is bound, if it is.

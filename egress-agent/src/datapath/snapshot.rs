@@ -33,6 +33,19 @@ pub struct RuleCounter {
     pub would_deny: u64,
 }
 
+/// Decisions on what a workload sends that rest on a rule, or on the lack of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WorkloadCounter {
+    /// The workload: [`Workload::identity`](egress_common::policy::Workload::identity).
+    pub identity: u32,
+    /// First packets of flows that were allowed.
+    pub allowed: u64,
+    /// Packets and connects that were denied.
+    pub denied: u64,
+    /// The same in audit mode.
+    pub would_deny: u64,
+}
+
 /// Everything that the kernel counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
@@ -40,6 +53,8 @@ pub struct Counters {
     pub verdicts: Vec<Counter>,
     /// Verdicts that rest on rules.
     pub rules: Vec<RuleCounter>,
+    /// The same, and denials without a rule, by workload.
+    pub workloads: Vec<WorkloadCounter>,
     /// The rest: DNS, losses. Zero counts included.
     pub tallies: Vec<(Tally, u64)>,
 }

@@ -8,10 +8,10 @@
 //! change, so denied ones make room first when the memory is full.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
-        Arc, PoisonError, RwLock,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -143,6 +143,10 @@ fn worth(name: &SeenName) -> (bool, u64) {
 pub struct Memory {
     entries: DashMap<(ScopeNumber, Address), Names>,
     scopes: RwLock<HashMap<Arc<str>, ScopeNumber>>,
+    /// Numbers that were given.
+    numbers: AtomicU32,
+    /// Scopes that are forgotten, whose addresses are not yet removed.
+    gone: Mutex<HashSet<ScopeNumber>>,
     limits: MemoryLimits,
     addresses: AtomicUsize,
     evicted: AtomicU64,
@@ -157,6 +161,8 @@ impl Memory {
         Self {
             entries: DashMap::new(),
             scopes: RwLock::default(),
+            numbers: AtomicU32::new(0),
+            gone: Mutex::default(),
             limits: MemoryLimits {
                 addresses: limits.addresses.max(1),
                 names_per_address: limits.names_per_address.max(1),
@@ -177,8 +183,19 @@ impl Memory {
         }
         drop(known);
         let mut scopes = self.scopes.write().unwrap_or_else(PoisonError::into_inner);
-        let next = ScopeNumber(u32::try_from(scopes.len()).unwrap_or(u32::MAX));
-        *scopes.entry(Arc::from(name)).or_insert(next)
+        *scopes.entry(Arc::from(name)).or_insert_with(|| {
+            // Wraps after four thousand million pods.
+            ScopeNumber(self.numbers.fetch_add(1, Ordering::Relaxed))
+        })
+    }
+
+    /// Forgets a scope; with the next sweep what it resolved. Its number is not given again.
+    pub fn forget_scope(&self, name: &str) {
+        let mut scopes = self.scopes.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(number) = scopes.remove(name) {
+            let mut gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
+            gone.insert(number);
+        }
     }
 
     /// The name of a scope.
@@ -294,20 +311,23 @@ impl Memory {
         }
     }
 
-    /// Removes what has been expired for longer than the limit says; returns how many addresses went.
+    /// Removes what has been expired for longer than the limit says, and what scopes resolved that are gone; returns how
+    /// many addresses went.
     pub fn sweep(&self, now_ns: u64) -> usize {
+        let gone = {
+            let mut gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut *gone)
+        };
         let mut removed = 0_usize;
-        self.entries.retain(|_, names| {
+        self.entries.retain(|(scope, _), names| {
             if let Names::Many(many) = names {
                 many.retain(|name| self.is_kept(name, now_ns));
                 if let [one] = many.as_slice() {
                     *names = Names::One(one.clone());
                 }
             }
-            let keeps = names
-                .as_slice()
-                .iter()
-                .any(|name| self.is_kept(name, now_ns));
+            let mut left = names.as_slice().iter();
+            let keeps = !gone.contains(scope) && left.any(|name| self.is_kept(name, now_ns));
             removed = removed.saturating_add(usize::from(!keeps));
             keeps
         });

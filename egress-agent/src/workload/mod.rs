@@ -7,5 +7,5 @@ mod pod_tree;
 
 pub use cgroup::{CgroupPaths, cgroup_root};
 pub use node::{own_addresses, search_domains, system_resolvers};
-pub use pod_cgroup::{Place, PodCgroup, PodUid, Qos};
+pub use pod_cgroup::{Place, PodCgroup, PodUid, Qos, kubepods_above};
 pub use pod_tree::{PodEvent, PodTree, PodTreeError};

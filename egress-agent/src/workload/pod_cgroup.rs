@@ -1,6 +1,9 @@
 //! Pods by the paths of their cgroups.
 
-use std::fmt;
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
 const KUBEPODS: &str = "kubepods";
 const SLICE: &str = ".slice";
@@ -147,6 +150,21 @@ impl PodCgroup {
     }
 }
 
+/// The cgroup of kubelet that this pod's cgroup lies below with all others; none where a runtime keeps it elsewhere.
+#[must_use]
+pub fn kubepods_above(path: &Path) -> Option<PathBuf> {
+    let is_kubepods = |name: &str| match name.strip_suffix(SLICE) {
+        Some(slice) => slice.rsplit('-').next() == Some(KUBEPODS),
+        None => name == KUBEPODS,
+    };
+    let mut above = path.ancestors().skip(1);
+    let found = above.find(|path| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        name.is_some_and(is_kubepods)
+    });
+    found.map(Path::to_owned)
+}
+
 /// `kubepods-burstable-podU_.slice`, below the slices that its name says (systemd.slice(5)).
 fn from_systemd(above: &[&str], name: &str) -> Option<(PodUid, Qos)> {
     let mut slice = name.strip_suffix(SLICE)?;
@@ -276,6 +294,29 @@ mod tests {
             .replace('U', UID)
             .replace('H', HASH)
             .replace("ID", ID)
+    }
+
+    #[test]
+    fn all_pods_lie_below_one_cgroup_unless_the_runtime_keeps_them_elsewhere() {
+        for (path, above) in [
+            (
+                "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-podU_.slice",
+                Some("kubepods.slice"),
+            ),
+            (
+                "docker/ID/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-podU_.slice",
+                Some("docker/ID/kubelet.slice/kubelet-kubepods.slice"),
+            ),
+            ("kubepods/besteffort/podU", Some("kubepods")),
+            ("kubepods/podU", Some("kubepods")),
+            (
+                "system.slice/containerd.service/kubepods-podU_.slice:cri-containerd:ID",
+                None,
+            ),
+        ] {
+            let path = Path::new(path);
+            assert_eq!(kubepods_above(path).as_deref(), above.map(Path::new));
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ use super::rule::{gone_rule_text, rule_ports, rule_text};
 use crate::{
     api::model::{
         CountersReport, HookCount, PolicyCount, ReasonCount, RuleCount, Text, VerdictCount,
+        WorkloadCount,
     },
     datapath::{Counter, Counters, RuleCounter},
     policy::RuleSource,
@@ -33,11 +34,13 @@ const fn is_total(counter: &Counter) -> bool {
 /// Makes the report of what the kernel counts.
 ///
 /// `rule` finds the source of a rule by its number; it gives `None` for rules
-/// that no loaded policy holds any more.
+/// that no loaded policy holds any more. `workload` finds the name of a workload
+/// by its identity; those that are gone are left out.
 #[must_use]
 pub fn counters_report<'a>(
     counters: &Counters,
     rule: impl Fn(u64) -> Option<&'a RuleSource>,
+    workload: impl Fn(u32) -> Option<&'a str>,
 ) -> CountersReport {
     let mut report = CountersReport::default();
     let mut by_reason: BTreeMap<(Reason, Verdict), u64> = BTreeMap::new();
@@ -94,6 +97,18 @@ pub fn counters_report<'a>(
         ..count
     });
     report.by_policy = by_policy.collect();
+    let by_workload = counters.workloads.iter().filter_map(|counter| {
+        Some(WorkloadCount {
+            workload: workload(counter.identity)?.to_owned(),
+            allowed: counter.allowed,
+            denied: counter.denied,
+            would_deny: counter.would_deny,
+        })
+    });
+    report.by_workload = by_workload.collect();
+    report
+        .by_workload
+        .sort_by(|a, b| a.workload.cmp(&b.workload));
     report.verdicts = counters
         .verdicts
         .iter()
@@ -178,7 +193,7 @@ mod tests {
             verdicts,
             ..Counters::default()
         };
-        counters_report(&counters, |_| None)
+        counters_report(&counters, |_| None, |_| None)
     }
 
     #[test]
@@ -258,7 +273,7 @@ mod tests {
             rules: vec![one(7), one(0xabc)],
             ..Counters::default()
         };
-        let report = counters_report(&counters, |rule| (rule == 7).then_some(&source));
+        let report = counters_report(&counters, |rule| (rule == 7).then_some(&source), |_| None);
         assert_eq!(report.by_rule[0].rule, "removed rule 0000000000000abc");
         let named = &report.by_rule[1];
         assert_eq!(named.rule, "policy/node allow[0] *.example.com 443/tcp");
@@ -272,7 +287,7 @@ mod tests {
             tallies: vec![(Tally::AnswerLearned, 4), (Tally::EventsLost, 0)],
             ..Counters::default()
         };
-        let report = counters_report(&counters, |_| None);
+        let report = counters_report(&counters, |_| None, |_| None);
         assert_eq!(report.dns.get("dns_answer_learned"), Some(&4));
         assert_eq!(report.dns.get("events_lost"), Some(&0));
         let lost = lost(&counters);
