@@ -79,18 +79,19 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// The server that the tests of this program share: it ends with the last of them.
+    /// The server that the tests of this program share: the first of them prepares it, and it ends with the last.
     ///
     /// # Errors
     ///
-    /// As of [`Cluster::start`].
-    pub fn shared() -> Result<Shared> {
+    /// As of [`Cluster::start`], or it cannot be prepared.
+    pub fn shared(prepare: impl FnOnce(&Self) -> Result<()>) -> Result<Shared> {
         static SHARED: Mutex<Weak<Cluster>> = Mutex::new(Weak::new());
         let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(cluster) = shared.upgrade() {
             return Ok(Shared(cluster));
         }
         let cluster = Arc::new(Self::start()?);
+        prepare(&cluster)?;
         *shared = Arc::downgrade(&cluster);
         Ok(Shared(cluster))
     }
@@ -155,6 +156,7 @@ impl Cluster {
                 .arg(dir.join("tokens"))
                 .args(["--authorization-mode", "RBAC"])
                 .args(["--service-cluster-ip-range", "10.96.0.0/16"])
+                .arg("--allow-privileged")
                 // Pods are made by tests, which need no tokens in them.
                 .args(["--disable-admission-plugins", "ServiceAccount"]);
         })?;

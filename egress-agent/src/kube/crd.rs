@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::structural::{rewrite, structural};
-use crate::policy::{Spec, name_schema};
+use crate::policy::{Spec, Subject, name_schema};
 
 /// What pods of one namespace may reach.
 #[derive(Clone, Debug, PartialEq, CustomResource, Serialize, Deserialize)]
@@ -123,6 +123,13 @@ pub fn crds() -> [CustomResourceDefinition; 2] {
 /// Completes a definition with the schema of its kind, without these fields of the spec.
 fn define(mut crd: CustomResourceDefinition, without: &[&str]) -> CustomResourceDefinition {
     let mut spec = structural::<Spec>();
+    // Files say nothing of it where it is the default.
+    if let Some(subject) = spec
+        .pointer_mut("/properties/subject")
+        .and_then(Value::as_object_mut)
+    {
+        subject.insert("default".to_owned(), json!(Subject::default()));
+    }
     if let Some(fields) = spec
         .pointer_mut("/properties")
         .and_then(Value::as_object_mut)
