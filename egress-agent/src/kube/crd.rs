@@ -1,5 +1,10 @@
 //! The kinds `EgressPolicy` and `ClusterEgressPolicy`, and their definitions for the API server.
 
+#![allow(
+    clippy::duplicated_attributes,
+    reason = "each column has a name, a type and a path"
+)]
+
 use k8s_openapi::{
     apiextensions_apiserver::pkg::apis::apiextensions::v1::{
         CustomResourceDefinition, CustomResourceValidation, JSONSchemaProps,
