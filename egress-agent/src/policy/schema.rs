@@ -203,10 +203,6 @@ pub enum Subject {
 impl Subject {
     /// Whether it is the default.
     #[must_use]
-    #[expect(
-        clippy::trivially_copy_pass_by_ref,
-        reason = "serde passes a reference"
-    )]
     pub fn is_pods(&self) -> bool {
         *self == Self::Pods
     }
