@@ -2,6 +2,9 @@
 //!
 //! There are etcd, kube-apiserver with RBAC, and those controllers that put roles together, delete what is in deleted
 //! namespaces and make service accounts. There is no node, so that pods are objects and nothing runs in them.
+//!
+//! One thing is not as in any real server: built with a compiler that is newer than its source, it sometimes takes an
+//! empty text in a custom resource for none, and refuses it. Objects of tests have no empty texts.
 
 use std::{
     env,

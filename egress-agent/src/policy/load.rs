@@ -331,7 +331,7 @@ mod tests {
         ];
         let file = folder.path().join("a.yaml");
         fs::write(&file, of_cluster.join("---\n")).unwrap();
-        let errors = load(&[file.clone()]).unwrap_err().to_string();
+        let errors = load(std::slice::from_ref(&file)).unwrap_err().to_string();
         let wanted = [
             "a.yaml:1: policy \"a\" is for all pods in shop,",
             "a.yaml:6: policy \"a\" is for pods app=pay in pay,",
@@ -342,11 +342,14 @@ mod tests {
             assert!(line.contains(wanted), "{errors}");
         }
         // Of one name, and all different for an API server.
-        let set = super::load_any(&[file.clone()], &Catalog::default()).unwrap();
+        let set = super::load_any(std::slice::from_ref(&file), &Catalog::default()).unwrap();
         let (of_node, alone) = set.by_subjects();
         assert_eq!((of_node.policies().len(), alone.len()), (0, 3));
         fs::write(&file, text("EgressPolicy", "{}", "shop")).unwrap();
-        assert_eq!(load(&[file.clone()]).unwrap().policies().len(), 1);
+        assert_eq!(
+            load(std::slice::from_ref(&file)).unwrap().policies().len(),
+            1
+        );
         // For a node the namespace makes no difference.
         let twice = [
             text("EgressPolicy", "{}", "shop"),

@@ -54,7 +54,7 @@ kind: EgressPolicy
 metadata: { name: full, namespace: shop, labels: { team: payments }, annotations: { note: all of it } }
 spec:
   podSelector:
-    matchLabels: { app: payments, example.com/tier: "" }
+    matchLabels: { app: payments, example.com/tier: web }
     matchExpressions:
       - { key: env, operator: In, values: [prod, staging] }
       - { key: env, operator: NotIn, values: [test] }
