@@ -6,7 +6,9 @@
 
 mod crd;
 mod structural;
+mod view;
 
 pub use crd::{
     ClusterEgressPolicy, ClusterPolicySpec, EgressPolicy, PolicySpec, PolicyStatus, crds,
 };
+pub use view::{ClusterView, Labels, Pod, PolicyKey, PolicyObject};

@@ -70,6 +70,30 @@ pub enum Operator {
     DoesNotExist,
 }
 
+impl Selector {
+    /// Whether an object with these labels is meant.
+    #[must_use]
+    pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
+        let has = |(key, value): (&String, &String)| labels.get(key) == Some(value);
+        self.match_labels.iter().all(has)
+            && self.match_expressions.iter().all(|one| one.holds(labels))
+    }
+}
+
+impl Requirement {
+    /// Whether it holds for an object with these labels. A label that is not there is in no list.
+    fn holds(&self, labels: &BTreeMap<String, String>) -> bool {
+        let value = labels.get(&self.key);
+        let is_listed = value.is_some_and(|value| self.values.contains(value));
+        match self.operator {
+            Operator::In => is_listed,
+            Operator::NotIn => !is_listed,
+            Operator::Exists => value.is_some(),
+            Operator::DoesNotExist => value.is_none(),
+        }
+    }
+}
+
 impl fmt::Display for Selector {
     /// As `kubectl --selector` wants it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
