@@ -8,6 +8,7 @@ pub mod datapath;
 pub mod dns;
 #[cfg(test)]
 mod golden;
+pub mod kube;
 pub mod metrics;
 pub mod observed;
 pub mod policy;

@@ -8,6 +8,8 @@
 //! are guards: what they made is gone when they are dropped, also by a panic,
 //! and what a killed run left behind is removed by the next one.
 //!
+//! A [`Cluster`] is a real Kubernetes API server on loopback ports, without nodes.
+//!
 //! Nothing here touches the machine's own interfaces or its root cgroup, and
 //! no packet leaves the namespaces.
 //!
@@ -15,6 +17,7 @@
 //! | --- | --- |
 //! | `EGRESS_AGENT` | the agent; default `target/release/egress-agent` |
 //! | `EGRESS_PROBE` | the client and server program; default beside the tests |
+//! | `EGRESS_KUBERNETES` | the folder with the API server; default `target/kubernetes/bin` |
 //! | `EGRESS_TEST_QUICK` | fewer repetitions |
 //! | `EGRESS_TEST_FLOOD_SECONDS` | length of the DNS flood; default 5 |
 //! | `EGRESS_TEST_NAMES` | distinct names of the memory test; default 50,000 |
@@ -34,6 +37,7 @@ pub mod dns;
 pub mod expect;
 pub mod forge;
 pub mod interrupt;
+pub mod kubernetes;
 pub mod leftovers;
 pub mod namespace;
 pub mod packets;
@@ -48,6 +52,7 @@ pub mod world;
 pub mod zone;
 
 pub use agent::{Agent, AgentOptions, Counters, Learned};
+pub use kubernetes::Cluster;
 pub use skip::ready;
 pub use workload::Workload;
 pub use world::{Resolver, World};

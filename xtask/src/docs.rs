@@ -34,6 +34,12 @@ const PAGES: &[(&str, &[&str], &str, &str)] = &[
         "docs/policy.md or docs/policy.schema.json",
     ),
     (
+        "egress-agent",
+        &["--test", "crds"],
+        "the_definitions_are_what_the_types_say",
+        "deploy/crds/*.yaml",
+    ),
+    (
         "egress-tests",
         &["--test", "bypass"],
         "the_readme_has_the_table",

@@ -4,12 +4,12 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
+    apt::Apt,
     run::{self, Stage},
     setup, vm,
 };
@@ -99,7 +99,7 @@ fn unpacked(dir: &Path, series: &str) -> Option<Kernel> {
 
 /// Fetches and unpacks kernels; the result has the series that could not be, with the reason.
 fn download(series: &[String], dir: &Path, refresh: bool) -> Result<BTreeMap<String, String>> {
-    let state = Apt::new()?;
+    let state = Apt::new(vm::dir().join("apt"), &["deb"], &SUITES)?;
     let stage = Stage::begin("vm-kernels", "Debian's kernels for the virtual machines")?;
     stage.run(state.command("apt-get").arg("update"))?;
     let names = run::output(state.command("apt-cache").arg("pkgnames").arg("linux-"))?;
@@ -183,60 +183,6 @@ fn numbers(release: &str) -> Vec<u64> {
         .split(|c: char| !c.is_ascii_digit())
         .filter_map(|digits| digits.parse().ok())
         .collect()
-}
-
-/// An apt of our own: more suites from the mirror that this machine uses, state below `target/`.
-struct Apt {
-    dir: PathBuf,
-}
-
-impl Apt {
-    /// Sets it up.
-    fn new() -> Result<Self> {
-        let mirror = run::output(run::command("apt-get").args([
-            "indextargets",
-            "--format",
-            "$(REPO_URI)",
-            "Created-By: Packages",
-            "Origin: Debian",
-            "Label: Debian",
-        ]))?;
-        let Some(mirror) = mirror.lines().next() else {
-            bail!("this machine's apt has no Debian mirror: run `apt-get update`");
-        };
-        let dir = vm::dir().join("apt");
-        for name in ["lists/partial", "cache/archives/partial"] {
-            fs::create_dir_all(dir.join(name))
-                .with_context(|| format!("cannot create {}", dir.display()))?;
-        }
-        let keys = "/usr/share/keyrings/debian-archive-keyring.gpg";
-        let list: String = SUITES
-            .map(|suite| format!("deb [arch=amd64 signed-by={keys}] {mirror} {suite} main\n"))
-            .concat();
-        fs::write(dir.join("sources.list"), list).context("cannot write the list of suites")?;
-        Ok(Self { dir })
-    }
-
-    /// One of apt's commands with that state.
-    fn command(&self, program: &str) -> Command {
-        let dir = self.dir.display();
-        let mut command = run::command(program);
-        for option in [
-            format!("Dir::State={dir}"),
-            format!("Dir::State::Lists={dir}/lists"),
-            "Dir::State::status=/dev/null".to_owned(),
-            format!("Dir::Cache={dir}/cache"),
-            format!("Dir::Etc::SourceList={dir}/sources.list"),
-            "Dir::Etc::SourceParts=/dev/null".to_owned(),
-            "Dir::Etc::Preferences=/dev/null".to_owned(),
-            "Dir::Etc::PreferencesParts=/dev/null".to_owned(),
-            "Acquire::Languages=none".to_owned(),
-            "APT::Sandbox::User=root".to_owned(),
-        ] {
-            command.arg("-o").arg(option);
-        }
-        command
-    }
 }
 
 /// Copies the modules that the guest needs, unpacked, and a `list` of them in the order to insert them.

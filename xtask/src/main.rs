@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod apt;
 mod bench;
 mod build;
 mod demo;
@@ -12,6 +13,7 @@ mod ebpf;
 mod fuzz;
 mod image;
 mod kernels;
+mod kubernetes;
 mod run;
 mod setup;
 mod test;
@@ -47,6 +49,8 @@ enum Command {
     Docs(docs::Docs),
     /// Make the container image, as an OCI archive.
     Image(image::Image),
+    /// Fetch and build a Kubernetes API server for the tests, to target/kubernetes.
+    Kubernetes(kubernetes::Kubernetes),
     /// Try the agent on other kernels, in QEMU.
     Vm(vm::Vm),
 }
@@ -62,6 +66,7 @@ fn main() -> ExitCode {
         Command::Fuzz(command) => command.run(),
         Command::Docs(command) => command.run(),
         Command::Image(command) => command.run(),
+        Command::Kubernetes(command) => command.run(),
         Command::Vm(command) => command.run(),
     };
     match result {

@@ -147,6 +147,12 @@ impl Stage {
         })
     }
 
+    /// Lets each of its tools take longer than most may.
+    pub(crate) fn with_limit(mut self, limit: Duration) -> Self {
+        self.limit = limit;
+        self
+    }
+
     /// Runs one tool of the stage with its output in the log.
     ///
     /// # Errors

@@ -15,6 +15,7 @@ use clap::Args;
 use crate::{
     build, ebpf,
     fuzz::{self, Target},
+    kubernetes,
     run::{self, Stage, say},
     setup::{self, Group},
     vm::{self, Vm},
@@ -37,12 +38,18 @@ const TOGETHER: usize = 3;
 /// Skips that are no failure in CI, one `name: reason` per line.
 const EXPECTED_SKIPS: &str = ".ci/expected-skips";
 
+/// What the names of test programs begin with that need an API server.
+const KUBERNETES: &str = "kubernetes";
+
 /// Options of `cargo xtask test`.
 #[derive(Args, Debug)]
 pub(crate) struct Test {
     /// Leave out the virtual machines.
     #[arg(long)]
     no_vm: bool,
+    /// Leave out the tests that need a Kubernetes API server, whose first build takes minutes.
+    #[arg(long)]
+    no_kubernetes: bool,
     /// Fewer fuzz runs and kernels, and fewer repetitions where a test has many.
     #[arg(long)]
     quick: bool,
@@ -67,6 +74,7 @@ impl Test {
 
         let mut suites = vec![self.unit()?];
         suites.extend(self.worlds(&agent, &next)?);
+        suites.push(self.kubernetes(&agent)?);
         if self.filter.is_none() {
             suites.push(self.fuzz()?);
             suites.push(self.vm(&agent)?);
@@ -112,8 +120,9 @@ impl Test {
         if !nix::unistd::geteuid().is_root() {
             return Ok(vec![Suite::skipped("netns", "needs root")]);
         }
-        let (alone, together): (Vec<_>, Vec<_>) = world_tests()?
+        let (alone, together): (Vec<_>, Vec<_>) = test_programs()?
             .into_iter()
+            .filter(|name| !name.starts_with(KUBERNETES))
             .partition(|name| ALONE.contains(&name.as_str()));
         let mut suites = Vec::new();
         for (name, title, programs, threads) in [
@@ -136,6 +145,27 @@ impl Test {
             suites.push(self.libtest(name, title, &mut cargo)?);
         }
         Ok(suites)
+    }
+
+    /// What a real API server makes of our definitions and manifests.
+    fn kubernetes(&self, agent: &Path) -> Result<Suite> {
+        if self.no_kubernetes {
+            return Ok(Suite::skipped(KUBERNETES, "--no-kubernetes"));
+        }
+        kubernetes::prepare()?;
+        let mut cargo = self.cargo_test();
+        cargo.args(["--package", "egress-tests"]);
+        for program in test_programs()? {
+            if program.starts_with(KUBERNETES) {
+                cargo.args(["--test", &program]);
+            }
+        }
+        // The tests of a program share one server while they overlap.
+        cargo
+            .args(["--", "--show-output", &format!("--test-threads={TOGETHER}")])
+            .args(&self.filter)
+            .env("EGRESS_AGENT", agent);
+        self.libtest(KUBERNETES, "tests with a Kubernetes API server", &mut cargo)
     }
 
     /// A short run of every fuzz target.
@@ -229,8 +259,8 @@ impl Test {
     }
 }
 
-/// The programs of tests in network namespaces, by name.
-fn world_tests() -> Result<Vec<String>> {
+/// The programs of `tests/`, by name.
+fn test_programs() -> Result<Vec<String>> {
     let tests = run::root().join("tests/tests");
     let mut names = vec!["bypass".to_owned()];
     for entry in fs::read_dir(&tests).with_context(|| run::shown(&tests))? {

@@ -24,8 +24,10 @@ Examples:
   egress-agent policy check node.yaml
   egress-agent policy check /etc/egress/policies extra.yaml -o json
   egress-agent policy check node.yaml --service-tags service-tags.json
+  egress-agent policy check shop/payments.yaml && kubectl apply -f shop/payments.yaml
 
-Runs what `run` runs before it touches the kernel.
+Runs what `run` runs before it touches the kernel. Policies for a cluster, which `run` does not take from files, are
+compiled each by itself, as the API server's agents would.
 Exit status: 0 usable; 2 not, and every error is on stderr.";
 
 const SCHEMA_EXAMPLES: &str = "\
@@ -87,9 +89,9 @@ pub struct SchemaOfPolicies {}
 /// What `policy check` found.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub(super) struct CheckReport {
-    /// Whether `run` would take the files.
+    /// Whether the files are usable.
     pub(super) ok: bool,
-    /// The mode that would apply, `mixed` where they differ; none if they are not usable.
+    /// The mode that would apply to the node, `mixed` where they differ; none if they are not usable, or not for a node.
     pub(super) mode: Option<&'static str>,
     /// The policies.
     pub(super) policies: Vec<PolicyReport>,
@@ -108,6 +110,12 @@ pub(super) struct CheckReport {
 pub(super) struct PolicyReport {
     /// Its name.
     pub(super) name: String,
+    /// Its namespace, if it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) namespace: Option<String>,
+    /// Whom it is for in a cluster; none for one of a node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) subjects: Option<String>,
     /// Its file.
     pub(super) file: PathBuf,
     /// The mode that would apply to it: its own, or that of `--mode`.
@@ -149,7 +157,7 @@ impl Check {
     fn execute(self) -> anyhow::Result<ExitCode> {
         let sources = self.catalog.sources()?;
         let (report, errors) = match self.check(&sources) {
-            Ok((set, compiled)) => (report(&set, &compiled, self.mode.map(Mode::from)), None),
+            Ok(report) => (report, None),
             Err(errors) => {
                 let texts = errors.errors().iter().map(ToString::to_string);
                 let report = CheckReport {
@@ -173,55 +181,81 @@ impl Check {
         }
     }
 
-    fn check(&self, sources: &CatalogSources) -> Result<(PolicySet, Compiled), PolicyErrors> {
+    /// Those of a node as they apply together; those of a cluster each by itself, because who gets which is not known.
+    fn check(&self, sources: &CatalogSources) -> Result<CheckReport, PolicyErrors> {
         let catalog = sources.load()?;
         let notes = catalog.service_tags().map(|tags| &tags.facts().notes);
         notes.into_iter().flatten().for_each(|note| say(note));
-        let set = policy::load(&self.files, &catalog)?;
-        let compiled = policy::compile(&set, &Lifeline::new(), self.mode.map(Mode::from))?;
-        Ok((set, compiled))
+        let mode = self.mode.map(Mode::from);
+        let (of_node, of_cluster) = policy::load_any(&self.files, &catalog)?.by_subjects();
+        let mut report = CheckReport {
+            ok: true,
+            ..CheckReport::default()
+        };
+        if !of_node.policies().is_empty() {
+            let compiled = policy::compile(&of_node, &Lifeline::new(), mode)?;
+            report.mode = Some(if compiled.looking_on.is_some() {
+                "mixed"
+            } else {
+                compiled.mode.name()
+            });
+            report.add(&of_node, &compiled, mode);
+        }
+        for policy in of_cluster {
+            let compiled = policy::compile(&policy, &Lifeline::new(), mode)?;
+            report.add(&policy, &compiled, mode);
+        }
+        Ok(report)
     }
 }
 
-fn report(set: &PolicySet, compiled: &Compiled, of_all: Option<Mode>) -> CheckReport {
-    let policies = set.policies().iter().map(|policy| PolicyReport {
-        name: policy.name().to_owned(),
-        file: policy.file.clone(),
-        mode: of_all.unwrap_or(policy.mode).name(),
-        allow: policy.allow.len(),
-        deny: policy.deny.len(),
-    });
-    CheckReport {
-        ok: true,
-        mode: Some(if compiled.looking_on.is_some() {
-            "mixed"
-        } else {
-            compiled.mode.name()
-        }),
-        policies: policies.collect(),
-        names: compiled.names.len(),
-        cidrs: compiled.cidrs.len(),
-        errors: Vec::new(),
-        more_errors: 0,
+impl CheckReport {
+    /// Takes in policies that apply together, under a mode instead of their own if one is given.
+    fn add(&mut self, set: &PolicySet, compiled: &Compiled, of_all: Option<Mode>) {
+        self.names = self.names.saturating_add(compiled.names.len());
+        self.cidrs = self.cidrs.saturating_add(compiled.cidrs.len());
+        let reports = set.policies().iter().map(|policy| {
+            let document = &policy.document;
+            PolicyReport {
+                name: policy.name().to_owned(),
+                namespace: document.metadata.namespace.clone(),
+                subjects: document.selects().then(|| document.subjects()),
+                file: policy.file.clone(),
+                mode: of_all.unwrap_or(policy.mode).name(),
+                allow: policy.allow.len(),
+                deny: policy.deny.len(),
+            }
+        });
+        self.policies.extend(reports);
     }
 }
 
 fn render(report: &CheckReport) -> Table {
-    let mut table = Table::new()
-        .text("POLICY")
+    let of_node_alone = report
+        .policies
+        .iter()
+        .all(|policy| policy.subjects.is_none());
+    let mut table = Table::new().text("POLICY");
+    if !of_node_alone {
+        table = table.text("FOR");
+    }
+    table = table
         .word("MODE")
         .number("ALLOW")
         .number("DENY")
         .text("FILE");
     let count = |count: usize| number(u64::try_from(count).unwrap_or(u64::MAX));
     for policy in &report.policies {
-        table.row([
-            policy.name.as_str().into(),
-            policy.mode.into(),
-            count(policy.allow),
-            count(policy.deny),
-            policy.file.to_string_lossy().into(),
-        ]);
+        let name = policy.name.as_str().into();
+        let mode = policy.mode.into();
+        let (allow, deny) = (count(policy.allow), count(policy.deny));
+        let file = policy.file.to_string_lossy().into();
+        if of_node_alone {
+            table.row([name, mode, allow, deny, file]);
+        } else {
+            let subjects = policy.subjects.as_deref().unwrap_or("the node").into();
+            table.row([name, subjects, mode, allow, deny, file]);
+        }
     }
     table
 }

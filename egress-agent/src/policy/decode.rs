@@ -11,8 +11,8 @@ use super::{
     ports::parse_port_range,
     reader::{FieldPath, Fields, Reader, is_text},
     schema::{
-        API_VERSION, EgressPolicy, KIND, Metadata, Preexisting, Queries, Spec, SpecDns, SpecMode,
-        SpecRule, SpecTtl,
+        API_VERSION, CLUSTER_KIND, EgressPolicy, KIND, Metadata, Preexisting, Queries, Spec,
+        SpecDns, SpecMode, SpecRule, SpecTtl, Subject,
     },
     set::{DESTINATIONS, Policy, Rule},
     ttl::{Ttl, TtlError, parse_duration_s},
@@ -43,12 +43,17 @@ impl Reader<'_> {
             return None;
         };
         // Of a document of another kind nothing else is worth a word.
-        if let Some((_, kind)) = pairs.iter().find(|(key, _)| is_text(key, "kind"))
-            && !is_text(kind, KIND)
-        {
-            self.constant(kind, FieldPath::Field(&root, "kind"), KIND);
-            return None;
-        }
+        let kind = pairs.iter().find(|(key, _)| is_text(key, "kind"));
+        let kind = match kind {
+            Some((_, kind)) if is_text(kind, CLUSTER_KIND) => CLUSTER_KIND,
+            Some((_, kind)) if !is_text(kind, KIND) => {
+                let kinds = [(KIND, ()), (CLUSTER_KIND, ())];
+                let known = "EgressPolicy or ClusterEgressPolicy";
+                self.choice(kind, FieldPath::Field(&root, "kind"), &kinds, known);
+                return None;
+            }
+            Some(_) | None => KIND,
+        };
         let fields = self.fields(
             document,
             root,
@@ -64,7 +69,7 @@ impl Reader<'_> {
         }
         let metadata = FieldPath::Field(&root, "metadata");
         let metadata = match fields.get("metadata") {
-            Some(node) => self.metadata(node, metadata),
+            Some(node) => self.metadata(node, metadata, kind),
             None => {
                 self.missing(document, metadata, "metadata: { name: node }");
                 None
@@ -72,7 +77,7 @@ impl Reader<'_> {
         };
         let spec = FieldPath::Field(&root, "spec");
         let parts = match fields.get("spec") {
-            Some(node) => self.spec(node, spec, catalog),
+            Some(node) => self.spec(node, spec, kind, catalog),
             None => {
                 self.missing(document, spec, "spec: { allow: [] }");
                 None
@@ -85,7 +90,7 @@ impl Reader<'_> {
             restricts_queries: spec.dns.queries == Queries::Allowed,
             document: EgressPolicy {
                 api_version: API_VERSION.to_owned(),
-                kind: KIND.to_owned(),
+                kind: kind.to_owned(),
                 metadata: metadata?,
                 spec,
             },
@@ -97,7 +102,7 @@ impl Reader<'_> {
         })
     }
 
-    fn metadata(&mut self, node: &Node, path: FieldPath<'_>) -> Option<Metadata> {
+    fn metadata(&mut self, node: &Node, path: FieldPath<'_>, kind: &str) -> Option<Metadata> {
         const KNOWN: &[&str] = &["name", "namespace", "labels", "annotations"];
         let fields = self.fields(node, path, KNOWN, "metadata: { name: node }")?;
         let at = |name| FieldPath::Field(&path, name);
@@ -114,6 +119,9 @@ impl Reader<'_> {
         if let Some(node) = fields.get("namespace") {
             let text = self.text(node, at("namespace"), "namespace: default");
             metadata.namespace = text.map(str::to_owned);
+            if kind == CLUSTER_KIND {
+                self.wrong(node.line, at("namespace"), Problem::OnlyOfNamespace);
+            }
         }
         if let Some(node) = fields.get("labels") {
             metadata.labels = self.texts_by_key(node, at("labels"), "team: platform");
@@ -144,12 +152,25 @@ impl Reader<'_> {
         &mut self,
         node: &Node,
         path: FieldPath<'_>,
+        kind: &str,
         catalog: &Catalog,
     ) -> Option<(Spec, Ttl, Vec<Rule>, Vec<Rule>)> {
-        const KNOWN: &[&str] = &["mode", "ttl", "preexisting", "dns", "allow", "deny"];
+        const KNOWN: &[&str] = &[
+            "mode",
+            "ttl",
+            "preexisting",
+            "dns",
+            "allow",
+            "deny",
+            "podSelector",
+            "subject",
+            "namespaceSelector",
+            "nodeSelector",
+        ];
         let fields = self.fields(node, path, KNOWN, "spec: { allow: [] }")?;
         let at = |name| FieldPath::Field(&path, name);
         let mut spec = Spec::default();
+        self.selection(&fields, path, kind, &mut spec);
         if let Some(node) = fields.get("mode") {
             let modes = [("enforce", SpecMode::Enforce), ("audit", SpecMode::Audit)];
             spec.mode = self.choice(node, at("mode"), &modes, "enforce or audit");
@@ -173,6 +194,34 @@ impl Reader<'_> {
             (spec.deny, deny) = self.rules(node, at("deny"), true, catalog);
         }
         Some((spec, ttl, allow, deny))
+    }
+
+    /// Whom the policy is for.
+    fn selection(&mut self, fields: &Fields<'_>, path: FieldPath<'_>, kind: &str, spec: &mut Spec) {
+        if let Some(node) = fields.get("subject") {
+            let path = FieldPath::Field(&path, "subject");
+            let subjects = [("pods", Subject::Pods), ("node", Subject::Node)];
+            spec.subject = self.choice(node, path, &subjects, "pods or node");
+        }
+        for (name, selector) in [
+            ("namespaceSelector", &mut spec.namespace_selector),
+            ("podSelector", &mut spec.pod_selector),
+            ("nodeSelector", &mut spec.node_selector),
+        ] {
+            if let Some(node) = fields.get(name) {
+                *selector = self.selector(node, FieldPath::Field(&path, name));
+            }
+        }
+        for (name, node) in fields {
+            let path = FieldPath::Field(&path, name);
+            let of_cluster = ["subject", "namespaceSelector", "nodeSelector"].contains(name);
+            let of_pods = ["namespaceSelector", "podSelector"].contains(name);
+            if of_cluster && kind == KIND {
+                self.wrong(node.line, path, Problem::OnlyOfCluster);
+            } else if of_pods && spec.subject == Subject::Node {
+                self.wrong(node.line, path, Problem::SelectsPods);
+            }
+        }
     }
 
     fn dns(&mut self, node: &Node, path: FieldPath<'_>) -> SpecDns {
@@ -348,8 +397,9 @@ impl Reader<'_> {
             ("a rule with serviceTags", CIDR_ENTRIES)
         };
         let line = present.get("ports").map_or(node.line, |node| node.line);
-        if ranges.len() > max {
-            let count = ranges.len();
+        // Repetitions count: a schema cannot tell them.
+        let count = ports.as_ref().map_or(0, Vec::len);
+        if count > max {
             let problem = Problem::TooManyPorts { count, what, max };
             self.wrong(line, at("ports"), problem);
         }

@@ -9,7 +9,8 @@ use thiserror::Error;
 
 use super::{
     cidr::CidrError, destination::DestinationError, import::HostError, name::NameError,
-    ports::PortsError, preset::PresetProblem, service_tags::ServiceTagError, ttl::TtlError,
+    ports::PortsError, preset::PresetProblem, selector::SelectorError,
+    service_tags::ServiceTagError, ttl::TtlError,
 };
 
 /// Most messages that are printed of one set of errors.
@@ -228,6 +229,28 @@ pub enum Problem {
         /// Where the first one is.
         first: String,
     },
+    /// A field of the other kind.
+    #[error("is for policies of a cluster; write kind: ClusterEgressPolicy, or leave it out")]
+    OnlyOfCluster,
+    /// A namespace of what is in none.
+    #[error("is for policies of a namespace; write kind: EgressPolicy, or leave it out")]
+    OnlyOfNamespace,
+    /// Pods are selected, and nodes are meant.
+    #[error("selects pods, but the subject is node; leave it out, or write subject: pods")]
+    SelectsPods,
+    /// A policy for what only a cluster knows.
+    #[error(
+        "policy {name} is for {subjects}, which only an agent in a cluster can tell; apply it to the cluster with kubectl, and here write a kind: EgressPolicy without podSelector"
+    )]
+    Selects {
+        /// Its name.
+        name: String,
+        /// Whom it is for.
+        subjects: String,
+    },
+    /// A bad selector.
+    #[error(transparent)]
+    Selector(#[from] SelectorError),
     /// A rule without destination.
     #[error(
         "names no destination; write names: [api.example.com], cidrs: [192.0.2.0/24] or serviceTags: [Storage.westeurope]"

@@ -113,7 +113,7 @@ impl JsonSchema for PortsText {
     }
 }
 
-/// A length of time. Left to the parser: that it is at most seven days.
+/// A length of time. Left to the parser: that the sum of several units is at most seven days.
 pub(super) struct DurationText;
 
 impl JsonSchema for DurationText {
@@ -122,9 +122,14 @@ impl JsonSchema for DurationText {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        // Of each unit at most seven days.
+        let d = "0*[0-7]d";
+        let h = "0*([0-9]{1,2}|1[0-5][0-9]|16[0-8])h";
+        let m = "0*([0-9]{1,4}|100[0-7][0-9]|10080)m";
+        let s = "0*([0-9]{1,5}|[1-5][0-9]{5}|60[0-3][0-9]{3}|604[0-7][0-9]{2}|604800)s";
         text(
             "Days, hours, minutes and seconds, from large to small, each at most once. At most 7d.",
-            "^([0-9]+d([0-9]+h)?([0-9]+m)?([0-9]+s)?|[0-9]+h([0-9]+m)?([0-9]+s)?|[0-9]+m([0-9]+s)?|[0-9]+s)$",
+            &format!("^({d}({h})?({m})?({s})?|{h}({m})?({s})?|{m}({s})?|{s})$"),
             "30s, 5m, 1h30m or 7d",
             &["30s", "5m", "1h30m", "7d"],
         )
@@ -154,6 +159,64 @@ impl JsonSchema for PolicyName {
         schema
     }
 }
+
+/// The name of a preset. Left to the parser: whether there is one.
+pub(super) struct PresetName;
+
+impl JsonSchema for PresetName {
+    fn schema_name() -> Cow<'static, str> {
+        "PresetName".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        text(
+            "One that `egress-agent preset list` shows.",
+            "^[a-z0-9][a-z0-9-]*(/[a-z0-9][a-z0-9-]*)*$",
+            "the name of a preset",
+            &["aks/azure-global"],
+        )
+    }
+}
+
+/// The key of a label. Left to the parser: the lengths of what stands before the `/`.
+pub(super) struct LabelKey;
+
+impl JsonSchema for LabelKey {
+    fn schema_name() -> Cow<'static, str> {
+        "LabelKey".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let label = "[a-z0-9]([a-z0-9-]*[a-z0-9])?";
+        text(
+            "The key of a label, as Kubernetes wants it.",
+            &format!(r"^({label}(\.{label})*/)?{LABEL}$"),
+            "app or example.com/app",
+            &["app", "example.com/app"],
+        )
+    }
+}
+
+/// The value of a label.
+pub(super) struct LabelValue;
+
+impl JsonSchema for LabelValue {
+    fn schema_name() -> Cow<'static, str> {
+        "LabelValue".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        text(
+            "The value of a label, as Kubernetes wants it.",
+            &format!("^({LABEL})?$"),
+            "at most 63 letters, digits, -, _ and .",
+            &["payments"],
+        )
+    }
+}
+
+/// A label's name or value.
+const LABEL: &str = "[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?";
 
 impl JsonSchema for PresetValue {
     fn schema_name() -> Cow<'static, str> {

@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     catalog::{Catalog, CatalogSources},
-    error::{Place, PolicyErrors, Problem, Report},
+    error::{Place, PolicyErrors, Problem, Report, quoted},
     preset::{self, Presets},
     service_tags::{MAX_SERVICE_TAGS_BYTES, ServiceTagError, ServiceTags},
     set::PolicySet,
@@ -20,7 +20,30 @@ use super::{
 /// Most bytes of all policy files together.
 pub const MAX_BYTES: u64 = 32 << 20;
 
-/// Reads and checks policies from files and folders. Their rules may refer to what is in the catalog.
+/// Reads and checks the policies of one node from files and folders. Their rules may refer to what is in the catalog.
+///
+/// # Errors
+/// As of [`load_any`], and policies that are for what only a cluster knows.
+pub fn load(paths: &[PathBuf], catalog: &Catalog) -> Result<PolicySet, PolicyErrors> {
+    let set = load_any(paths, catalog)?;
+    let mut report = Report::default();
+    for policy in set
+        .policies()
+        .iter()
+        .filter(|policy| policy.document.selects())
+    {
+        report.add(
+            Place::field(&policy.file, policy.line, ""),
+            Problem::Selects {
+                name: quoted(policy.name()),
+                subjects: policy.document.subjects(),
+            },
+        );
+    }
+    report.finish(set)
+}
+
+/// Reads and checks policies from files and folders, whomever they are for.
 ///
 /// Of a folder: every `*.yaml` and `*.yml` directly in it, sorted, without
 /// names that start with a dot, so that a ConfigMap volume (whose files are
@@ -29,7 +52,7 @@ pub const MAX_BYTES: u64 = 32 << 20;
 /// # Errors
 /// Everything that is wrong: files that cannot be read, bad policies, a file,
 /// a file name or a policy name that occurs twice, an empty folder.
-pub fn load(paths: &[PathBuf], catalog: &Catalog) -> Result<PolicySet, PolicyErrors> {
+pub fn load_any(paths: &[PathBuf], catalog: &Catalog) -> Result<PolicySet, PolicyErrors> {
     if paths.is_empty() {
         return Err(PolicyErrors::one(
             Place::file(Path::new("--policy")),
@@ -286,6 +309,55 @@ mod tests {
 
     fn names(set: &PolicySet) -> Vec<&str> {
         set.policies().iter().map(|policy| policy.name()).collect()
+    }
+
+    #[test]
+    fn policies_of_a_cluster_are_none_of_a_node() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = |kind: &str, spec: &str, namespace: &str| {
+            format!(
+                "apiVersion: egress.dev/v1alpha1\nkind: {kind}\nmetadata: {{ name: a, namespace: {namespace} }}\n\
+                 spec: {spec}\n"
+            )
+        };
+        let of_cluster = [
+            text("EgressPolicy", "{ podSelector: {} }", "shop"),
+            text(
+                "EgressPolicy",
+                "{ podSelector: { matchLabels: { app: pay } } }",
+                "pay",
+            ),
+            text("ClusterEgressPolicy", "{}", "shop").replace(", namespace: shop", ""),
+        ];
+        let file = folder.path().join("a.yaml");
+        fs::write(&file, of_cluster.join("---\n")).unwrap();
+        let errors = load(std::slice::from_ref(&file)).unwrap_err().to_string();
+        let wanted = [
+            "a.yaml:1: policy \"a\" is for all pods in shop,",
+            "a.yaml:6: policy \"a\" is for pods app=pay in pay,",
+            "a.yaml:11: policy \"a\" is for all pods,",
+        ];
+        assert_eq!(errors.lines().count(), 3, "{errors}");
+        for (line, wanted) in errors.lines().zip(wanted) {
+            assert!(line.contains(wanted), "{errors}");
+        }
+        // Of one name, and all different for an API server.
+        let set = super::load_any(std::slice::from_ref(&file), &Catalog::default()).unwrap();
+        let (of_node, alone) = set.by_subjects();
+        assert_eq!((of_node.policies().len(), alone.len()), (0, 3));
+        fs::write(&file, text("EgressPolicy", "{}", "shop")).unwrap();
+        assert_eq!(
+            load(std::slice::from_ref(&file)).unwrap().policies().len(),
+            1
+        );
+        // For a node the namespace makes no difference.
+        let twice = [
+            text("EgressPolicy", "{}", "shop"),
+            text("EgressPolicy", "{}", "pay"),
+        ];
+        fs::write(&file, twice.join("---\n")).unwrap();
+        let errors = load(&[file]).unwrap_err().to_string();
+        assert!(errors.contains("already defined"), "{errors}");
     }
 
     #[test]

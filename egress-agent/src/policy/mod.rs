@@ -31,6 +31,7 @@ mod ports;
 pub mod preset;
 pub(crate) mod reader;
 mod schema;
+mod selector;
 mod service_tags;
 mod set;
 pub mod text;
@@ -52,16 +53,18 @@ pub use evaluate::telling;
 pub use expectations::{Expectation, Expectations};
 pub use import::{HostError, ImportFormat, Imported, Note, NoteKind, import};
 pub use lifeline::{Lifeline, LifelineEntry};
-pub use load::{MAX_BYTES, load, read_texts};
+pub use load::{MAX_BYTES, load, load_any, read_texts};
 pub use name::{NameError, NamePattern, Star, parse_name_pattern};
 pub use names::Names;
 pub use nearest::{Near, Nearness};
 pub use ports::{PortsError, parse_port_range};
 pub use preset::{PresetProblem, Presets};
+pub(crate) use schema::name_schema;
 pub use schema::{
-    API_VERSION, EgressPolicy, KIND, Metadata, Preexisting, PresetValue, Queries, Spec, SpecDns,
-    SpecMode, SpecRule, SpecTtl, json_schema,
+    API_VERSION, CLUSTER_KIND, EgressPolicy, KIND, Metadata, Preexisting, PresetValue, Queries,
+    Spec, SpecDns, SpecMode, SpecRule, SpecTtl, Subject, json_schema,
 };
+pub use selector::{Operator, Requirement, Selector, SelectorError};
 pub use service_tags::{
     MAX_SERVICE_TAGS_BYTES, ServiceTag, ServiceTagError, ServiceTags, ServiceTagsFacts, UnknownTag,
 };

@@ -4,17 +4,27 @@
 
 use std::collections::BTreeMap;
 
-use egress_common::verdict::Mode;
+use egress_common::{
+    policy::{CIDR_ENTRIES, NAME_ENTRIES},
+    verdict::Mode,
+};
 use schemars::{JsonSchema, Schema, schema_for};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
-use super::forms::{CidrText, DurationText, NameText, PolicyName, PortsText};
+use super::{
+    forms::{CidrText, DurationText, NameText, PolicyName, PortsText, PresetName},
+    selector::Selector,
+};
 
 /// The one `apiVersion` that exists.
 pub const API_VERSION: &str = "egress.dev/v1alpha1";
 
-/// The one `kind` that exists.
+/// The `kind` of a policy for a node, or for pods of one namespace.
 pub const KIND: &str = "EgressPolicy";
+
+/// The `kind` of a policy for pods of any namespace, or for nodes of a cluster.
+pub const CLUSTER_KIND: &str = "ClusterEgressPolicy";
 
 /// The JSON Schema (draft 2020-12) of a policy document, for editors and the policy reference.
 #[must_use]
@@ -22,20 +32,58 @@ pub fn json_schema() -> Schema {
     schema_for!(EgressPolicy)
 }
 
+/// The JSON Schema of a policy's name.
+pub(crate) fn name_schema() -> Schema {
+    schema_for!(PolicyName)
+}
+
 /// What a node, or a workload on it, may reach.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend(
+    "if" = { "properties": { "kind": { "const": KIND } } },
+    "then" = { "properties": { "spec": { "not": { "anyOf": [
+        { "required": ["subject"] },
+        { "required": ["namespaceSelector"] },
+        { "required": ["nodeSelector"] },
+    ] } } } },
+))]
 pub struct EgressPolicy {
     /// The version of this schema.
     #[schemars(extend("const" = API_VERSION))]
     pub api_version: String,
     /// What the document is.
-    #[schemars(extend("const" = KIND))]
+    #[schemars(with = "Kind")]
     pub kind: String,
     /// What the policy is called.
     pub metadata: Metadata,
     /// What it says.
     pub spec: Spec,
+}
+
+impl EgressPolicy {
+    /// Whether it is for what labels tell, which only an agent in a cluster knows.
+    #[must_use]
+    pub fn selects(&self) -> bool {
+        self.kind == CLUSTER_KIND || self.spec.pod_selector.is_some()
+    }
+
+    /// Whom it is for, in words.
+    #[must_use]
+    pub fn subjects(&self) -> String {
+        self.spec.subjects(self.metadata.namespace.as_deref())
+    }
+}
+
+/// What a document is.
+#[derive(JsonSchema)]
+#[schemars(inline)]
+#[expect(dead_code, reason = "for its schema")]
+enum Kind {
+    /// A policy of a node; in a cluster, of the pods of its namespace that it selects.
+    EgressPolicy,
+    /// A policy of the pods that it selects in all namespaces, or of nodes.
+    ClusterEgressPolicy,
 }
 
 /// What a policy is called.
@@ -45,7 +93,7 @@ pub struct Metadata {
     /// Its name, which no other policy of the node has; counters and messages show it.
     #[schemars(with = "PolicyName")]
     pub name: String,
-    /// As in Kubernetes; has no meaning on a node.
+    /// As in Kubernetes: whose pods `podSelector` selects; has no meaning on a node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String")]
     pub namespace: Option<String>,
@@ -60,6 +108,10 @@ pub struct Metadata {
 /// What a policy says.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("anyOf" = [
+    { "properties": { "subject": { "enum": ["pods"] } } },
+    { "not": { "anyOf": [{ "required": ["namespaceSelector"] }, { "required": ["podSelector"] }] } },
+]))]
 pub struct Spec {
     /// Whether denied packets are dropped.
     #[serde(default)]
@@ -80,7 +132,80 @@ pub struct Spec {
     /// What may not be reached although a rule allows it, here or in another policy. A denied name never teaches an
     /// address; it is denied for all ports.
     #[serde(default)]
+    #[schemars(extend("allOf" = [{ "items": { "anyOf": [
+        { "not": { "required": ["names"] } },
+        { "properties": { "names": { "maxItems": 0 } } },
+        { "not": { "required": ["ports"] } },
+        // One of the ports is any.
+        { "not": { "properties": { "ports": { "items": { "not": { "pattern": "^[Aa][Nn][Yy]$" } } } } } },
+    ] } }]))]
     pub deny: Vec<SpecRule>,
+    /// Pods that the policy is for, by their labels; all of the namespaces if left out. Not with `subject: node`, and not
+    /// in a file of `run`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Selector", example = json!({ "matchLabels": { "app": "payments" } }))]
+    pub pod_selector: Option<Selector>,
+    /// Whom a ClusterEgressPolicy is for; an EgressPolicy does not have it.
+    #[serde(default, skip_serializing_if = "Subject::is_pods")]
+    pub subject: Subject,
+    /// Namespaces whose pods a ClusterEgressPolicy is for; all if left out. An EgressPolicy does not have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Selector")]
+    pub namespace_selector: Option<Selector>,
+    /// Nodes that a ClusterEgressPolicy is for, or on which the pods run; all if left out. An EgressPolicy does not have
+    /// it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Selector")]
+    pub node_selector: Option<Selector>,
+}
+
+impl Spec {
+    /// Whom it is for in a cluster, in words.
+    #[must_use]
+    pub fn subjects(&self, namespace: Option<&str>) -> String {
+        let chosen = |what: &str, selector: &Option<Selector>| match selector {
+            Some(selector) if *selector != Selector::default() => format!("{what} {selector}"),
+            Some(_) | None => format!("all {what}"),
+        };
+        let nodes = chosen("nodes", &self.node_selector);
+        if self.subject == Subject::Node {
+            return nodes;
+        }
+        let mut text = chosen("pods", &self.pod_selector);
+        if let Some(namespace) = namespace {
+            text = format!("{text} in {namespace}");
+        }
+        if self.namespace_selector.is_some() {
+            text = format!(
+                "{text} in {}",
+                chosen("namespaces", &self.namespace_selector)
+            );
+        }
+        if self.node_selector.is_some() {
+            text = format!("{text} on {nodes}");
+        }
+        text
+    }
+}
+
+/// Whom a policy of a cluster is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum Subject {
+    /// Pods.
+    #[default]
+    Pods,
+    /// The processes of nodes that are in no pod: kubelet, container runtime, system services.
+    Node,
+}
+
+impl Subject {
+    /// Whether it is the default.
+    #[must_use]
+    pub fn is_pods(&self) -> bool {
+        *self == Self::Pods
+    }
 }
 
 /// Whether denied packets are dropped.
@@ -113,7 +238,7 @@ pub struct SpecTtl {
     #[schemars(with = "DurationText")]
     pub min: String,
     /// At most this long, also when the answer says more; not less than `min`, and not nothing.
-    #[schemars(with = "DurationText")]
+    #[schemars(with = "DurationText", extend("not" = { "pattern": "^(0+[dhms])+$" }))]
     pub max: String,
 }
 
@@ -187,7 +312,11 @@ pub enum Queries {
             { "required": ["ports"] },
         ] },
     },
-]))]
+], "allOf" = [{ "anyOf": [
+    { "not": { "required": ["names"] } },
+    { "properties": { "names": { "maxItems": 0 } } },
+    { "properties": { "ports": { "maxItems": NAME_ENTRIES } } },
+] }]))]
 pub struct SpecRule {
     /// Names and patterns. Addresses that a DNS answer for such a name taught are open on `ports`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -199,15 +328,15 @@ pub struct SpecRule {
     pub cidrs: Vec<String>,
     /// Azure service tags, in any case. They need `--service-tags FILE`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(example = ["Storage.westeurope", "AzureCloud.eastus"])]
+    #[schemars(inner(length(min = 1)), example = ["Storage.westeurope", "AzureCloud.eastus"])]
     pub service_tags: Vec<String>,
     /// Ports and protocols, at most 8 for names and 16 for networks; any if left out. A deny rule with names has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Vec<PortsText>", length(min = 1))]
+    #[schemars(with = "Vec<PortsText>", length(min = 1, max = CIDR_ENTRIES))]
     pub ports: Option<Vec<String>>,
     /// A preset, whose rules this one stands for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "String", example = &"aks/azure-global")]
+    #[schemars(with = "PresetName")]
     pub preset: Option<String>,
     /// Values of the preset's variables.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

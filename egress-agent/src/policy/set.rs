@@ -100,6 +100,16 @@ impl Policy {
         &self.document.metadata.name
     }
 
+    /// What no other policy has: of a node its name, of a cluster what the API server knows it by.
+    fn identity(&self) -> (Option<(&str, Option<&str>)>, &str) {
+        let document = &self.document;
+        let of_cluster = document.selects().then_some((
+            document.kind.as_str(),
+            document.metadata.namespace.as_deref(),
+        ));
+        (of_cluster, self.name())
+    }
+
     /// The rules of a list; none for the lifeline, which no policy holds.
     #[must_use]
     pub fn rules(&self, list: RuleList) -> &[Rule] {
@@ -188,9 +198,9 @@ impl PolicySet {
                 Err(errors) => report.extend(errors),
             }
         }
-        let mut first_of: HashMap<&str, &Policy> = HashMap::new();
+        let mut first_of: HashMap<_, &Policy> = HashMap::new();
         for policy in &policies {
-            if let Some(first) = first_of.get(policy.name()) {
+            if let Some(first) = first_of.get(&policy.identity()) {
                 report.add(
                     Place::field(&policy.file, policy.line, "metadata.name"),
                     Problem::DuplicatePolicy {
@@ -199,10 +209,27 @@ impl PolicySet {
                     },
                 );
             } else {
-                first_of.insert(policy.name(), policy);
+                first_of.insert(policy.identity(), policy);
             }
         }
         report.finish(Self { policies })
+    }
+
+    /// The policies that apply together on a node, and those for what only a cluster knows, each by itself.
+    #[must_use]
+    pub fn by_subjects(&self) -> (Self, Vec<Self>) {
+        let (of_cluster, of_node) = self
+            .policies
+            .iter()
+            .cloned()
+            .partition::<Vec<_>, _>(|policy| policy.document.selects());
+        let alone = |policy| Self {
+            policies: vec![policy],
+        };
+        (
+            Self { policies: of_node },
+            of_cluster.into_iter().map(alone).collect(),
+        )
     }
 
     /// The policies, in the order of files and documents.

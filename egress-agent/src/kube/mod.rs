@@ -1,0 +1,14 @@
+//! Kubernetes: the custom resources that policies are.
+//!
+//! A resource's spec is the spec of policy files, [`crate::policy::Spec`]; there is one schema for both. What the API
+//! server refuses by itself is the structural form of that schema, what it cannot say is left to the compiler, whose
+//! answer stands in the status.
+
+mod crd;
+mod structural;
+mod view;
+
+pub use crd::{
+    ClusterEgressPolicy, ClusterPolicySpec, EgressPolicy, PolicySpec, PolicyStatus, crds,
+};
+pub use view::{ClusterView, Labels, Pod, PolicyKey, PolicyObject};

@@ -1,0 +1,367 @@
+//! A Kubernetes API server of a test's own, on loopback ports, with what `cargo xtask kubernetes` built.
+//!
+//! There are etcd, kube-apiserver with RBAC, and those controllers that put roles together, delete what is in deleted
+//! namespaces and make service accounts. There is no node, so that pods are objects and nothing runs in them.
+//!
+//! One thing is not as in any real server: built with a compiler that is newer than its source, it sometimes takes an
+//! empty text in a custom resource for none, and refuses it. Objects of tests have no empty texts.
+
+use std::{
+    env,
+    ffi::OsStr,
+    fs,
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    ops::Deref,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{self, Sender},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{
+    interrupt,
+    leftovers::Id,
+    process::{self, Output, Running},
+    programs, skip,
+};
+
+/// How long the server may take to become ready: beside other tests it shares two CPUs with them.
+const START_LIMIT: Duration = Duration::from_mins(2);
+/// How long one request may take.
+const REQUEST_LIMIT: Duration = Duration::from_mins(1);
+/// Attempts to find ports that nobody else takes in between.
+const ATTEMPTS: usize = 3;
+/// Who may do everything.
+const ADMIN_TOKEN: &str = "admin-of-the-test";
+/// What is needed of the controllers.
+const CONTROLLERS: &str = "clusterrole-aggregation,namespace,serviceaccount";
+/// What is needed.
+const PROGRAMS: [&str; 4] = [
+    "etcd",
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kubectl",
+];
+/// The last lines of a program's log that are shown.
+const TAIL_LINES: usize = 30;
+
+/// The folder with the programs: `EGRESS_KUBERNETES`, or what `cargo xtask kubernetes` makes.
+#[must_use]
+pub fn folder() -> PathBuf {
+    env::var_os("EGRESS_KUBERNETES").map_or_else(
+        || programs::target_dir().join("kubernetes/bin"),
+        PathBuf::from,
+    )
+}
+
+/// Whether a test that needs an API server can run; if not, the reason is printed.
+#[must_use]
+pub fn ready() -> bool {
+    let missing = PROGRAMS.iter().find(|name| !folder().join(name).is_file());
+    if let Some(name) = missing {
+        return skip::skip(&format!("{name} is missing: run `cargo xtask kubernetes`"));
+    }
+    true
+}
+
+/// A running API server; ended and removed on drop.
+#[derive(Debug)]
+pub struct Cluster {
+    dir: PathBuf,
+    /// In the order in which they are ended.
+    programs: Vec<Bound>,
+    /// Whether a test that uses it has failed.
+    failed: AtomicBool,
+}
+
+impl Cluster {
+    /// The server that the tests of this program share: the first of them prepares it, and it ends with the last.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Cluster::start`], or it cannot be prepared.
+    pub fn shared(prepare: impl FnOnce(&Self) -> Result<()>) -> Result<Shared> {
+        static SHARED: Mutex<Weak<Cluster>> = Mutex::new(Weak::new());
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(cluster) = shared.upgrade() {
+            return Ok(Shared(cluster));
+        }
+        let cluster = Arc::new(Self::start()?);
+        prepare(&cluster)?;
+        *shared = Arc::downgrade(&cluster);
+        Ok(Shared(cluster))
+    }
+
+    /// Starts a server and waits until it is ready.
+    ///
+    /// # Errors
+    ///
+    /// A program cannot be started, ends, or is not ready in time; with the end of its log.
+    pub fn start() -> Result<Self> {
+        let mut failure = None;
+        for _ in 0..ATTEMPTS {
+            match Self::attempt() {
+                Err(error) if format!("{error:#}").contains("address already in use") => {
+                    failure = Some(error);
+                }
+                result => return result,
+            }
+        }
+        Err(failure.context("no attempt")?)
+    }
+
+    fn attempt() -> Result<Self> {
+        let dir = Id::new().make_dir().context("cannot make a folder")?;
+        let mut cluster = Self {
+            dir,
+            programs: Vec::new(),
+            failed: AtomicBool::new(false),
+        };
+        let [store, peers, port] = free_ports()?;
+        let store = format!("http://127.0.0.1:{store}");
+        let peers = format!("http://127.0.0.1:{peers}");
+        cluster.run("etcd", |etcd, dir| {
+            etcd.arg("--data-dir")
+                .arg(dir.join("etcd"))
+                .args(["--listen-client-urls", &store])
+                .args(["--advertise-client-urls", &store])
+                .args(["--listen-peer-urls", &peers])
+                .args(["--initial-advertise-peer-urls", &peers])
+                .args(["--initial-cluster", &format!("default={peers}")]);
+        })?;
+        fs::write(
+            cluster.dir.join("tokens"),
+            format!("{ADMIN_TOKEN},admin,admin,system:masters\n"),
+        )?;
+        cluster.run("kube-apiserver", |server, dir| {
+            // It signs service accounts' tokens with the key that it makes for TLS.
+            let (certificates, key) = (dir.join("certificates"), "certificates/apiserver.key");
+            server
+                .args(["--etcd-servers", &store])
+                .args(["--bind-address", "127.0.0.1"])
+                .args(["--secure-port", &port.to_string()])
+                .args(["--insecure-port", "0"])
+                .arg("--cert-dir")
+                .arg(certificates)
+                .arg("--service-account-key-file")
+                .arg(dir.join(key))
+                .arg("--service-account-signing-key-file")
+                .arg(dir.join(key))
+                .args(["--service-account-issuer", "https://kubernetes.default.svc"])
+                .arg("--token-auth-file")
+                .arg(dir.join("tokens"))
+                .args(["--authorization-mode", "RBAC"])
+                .args(["--service-cluster-ip-range", "10.96.0.0/16"])
+                .arg("--allow-privileged")
+                // Pods are made by tests, which need no tokens in them.
+                .args(["--disable-admission-plugins", "ServiceAccount"]);
+        })?;
+        fs::write(cluster.kubeconfig(), kubeconfig(port))?;
+        cluster.wait_until_ready(port)?;
+        cluster.run("kube-controller-manager", |manager, dir| {
+            manager
+                .arg("--kubeconfig")
+                .arg(dir.join("kubeconfig"))
+                .args(["--controllers", CONTROLLERS])
+                .args(["--leader-elect=false", "--port=0", "--secure-port=0"]);
+        })?;
+        Ok(cluster)
+    }
+
+    /// Starts one of the programs.
+    fn run(
+        &mut self,
+        name: &'static str,
+        arguments: impl FnOnce(&mut Command, &Path),
+    ) -> Result<()> {
+        // It ends with us, however we end.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--"]);
+        command.arg(folder().join(name));
+        command.current_dir(&self.dir).stdin(Stdio::null());
+        arguments(&mut command, &self.dir);
+        let log = self.dir.join(format!("{name}.log"));
+        // Before those that it needs.
+        self.programs.insert(0, Bound::start(name, command, log)?);
+        Ok(())
+    }
+
+    fn wait_until_ready(&mut self, port: u16) -> Result<()> {
+        let end = Instant::now() + START_LIMIT;
+        loop {
+            for program in &mut self.programs {
+                program.still_runs()?;
+            }
+            if TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok()
+                && self.kubectl(["get", "--raw", "/readyz"])?.code() == Some(0)
+            {
+                return Ok(());
+            }
+            if interrupt::requested() {
+                bail!("interrupted");
+            }
+            if Instant::now() >= end {
+                let logs: Vec<String> = self.programs.iter().map(Bound::tail).collect();
+                bail!("the API server is not ready\n{}", logs.join("\n"));
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// When the test fails that calls it: shows what the programs said.
+    fn note_failure(&self) {
+        if thread::panicking() && !self.failed.swap(true, Ordering::Relaxed) {
+            for program in &self.programs {
+                eprintln!("{}", program.tail());
+            }
+        }
+    }
+
+    /// The folder for files of the test.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The file with which clients become its administrator.
+    #[must_use]
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.dir.join("kubeconfig")
+    }
+
+    /// Runs kubectl as the administrator.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be started or does not end in time. That it fails is no error.
+    pub fn kubectl(
+        &self,
+        arguments: impl IntoIterator<Item = impl AsRef<OsStr>>,
+    ) -> Result<Output> {
+        let mut command = Command::new(folder().join("kubectl"));
+        command
+            .args(arguments)
+            .env("KUBECONFIG", self.kubeconfig())
+            // Where it keeps what it found out about the server.
+            .env("HOME", &self.dir)
+            .current_dir(&self.dir)
+            .stdin(Stdio::null());
+        process::run(&mut command, REQUEST_LIMIT)
+    }
+
+    /// Runs kubectl as the administrator and takes what it prints.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be started, does not end in time, or fails.
+    pub fn get(&self, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<String> {
+        let output = self.kubectl(arguments)?;
+        if output.code() != Some(0) {
+            bail!("kubectl: {}", output.shown());
+        }
+        Ok(output.stdout)
+    }
+}
+
+/// Where the server is, what it is known by, and who we are.
+fn kubeconfig(port: u16) -> String {
+    format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: test\n\
+         contexts: [{{ name: test, context: {{ cluster: test, user: admin }} }}]\n\
+         clusters: [{{ name: test, cluster: {{ server: 'https://127.0.0.1:{port}', \
+         certificate-authority: certificates/apiserver.crt }} }}]\n\
+         users: [{{ name: admin, user: {{ token: {ADMIN_TOKEN} }} }}]\n"
+    )
+}
+
+/// Ports that were free a moment ago.
+fn free_ports<const N: usize>() -> Result<[u16; N]> {
+    // All at once, so that they differ.
+    let sockets = [(); N].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)));
+    let mut ports = [0; N];
+    for (port, socket) in ports.iter_mut().zip(sockets) {
+        *port = socket?.local_addr()?.port();
+    }
+    Ok(ports)
+}
+
+/// A program that is killed on drop, and with us. It belongs to a thread of its own: the kernel kills it with the thread
+/// that started it, and tests come and go.
+#[derive(Debug)]
+struct Bound {
+    name: &'static str,
+    running: Running,
+    /// The thread ends when this is dropped, after the program.
+    _thread: Sender<()>,
+}
+
+impl Bound {
+    fn start(name: &'static str, mut command: Command, log: PathBuf) -> Result<Self> {
+        let (started, running) = mpsc::channel();
+        let (hold, held) = mpsc::channel::<()>();
+        thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || {
+                let _ = started.send(Running::start(&mut command, &log));
+                // Until nobody holds it any more.
+                let _ = held.recv();
+            })?;
+        Ok(Self {
+            name,
+            running: running.recv().context("its thread ended")??,
+            _thread: hold,
+        })
+    }
+
+    fn still_runs(&mut self) -> Result<()> {
+        match self.running.ended() {
+            Some(status) => bail!("{} ended ({status})\n{}", self.name, self.tail()),
+            None => Ok(()),
+        }
+    }
+
+    /// The end of its log.
+    fn tail(&self) -> String {
+        let log = self.running.errors();
+        let lines: Vec<&str> = log.lines().collect();
+        let first = lines.len().saturating_sub(TAIL_LINES);
+        format!("--- {} said:\n{}", self.name, lines[first..].join("\n"))
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.note_failure();
+        self.programs.clear();
+        if self.failed.load(Ordering::Relaxed) && env::var_os("EGRESS_TEST_KEEP").is_some() {
+            eprintln!("kept {}", self.dir.display());
+        } else {
+            let _ = fs::remove_dir_all(&self.dir); // the next test sweeps
+        }
+    }
+}
+
+/// A test's part in a server that others use as well.
+#[derive(Debug)]
+pub struct Shared(Arc<Cluster>);
+
+impl Deref for Shared {
+    type Target = Cluster;
+
+    fn deref(&self) -> &Cluster {
+        &self.0
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.0.note_failure();
+    }
+}
