@@ -14,4 +14,5 @@ pub mod observed;
 pub mod policy;
 pub mod settings;
 pub mod shutdown;
+pub mod store;
 pub mod workload;

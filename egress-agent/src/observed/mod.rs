@@ -14,7 +14,7 @@ mod table;
 mod testing;
 
 pub use generate::{GenerateOptions, Generated, generate, seen_since};
-pub use store::{STORE_FILE, Store, StoreError, Stored};
+pub use store::{STORE_FILE, Store, Stored};
 pub use table::{
     Change, DROPPED, Destination, Key, Packet, Table, TableLimits, is_a_matter_of_rules,
 };

@@ -1,28 +1,22 @@
 //! Observations on disk, so that they survive the agent.
-//!
-//! One file, written anew as a whole: beside the old one, then renamed. What
-//! cannot be read is set aside, not deleted, and the agent begins anew.
 
-use std::{
-    collections::BTreeMap,
-    fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Read, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
-    path::{Path, PathBuf},
-};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
 
-use crate::api::{
-    Timestamp,
-    model::{Observations, Text},
+use crate::{
+    api::{
+        Timestamp,
+        model::{Observations, Text},
+    },
+    store::Kept,
 };
+
+/// Where observations are kept.
+pub type Store = crate::store::Store<Stored>;
 
 /// Name of the file in its folder.
 pub const STORE_FILE: &str = "observations.json";
-/// The form that this version writes, and the only one that it reads.
-const VERSION: u32 = 1;
 /// Most bytes that are read: more than a full table of the longest texts makes.
 pub(super) const MAX_FILE_BYTES: u64 = 64 << 20;
 
@@ -43,7 +37,7 @@ impl Stored {
     #[must_use]
     pub const fn new(saved_at: Timestamp, seen: Observations, totals: BTreeMap<Text, u64>) -> Self {
         Self {
-            version: VERSION,
+            version: Self::VERSION,
             saved_at,
             totals,
             seen,
@@ -51,163 +45,23 @@ impl Stored {
     }
 }
 
-/// Why observations were not read or written.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum StoreError {
-    /// The file is there, but is no store of this version.
-    #[error("{}: {why}; it is now {}, and what was seen before is not known", file.display(), aside.display())]
-    SetAside {
-        /// The file.
-        file: PathBuf,
-        /// What is wrong with it.
-        why: String,
-        /// Where it was moved to.
-        aside: PathBuf,
-    },
-    /// The file is there, is no store of this version, and cannot be moved away.
-    #[error("{}: {why}, and it cannot be set aside; what was seen before is not known", file.display())]
-    InTheWay {
-        /// The file.
-        file: PathBuf,
-        /// What is wrong with it.
-        why: String,
-        /// Why it cannot be moved.
-        source: io::Error,
-    },
-    /// It cannot be written.
-    #[error("cannot write {}, so that what was seen does not outlive the agent; choose a folder with --state-dir", file.display())]
-    Write {
-        /// The file.
-        file: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-}
-
-/// Where observations are kept.
-#[derive(Clone, Debug)]
-pub struct Store {
-    file: PathBuf,
-}
-
-impl Store {
-    /// The store in a folder, which is made when it is first written to.
-    #[must_use]
-    pub fn in_folder(folder: &Path) -> Self {
-        Self {
-            file: folder.join(STORE_FILE),
-        }
-    }
-
-    /// The file.
-    #[must_use]
-    pub fn file(&self) -> &Path {
-        &self.file
-    }
-
-    /// What was kept; `None` if nothing was.
-    ///
-    /// # Errors
-    ///
-    /// What is there cannot be used, and was set aside.
-    pub fn load(&self) -> Result<Option<Stored>, StoreError> {
-        match read(&self.file) {
-            Ok(stored) => Ok(stored),
-            Err(why) => Err(self.set_aside(why)),
-        }
-    }
-
-    fn set_aside(&self, why: String) -> StoreError {
-        let file = self.file.clone();
-        let aside = self.beside("unusable");
-        match fs::rename(&self.file, &aside) {
-            Ok(()) => StoreError::SetAside { file, why, aside },
-            Err(source) => StoreError::InTheWay { file, why, source },
-        }
-    }
-
-    /// Writes what is to be kept; returns how many bytes that took.
-    ///
-    /// # Errors
-    ///
-    /// It cannot be written; what was there before still is.
-    pub fn save(&self, stored: &Stored) -> Result<usize, StoreError> {
-        self.write(stored).map_err(|source| StoreError::Write {
-            file: self.file.clone(),
-            source,
-        })
-    }
-
-    fn write(&self, stored: &Stored) -> io::Result<usize> {
-        let bytes = serde_json::to_vec(stored)?;
-        if let Some(folder) = self.file.parent() {
-            // Where the node goes is not for everybody to read.
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(folder)?;
-        }
-        let new = self.beside("new");
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&new)?;
-        file.write_all(&bytes)?;
-        // Else a crash of the machine could leave the name with nothing behind it.
-        file.sync_all()?;
-        fs::rename(&new, &self.file)?;
-        Ok(bytes.len())
-    }
-
-    /// A file beside the store's.
-    fn beside(&self, what: &str) -> PathBuf {
-        let mut name = self.file.clone().into_os_string();
-        name.push(".");
-        name.push(what);
-        PathBuf::from(name)
-    }
-}
-
-fn read(path: &Path) -> Result<Option<Stored>, String> {
-    #[derive(Deserialize)]
-    struct Version {
-        version: u32,
-    }
-    let cannot = |error: io::Error| format!("cannot be read: {error}");
-    let metadata = match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        metadata => metadata.map_err(cannot)?,
-    };
-    if !metadata.is_file() {
-        return Err("is no file".to_owned());
-    }
-    let mut bytes = Vec::new();
-    let file = File::open(path).map_err(cannot)?;
-    let most = MAX_FILE_BYTES.saturating_add(1);
-    file.take(most).read_to_end(&mut bytes).map_err(cannot)?;
-    if bytes.len() as u64 > MAX_FILE_BYTES {
-        return Err(format!("has more than {MAX_FILE_BYTES} bytes"));
-    }
-    let broken = |error: serde_json::Error| format!("is broken: {error}");
-    let Version { version } = serde_json::from_slice(&bytes).map_err(broken)?;
-    if version != VERSION {
-        return Err(format!(
-            "is of version {version}; this agent reads version {VERSION}"
-        ));
-    }
-    serde_json::from_slice(&bytes).map(Some).map_err(broken)
+impl Kept for Stored {
+    const FILE: &'static str = STORE_FILE;
+    const VERSION: u32 = 1;
+    const MAX_BYTES: u64 = MAX_FILE_BYTES;
+    const LOST: &'static str = "what was seen before is not known";
 }
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, path::Path};
+
     use super::*;
     use crate::observed::{
         Table, TableLimits,
         testing::{at, packet},
     };
+    use crate::store::StoreError;
 
     fn stored() -> Stored {
         let mut table = Table::new(TableLimits::default());
