@@ -156,7 +156,6 @@ fn every_manifest_is_a_typed_object_and_the_base_lists_it() {
     struct Kustomization {
         api_version: String,
         kind: String,
-        namespace: String,
         resources: Vec<String>,
     }
     const FOLDER: &str = "deploy/kubernetes";
@@ -166,7 +165,6 @@ fn every_manifest_is_a_typed_object_and_the_base_lists_it() {
     assert_eq!(base.kind, "Kustomization");
 
     let namespace: Namespace = object("deploy/kubernetes/namespace.yaml");
-    assert_eq!(namespace.metadata.name.as_ref(), Some(&base.namespace));
     let account: ServiceAccount = object("deploy/kubernetes/serviceaccount.yaml");
     for metadata in [
         &account.metadata,
@@ -174,8 +172,7 @@ fn every_manifest_is_a_typed_object_and_the_base_lists_it() {
         &agent_set().metadata,
         &unload_set().metadata,
     ] {
-        let namespace = metadata.namespace.as_ref();
-        assert_eq!(namespace, Some(&base.namespace), "{metadata:?}");
+        assert_eq!(metadata.namespace, namespace.metadata.name, "{metadata:?}");
     }
 
     // The base is the kinds of policies and everything that is here, but for what takes it away again.

@@ -49,6 +49,8 @@ const PROGRAMS: [&str; 4] = [
     "kube-controller-manager",
     "kubectl",
 ];
+/// The program that others ask.
+const SERVER: &str = "kube-apiserver";
 /// The last lines of a program's log that are shown.
 const TAIL_LINES: usize = 30;
 
@@ -75,6 +77,10 @@ pub fn ready() -> bool {
 #[derive(Debug)]
 pub struct Cluster {
     dir: PathBuf,
+    /// Where etcd is.
+    store: String,
+    /// The API server's port.
+    port: u16,
     /// In the order in which they are ended.
     programs: Vec<Bound>,
     /// Whether a test that uses it has failed.
@@ -118,15 +124,16 @@ impl Cluster {
     }
 
     fn attempt() -> Result<Self> {
-        let dir = Id::new().make_dir().context("cannot make a folder")?;
-        let mut cluster = Self {
-            dir,
-            programs: Vec::new(),
-            failed: AtomicBool::new(false),
-        };
         let [store, peers, port] = free_ports()?;
         let store = format!("http://127.0.0.1:{store}");
         let peers = format!("http://127.0.0.1:{peers}");
+        let mut cluster = Self {
+            dir: Id::new().make_dir().context("cannot make a folder")?,
+            store: store.clone(),
+            port,
+            programs: Vec::new(),
+            failed: AtomicBool::new(false),
+        };
         cluster.run("etcd", |etcd, dir| {
             etcd.arg("--data-dir")
                 .arg(dir.join("etcd"))
@@ -140,7 +147,26 @@ impl Cluster {
             cluster.dir.join("tokens"),
             format!("{ADMIN_TOKEN},admin,admin,system:masters\n"),
         )?;
-        cluster.run("kube-apiserver", |server, dir| {
+        fs::write(cluster.kubeconfig(), kubeconfig(port, ADMIN_TOKEN))?;
+        cluster.start_server()?;
+        cluster.run("kube-controller-manager", |manager, dir| {
+            manager
+                .arg("--kubeconfig")
+                .arg(dir.join("kubeconfig"))
+                .args(["--controllers", CONTROLLERS])
+                .args(["--leader-elect=false", "--port=0", "--secure-port=0"]);
+        })?;
+        Ok(cluster)
+    }
+
+    /// Starts the API server, at first or again, and waits until it is ready.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be started, ends, or is not ready in time; with the end of its log.
+    pub fn start_server(&mut self) -> Result<()> {
+        let (store, port) = (self.store.clone(), self.port);
+        self.run(SERVER, |server, dir| {
             // It signs service accounts' tokens with the key that it makes for TLS.
             let (certificates, key) = (dir.join("certificates"), "certificates/apiserver.key");
             server
@@ -163,16 +189,12 @@ impl Cluster {
                 // Pods are made by tests, which need no tokens in them.
                 .args(["--disable-admission-plugins", "ServiceAccount"]);
         })?;
-        fs::write(cluster.kubeconfig(), kubeconfig(port))?;
-        cluster.wait_until_ready(port)?;
-        cluster.run("kube-controller-manager", |manager, dir| {
-            manager
-                .arg("--kubeconfig")
-                .arg(dir.join("kubeconfig"))
-                .args(["--controllers", CONTROLLERS])
-                .args(["--leader-elect=false", "--port=0", "--secure-port=0"]);
-        })?;
-        Ok(cluster)
+        self.wait_until_ready(port)
+    }
+
+    /// Kills the API server.
+    pub fn kill_server(&mut self) {
+        self.programs.retain(|program| program.name != SERVER);
     }
 
     /// Starts one of the programs.
@@ -236,6 +258,25 @@ impl Cluster {
         self.dir.join("kubeconfig")
     }
 
+    /// The API server's port on 127.0.0.1.
+    #[must_use]
+    pub const fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Writes a file with which clients come through another port, or as somebody else.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be written.
+    pub fn kubeconfig_with(&self, port: u16, token: Option<&str>) -> Result<PathBuf> {
+        let text = kubeconfig(port, token.unwrap_or(ADMIN_TOKEN));
+        let name = format!("kubeconfig-{}", Id::new().name());
+        let file = self.dir.join(name);
+        fs::write(&file, text)?;
+        Ok(file)
+    }
+
     /// Runs kubectl as the administrator.
     ///
     /// # Errors
@@ -271,13 +312,13 @@ impl Cluster {
 }
 
 /// Where the server is, what it is known by, and who we are.
-fn kubeconfig(port: u16) -> String {
+fn kubeconfig(port: u16, token: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Config\ncurrent-context: test\n\
          contexts: [{{ name: test, context: {{ cluster: test, user: admin }} }}]\n\
          clusters: [{{ name: test, cluster: {{ server: 'https://127.0.0.1:{port}', \
          certificate-authority: certificates/apiserver.crt }} }}]\n\
-         users: [{{ name: admin, user: {{ token: {ADMIN_TOKEN} }} }}]\n"
+         users: [{{ name: admin, user: {{ token: {token} }} }}]\n"
     )
 }
 

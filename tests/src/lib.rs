@@ -36,6 +36,7 @@ pub mod cgroup;
 pub mod dns;
 pub mod expect;
 pub mod forge;
+pub mod gate;
 pub mod interrupt;
 pub mod kubernetes;
 pub mod leftovers;
@@ -52,6 +53,7 @@ pub mod world;
 pub mod zone;
 
 pub use agent::{Agent, AgentOptions, Counters, Learned};
+pub use gate::Gate;
 pub use kubernetes::Cluster;
 pub use skip::ready;
 pub use workload::Workload;

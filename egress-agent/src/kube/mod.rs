@@ -4,11 +4,16 @@
 //! server refuses by itself is the structural form of that schema, what it cannot say is left to the compiler, whose
 //! answer stands in the status.
 
+mod copy;
 mod crd;
+mod follow;
+mod known;
 mod structural;
 mod view;
+mod watch;
 
 pub use crd::{
     ClusterEgressPolicy, ClusterPolicySpec, EgressPolicy, PolicySpec, PolicyStatus, crds,
 };
 pub use view::{ClusterView, Labels, Pod, PolicyKey, PolicyObject};
+pub use watch::{Feed, FeedError, Freshness, Settings, Started, start};

@@ -31,7 +31,8 @@ pub(crate) fn cluster() -> Option<Shared> {
     kubernetes::ready().then(|| Cluster::shared(install).unwrap())
 }
 
-fn install(cluster: &Cluster) -> Result<()> {
+/// Installs the definitions and makes the namespaces.
+pub(crate) fn install(cluster: &Cluster) -> Result<()> {
     let namespace = |name: &str| json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } });
     let items: Vec<Value> = OTHERS
         .iter()

@@ -1,0 +1,544 @@
+//! What the watches told, put together to a view. Pure: no clock, no server.
+
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    fmt,
+    net::IpAddr,
+    sync::Arc,
+};
+
+use super::view::{ClusterView, Labels, Pod, PolicyKey, PolicyObject};
+use crate::{api::Timestamp, workload::PodUid};
+
+/// What is watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Kind {
+    Pods,
+    Namespaces,
+    Node,
+    EgressPolicies,
+    ClusterEgressPolicies,
+    DnsService,
+}
+
+impl Kind {
+    pub(super) const ALL: [Self; 6] = [
+        Self::Pods,
+        Self::Namespaces,
+        Self::Node,
+        Self::EgressPolicies,
+        Self::ClusterEgressPolicies,
+        Self::DnsService,
+    ];
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Pods => "pods",
+            Self::Namespaces => "namespaces",
+            Self::Node => "nodes",
+            Self::EgressPolicies => "egresspolicies",
+            Self::ClusterEgressPolicies => "clusteregresspolicies",
+            Self::DnsService => "services",
+        })
+    }
+}
+
+/// An object, as far as it matters.
+#[derive(Clone, Debug)]
+pub(super) enum Item {
+    Pod(PodUid, Arc<Pod>),
+    Namespace(String, Labels),
+    Node(Labels),
+    /// An error: why this agent cannot read it.
+    Policy(PolicyKey, Result<Arc<PolicyObject>, String>),
+    DnsService(Vec<IpAddr>),
+}
+
+/// What a watch tells.
+#[derive(Clone, Debug)]
+pub(super) enum Notice {
+    /// All that there is.
+    Listed(Vec<Item>),
+    /// A new object, or what became of one.
+    Changed(Item),
+    /// An object that is gone.
+    Gone(Item),
+    /// What was told before is still all.
+    Heard,
+    /// The server does not answer, or not as it should.
+    Failed(String),
+}
+
+/// What one watch told of itself.
+#[derive(Clone, Debug, Default)]
+struct Watched {
+    is_listed: bool,
+    heard_at: Option<Timestamp>,
+    error: Option<String>,
+}
+
+/// All that the watches told.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Known {
+    view: Arc<ClusterView>,
+    watched: BTreeMap<Kind, Watched>,
+    /// Policies that this agent cannot read, and why. What was known of them before stands.
+    unreadable: BTreeMap<PolicyKey, String>,
+}
+
+impl Known {
+    /// The view; not of use before everything is listed.
+    pub(super) const fn view(&self) -> &Arc<ClusterView> {
+        &self.view
+    }
+
+    /// Whether every watch has listed everything.
+    pub(super) fn is_synced(&self) -> bool {
+        let is_listed = |kind| {
+            self.watched
+                .get(kind)
+                .is_some_and(|watched| watched.is_listed)
+        };
+        Kind::ALL.iter().all(is_listed)
+    }
+
+    /// When all of the view was last known to be what the server has.
+    pub(super) fn heard_at(&self) -> Option<Timestamp> {
+        let heard_at = |kind| self.watched.get(kind).and_then(|watched| watched.heard_at);
+        // None is before everything.
+        Kind::ALL.iter().map(heard_at).min().flatten()
+    }
+
+    /// Why something is not told, in one line; the same of several kinds once.
+    pub(super) fn error(&self) -> Option<String> {
+        let mut by_text = BTreeMap::<&str, Vec<String>>::new();
+        for (kind, watched) in &self.watched {
+            if let Some(error) = &watched.error {
+                by_text.entry(error).or_default().push(kind.to_string());
+            }
+        }
+        for (key, error) in &self.unreadable {
+            by_text.entry(error).or_default().push(key.to_string());
+        }
+        let parts: Vec<String> = by_text
+            .into_iter()
+            .map(|(error, of)| format!("{}: {error}", of.join(", ")))
+            .collect();
+        (!parts.is_empty()).then(|| parts.join("; "))
+    }
+
+    /// Takes a notice.
+    pub(super) fn take(&mut self, kind: Kind, notice: Notice, now: Timestamp) {
+        let watched = self.watched.entry(kind).or_default();
+        if let Notice::Failed(error) = notice {
+            watched.error = Some(error);
+            return;
+        }
+        watched.error = None;
+        watched.heard_at = Some(now);
+        watched.is_listed |= matches!(notice, Notice::Listed(_));
+        match notice {
+            Notice::Listed(items) => self.replace(kind, items),
+            Notice::Changed(item) => self.change(item),
+            Notice::Gone(item) => self.remove(item),
+            Notice::Heard | Notice::Failed(_) => {}
+        }
+    }
+
+    /// Puts what was listed in the place of what was known, in one step.
+    fn replace(&mut self, kind: Kind, items: Vec<Item>) {
+        let old = &self.view;
+        let mut new = ClusterView::clone(old);
+        match kind {
+            Kind::Pods => new.pods.clear(),
+            Kind::Namespaces => new.namespaces.clear(),
+            Kind::Node => new.node.clear(),
+            Kind::EgressPolicies => new.policies.retain(|key, _| key.namespace.is_none()),
+            Kind::ClusterEgressPolicies => new.policies.retain(|key, _| key.namespace.is_some()),
+            Kind::DnsService => new.dns_service.clear(),
+        }
+        self.unreadable.retain(|key, _| match kind {
+            Kind::EgressPolicies => key.namespace.is_none(),
+            Kind::ClusterEgressPolicies => key.namespace.is_some(),
+            Kind::Pods | Kind::Namespaces | Kind::Node | Kind::DnsService => true,
+        });
+        for item in items {
+            match item {
+                Item::Pod(uid, pod) => match new.pods.entry(uid) {
+                    Entry::Vacant(entry) => {
+                        let pod = kept_or_new(old.pods.get(entry.key()), pod);
+                        entry.insert(pod);
+                    }
+                    // Two objects for one pod: the one that was known is it, else the first.
+                    Entry::Occupied(mut entry) => {
+                        let known = old.pods.get(entry.key());
+                        if known.is_some_and(|known| known.uid == pod.uid) {
+                            entry.insert(kept_or_new(known, pod));
+                        }
+                    }
+                },
+                Item::Namespace(name, labels) => {
+                    new.namespaces.insert(name, labels);
+                }
+                Item::Node(labels) => new.node = labels,
+                Item::Policy(key, Ok(policy)) => {
+                    let policy = kept_or_new(old.policies.get(&key), policy);
+                    new.policies.insert(key, policy);
+                }
+                Item::Policy(key, Err(error)) => {
+                    if let Some(known) = old.policies.get(&key) {
+                        new.policies.insert(key.clone(), Arc::clone(known));
+                    }
+                    self.unreadable.insert(key, error);
+                }
+                Item::DnsService(addresses) => new.dns_service = addresses,
+            }
+        }
+        if new != **old {
+            self.view = Arc::new(new);
+        }
+    }
+
+    /// Takes over what became of an object. The view is only copied when that matters and somebody holds it.
+    fn change(&mut self, item: Item) {
+        let view = &self.view;
+        match item {
+            Item::Pod(uid, pod) => {
+                // Another object for a pod that is known waits until the first is gone and all are listed again.
+                let is_taken = |known: &Arc<Pod>| known.uid != pod.uid || *known == pod;
+                if !view.pods.get(&uid).is_some_and(is_taken) {
+                    Arc::make_mut(&mut self.view).pods.insert(uid, pod);
+                }
+            }
+            Item::Namespace(name, labels) => {
+                if view.namespaces.get(&name) != Some(&labels) {
+                    let view = Arc::make_mut(&mut self.view);
+                    view.namespaces.insert(name, labels);
+                }
+            }
+            Item::Node(labels) => {
+                if view.node != labels {
+                    Arc::make_mut(&mut self.view).node = labels;
+                }
+            }
+            Item::Policy(key, Ok(policy)) => {
+                self.unreadable.remove(&key);
+                let known = view.policies.get(&key);
+                if known.is_none_or(|known| *known != policy) {
+                    let view = Arc::make_mut(&mut self.view);
+                    view.policies.insert(key, policy);
+                }
+            }
+            Item::Policy(key, Err(error)) => {
+                self.unreadable.insert(key, error);
+            }
+            Item::DnsService(addresses) => {
+                if view.dns_service != addresses {
+                    Arc::make_mut(&mut self.view).dns_service = addresses;
+                }
+            }
+        }
+    }
+
+    fn remove(&mut self, item: Item) {
+        match item {
+            Item::Pod(uid, pod) => {
+                let known = self.view.pods.get(&uid);
+                if known.is_some_and(|known| known.uid == pod.uid) {
+                    Arc::make_mut(&mut self.view).pods.remove(&uid);
+                }
+            }
+            Item::Namespace(name, _) => {
+                Arc::make_mut(&mut self.view).namespaces.remove(&name);
+            }
+            Item::Node(_) => Arc::make_mut(&mut self.view).node.clear(),
+            Item::Policy(key, _) => {
+                self.unreadable.remove(&key);
+                Arc::make_mut(&mut self.view).policies.remove(&key);
+            }
+            Item::DnsService(_) => Arc::make_mut(&mut self.view).dns_service.clear(),
+        }
+    }
+}
+
+/// What is known, if that is the same as the new.
+fn kept_or_new<T: PartialEq>(known: Option<&Arc<T>>, new: Arc<T>) -> Arc<T> {
+    match known {
+        Some(known) if *known == new => Arc::clone(known),
+        Some(_) | None => new,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use super::*;
+    use crate::policy::Spec;
+
+    fn at(seconds: u64) -> Timestamp {
+        let time = UNIX_EPOCH.checked_add(Duration::from_secs(seconds));
+        time.unwrap().into()
+    }
+
+    fn labels(value: &str) -> Labels {
+        [("app".to_owned(), value.to_owned())].into()
+    }
+
+    fn uid(digit: char) -> PodUid {
+        PodUid::new(&digit.to_string().repeat(32)).unwrap()
+    }
+
+    fn pod(of: char, object: &str, label: &str) -> Item {
+        let pod = Pod {
+            namespace: "shop".to_owned(),
+            name: format!("web-{of}"),
+            labels: labels(label),
+            uid: object.to_owned(),
+        };
+        Item::Pod(uid(of), Arc::new(pod))
+    }
+
+    fn policy(key: &str, generation: i64) -> Item {
+        let policy = PolicyObject {
+            uid: key.to_owned(),
+            generation,
+            spec: Spec::default(),
+        };
+        Item::Policy(key.parse().unwrap(), Ok(Arc::new(policy)))
+    }
+
+    fn unreadable(key: &str) -> Item {
+        Item::Policy(key.parse().unwrap(), Err("is strange".to_owned()))
+    }
+
+    fn namespace(name: &str, label: &str) -> Item {
+        Item::Namespace(name.to_owned(), labels(label))
+    }
+
+    /// Pods `a` and `b`, a namespace, a policy of each kind.
+    fn known() -> Known {
+        let mut known = Known::default();
+        for (second, kind) in (1..).zip(Kind::ALL) {
+            assert!(!known.is_synced());
+            assert_eq!(known.heard_at(), None);
+            let items = match kind {
+                Kind::Pods => vec![pod('a', "1", "x"), pod('b', "2", "x")],
+                Kind::Namespaces => vec![namespace("shop", "x")],
+                Kind::Node => vec![Item::Node(labels("x"))],
+                Kind::EgressPolicies => vec![policy("shop/web", 1)],
+                Kind::ClusterEgressPolicies => vec![policy("baseline", 1)],
+                Kind::DnsService => vec![Item::DnsService(vec!["10.96.0.10".parse().unwrap()])],
+            };
+            known.take(kind, Notice::Listed(items), at(second));
+        }
+        assert!(known.is_synced());
+        // As sure as the watch that was heard first.
+        assert_eq!(known.heard_at(), Some(at(1)));
+        known
+    }
+
+    /// Takes a notice and returns the view before it.
+    fn take(known: &mut Known, kind: Kind, notice: Notice) -> Arc<ClusterView> {
+        let before = Arc::clone(known.view());
+        known.take(kind, notice, at(9));
+        before
+    }
+
+    fn pods(known: &Known) -> String {
+        let shown = |(uid, pod): (&PodUid, &Arc<Pod>)| {
+            format!("{}{}{}", &uid.as_str()[..1], pod.uid, pod.labels["app"])
+        };
+        let shown: Vec<String> = known.view().pods.iter().map(shown).collect();
+        shown.join(" ")
+    }
+
+    fn policies(known: &Known) -> String {
+        let shown = |(key, policy): (&PolicyKey, &Arc<PolicyObject>)| {
+            format!("{key}:{}", policy.generation)
+        };
+        let shown: Vec<String> = known.view().policies.iter().map(shown).collect();
+        shown.join(" ")
+    }
+
+    #[test]
+    fn an_event_that_changes_nothing_leaves_the_view_as_it_is() {
+        let mut known = known();
+        for (kind, item) in [
+            (Kind::Pods, pod('a', "1", "x")),
+            (Kind::Namespaces, namespace("shop", "x")),
+            (Kind::Node, Item::Node(labels("x"))),
+            (Kind::EgressPolicies, policy("shop/web", 1)),
+            (Kind::ClusterEgressPolicies, policy("baseline", 1)),
+        ] {
+            let before = take(&mut known, kind, Notice::Changed(item));
+            assert!(Arc::ptr_eq(&before, known.view()), "{kind}");
+        }
+        let again = vec![pod('b', "2", "x"), pod('a', "1", "x")];
+        let before = take(&mut known, Kind::Pods, Notice::Listed(again));
+        assert!(Arc::ptr_eq(&before, known.view()));
+        let before = take(&mut known, Kind::Pods, Notice::Heard);
+        assert!(Arc::ptr_eq(&before, known.view()));
+    }
+
+    #[test]
+    fn changes_and_ends_of_objects_show_and_the_old_view_stands_for_who_holds_it() {
+        let mut known = known();
+        let before = take(&mut known, Kind::Pods, Notice::Changed(pod('a', "1", "y")));
+        assert_eq!(pods(&known), "a1y b2x");
+        assert_eq!(before.pods[&uid('a')].labels, labels("x"));
+        // What did not change is shared.
+        let other = uid('b');
+        assert!(Arc::ptr_eq(
+            &before.pods[&other],
+            &known.view().pods[&other]
+        ));
+        take(&mut known, Kind::Pods, Notice::Gone(pod('b', "2", "x")));
+        assert_eq!(pods(&known), "a1y");
+
+        take(
+            &mut known,
+            Kind::EgressPolicies,
+            Notice::Changed(policy("shop/web", 2)),
+        );
+        take(
+            &mut known,
+            Kind::EgressPolicies,
+            Notice::Changed(policy("other/all", 1)),
+        );
+        assert_eq!(policies(&known), "baseline:1 other/all:1 shop/web:2");
+        take(
+            &mut known,
+            Kind::EgressPolicies,
+            Notice::Gone(policy("shop/web", 2)),
+        );
+        assert_eq!(policies(&known), "baseline:1 other/all:1");
+
+        take(
+            &mut known,
+            Kind::Namespaces,
+            Notice::Changed(namespace("shop", "y")),
+        );
+        assert_eq!(known.view().namespaces["shop"], labels("y"));
+        take(
+            &mut known,
+            Kind::Namespaces,
+            Notice::Gone(namespace("shop", "y")),
+        );
+        assert!(known.view().namespaces.is_empty());
+        take(
+            &mut known,
+            Kind::Node,
+            Notice::Gone(Item::Node(labels("x"))),
+        );
+        assert!(known.view().node.is_empty());
+        take(
+            &mut known,
+            Kind::DnsService,
+            Notice::Gone(Item::DnsService(Vec::new())),
+        );
+        assert!(known.view().dns_service.is_empty());
+    }
+
+    #[test]
+    fn a_list_replaces_its_kind_and_no_other() {
+        let mut known = known();
+        take(
+            &mut known,
+            Kind::EgressPolicies,
+            Notice::Listed(vec![policy("shop/db", 1)]),
+        );
+        assert_eq!(policies(&known), "baseline:1 shop/db:1");
+        take(
+            &mut known,
+            Kind::ClusterEgressPolicies,
+            Notice::Listed(Vec::new()),
+        );
+        assert_eq!(policies(&known), "shop/db:1");
+        take(
+            &mut known,
+            Kind::Pods,
+            Notice::Listed(vec![pod('c', "3", "x")]),
+        );
+        assert_eq!(pods(&known), "c3x");
+        assert_eq!(known.view().namespaces["shop"], labels("x"));
+        assert_eq!(known.view().node, labels("x"));
+    }
+
+    #[test]
+    fn the_first_object_of_a_pod_is_the_pod() {
+        let mut known = known();
+        take(
+            &mut known,
+            Kind::Pods,
+            Notice::Changed(pod('a', "9", "evil")),
+        );
+        assert_eq!(pods(&known), "a1x b2x");
+        take(&mut known, Kind::Pods, Notice::Gone(pod('a', "9", "evil")));
+        assert_eq!(pods(&known), "a1x b2x");
+        let list = vec![pod('a', "9", "evil"), pod('a', "1", "x")];
+        take(&mut known, Kind::Pods, Notice::Listed(list));
+        assert_eq!(pods(&known), "a1x");
+        // Deleted and made anew.
+        take(&mut known, Kind::Pods, Notice::Gone(pod('a', "1", "x")));
+        take(&mut known, Kind::Pods, Notice::Changed(pod('a', "3", "y")));
+        assert_eq!(pods(&known), "a3y");
+    }
+
+    #[test]
+    fn a_policy_that_cannot_be_read_stays_as_it_was_and_is_an_error() {
+        let mut known = known();
+        let said = "shop/new, shop/web: is strange";
+        take(
+            &mut known,
+            Kind::EgressPolicies,
+            Notice::Changed(unreadable("shop/web")),
+        );
+        take(
+            &mut known,
+            Kind::EgressPolicies,
+            Notice::Changed(unreadable("shop/new")),
+        );
+        assert_eq!(policies(&known), "baseline:1 shop/web:1");
+        assert_eq!(known.error().as_deref(), Some(said));
+        let list = vec![unreadable("shop/web"), unreadable("shop/new")];
+        take(&mut known, Kind::EgressPolicies, Notice::Listed(list));
+        assert_eq!(policies(&known), "baseline:1 shop/web:1");
+        assert_eq!(known.error().as_deref(), Some(said));
+        take(
+            &mut known,
+            Kind::EgressPolicies,
+            Notice::Gone(unreadable("shop/new")),
+        );
+        take(
+            &mut known,
+            Kind::EgressPolicies,
+            Notice::Changed(policy("shop/web", 3)),
+        );
+        assert_eq!(policies(&known), "baseline:1 shop/web:3");
+        assert_eq!(known.error(), None);
+    }
+
+    #[test]
+    fn failures_are_told_by_kind_until_the_server_answers_and_change_nothing() {
+        let mut known = known();
+        let away = || Notice::Failed("away".to_owned());
+        let before = take(&mut known, Kind::Pods, away());
+        take(&mut known, Kind::Node, away());
+        take(
+            &mut known,
+            Kind::Namespaces,
+            Notice::Failed("forbidden".to_owned()),
+        );
+        assert!(Arc::ptr_eq(&before, known.view()) && known.is_synced());
+        assert_eq!(known.heard_at(), Some(at(1)));
+        let said = "pods, nodes: away; namespaces: forbidden";
+        assert_eq!(known.error().as_deref(), Some(said));
+        for kind in Kind::ALL {
+            take(&mut known, kind, Notice::Heard);
+        }
+        assert_eq!((known.error(), known.heard_at()), (None, Some(at(9))));
+    }
+}

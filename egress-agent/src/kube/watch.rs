@@ -1,0 +1,425 @@
+//! The feed: what the API server says of this node's pods and of policies, as it changes, and how sure that is.
+//!
+//! Six watches, each limited to what this node needs. The view is published once all of them have listed; until then
+//! the receiver has the copy that the last agent left on the disk. When the server is away, the last view stands.
+
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::Context as _;
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod as PodObject, Service};
+use kube::{
+    Api, Client, Config, ResourceExt as _,
+    config::{KubeConfigOptions, Kubeconfig},
+    core::{ApiResource, DynamicObject, PartialObjectMeta},
+};
+use thiserror::Error;
+use tokio::{
+    sync::{mpsc, watch},
+    task::{JoinHandle, JoinSet},
+    time::{Instant, sleep_until},
+};
+use tracing::{info, warn};
+
+use super::{
+    copy::{self, Copy},
+    crd::{ClusterEgressPolicy, EgressPolicy},
+    follow::Follow,
+    known::{Item, Kind, Known, Notice},
+    view::{ClusterView, Pod, PolicyKey, PolicyObject},
+};
+use crate::{api::Timestamp, shutdown::Shutdown, store::Store, workload::PodUid};
+
+/// The cluster's DNS service.
+const DNS_SERVICE: (&str, &str) = ("kube-system", "kube-dns");
+/// What kubelet notes of a static pod at the object that stands for it.
+const MIRROR: &str = "kubernetes.io/config.mirror";
+const MANIFEST_HASH: &str = "kubernetes.io/config.hash";
+/// The least time between two views, so that a burst is one.
+const BURST: Duration = Duration::from_millis(5);
+/// Notices that wait.
+const WAITING: usize = 256;
+
+/// What the feed is of.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// This node's name on the server.
+    pub node_name: String,
+    /// How to reach the server; in a pod if left out.
+    pub kubeconfig: Option<PathBuf>,
+    /// Where the copy on the disk lies.
+    pub state_dir: PathBuf,
+}
+
+/// What is known, and how sure that is.
+#[derive(Clone, Debug, Default)]
+pub struct Feed {
+    /// What is known.
+    pub view: Arc<ClusterView>,
+    /// How sure that is.
+    pub freshness: Freshness,
+}
+
+/// How sure a view is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Freshness {
+    /// Every watch has listed everything since the start of this agent.
+    pub is_synced: bool,
+    /// When the view was last known to be what the server has; of the disk's copy, when that was. Who waits for changes
+    /// is not woken by it.
+    pub heard_at: Option<Timestamp>,
+    /// The view is the disk's copy. If it is neither this nor synced, nothing is known.
+    pub is_from_disk: bool,
+    /// Why the server does not answer now, and what is wrong with the copy on the disk.
+    pub error: Option<String>,
+}
+
+/// Why there is no feed.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum FeedError {
+    /// The file cannot be used.
+    #[error("cannot use {}", file.display())]
+    Kubeconfig {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        source: Box<kube::config::KubeconfigError>,
+    },
+    /// Not in a pod.
+    #[error("this is no pod with a service account; name a file with --kubeconfig")]
+    NoPod(#[source] kube::config::InClusterError),
+    /// No client comes of the settings.
+    #[error("cannot make a client of the API server")]
+    Client(#[source] Box<kube::Error>),
+}
+
+/// A client of the server, the feed, and the task behind it, which ends with the signal.
+pub type Started = (
+    Client,
+    watch::Receiver<Feed>,
+    JoinHandle<anyhow::Result<()>>,
+);
+
+/// Starts the watches. The receiver has the disk's copy at once.
+///
+/// # Errors
+///
+/// It is not known how to reach the server. That it cannot be reached is no error.
+pub async fn start(settings: Settings, stop: Shutdown) -> Result<Started, FeedError> {
+    let config = config(settings.kubeconfig.as_deref()).await?;
+    let client = Client::try_from(config).map_err(|error| FeedError::Client(Box::new(error)))?;
+    let store = Store::in_folder(&settings.state_dir);
+    let (feed, on_disk) = from_disk(&store, &settings.node_name);
+    let (sender, receiver) = watch::channel(feed);
+    let publisher = Publisher {
+        known: Known::default(),
+        copy_error: on_disk,
+        sender,
+        is_due: None,
+        not_before: Instant::now(),
+    };
+    let task = tokio::spawn(run(
+        client.clone(),
+        settings.node_name,
+        store,
+        publisher,
+        stop,
+    ));
+    Ok((client, receiver, task))
+}
+
+async fn config(kubeconfig: Option<&Path>) -> Result<Config, FeedError> {
+    let Some(file) = kubeconfig else {
+        return Config::incluster().map_err(FeedError::NoPod);
+    };
+    let error = |source| FeedError::Kubeconfig {
+        file: file.to_owned(),
+        source: Box::new(source),
+    };
+    let kubeconfig = Kubeconfig::read_from(file).map_err(error)?;
+    let options = KubeConfigOptions::default();
+    Config::from_custom_kubeconfig(kubeconfig, &options)
+        .await
+        .map_err(error)
+}
+
+/// What the last agent left, and what is wrong with it.
+fn from_disk(store: &Store<Copy>, node_name: &str) -> (Feed, Option<String>) {
+    match copy::load(store, node_name) {
+        Ok(None) => (Feed::default(), None),
+        Ok(Some(copy)) => {
+            let (pods, policies) = (copy.view.pods.len(), copy.view.policies.len());
+            info!(heard_at = %copy.heard_at, pods, policies, "cluster taken up from the disk");
+            let freshness = Freshness {
+                heard_at: Some(copy.heard_at),
+                is_from_disk: true,
+                ..Freshness::default()
+            };
+            let view = copy.view;
+            (Feed { view, freshness }, None)
+        }
+        Err(error) => {
+            warn!(error, "the copy of the cluster cannot be taken up");
+            let freshness = Freshness {
+                error: Some(error.clone()),
+                ..Freshness::default()
+            };
+            let view = Arc::default();
+            (Feed { view, freshness }, Some(error))
+        }
+    }
+}
+
+/// Follows the server until the signal, then writes the last copy.
+async fn run(
+    client: Client,
+    node_name: String,
+    store: Store<Copy>,
+    mut publisher: Publisher,
+    stop: Shutdown,
+) -> anyhow::Result<()> {
+    let (sender, mut notices) = mpsc::channel(WAITING);
+    // Ended when this is dropped.
+    let mut watches = JoinSet::new();
+    spawn_watches(&mut watches, &client, &node_name, &sender);
+    let (copy_errors, mut copy_error) = watch::channel(publisher.copy_error.clone());
+    let keeper = tokio::spawn(copy::keep(
+        store,
+        node_name,
+        publisher.sender.subscribe(),
+        copy_errors,
+        stop.clone(),
+    ));
+    loop {
+        tokio::select! {
+            () = stop.requested() => break,
+            Some((kind, notice)) = notices.recv() => {
+                publisher.take(kind, notice);
+                // What came together is one view.
+                while let Ok((kind, notice)) = notices.try_recv() {
+                    publisher.take(kind, notice);
+                }
+            }
+            Ok(()) = copy_error.changed() => {
+                publisher.copy_error.clone_from(&copy_error.borrow_and_update());
+            }
+            () = until(publisher.is_due) => {}
+            // They go on for ever.
+            Some(ended) = watches.join_next() => ended.context("a watch of the API server ended")?,
+        }
+        publisher.publish();
+    }
+    drop(watches);
+    keeper.await?;
+    Ok(())
+}
+
+async fn until(end: Option<Instant>) {
+    match end {
+        Some(end) => sleep_until(end).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Tells the receivers.
+struct Publisher {
+    known: Known,
+    /// What is wrong with the copy on the disk.
+    copy_error: Option<String>,
+    sender: watch::Sender<Feed>,
+    /// When what waits is to be published.
+    is_due: Option<Instant>,
+    /// The next view does not come before.
+    not_before: Instant,
+}
+
+impl Publisher {
+    fn take(&mut self, kind: Kind, notice: Notice) {
+        if let Notice::Failed(error) = &notice {
+            // Each text once: the next ones are the same until the server answers.
+            let is_new = !self
+                .known
+                .error()
+                .is_some_and(|known| known.contains(error));
+            if is_new {
+                warn!(%kind, error, "the API server does not tell");
+            }
+        }
+        self.known.take(kind, notice, SystemTime::now().into());
+    }
+
+    /// Publishes what is new, unless that is too soon after the last.
+    fn publish(&mut self) {
+        let now = Instant::now();
+        let is_synced = self.known.is_synced();
+        let errors = [self.known.error(), self.copy_error.clone()];
+        let errors: Vec<String> = errors.into_iter().flatten().collect();
+        let error = (!errors.is_empty()).then(|| errors.join("; "));
+        let feed = self.sender.borrow();
+        let is_new = feed.freshness.is_synced != is_synced
+            || feed.freshness.error != error
+            || (is_synced && !Arc::ptr_eq(&feed.view, self.known.view()));
+        let was_synced = feed.freshness.is_synced;
+        drop(feed);
+        if is_new && now < self.not_before {
+            self.is_due = Some(self.not_before);
+            return;
+        }
+        self.is_due = None;
+        self.sender.send_if_modified(|feed| {
+            if is_synced {
+                feed.view = Arc::clone(self.known.view());
+                feed.freshness.is_from_disk = false;
+                feed.freshness.heard_at = self.known.heard_at();
+            }
+            feed.freshness.is_synced = is_synced;
+            feed.freshness.error = error;
+            is_new
+        });
+        if is_new {
+            self.not_before = now.checked_add(BURST).unwrap_or(now);
+        }
+        if is_synced && !was_synced {
+            let view = self.known.view();
+            let (pods, policies) = (view.pods.len(), view.policies.len());
+            info!(pods, policies, "the API server told everything");
+        }
+    }
+}
+
+/// Starts a watch of each kind.
+fn spawn_watches(
+    watches: &mut JoinSet<()>,
+    client: &Client,
+    node_name: &str,
+    notices: &mpsc::Sender<(Kind, Notice)>,
+) {
+    let (dns_namespace, dns_name) = DNS_SERVICE;
+    for kind in Kind::ALL {
+        let (client, notices) = (client.clone(), notices.clone());
+        match kind {
+            Kind::Pods => watches.spawn(
+                Follow::<PartialObjectMeta<PodObject>> {
+                    kind,
+                    api: Api::all(client),
+                    fields: Some(format!("spec.nodeName={node_name}")),
+                    read: pod,
+                    notices,
+                }
+                .run(),
+            ),
+            Kind::Namespaces => watches.spawn(
+                Follow::<PartialObjectMeta<Namespace>> {
+                    kind,
+                    api: Api::all(client),
+                    fields: None,
+                    read: namespace,
+                    notices,
+                }
+                .run(),
+            ),
+            Kind::Node => watches.spawn(
+                Follow::<PartialObjectMeta<Node>> {
+                    kind,
+                    api: Api::all(client),
+                    fields: Some(format!("metadata.name={node_name}")),
+                    read: node,
+                    notices,
+                }
+                .run(),
+            ),
+            Kind::EgressPolicies | Kind::ClusterEgressPolicies => {
+                let resource = if kind == Kind::EgressPolicies {
+                    ApiResource::erase::<EgressPolicy>(&())
+                } else {
+                    ApiResource::erase::<ClusterEgressPolicy>(&())
+                };
+                watches.spawn(
+                    Follow::<DynamicObject> {
+                        kind,
+                        api: Api::all_with(client, &resource),
+                        fields: None,
+                        read: policy,
+                        notices,
+                    }
+                    .run(),
+                )
+            }
+            Kind::DnsService => watches.spawn(
+                Follow::<Service> {
+                    kind,
+                    api: Api::namespaced(client, dns_namespace),
+                    fields: Some(format!("metadata.name={dns_name}")),
+                    read: dns_service,
+                    notices,
+                }
+                .run(),
+            ),
+        };
+    }
+}
+
+fn pod(mut pod: PartialObjectMeta<PodObject>) -> Option<Item> {
+    let uid = pod.uid()?;
+    let annotations = pod.annotations();
+    let of_static = annotations
+        .get(MANIFEST_HASH)
+        .filter(|_| annotations.contains_key(MIRROR));
+    let in_cgroup = of_static
+        .and_then(|hash| PodUid::new(hash))
+        .or_else(|| PodUid::new(&uid))?;
+    let known = Pod {
+        namespace: pod.namespace()?,
+        name: pod.name_any(),
+        labels: std::mem::take(pod.labels_mut()),
+        uid,
+    };
+    Some(Item::Pod(in_cgroup, Arc::new(known)))
+}
+
+fn namespace(mut namespace: PartialObjectMeta<Namespace>) -> Option<Item> {
+    let labels = std::mem::take(namespace.labels_mut());
+    Some(Item::Namespace(namespace.metadata.name?, labels))
+}
+
+fn node(mut node: PartialObjectMeta<Node>) -> Option<Item> {
+    Some(Item::Node(std::mem::take(node.labels_mut())))
+}
+
+/// Reads a policy for itself: one that this agent cannot read takes no other with it.
+fn policy(mut object: DynamicObject) -> Option<Item> {
+    let key = PolicyKey {
+        namespace: object.metadata.namespace.take(),
+        name: object.metadata.name.take()?,
+    };
+    let spec = object.data.get_mut("spec").map(serde_json::Value::take);
+    let policy = match serde_json::from_value(spec.unwrap_or_default()) {
+        Ok(spec) => Ok(Arc::new(PolicyObject {
+            uid: object.metadata.uid.unwrap_or_default(),
+            generation: object.metadata.generation.unwrap_or_default(),
+            spec,
+        })),
+        Err(error) => Err(format!(
+            "this agent cannot read it, so that it stays as it was before: {error}"
+        )),
+    };
+    Some(Item::Policy(key, policy))
+}
+
+fn dns_service(service: Service) -> Option<Item> {
+    let spec = service.spec.unwrap_or_default();
+    // Servers before 1.20 know one address alone; a service without has `None`.
+    let addresses = spec
+        .cluster_ips
+        .unwrap_or_else(|| spec.cluster_ip.into_iter().collect());
+    let addresses: Vec<IpAddr> = addresses
+        .iter()
+        .filter_map(|text| text.parse().ok())
+        .collect();
+    Some(Item::DnsService(addresses))
+}
