@@ -31,6 +31,7 @@ pub struct AgentOptions {
     program: PathBuf,
     place: Place,
     policy: PathBuf,
+    has_policy: bool,
     cgroup: PathBuf,
     socket: PathBuf,
     pins: PathBuf,
@@ -53,6 +54,7 @@ impl AgentOptions {
             program: programs::agent(),
             place,
             policy: policy.to_path_buf(),
+            has_policy: true,
             cgroup,
             socket: dir.join("agent.sock"),
             pins,
@@ -88,6 +90,19 @@ impl AgentOptions {
     pub fn scope(self, name: &str, cgroup: &Path) -> Self {
         self.arg("--scope")
             .arg(format!("{name}={}", cgroup.display()))
+    }
+
+    /// Judges the pods of this node as a cluster says; without a policy of its own. It runs in the machine's own network
+    /// namespace, where the API server of the test is, and attaches to nothing there.
+    #[must_use]
+    pub fn of_cluster(mut self, kubeconfig: &Path, node: &str) -> Self {
+        self.place.namespace = PathBuf::from("/proc/self/ns/net");
+        self.has_policy = false;
+        self.arg("--kubernetes")
+            .arg("--node-name")
+            .arg(node)
+            .arg("--kubeconfig")
+            .arg(kubeconfig.display().to_string())
     }
 
     /// Adds one argument.
@@ -171,10 +186,11 @@ impl AgentOptions {
             }
             None => self.place.command(&self.program),
         };
+        command.arg("run");
+        if self.has_policy {
+            command.arg("--policy").arg(&self.policy);
+        }
         command
-            .arg("run")
-            .arg("--policy")
-            .arg(&self.policy)
             .arg("--cgroup")
             .arg(&self.cgroup)
             .arg("--socket")
@@ -865,8 +881,44 @@ pub struct Status {
     pub maps: Vec<MapStatus>,
     /// Sentences for an operator.
     pub alarms: Vec<String>,
+    /// What is known of the cluster, if the agent belongs to one.
+    pub kubernetes: Option<Kubernetes>,
     /// Whether enforcing was confirmed, if that was asked for.
     pub confirmation: Option<Confirmation>,
+}
+
+/// What is known of the cluster.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Kubernetes {
+    /// Whether the API server has told everything.
+    pub is_synced: bool,
+    /// How long ago what is known was heard, seconds.
+    pub age_s: Option<u64>,
+    /// Whether it is what was kept on disk.
+    pub is_from_disk: bool,
+    /// Why the API server does not answer.
+    pub error: Option<String>,
+    /// Policies in the cluster.
+    pub policies: u64,
+    /// Pods here.
+    pub pods: u64,
+    /// Pods whose policies are not known.
+    pub pending: u64,
+    /// From cgroup to policy.
+    pub delay: Delay,
+}
+
+/// From a pod's cgroup to its policy.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Delay {
+    /// How many.
+    pub count: u64,
+    /// Median, microseconds.
+    pub p50_us: u64,
+    /// 99 of a hundred, microseconds.
+    pub p99_us: u64,
+    /// The longest, microseconds.
+    pub max_us: u64,
 }
 
 /// Whether enforcing was confirmed.

@@ -104,6 +104,18 @@ pub struct Client {
     socket: PathBuf,
 }
 
+/// A filter as parameters of a request, without its limit.
+fn parameters(filter: &FlowFilter) -> String {
+    let mut text = format!("denied={}", filter.denied);
+    let pods = &filter.pods;
+    for (name, value) in [("namespace", &pods.namespace), ("pod", &pods.pod)] {
+        if let Some(value) = value {
+            text.push_str(&format!("&{name}={}", percent_encoded(value)));
+        }
+    }
+    text
+}
+
 impl Client {
     /// A client of the agent that listens on `socket`.
     #[must_use]
@@ -152,7 +164,7 @@ impl Client {
     ///
     /// No agent answers, or it cannot.
     pub async fn flows(&self, filter: FlowFilter) -> Result<Vec<FlowReport>, ClientError> {
-        let mut path = format!("/v1/flows?denied={}", filter.denied);
+        let mut path = format!("/v1/flows?{}", parameters(&filter));
         if let Some(limit) = filter.limit {
             path.push_str(&format!("&limit={limit}"));
         }
@@ -165,7 +177,7 @@ impl Client {
     ///
     /// No agent answers, or it cannot.
     pub async fn follow(&self, filter: FlowFilter) -> Result<Following, ClientError> {
-        let path = format!("/v1/flows/follow?denied={}", filter.denied);
+        let path = format!("/v1/flows/follow?{}", parameters(&filter));
         let response = in_time(self.send(Method::GET, &path)).await?;
         Ok(Following {
             body: response.into_body(),

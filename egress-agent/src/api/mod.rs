@@ -38,5 +38,7 @@ pub use client::{Client, ClientError};
 pub use listener::{ApiListener, Holder, ListenError};
 pub use recent::{RECENT_FLOWS, RecentFlows};
 pub use service::{ServiceError, serve};
-pub use state::{AgentState, BadQuestion, ExplainQuery, FlowFilter, LearnedQuery, NotAwaited};
+pub use state::{
+    AgentState, BadQuestion, ExplainQuery, FlowFilter, LearnedQuery, NotAwaited, PodFilter,
+};
 pub use timestamp::Timestamp;

@@ -37,6 +37,9 @@ pub struct Status {
     pub lifeline: Vec<LifelineStatus>,
     /// Scopes, the node's own first.
     pub scopes: Vec<ScopeStatus>,
+    /// What is known of the cluster and of its pods here; none without `--kubernetes`.
+    #[serde(default)]
+    pub kubernetes: Option<KubernetesStatus>,
     /// Whether enforcing was confirmed; none when the agent was started without `--confirm`.
     #[serde(default)]
     pub confirmation: Option<ConfirmationStatus>,
@@ -47,6 +50,46 @@ pub struct Status {
     pub alarms: Vec<String>,
     /// What DNS itself can still carry out of the node.
     pub dns_tunnelling: String,
+}
+
+/// What is known of the cluster and of its pods here.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KubernetesStatus {
+    /// This node's name there.
+    pub node: String,
+    /// Whether the API server has told everything since the agent started.
+    pub is_synced: bool,
+    /// When what is known was last heard to be so; of what was kept on disk, when that was heard.
+    pub heard_at: Option<Timestamp>,
+    /// How long ago that was, seconds.
+    pub age_s: Option<u64>,
+    /// Whether nothing was heard since the agent took up what was kept on disk.
+    pub is_from_disk: bool,
+    /// Why the API server does not answer.
+    pub error: Option<String>,
+    /// Policies in the cluster.
+    pub policies: u64,
+    /// Pods whose cgroups are here.
+    pub pods: u64,
+    /// Those of them whose policies are not known yet.
+    pub pending: u64,
+    /// From the moment a pod's cgroup was seen to its policy, of the last pods.
+    pub delay: DelayStatus,
+    /// What is wrong, in sentences: policies that are refused, cgroups that cannot be watched.
+    pub alarms: Vec<String>,
+}
+
+/// How long something took.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DelayStatus {
+    /// How many times were measured, up to the last 1,024.
+    pub count: u64,
+    /// Half of them took at most this, microseconds.
+    pub p50_us: u64,
+    /// 99 of a hundred took at most this, microseconds.
+    pub p99_us: u64,
+    /// All of them took at most this, microseconds.
+    pub max_us: u64,
 }
 
 /// What the agent keeps of the flows that it saw.

@@ -43,7 +43,7 @@ impl RecentFlows {
 
     /// What the filter shows, oldest first.
     #[must_use]
-    pub fn recent(&self, filter: FlowFilter) -> Vec<FlowReport> {
+    pub fn recent(&self, filter: &FlowFilter) -> Vec<FlowReport> {
         let limit = filter.limit.unwrap_or(usize::MAX);
         let newest_first = self.flows.iter().rev();
         let mut shown: Vec<_> = newest_first
@@ -85,7 +85,7 @@ mod tests {
             ring.push(allowed_flow(port));
         }
         assert_eq!(ring.len(), 3);
-        assert_eq!(ports(&ring.recent(FlowFilter::default())), [3, 4, 5]);
+        assert_eq!(ports(&ring.recent(&FlowFilter::default())), [3, 4, 5]);
     }
 
     #[test]
@@ -98,8 +98,9 @@ mod tests {
         let filter = FlowFilter {
             denied: true,
             limit: Some(2),
+            ..FlowFilter::default()
         };
-        assert_eq!(ports(&ring.recent(filter)), [2, 3]);
+        assert_eq!(ports(&ring.recent(&filter)), [2, 3]);
     }
 
     #[test]

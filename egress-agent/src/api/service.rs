@@ -30,7 +30,7 @@ use super::{
         Observations, Status,
     },
     peer::Limits,
-    state::{BadQuestion, ExplainQuery, FlowFilter, LearnedQuery, NotAwaited},
+    state::{BadQuestion, ExplainQuery, FlowFilter, LearnedQuery, NotAwaited, PodFilter},
 };
 use crate::{metrics, policy::DestinationError, shutdown::Shutdown};
 
@@ -216,6 +216,8 @@ struct FlowParameters {
     #[serde(default)]
     denied: bool,
     limit: Option<usize>,
+    namespace: Option<String>,
+    pod: Option<String>,
 }
 
 impl From<FlowParameters> for FlowFilter {
@@ -223,6 +225,10 @@ impl From<FlowParameters> for FlowFilter {
         Self {
             denied: parameters.denied,
             limit: parameters.limit,
+            pods: PodFilter {
+                namespace: parameters.namespace,
+                pod: parameters.pod,
+            },
         }
     }
 }

@@ -87,20 +87,45 @@ pub struct ExplainQuery {
     pub from: Option<String>,
 }
 
+/// Whose things to show: those of all workloads, or of some pods.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodFilter {
+    /// Only of pods in this namespace.
+    pub namespace: Option<String>,
+    /// Only of pods of this name.
+    pub pod: Option<String>,
+}
+
+impl PodFilter {
+    /// Whether what a scope of this name did is shown.
+    #[must_use]
+    pub fn shows(&self, scope: &str) -> bool {
+        let is =
+            |wanted: &Option<String>, what: &str| wanted.as_deref().is_none_or(|it| it == what);
+        match scope.split_once('/') {
+            Some((namespace, pod)) => is(&self.namespace, namespace) && is(&self.pod, pod),
+            None => self.namespace.is_none() && self.pod.is_none(),
+        }
+    }
+}
+
 /// Which verdicts to show.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FlowFilter {
     /// Only denied ones, and those that audit mode let pass.
     pub denied: bool,
     /// At most this many, the newest.
     pub limit: Option<usize>,
+    /// Only of these senders.
+    pub pods: PodFilter,
 }
 
 impl FlowFilter {
     /// Whether a verdict is shown; `limit` is for the caller.
     #[must_use]
     pub fn shows(&self, flow: &FlowReport) -> bool {
-        !self.denied || flow.verdict != egress_common::verdict::Verdict::Allow.name()
+        let is_denied = flow.verdict != egress_common::verdict::Verdict::Allow.name();
+        (is_denied || !self.denied) && self.pods.shows(&flow.scope)
     }
 }
 
@@ -151,6 +176,31 @@ fn is_below(name: &str, parent: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pods_are_picked_by_namespace_and_name() {
+        let filter = |namespace: Option<&str>, pod: Option<&str>| PodFilter {
+            namespace: namespace.map(str::to_owned),
+            pod: pod.map(str::to_owned),
+        };
+        let scopes = ["node", "shop/a", "shop/b", "pay/a"];
+        for (filter, shown) in [
+            (
+                filter(None, None),
+                vec!["node", "shop/a", "shop/b", "pay/a"],
+            ),
+            (filter(Some("shop"), None), vec!["shop/a", "shop/b"]),
+            (filter(None, Some("a")), vec!["shop/a", "pay/a"]),
+            (filter(Some("pay"), Some("a")), vec!["pay/a"]),
+            (filter(Some("pay"), Some("b")), vec![]),
+        ] {
+            let found: Vec<_> = scopes
+                .into_iter()
+                .filter(|scope| filter.shows(scope))
+                .collect();
+            assert_eq!(found, shown, "{filter:?}");
+        }
+    }
 
     #[test]
     fn a_query_is_an_address_a_name_or_what_is_below_it() {

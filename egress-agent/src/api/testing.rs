@@ -143,6 +143,7 @@ pub(crate) fn status() -> Status {
             id: 1,
             cgroup: None,
         }],
+        kubernetes: None,
         confirmation: None,
         observed: ObservedStatus {
             observations: 12,
@@ -311,7 +312,7 @@ impl AgentState for FakeAgent {
 
     fn recent_flows(&self, filter: FlowFilter) -> anyhow::Result<Vec<FlowReport>> {
         let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(recent.recent(filter))
+        Ok(recent.recent(&filter))
     }
 
     fn explain(&self, query: &ExplainQuery) -> anyhow::Result<Explanation> {

@@ -157,11 +157,14 @@ async fn recent_flows_are_filtered_and_limited() {
     assert_eq!(ports(FlowFilter::default()).await, [1, 2, 3]);
     let mut filter = FlowFilter {
         denied: true,
-        limit: None,
+        ..FlowFilter::default()
     };
-    assert_eq!(ports(filter).await, [1, 3]);
+    assert_eq!(ports(filter.clone()).await, [1, 3]);
     filter.limit = Some(1);
-    assert_eq!(ports(filter).await, [3]);
+    assert_eq!(ports(filter.clone()).await, [3]);
+    // They are all of the node.
+    filter.pods.namespace = Some("a b".to_owned());
+    assert_eq!(ports(filter).await, [0; 0]);
 }
 
 #[tokio::test]
@@ -169,7 +172,7 @@ async fn a_follower_sees_verdicts_as_they_come_and_the_end() {
     let world = World::new();
     let filter = FlowFilter {
         denied: true,
-        limit: None,
+        ..FlowFilter::default()
     };
     let mut following = world.client.follow(filter).await.expect("follows");
     for port in 1..=3 {

@@ -5,15 +5,16 @@ use clap::{Args, ValueEnum};
 use super::{
     exit::ExitCode,
     output::Screen,
-    remote::{RemoteArgs, wait_for},
+    remote::{PodArgs, RemoteArgs, wait_for},
     table::{Cell, Paint, Table, number},
 };
-use crate::api::model::CountersReport;
+use crate::api::model::{CountersReport, WorkloadCount};
 
 const EXAMPLES: &str = "\
 Examples:
   egress-agent counters
   egress-agent counters --by rule
+  egress-agent counters --namespace shop          the pods there
   egress-agent counters -o json | jq .denied
 
 allowed, denied and would_deny count packets and refused connects; by rule,
@@ -27,6 +28,9 @@ pub struct Counters {
     /// How the table splits them [default: reason, and DNS below it]; JSON always has every split
     #[arg(long, value_name = "WHAT")]
     pub by: Option<By>,
+    /// Whose: by workload, and of these alone.
+    #[command(flatten)]
+    pub pods: PodArgs,
     /// Where to ask and what to print.
     #[command(flatten)]
     pub remote: RemoteArgs,
@@ -55,8 +59,15 @@ impl Counters {
     /// No agent answers.
     pub fn execute(self) -> anyhow::Result<ExitCode> {
         let client = self.remote.client();
-        let counters = wait_for(client.counters())?;
+        let mut counters = wait_for(client.counters())?;
         let output = self.remote.output;
+        if self.pods.is_given() {
+            let pods = self.pods.filter();
+            counters.by_workload.retain(|one| pods.shows(&one.workload));
+            let counters = &counters.by_workload;
+            output.print(counters, |screen| by_workload(counters).render(screen))?;
+            return Ok(ExitCode::Ok);
+        }
         output.print(&counters, |screen| render(&counters, self.by, screen))?;
         Ok(ExitCode::Ok)
     }
@@ -74,7 +85,7 @@ pub(super) fn render(counters: &CountersReport, by: Option<By>, screen: Screen) 
         Some(By::Reason) => parts.push(by_reason(counters)),
         Some(By::Rule) => parts.push(by_rule(counters)),
         Some(By::Policy) => parts.push(by_policy(counters)),
-        Some(By::Workload) => parts.push(by_workload(counters)),
+        Some(By::Workload) => parts.push(by_workload(&counters.by_workload)),
         Some(By::Hook) => parts.push(by_hook(counters)),
     }
     parts.retain(|table| !table.is_empty());
@@ -154,13 +165,13 @@ fn by_policy(counters: &CountersReport) -> Table {
     table
 }
 
-fn by_workload(counters: &CountersReport) -> Table {
+fn by_workload(counters: &[WorkloadCount]) -> Table {
     let mut table = Table::new()
         .text("WORKLOAD")
         .number("ALLOWED")
         .number("DENIED")
         .number("WOULD_DENY");
-    for workload in &counters.by_workload {
+    for workload in counters {
         table.row([
             workload.workload.as_str().into(),
             number(workload.allowed),

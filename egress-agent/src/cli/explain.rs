@@ -30,6 +30,7 @@ Examples:
       the same for what the scope `web` sends
   egress-agent explain '[2001:db8::1]:8443' --from 4711
       for the scope that the process 4711 belongs to
+  egress-agent explain api.example.com --namespace shop --pod payments-7d9c
   egress-agent explain api.example.com:icmp -o json
   egress-agent explain api.example.com:8443 --policy /etc/egress/
       without an agent: what the policies say, once the name is resolved;
@@ -48,6 +49,12 @@ pub struct Explain {
     /// Who sends: a scope, a process id, or the path of a cgroup [default: the node's own processes]
     #[arg(long, value_name = "SCOPE|PID|CGROUP", conflicts_with = "policy")]
     pub from: Option<String>,
+    /// The pod that sends
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["from", "policy"])]
+    pub pod: Option<String>,
+    /// The namespace of that pod
+    #[arg(long, value_name = "NAME", default_value = "default", requires = "pod")]
+    pub namespace: String,
     /// Ask these policy files or folders instead of the agent; may be repeated
     #[arg(long, num_args = 1.., value_name = "PATH")]
     pub policy: Vec<PathBuf>,
@@ -82,7 +89,10 @@ impl Explain {
     }
 
     fn ask(&self) -> anyhow::Result<Explanation> {
-        let from = self.from.as_deref().map(sender).transpose()?;
+        let from = match &self.pod {
+            Some(pod) => Some(format!("{}/{pod}", self.namespace)),
+            None => self.from.as_deref().map(sender).transpose()?,
+        };
         let to = format!("{:#}", self.destination);
         wait_for(self.remote.client().explain(&to, from.as_deref()))
     }

@@ -9,7 +9,7 @@ use super::{
     counters::verdict,
     exit::ExitCode,
     output::{self, Format, Screen, note, say},
-    remote::{RemoteArgs, wait_for},
+    remote::{PodArgs, RemoteArgs, wait_for},
     table::Table,
 };
 use crate::{
@@ -24,6 +24,7 @@ const EXAMPLES: &str = "\
 Examples:
   egress-agent flows --denied
   egress-agent flows --follow --denied
+  egress-agent flows --denied --namespace shop --pod payments-7d9c
   egress-agent flows -o json | jq 'group_by(.destination) | map(length)'
 
 With --follow, JSON is one object a line; {\"lost\": N} stands for verdicts that
@@ -42,6 +43,9 @@ pub struct Flows {
     /// At most this many, the newest
     #[arg(short = 'n', long, value_name = "N", conflicts_with = "follow")]
     pub limit: Option<usize>,
+    /// Whose.
+    #[command(flatten)]
+    pub pods: PodArgs,
     /// Where to ask and what to print.
     #[command(flatten)]
     pub remote: RemoteArgs,
@@ -57,6 +61,7 @@ impl Flows {
         let filter = FlowFilter {
             denied: self.denied,
             limit: self.limit,
+            pods: self.pods.filter(),
         };
         if self.follow {
             return wait_for(self.follow(filter));
@@ -145,6 +150,10 @@ pub(super) fn render(flows: &[FlowReport], screen: Screen) -> String {
         .text("SCOPE")
         .text("DESTINATION");
     let mut meanings: BTreeMap<&str, &str> = BTreeMap::new();
+    let denied = FlowFilter {
+        denied: true,
+        ..FlowFilter::default()
+    };
     for flow in flows {
         table.row([
             flow.at.time_of_day().into(),
@@ -153,12 +162,7 @@ pub(super) fn render(flows: &[FlowReport], screen: Screen) -> String {
             flow.scope.as_str().into(),
             destination(flow).into(),
         ]);
-        if (FlowFilter {
-            denied: true,
-            limit: None,
-        })
-        .shows(flow)
-        {
+        if denied.shows(flow) {
             meanings.insert(&flow.reason, &flow.words);
         }
     }

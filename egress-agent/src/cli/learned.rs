@@ -5,7 +5,7 @@ use clap::Args;
 use super::{
     exit::ExitCode,
     output::{Format, Screen, note},
-    remote::{RemoteArgs, wait_for},
+    remote::{PodArgs, RemoteArgs, wait_for},
     status::duration,
     table::{Cell, Table},
 };
@@ -16,7 +16,8 @@ Examples:
   egress-agent learned
   egress-agent learned api.example.com
   egress-agent learned '*.cdn.example.net'
-  egress-agent learned 192.0.2.7 -o json";
+  egress-agent learned 192.0.2.7 -o json
+  egress-agent learned --namespace shop --pod payments-7d9c";
 
 /// Options of `learned`.
 #[derive(Clone, Debug, Args)]
@@ -25,6 +26,9 @@ pub struct Learned {
     /// Only what this name taught (`*.` and a name: the names below it), or only this address
     #[arg(value_name = "NAME|ADDRESS")]
     pub query: Option<String>,
+    /// Whose.
+    #[command(flatten)]
+    pub pods: PodArgs,
     /// Where to ask and what to print.
     #[command(flatten)]
     pub remote: RemoteArgs,
@@ -38,13 +42,15 @@ impl Learned {
     /// No agent answers.
     pub fn execute(self) -> anyhow::Result<ExitCode> {
         let client = self.remote.client();
-        let learned = wait_for(client.learned(self.query.as_deref()))?;
+        let mut learned = wait_for(client.learned(self.query.as_deref()))?;
+        let pods = self.pods.filter();
+        learned.retain(|one| pods.shows(&one.scope));
         let output = self.remote.output;
         output.print(&learned, |screen| render(&learned, screen))?;
         if learned.is_empty() && output.output == Format::Table {
             note(match self.query {
-                None => "nothing is learned yet, or all of it has expired",
-                Some(_) => "nothing like that is learned, or it has expired",
+                None if !self.pods.is_given() => "nothing is learned yet, or all of it has expired",
+                _ => "nothing like that is learned, or it has expired",
             });
         }
         Ok(ExitCode::Ok)

@@ -6,7 +6,7 @@ use anyhow::Context;
 use clap::Args;
 
 use super::output::OutputArgs;
-use crate::api::Client;
+use crate::api::{Client, PodFilter};
 
 /// Where the agent listens by default.
 pub const DEFAULT_SOCKET: &str = "/run/egress/agent.sock";
@@ -23,6 +23,34 @@ pub struct SocketArgs {
     /// Socket of the agent
     #[arg(long, env = "EGRESS_SOCKET", default_value = DEFAULT_SOCKET, value_name = "PATH")]
     pub socket: PathBuf,
+}
+
+/// Whose things to show.
+#[derive(Clone, Debug, Args)]
+pub struct PodArgs {
+    /// Only of pods in this namespace
+    #[arg(long, value_name = "NAME")]
+    pub namespace: Option<String>,
+    /// Only of pods of this name
+    #[arg(long, value_name = "NAME")]
+    pub pod: Option<String>,
+}
+
+impl PodArgs {
+    /// As a filter.
+    #[must_use]
+    pub fn filter(&self) -> PodFilter {
+        PodFilter {
+            namespace: self.namespace.clone(),
+            pod: self.pod.clone(),
+        }
+    }
+
+    /// Whether any was given.
+    #[must_use]
+    pub const fn is_given(&self) -> bool {
+        self.namespace.is_some() || self.pod.is_some()
+    }
 }
 
 /// Options of subcommands that ask the agent.

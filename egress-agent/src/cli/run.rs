@@ -32,6 +32,8 @@ Examples:
   egress-agent run --policy node.yaml --resolver 10.96.0.10 \\
       --api-server 10.0.0.4:6443 --lifeline-cidr 10.244.0.0/16
       a Kubernetes node: cluster DNS, API server and pods stay reachable
+  egress-agent run --kubernetes --node-name $(hostname)
+      in a cluster: EgressPolicies for pods, ClusterEgressPolicies for nodes too
   egress-agent run --policy node.yaml --service-tags service-tags.json
       rules may say serviceTags: [Storage.westeurope]; a new file is taken up";
 
@@ -40,8 +42,16 @@ Examples:
 #[command(after_help = EXAMPLES)]
 pub struct Run {
     /// Policy files or folders; may be repeated
-    #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
+    #[arg(
+        long,
+        required_unless_present = "kubernetes",
+        num_args = 1..,
+        value_name = "PATH"
+    )]
     pub policy: Vec<PathBuf>,
+    /// Policies of a cluster, for its pods on this node and for the node itself.
+    #[command(flatten)]
+    pub kubernetes: KubernetesArgs,
     /// What rules may refer to.
     #[command(flatten)]
     pub catalog: CatalogArgs,
@@ -107,6 +117,46 @@ pub struct Run {
     /// Debug messages of the kernel programs
     #[arg(long, value_enum, default_value_t, value_name = "LEVEL")]
     pub ebpf_log: LogLevel,
+}
+
+/// What `run` takes from a Kubernetes cluster.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Kubernetes")]
+pub struct KubernetesArgs {
+    /// Judge each pod of this node by the cluster's EgressPolicies and ClusterEgressPolicies
+    ///
+    /// A pod that none of them selects is not restricted. Without the API server the last known policies go on, also
+    /// after a restart of the agent or of the node.
+    #[arg(long, requires = "node_name")]
+    pub kubernetes: bool,
+    /// This node's name in the cluster
+    #[arg(long, env = "NODE_NAME", requires = "kubernetes", value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// How to reach the API server [default: as a pod does, with its service account]
+    #[arg(long, requires = "kubernetes", value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// What a new pod may reach until its policies are known
+    #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
+    pub pending_pods: PendingPods,
+}
+
+/// What a new pod may reach until its policies are known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum PendingPods {
+    /// The lifeline: resolvers, API server, the ranges of the cluster
+    #[default]
+    Lifeline,
+    /// Everything
+    Open,
+}
+
+/// A cluster, and what this node is called there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KubernetesOptions {
+    /// This node's name.
+    pub node_name: String,
+    /// How to reach the API server; none: as a pod does.
+    pub kubeconfig: Option<PathBuf>,
 }
 
 /// Reads the time to confirm in.
@@ -226,8 +276,12 @@ impl FromStr for ScopeOption {
 /// What the daemon is told to do: options with their defaults found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunOptions {
-    /// Policy files and folders; at least one.
+    /// Policy files and folders; at least one, or a cluster.
     pub policies: Vec<PathBuf>,
+    /// The cluster whose policies apply as well.
+    pub kubernetes: Option<KubernetesOptions>,
+    /// What a new pod may reach until its policies are known.
+    pub pending_pods: PendingPods,
     /// What rules may refer to.
     pub catalog: CatalogSources,
     /// Cgroup whose processes are judged.
@@ -309,6 +363,15 @@ impl Run {
         };
         Ok(RunOptions {
             policies: self.policy,
+            kubernetes: self
+                .kubernetes
+                .node_name
+                .filter(|_| self.kubernetes.kubernetes)
+                .map(|node_name| KubernetesOptions {
+                    node_name,
+                    kubeconfig: self.kubernetes.kubeconfig,
+                }),
+            pending_pods: self.kubernetes.pending_pods,
             catalog: self.catalog.sources()?,
             cgroup,
             interfaces: self.interface,

@@ -70,6 +70,7 @@ fn facts(status: &model::Status) -> Table {
     facts.row(["agent".into(), agent.into()]);
     let (word, paint) = match (status.enforcing, status.mode.as_str()) {
         (true, "enforce") => ("yes", Paint::Good),
+        (true, "open") => ("no policy restricts anything here", Paint::Doubtful),
         (true, "audit") => ("audit only: nothing is dropped", Paint::Doubtful),
         (true, _) => ("yes, some policies audit only", Paint::Doubtful),
         (false, _) => ("NO: not all that it should", Paint::Bad),
@@ -102,6 +103,10 @@ fn facts(status: &model::Status) -> Table {
         for line in text.lines() {
             facts.row(["reload".into(), Cell::painted(line, Paint::Bad)]);
         }
+    }
+    if let Some(kubernetes) = &status.kubernetes {
+        facts.row(["cluster".into(), cluster(kubernetes)]);
+        facts.row(["pods".into(), pods(kubernetes).into()]);
     }
     let resolvers: Vec<_> = status.resolvers.iter().map(ToString::to_string).collect();
     facts.row(["resolvers".into(), resolvers.join(", ").into()]);
@@ -154,6 +159,46 @@ fn service_tags(tags: &model::ServiceTagsStatus) -> Cell {
         Paint::Plain
     };
     Cell::painted(text, paint)
+}
+
+/// How sure the agent is of what the cluster says, in a sentence.
+fn cluster(status: &model::KubernetesStatus) -> Cell {
+    let age = match (status.age_s, status.heard_at) {
+        (Some(age_s), _) => format!("{} old", duration(age_s)),
+        (None, Some(at)) => format!("of {at}"),
+        (None, None) => "never heard".to_owned(),
+    };
+    let from = if status.is_from_disk {
+        ", as it was kept on disk"
+    } else {
+        ""
+    };
+    let node = &status.node;
+    let text = format!("node {node}, {} policies, {age}{from}", status.policies);
+    match &status.error {
+        Some(error) => {
+            let text = format!("{text}; the API server does not answer: {error}");
+            Cell::painted(text, Paint::Doubtful)
+        }
+        None if status.is_synced => Cell::from(text),
+        None => Cell::painted(format!("{text}; not all is heard yet"), Paint::Doubtful),
+    }
+}
+
+/// The pods of the node, in a sentence.
+fn pods(status: &model::KubernetesStatus) -> String {
+    let delay = &status.delay;
+    let mut text = format!("{}, {} pending", status.pods, status.pending);
+    if delay.count > 0 {
+        let ms = |us: u64| us.div_ceil(1_000);
+        text = format!(
+            "{text}; policy after {} ms (p99 {} ms, at most {} ms)",
+            ms(delay.p50_us),
+            ms(delay.p99_us),
+            ms(delay.max_us)
+        );
+    }
+    text
 }
 
 /// Whether enforcing was confirmed, in a sentence.

@@ -21,9 +21,9 @@ use crate::{
     api::{
         AgentState, ExplainQuery, FlowFilter, LearnedQuery, NotAwaited, Timestamp,
         model::{
-            ConfirmationStatus, CountersReport, Explanation, FlowReport, HookStatus, LearnedReport,
-            LifelineStatus, MapStatus, Observations, PolicyFacts, PolicyStatus, ScopeStatus,
-            ServiceTagsStatus, Status,
+            ConfirmationStatus, CountersReport, Explanation, FlowReport, HookStatus,
+            KubernetesStatus, LearnedReport, LifelineStatus, MapStatus, Observations, PolicyFacts,
+            PolicyStatus, ScopeStatus, ServiceTagsStatus, Status,
         },
         report::{LearnedContext, counters_report, learned_report, lost},
     },
@@ -103,12 +103,16 @@ impl AgentState for Shared {
         if fell_back {
             alarms.push(fall_back_words(self.mode(), confirmation.as_ref()));
         }
+        let kubernetes = self.kubernetes_status();
+        let of_cluster = kubernetes.iter().flat_map(|cluster| &cluster.alarms);
+        let is_pod_missed = of_cluster.clone().next().is_some();
+        alarms.extend(of_cluster.cloned());
         let is_attached = hooks.iter().all(|hook| hook.is_attached);
         Ok(Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_s: self.started.elapsed().as_secs(),
             pid: std::process::id(),
-            enforcing: is_attached && refused.is_none() && !fell_back,
+            enforcing: is_attached && refused.is_none() && !fell_back && !is_pod_missed,
             mode: in_force
                 .as_ref()
                 .map_or("open", |in_force| in_force.mode_text())
@@ -136,6 +140,7 @@ impl AgentState for Shared {
                 .map(|in_force| lifeline_status(&in_force.facts.lifeline))
                 .unwrap_or_default(),
             scopes: self.scope_status(),
+            kubernetes,
             confirmation,
             observed,
             alarms,
@@ -179,7 +184,7 @@ impl AgentState for Shared {
     }
 
     fn recent_flows(&self, filter: FlowFilter) -> anyhow::Result<Vec<FlowReport>> {
-        Ok(lock(&self.recent).recent(filter))
+        Ok(lock(&self.recent).recent(&filter))
     }
 
     fn explain(&self, query: &ExplainQuery) -> anyhow::Result<Explanation> {
@@ -228,6 +233,22 @@ impl Shared {
                 search.join(", ")
             )
         }
+    }
+
+    /// What is known of the cluster, and how sure that is now.
+    fn kubernetes_status(&self) -> Option<KubernetesStatus> {
+        let status = lock(&self.kubernetes).clone()?;
+        let freshness = self.feed.get()?.borrow().freshness.clone();
+        let now = Timestamp::from(SystemTime::now());
+        let age = freshness.heard_at.map(|heard| now.since(heard));
+        Some(KubernetesStatus {
+            is_synced: freshness.is_synced,
+            heard_at: freshness.heard_at,
+            age_s: age.map(|age| age.as_secs()),
+            is_from_disk: freshness.is_from_disk,
+            error: freshness.error,
+            ..status
+        })
     }
 
     fn scope_status(&self) -> Vec<ScopeStatus> {

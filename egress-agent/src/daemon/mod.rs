@@ -6,12 +6,15 @@
 
 mod api;
 mod carry;
+mod cluster;
 mod confirm;
 mod dns;
 mod events;
 mod explain;
 mod observe;
 mod plan;
+mod pods;
+mod rulesets;
 mod shared;
 mod switch;
 mod takeover;
@@ -27,8 +30,9 @@ use crate::{
     api::{AgentState, ApiListener, serve},
     cli::{ExitCode, RunOptions, UsageError},
     datapath::{self, Datapath, DatapathError},
-    shutdown,
+    kube, shutdown,
 };
+use cluster::Cluster;
 use confirm::Moment;
 use plan::Base;
 use shared::Shared;
@@ -43,13 +47,12 @@ pub fn run(options: RunOptions) -> anyhow::Result<ExitCode> {
     check_environment(&options)?;
     // Before they are read: what changes meanwhile is a change.
     let files = upkeep::files_of(&options);
-    let base = Base::load(&options, &options.resolvers).map_err(UsageError::new)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(start(options, base, files))
+    runtime.block_on(start(options, files))
 }
 
 /// Says exactly what is missing.
@@ -74,10 +77,35 @@ fn check_environment(options: &RunOptions) -> anyhow::Result<()> {
     .into())
 }
 
-async fn start(options: RunOptions, base: Base, files: upkeep::Files) -> anyhow::Result<ExitCode> {
-    let listener = ApiListener::bind(&options.socket).map_err(anyhow::Error::new)?;
+async fn start(options: RunOptions, files: upkeep::Files) -> anyhow::Result<ExitCode> {
     let (trigger, stop) = shutdown::channel();
     trigger.on_signals().context("cannot wait for signals")?;
+    let mut tasks = tokio::task::JoinSet::new();
+    let feed = match &options.kubernetes {
+        None => None,
+        Some(kubernetes) => {
+            let settings = kube::Settings {
+                node_name: kubernetes.node_name.clone(),
+                kubeconfig: kubernetes.kubeconfig.clone(),
+                state_dir: options.state_dir.clone(),
+            };
+            let started = kube::start(settings, stop.clone()).await;
+            let (_client, feed, task) = started.map_err(UsageError::new)?;
+            tasks.spawn(async { task.await.context("the watches panicked")? });
+            Some(feed)
+        }
+    };
+    let mut cluster = match &feed {
+        None => None,
+        Some(feed) => Some(Cluster::new(feed.borrow().clone(), &options)?),
+    };
+    // What is wrong is told before anything is changed.
+    let base = Base::load(&options, &options.resolvers, |catalog| {
+        let cluster = cluster.as_mut();
+        cluster.map_or_else(Vec::new, |cluster| cluster.node_policies(catalog))
+    })
+    .map_err(UsageError::new)?;
+    let listener = ApiListener::bind(&options.socket).map_err(anyhow::Error::new)?;
     let mut datapath = Datapath::open(datapath::Options {
         pin_dir: options.pin_dir.clone(),
         cgroup: options.cgroup.clone(),
@@ -94,6 +122,7 @@ async fn start(options: RunOptions, base: Base, files: upkeep::Files) -> anyhow:
     let is_adopted = datapath.is_adopted();
 
     let shared = Arc::new(Shared::new(options, datapath)?);
+    let pod_tree = shared.join(cluster)?;
     if let Err(error) = begin(&shared, base) {
         end_unconfirmed(&shared);
         return Err(error);
@@ -105,7 +134,11 @@ async fn start(options: RunOptions, base: Base, files: upkeep::Files) -> anyhow:
         "data plane attached"
     );
 
-    let mut tasks = tokio::task::JoinSet::new();
+    if let (Some(feed), Some(tree)) = (feed, pod_tree) {
+        // Only here is it set.
+        let _ = shared.feed.set(feed.clone());
+        tasks.spawn(cluster::run(Arc::clone(&shared), tree, feed, stop.clone()));
+    }
     tasks.spawn(events::run(Arc::clone(&shared), events, stop.clone()));
     tasks.spawn(dns::run(Arc::clone(&shared), copies, stop.clone()));
     tasks.spawn(upkeep::run(Arc::clone(&shared), files, stop.clone()));

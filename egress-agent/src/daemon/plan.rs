@@ -7,12 +7,13 @@ use egress_common::verdict::Mode;
 use tracing::warn;
 
 use super::{
+    cluster::Cluster,
     confirm::Moment,
     shared::{NodeFacts, PolicyInForce, Rules, Ruleset, Scope, Shared, lock},
 };
 use crate::{
     cli::{RunOptions, run::LifelinePart},
-    policy::{Compiled, Lifeline, PolicyErrors, address_from},
+    policy::{Catalog, Compiled, Lifeline, Policy, PolicyErrors, PolicySet, address_from},
     workload::own_addresses,
 };
 
@@ -21,6 +22,8 @@ use crate::{
 pub(super) struct Wanted {
     /// None before the files were first switched to.
     pub(super) base: Option<Base>,
+    /// None without `--kubernetes`.
+    pub(super) cluster: Option<Cluster>,
 }
 
 /// What is for the node, and for the cgroups given with `--scope`.
@@ -28,6 +31,8 @@ pub(super) struct Wanted {
 pub(super) struct Base {
     pub(super) rules: Rules,
     pub(super) facts: Arc<NodeFacts>,
+    /// What rules may refer to.
+    pub(super) catalog: Arc<Catalog>,
 }
 
 /// A scope with what it is to be judged by.
@@ -58,31 +63,46 @@ fn lifeline(options: &RunOptions, resolvers: &[IpAddr]) -> Lifeline {
 }
 
 impl Base {
-    /// Reads and compiles the policy files.
+    /// Reads the policy files, and compiles them with those of the cluster that are for the node.
     ///
     /// # Errors
     ///
     /// What is wrong with them.
-    pub(super) fn load(options: &RunOptions, resolvers: &[IpAddr]) -> Result<Self, PolicyErrors> {
+    pub(super) fn load(
+        options: &RunOptions,
+        resolvers: &[IpAddr],
+        of_cluster: impl FnOnce(&Catalog) -> Vec<Policy>,
+    ) -> Result<Self, PolicyErrors> {
         let catalog = options.catalog.load()?;
         let notes = catalog.service_tags().map(|tags| &tags.facts().notes);
         for note in notes.into_iter().flatten() {
             warn!(note, "the file of service tags is not quite right");
         }
-        let set = crate::policy::load(&options.policies, &catalog)?;
+        let mut policies = of_cluster(&catalog);
+        if !options.policies.is_empty() {
+            let files = crate::policy::load(&options.policies, &catalog)?;
+            policies.extend(files.policies().iter().cloned());
+        }
+        let set: PolicySet = policies.into_iter().collect();
         let lifeline = lifeline(options, resolvers);
-        let compiled = crate::policy::compile(&set, &lifeline, options.mode)?;
-        Ok(Self {
-            rules: Rules::Of(Arc::new(Ruleset {
+        let rules = if set.policies().is_empty() {
+            Rules::Open
+        } else {
+            let compiled = crate::policy::compile(&set, &lifeline, options.mode)?;
+            Rules::Of(Arc::new(Ruleset {
                 compiled: Arc::new(compiled),
                 policies: set.policies().iter().map(PolicyInForce::of).collect(),
-            })),
+            }))
+        };
+        Ok(Self {
+            rules,
             facts: Arc::new(NodeFacts {
                 lifeline,
                 service_tags: catalog.service_tags().map(|tags| tags.facts().clone()),
                 resolvers: resolvers.to_vec(),
                 local: own_addresses().into_iter().map(address_from).collect(),
             }),
+            catalog: Arc::new(catalog),
         })
     }
 
@@ -101,6 +121,7 @@ impl Base {
         Self {
             rules,
             facts: Arc::clone(&self.facts),
+            catalog: Arc::clone(&self.catalog),
         }
     }
 }
@@ -121,17 +142,25 @@ impl Shared {
     ///
     /// The files are wrong, or the kernel refuses; the old policy is then still in force.
     pub(super) fn reload(&self) -> anyhow::Result<()> {
-        let mut wanted = lock(&self.wanted);
-        let mut base = self.load()?;
+        self.reload_with(&mut lock(&self.wanted))
+    }
+
+    /// [`Self::reload`], where what is wanted is held already.
+    pub(super) fn reload_with(&self, wanted: &mut Wanted) -> anyhow::Result<()> {
+        let mut base = self.load(wanted)?;
         if self.confirmation.is_fallen_back() {
             base = base.audited();
         }
-        self.apply(&mut wanted, base)
+        self.apply(wanted, base)
     }
 
-    /// What the files say now.
-    fn load(&self) -> anyhow::Result<Base> {
-        Base::load(&self.options, &self.resolvers()).map_err(anyhow::Error::new)
+    /// What the files, and the cluster for the node, say now.
+    fn load(&self, wanted: &mut Wanted) -> anyhow::Result<Base> {
+        let of_cluster = |catalog: &Catalog| {
+            let cluster = wanted.cluster.as_mut();
+            cluster.map_or_else(Vec::new, |cluster| cluster.node_policies(catalog))
+        };
+        Base::load(&self.options, &self.resolvers(), of_cluster).map_err(anyhow::Error::new)
     }
 
     /// Switches the policy that is in force to audit, if the agent is to; the files are not looked at, which may be wrong by now.
@@ -159,19 +188,31 @@ impl Shared {
     /// The files are wrong, or the kernel refuses; the agent goes on auditing.
     pub(super) fn enforce_again(&self) -> anyhow::Result<()> {
         let mut wanted = lock(&self.wanted);
-        let base = self.load()?;
+        let base = self.load(&mut wanted)?;
         self.apply(&mut wanted, base)?;
         self.confirmation.enforced_again(self.mode(), Moment::now());
         Ok(())
     }
 
     /// Switches to what is wanted with this base, which is what is wanted from then on.
-    fn apply(&self, wanted: &mut Wanted, base: Base) -> anyhow::Result<()> {
-        let plan: Vec<Assignment> = self
-            .scopes
-            .iter()
+    pub(super) fn apply(&self, wanted: &mut Wanted, base: Base) -> anyhow::Result<()> {
+        let own = self.scopes.iter();
+        let mut plan: Vec<Assignment> = own
             .map(|scope| (Arc::clone(scope), base.rules.clone()))
             .collect();
+        if let Some(cluster) = &mut wanted.cluster {
+            let is_fallen_back = self.confirmation.is_fallen_back();
+            let mode = is_fallen_back.then_some(Mode::Audit);
+            let mode = mode.or(self.options.mode);
+            let in_force = self.in_force();
+            let bound = in_force.iter().flat_map(|in_force| &in_force.bound);
+            let bound = bound.map(|bound| (bound.scope.cgroup_id, Arc::clone(bound)));
+            let bound = bound.collect();
+            let datapath = self.datapath();
+            let is_in_kernel = |id| datapath.bound(id).is_some();
+            let pending = self.options.pending_pods;
+            plan.extend(cluster.assignments(&base, mode, pending, &bound, is_in_kernel));
+        }
         self.switch(&plan, &base.facts)
             .context("cannot write the policy into the kernel")?;
         wanted.base = Some(base);
@@ -179,13 +220,18 @@ impl Shared {
         Ok(())
     }
 
-    /// The trusted resolvers: those that were given, or those that the node has now.
+    /// The trusted resolvers: those that were given, or those that the node has now and the cluster's DNS service.
     pub(super) fn resolvers(&self) -> Vec<IpAddr> {
         if self.options.are_resolvers_given {
-            self.options.resolvers.clone()
-        } else {
-            crate::workload::system_resolvers()
+            return self.options.resolvers.clone();
         }
+        let mut resolvers = crate::workload::system_resolvers();
+        for address in lock(&self.dns_service).iter() {
+            if !resolvers.contains(address) {
+                resolvers.push(*address);
+            }
+        }
+        resolvers
     }
 
     /// The mode of the node, and that of any scope that enforces.

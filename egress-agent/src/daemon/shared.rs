@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
     path::PathBuf,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
         atomic::{AtomicU32, AtomicU64},
     },
     time::{Duration, Instant, SystemTime},
@@ -18,14 +18,18 @@ use egress_common::{
     policy::{Binding, NameRules},
     verdict::Mode,
 };
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 
 use super::{confirm::Confirmation, observe::Observer, plan::Wanted};
 use crate::{
-    api::{RECENT_FLOWS, RecentFlows, Timestamp, model::FlowReport},
+    api::{
+        RECENT_FLOWS, RecentFlows, Timestamp,
+        model::{FlowReport, KubernetesStatus},
+    },
     cli::{RunOptions, UsageError, run::NODE_SCOPE},
     datapath::{Datapath, cgroup_facts},
     dns::{Memory, MemoryLimits, Refusals, ScopeNumber},
+    kube::Feed,
     policy::{Compiled, Lifeline, Policy, ServiceTagsFacts},
     workload::CgroupPaths,
 };
@@ -68,7 +72,6 @@ impl Ruleset {
 
 /// What a scope is judged by.
 #[derive(Clone, Debug)]
-#[expect(dead_code, reason = "for pods")]
 pub(super) enum Rules {
     /// No policy is for it: nothing is restricted.
     Open,
@@ -304,6 +307,12 @@ pub(super) struct Shared {
     pub(super) confirmation: Confirmation,
     /// What is to be in force. Held while that changes and is switched to: one at a time.
     pub(super) wanted: Mutex<Wanted>,
+    /// What the API server says, and how sure that is; none without `--kubernetes`.
+    pub(super) feed: OnceLock<watch::Receiver<Feed>>,
+    /// What is known of the cluster, as it was last switched to.
+    pub(super) kubernetes: Mutex<Option<KubernetesStatus>>,
+    /// Addresses of the cluster's DNS service.
+    pub(super) dns_service: Mutex<Vec<IpAddr>>,
     /// The last id that a scope was given; 0 while the kernel was not asked.
     pub(super) last_scope_id: AtomicU32,
     /// Why the last change of a policy was not taken.
@@ -370,6 +379,9 @@ impl Shared {
             in_force: RwLock::new(None),
             confirmation,
             wanted: Mutex::default(),
+            feed: OnceLock::new(),
+            kubernetes: Mutex::default(),
+            dns_service: Mutex::default(),
             last_scope_id: AtomicU32::new(0),
             refused: Mutex::new(None),
             recent: Mutex::new(RecentFlows::new(RECENT_FLOWS)),

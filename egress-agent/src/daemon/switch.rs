@@ -122,7 +122,15 @@ impl Shared {
         datapath.unbind(gone)?;
         let bound = steps.bound.clone();
         let in_force = InForce::after(before.as_deref(), bound, Arc::clone(facts), generation);
-        tell(&steps, &in_force, generation, began);
+        if before.is_none() || !steps.moved.is_empty() {
+            tell(&in_force, generation, began);
+        } else {
+            debug!(
+                fresh = steps.fresh.len(),
+                scopes = steps.bound.len(),
+                "scopes changed"
+            );
+        }
         self.set_in_force(in_force);
 
         let is_beginning = before.is_none();
@@ -308,18 +316,9 @@ impl Shared {
     }
 }
 
-/// Logs what was done: a switch of rules, or pods that came and went.
-fn tell(steps: &Steps, in_force: &InForce, generation: u32, began: Instant) {
+/// Logs a switch of rules.
+fn tell(in_force: &InForce, generation: u32, began: Instant) {
     let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-    if steps.moved.is_empty() && generation > 2 {
-        debug!(
-            fresh = steps.fresh.len(),
-            scopes = steps.bound.len(),
-            ms,
-            "scopes changed"
-        );
-        return;
-    }
     let rulesets = in_force.rulesets();
     let sum = |count: fn(&Ruleset) -> usize| {
         let counts = rulesets.iter().map(|ruleset| count(ruleset));
@@ -328,7 +327,7 @@ fn tell(steps: &Steps, in_force: &InForce, generation: u32, began: Instant) {
     info!(
         generation,
         policies = in_force.policies().len(),
-        scopes = steps.bound.len(),
+        scopes = in_force.bound.len(),
         names = sum(|ruleset| ruleset.compiled.names.len()),
         cidrs = sum(|ruleset| ruleset.compiled.cidrs.len()),
         mode = in_force.mode_text(),

@@ -1,0 +1,357 @@
+//! Policies of a cluster, for the pods of this node and for the node itself.
+//!
+//! Two sources tell what is to be: cgroups that come and go, and what the API server says of pods, namespaces and
+//! policies. Whatever comes, the whole plan is made anew and switched to; the switch does only what differs.
+//!
+//! What is not known opens and closes nothing: a pod that the kernel already judges stays as it is, also when it is gone
+//! from the API server and its processes are still there. A pod that is new is held in the cgroup above all pods, whose
+//! rules are the lifeline (or none, `--pending-pods open`), until its policies are known.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use egress_common::verdict::Mode;
+use tokio::sync::watch;
+use tracing::{debug, error, warn};
+
+use super::{
+    plan::{Assignment, Base},
+    pods::Pods,
+    rulesets::{Rulesets, versions_of},
+    shared::{Bound, Rules, Shared, lock},
+};
+use crate::{
+    api::model::{DelayStatus, KubernetesStatus},
+    cli::{RunOptions, run::PendingPods},
+    datapath::readable,
+    kube::{ClusterView, Feed, PolicyKey},
+    policy::{Catalog, Policy},
+    shutdown::Shutdown,
+    workload::{PodEvent, PodTree},
+};
+
+/// How soon what failed is tried again.
+const RETRY: Duration = Duration::from_secs(5);
+/// How many of the last delays are kept.
+const DELAYS: usize = 1_024;
+
+/// What is known of the cluster, and of its pods here.
+#[derive(Debug)]
+pub(super) struct Cluster {
+    pub(super) feed: Feed,
+    pub(super) pods: Pods,
+    rulesets: Rulesets,
+    /// When cgroups were heard of whose policy is not yet in force.
+    waiting: HashMap<u64, Instant>,
+    /// From hearing of a cgroup to its policy, of the last pods.
+    delays: Vec<Duration>,
+    next_delay: usize,
+    /// Why the last plan was not switched to.
+    pub(super) refused: Option<String>,
+}
+
+impl Cluster {
+    /// A cluster as far as it is known, without its pods.
+    ///
+    /// # Errors
+    ///
+    /// The cgroup that is to be judged is not there.
+    pub(super) fn new(feed: Feed, options: &RunOptions) -> anyhow::Result<Self> {
+        Ok(Self {
+            feed,
+            pods: Pods::new(&options.cgroup)?,
+            rulesets: Rulesets::default(),
+            waiting: HashMap::new(),
+            delays: Vec::new(),
+            next_delay: 0,
+            refused: None,
+        })
+    }
+
+    /// The policies for the node itself.
+    pub(super) fn node_policies(&mut self, catalog: &Catalog) -> Vec<Policy> {
+        let view = Arc::clone(&self.feed.view);
+        let keys = view.policies_of_node();
+        self.rulesets.policies_of(&view, &keys, catalog)
+    }
+
+    /// What the pods are to be judged by.
+    pub(super) fn assignments(
+        &mut self,
+        base: &Base,
+        mode: Option<Mode>,
+        pending: PendingPods,
+        bound: &HashMap<u64, Arc<Bound>>,
+        is_in_kernel: impl Fn(u64) -> bool,
+    ) -> Vec<Assignment> {
+        let view = Arc::clone(&self.feed.view);
+        self.pods.name(|uid| view.pods.get(uid).map(Arc::clone));
+        self.rulesets.compile_with(&base.facts, mode);
+        let held = match pending {
+            PendingPods::Open => Rules::Open,
+            PendingPods::Lifeline => {
+                let set = self.rulesets.set_of(&view, &[], &base.catalog);
+                // Without policies nothing can meet that does not fit together.
+                set.map_or(Rules::Kept, Rules::Of)
+            }
+        };
+        let mut plan: Vec<Assignment> = Vec::new();
+        for holder in self.pods.holders() {
+            plan.push((Arc::clone(holder), held.clone()));
+        }
+        for cgroup in self.pods.cgroups() {
+            let cgroup_id = cgroup.scope.cgroup_id;
+            let rules = cgroup.pod.as_ref().map(|pod| {
+                let keys = view.policies_of(pod);
+                self.rulesets.rules_of(&view, &keys, &base.catalog)
+            });
+            let rules = match rules {
+                Some(Ok(rules)) => rules,
+                // As it was, or as it is in the kernel.
+                Some(Err(_)) | None if is_in_kernel(cgroup_id) => {
+                    let before = bound.get(&cgroup_id);
+                    before.map_or(Rules::Kept, |bound| bound.rules.clone())
+                }
+                Some(Err(_)) | None if cgroup.is_held => continue,
+                Some(Err(_)) | None => held.clone(),
+            };
+            plan.push((Arc::clone(&cgroup.scope), rules));
+        }
+        self.rulesets.tidy();
+        plan
+    }
+
+    /// Notes that a plan is in force.
+    fn arrived(&mut self) {
+        let pods: Vec<u64> = self
+            .pods
+            .cgroups()
+            .filter(|cgroup| cgroup.pod.is_some())
+            .map(|cgroup| cgroup.scope.cgroup_id)
+            .collect();
+        for cgroup_id in pods {
+            if let Some(since) = self.waiting.remove(&cgroup_id) {
+                let delay = since.elapsed();
+                debug!(cgroup_id, ms = delay.as_millis(), "pod under its policy");
+                match self.delays.get_mut(self.next_delay) {
+                    Some(slot) => *slot = delay,
+                    None => self.delays.push(delay),
+                }
+                self.next_delay = self.next_delay.wrapping_add(1) % DELAYS;
+            }
+        }
+    }
+
+    /// What an operator may want to know.
+    fn status(&self, node: &str) -> KubernetesStatus {
+        let mut alarms = self.pods.alarms();
+        let refused = self.refused.iter();
+        alarms.extend(refused.map(|why| format!("pods are not judged as they should be: {why}")));
+        let errors = self.rulesets.errors().into_iter();
+        alarms.extend(errors.map(|error| format!("a policy of the cluster is refused: {error}")));
+        let cgroups = || self.pods.cgroups();
+        KubernetesStatus {
+            node: node.to_owned(),
+            policies: self.feed.view.policies.len() as u64,
+            pods: cgroups().count() as u64,
+            pending: cgroups().filter(|one| one.pod.is_none()).count() as u64,
+            delay: self.delay(),
+            alarms,
+            // The rest changes without a switch, and is told when it is asked for.
+            ..KubernetesStatus::default()
+        }
+    }
+
+    fn delay(&self) -> DelayStatus {
+        let mut delays = self.delays.clone();
+        delays.sort_unstable();
+        let at = |percent: usize| {
+            let last = delays.len().saturating_sub(1);
+            let index = last.saturating_mul(percent).div_ceil(100);
+            let delay = delays.get(index).map_or(0, Duration::as_micros);
+            u64::try_from(delay).unwrap_or(u64::MAX)
+        };
+        DelayStatus {
+            count: delays.len() as u64,
+            p50_us: at(50),
+            p99_us: at(99),
+            max_us: at(100),
+        }
+    }
+}
+
+/// What the loop was woken by.
+enum News {
+    Cgroups(Vec<PodEvent>),
+    View,
+    Retry,
+}
+
+/// Follows cgroups and the API server until it is told to stop.
+///
+/// # Errors
+///
+/// The cgroups cannot be watched any more.
+pub(super) async fn run(
+    shared: Arc<Shared>,
+    tree: PodTree,
+    mut feed: watch::Receiver<Feed>,
+    stop: Shutdown,
+) -> anyhow::Result<()> {
+    let mut tree = readable(tree).context("cannot wait for cgroups")?;
+    let mut retry = tokio::time::interval(RETRY);
+    retry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let news = tokio::select! {
+            guard = tree.readable_mut() => {
+                let mut guard = guard.context("cannot wait for cgroups")?;
+                let events = guard.get_inner_mut().read().map_err(anyhow::Error::new)?;
+                match events {
+                    Some(events) => News::Cgroups(events),
+                    None => {
+                        guard.clear_ready();
+                        continue;
+                    }
+                }
+            }
+            changed = feed.changed() => {
+                changed.context("nobody asks the API server any more")?;
+                News::View
+            }
+            _ = retry.tick() => News::Retry,
+            () = stop.requested() => return Ok(()),
+        };
+        let mut events = match news {
+            News::Cgroups(events) if events.is_empty() => continue,
+            News::Cgroups(events) => events,
+            News::View => Vec::new(),
+            News::Retry => {
+                let (is_unseen, is_refused) = shared.cluster_troubles();
+                if !is_unseen && !is_refused {
+                    continue;
+                }
+                if is_unseen {
+                    tree.get_mut().rescan().map_err(anyhow::Error::new)?
+                } else {
+                    Vec::new()
+                }
+            }
+        };
+        // More may have come meanwhile.
+        while let Some(more) = tree.get_mut().read().map_err(anyhow::Error::new)? {
+            events.extend(more);
+        }
+        let known = feed.borrow_and_update().clone();
+        let shared = Arc::clone(&shared);
+        // Maps and pauses: milliseconds, which the runtime's own threads should not wait for.
+        tokio::task::spawn_blocking(move || shared.take_news(known, events)).await?;
+    }
+}
+
+impl Shared {
+    /// Takes up the cluster, and its pods that are here; says who watches for others.
+    ///
+    /// # Errors
+    ///
+    /// The cgroups cannot be watched.
+    pub(super) fn join(&self, cluster: Option<Cluster>) -> anyhow::Result<Option<PodTree>> {
+        let Some(mut cluster) = cluster else {
+            return Ok(None);
+        };
+        let (tree, events) = PodTree::watch(&self.options.cgroup).map_err(anyhow::Error::new)?;
+        let known = self.datapath().workloads()?;
+        let identities = known.iter().map(|(_, workload)| workload.identity);
+        let levels = self.scopes.iter().filter_map(|scope| scope.level);
+        cluster.pods.beside(levels, identities);
+        cluster.take_events(self, events);
+        let view = Arc::clone(&cluster.feed.view);
+        view.dns_service.clone_into(&mut lock(&self.dns_service));
+        self.tell_cluster(&cluster);
+        lock(&self.wanted).cluster = Some(cluster);
+        Ok(Some(tree))
+    }
+
+    /// Keeps what an operator may want to know, for who must not wait for a switch.
+    fn tell_cluster(&self, cluster: &Cluster) {
+        let kubernetes = self.options.kubernetes.as_ref();
+        let node = kubernetes.map_or("", |kubernetes| kubernetes.node_name.as_str());
+        *lock(&self.kubernetes) = Some(cluster.status(node));
+    }
+
+    /// Whether something could not be looked at, and whether something could not be done.
+    fn cluster_troubles(&self) -> (bool, bool) {
+        let mut wanted = lock(&self.wanted);
+        let cluster = wanted.cluster.as_mut();
+        cluster.map_or((false, false), |cluster| {
+            (cluster.pods.try_unseen(), cluster.refused.is_some())
+        })
+    }
+
+    /// Takes up what happened to cgroups and what the API server said.
+    fn take_news(&self, feed: Feed, events: Vec<PodEvent>) {
+        let mut wanted = lock(&self.wanted);
+        let Some(base) = wanted.base.clone() else {
+            return;
+        };
+        let Some(cluster) = wanted.cluster.as_mut() else {
+            return;
+        };
+        let now = Instant::now();
+        for event in &events {
+            match event {
+                PodEvent::Made { cgroup_id, .. } => {
+                    cluster.waiting.insert(*cgroup_id, now);
+                }
+                PodEvent::Gone { cgroup_id } => {
+                    cluster.waiting.remove(cgroup_id);
+                }
+                PodEvent::Unseen(why) => {
+                    warn!(
+                        error = format!("{why}"),
+                        "cgroups cannot be watched; tried again in a moment"
+                    );
+                }
+            }
+        }
+        cluster.take_events(self, events);
+        let before = std::mem::replace(&mut cluster.feed, feed);
+        let view = Arc::clone(&cluster.feed.view);
+        let is_node_same = node_versions(&before.view) == node_versions(&view)
+            && before.view.dns_service == view.dns_service;
+        view.dns_service.clone_into(&mut lock(&self.dns_service));
+        let applied = if is_node_same {
+            self.apply(&mut wanted, base)
+        } else {
+            self.reload_with(&mut wanted)
+        };
+        let Some(cluster) = wanted.cluster.as_mut() else {
+            return;
+        };
+        cluster.refused = applied.err().map(|error| format!("{error:#}"));
+        match &cluster.refused {
+            None => cluster.arrived(),
+            Some(why) => error!(error = why, "pods are not judged as they should be"),
+        }
+        self.tell_cluster(cluster);
+    }
+}
+
+impl Cluster {
+    /// Takes up what happened to cgroups.
+    pub(super) fn take_events(&mut self, shared: &Shared, events: Vec<PodEvent>) {
+        let datapath = shared.datapath();
+        let bound = |id| datapath.bound(id).map(|workload| workload.identity);
+        for event in events {
+            self.pods.take(event, &shared.memory, &bound);
+        }
+    }
+}
+
+/// The states of the policies that are for the node.
+fn node_versions(view: &ClusterView) -> Vec<(PolicyKey, String, i64)> {
+    versions_of(view, &view.policies_of_node())
+}
