@@ -4,16 +4,24 @@
 //! server refuses by itself is the structural form of that schema, what it cannot say is left to the compiler, whose
 //! answer stands in the status.
 
+mod check;
 mod copy;
 mod crd;
+pub mod events;
 mod follow;
 mod known;
+mod lease;
+mod request;
+mod status;
 mod structural;
 mod view;
 mod watch;
 
+pub use check::checked;
 pub use crd::{
     ClusterEgressPolicy, ClusterPolicySpec, EgressPolicy, PolicySpec, PolicyStatus, crds,
 };
+pub use lease::LeaseTimes;
+pub use status::{StatusSettings, run as write_status};
 pub use view::{ClusterView, Labels, Pod, PolicyKey, PolicyObject};
 pub use watch::{Feed, FeedError, Freshness, Settings, Started, start};

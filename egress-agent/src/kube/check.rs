@@ -1,0 +1,146 @@
+//! Policies of the cluster, checked as those of files are.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use super::view::{PolicyKey, PolicyObject};
+use crate::policy::{
+    API_VERSION, CLUSTER_KIND, Catalog, KIND, Lifeline, Policy, PolicyErrors, PolicySet, compile,
+    parse,
+};
+
+/// Most bytes of what a condition says.
+const MESSAGE_BYTES: usize = 4_096;
+
+/// Checks a policy of the cluster, and that it compiles by itself. It gets the name that no other policy of the cluster has.
+///
+/// # Errors
+///
+/// Everything that is wrong with it.
+///
+/// # Panics
+///
+/// Never: a document that can be read is one policy.
+pub fn checked(
+    key: &PolicyKey,
+    object: &PolicyObject,
+    catalog: &Catalog,
+) -> Result<Policy, PolicyErrors> {
+    let (kind, resource) = match key.namespace {
+        Some(_) => (KIND, "egresspolicy"),
+        None => (CLUSTER_KIND, "clusteregresspolicy"),
+    };
+    let mut metadata = json!({ "name": key.name });
+    if let Some(namespace) = &key.namespace
+        && let Some(metadata) = metadata.as_object_mut()
+    {
+        metadata.insert("namespace".to_owned(), json!(namespace));
+    }
+    let document = json!({
+        "apiVersion": API_VERSION,
+        "kind": kind,
+        "metadata": metadata,
+        "spec": object.spec,
+    });
+    let file = PathBuf::from(format!("{resource}/{key}"));
+    let mut policies = parse(&file, &document.to_string(), catalog)?;
+    let mut policy = policies.pop().expect("one document is one policy");
+    policy.document.metadata.name = key.to_string();
+    let alone = PolicySet::from_iter([policy.clone()]);
+    compile(&alone, &Lifeline::new(), None)?;
+    Ok(policy)
+}
+
+/// What is wrong, by field: an object has no lines. One error to a line.
+pub(super) fn message(errors: &PolicyErrors) -> String {
+    let mut text = String::new();
+    for (index, error) in errors.errors().iter().enumerate() {
+        let line = match error.place.field.as_str() {
+            "" => error.problem.to_string(),
+            field => format!("{field}: {}", error.problem),
+        };
+        if text.len().saturating_add(line.len()) > MESSAGE_BYTES && index > 0 {
+            let left = errors.errors().len().saturating_sub(index);
+            let left = left.saturating_add(errors.more());
+            return format!("{text}\nand {left} more");
+        }
+        if index > 0 {
+            text.push('\n');
+        }
+        text.push_str(&line);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Spec;
+
+    fn object(spec: &str) -> PolicyObject {
+        PolicyObject {
+            uid: "1".to_owned(),
+            generation: 1,
+            spec: serde_yaml_ng::from_str::<Spec>(spec).unwrap(),
+        }
+    }
+
+    fn check(key: &str, spec: &str) -> Result<Policy, String> {
+        let key = key.parse().unwrap();
+        checked(&key, &object(spec), &Catalog::default()).map_err(|errors| message(&errors))
+    }
+
+    #[test]
+    fn a_policy_is_known_by_its_key() {
+        let spec = "{ mode: audit, allow: [{ names: [api.example.com], ports: [443/tcp] }] }";
+        for (key, kind) in [("shop/payments", KIND), ("baseline", CLUSTER_KIND)] {
+            let policy = check(key, spec).unwrap();
+            assert_eq!(policy.name(), key);
+            assert_eq!(policy.document.kind, kind);
+            assert_eq!((policy.allow.len(), policy.deny.len()), (1, 0));
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_by_field() {
+        let spec = "{ allow: [{ names: ['*.*.example.com'] }], deny: [{ cidrs: [10.0.0.1/8] }] }";
+        let wrong = check("shop/payments", spec).unwrap_err();
+        let lines: Vec<&str> = wrong.lines().collect();
+        assert_eq!(lines.len(), 2, "{wrong}");
+        assert!(lines[0].starts_with("spec.allow[0].names[0]: "), "{wrong}");
+        assert!(lines[1].starts_with("spec.deny[0].cidrs[0]: "), "{wrong}");
+    }
+
+    #[test]
+    fn what_only_compiling_shows_is_found() {
+        let ports = |protocol| {
+            let ports = (1..=5).map(|port| format!("{port}/{protocol}"));
+            ports.collect::<Vec<_>>().join(", ")
+        };
+        let rule = |ports| format!("{{ names: [a.b], ports: [{ports}] }}");
+        let one = format!("{{ allow: [{}] }}", rule(ports("tcp")));
+        check("shop/payments", &one).unwrap();
+        let rules = [rule(ports("tcp")), rule(ports("udp"))].join(", ");
+        let wrong = check("shop/payments", &format!("{{ allow: [{rules}] }}")).unwrap_err();
+        assert!(wrong.contains("a.b"), "{wrong}");
+    }
+
+    #[test]
+    fn a_long_message_is_cut_between_errors() {
+        let names: Vec<String> = (0..500)
+            .map(|index| format!("'*.*.{index}.example.com'"))
+            .collect();
+        let wrong = check(
+            "a/b",
+            &format!("{{ allow: [{{ names: [{}] }}] }}", names.join(", ")),
+        )
+        .unwrap_err();
+        assert!(wrong.len() < MESSAGE_BYTES + 20, "{}", wrong.len());
+        let shown = wrong.lines().count() - 1;
+        assert!(
+            wrong.ends_with(&format!("and {} more", 500 - shown)),
+            "{wrong}"
+        );
+    }
+}
