@@ -190,6 +190,31 @@ fn each_pod_has_the_policies_that_select_it_and_what_it_resolved_itself() {
         .iter()
         .find(|flow| flow.verdict == "denied" && flow.scope == "selection/one-0");
     assert!(denied.is_some(), "{flows:?}");
+    // The developer is told at the pod, the author at the policy.
+    let events = || node.kubectl(&["describe", "pod", "one-0"]);
+    assert!(
+        eventually(SOON, || events().contains("EgressDenied")),
+        "{}",
+        events()
+    );
+    let policy = || json(&node.kubectl(&["get", "egresspolicy", "payments", "-o", "json"]));
+    let accepted = || policy()["status"]["conditions"][0]["status"] == "True";
+    assert!(eventually(SOON, accepted), "{}", policy());
+    // Of one pod, and of all in a namespace.
+    let workloads = |pods: &[&str]| -> Vec<Value> {
+        let arguments = [&["counters"], pods].concat();
+        agent.try_ask(&arguments).unwrap()
+    };
+    let of_one = workloads(&["--namespace", "selection", "--pod", "one-0"]);
+    assert_eq!(of_one.len(), 1, "{of_one:?}");
+    assert!(of_one[0]["allowed"].as_u64() >= Some(2), "{of_one:?}");
+    assert!(of_one[0]["denied"].as_u64() >= Some(1), "{of_one:?}");
+    assert!(workloads(&["--namespace", "selection"]).len() >= 8);
+    assert!(workloads(&["--namespace", "nobody"]).is_empty());
+    let learned: Vec<Value> = agent
+        .try_ask(&["learned", "--namespace", "selection", "--pod", "one-0"])
+        .unwrap();
+    assert!(!learned.is_empty());
 }
 
 #[test]

@@ -15,7 +15,8 @@ use std::{
 
 use anyhow::Context as _;
 use egress_common::verdict::Mode;
-use tokio::sync::watch;
+use kube::Client;
+use tokio::{sync::watch, task::JoinSet};
 use tracing::{debug, error, warn};
 
 use super::{
@@ -28,7 +29,11 @@ use crate::{
     api::model::{DelayStatus, KubernetesStatus},
     cli::{RunOptions, run::PendingPods},
     datapath::readable,
-    kube::{ClusterView, Feed, PolicyKey},
+    kube::{
+        ClusterView, Feed, LeaseTimes, PolicyKey, StatusSettings,
+        events::{self, EventLimits},
+        write_status,
+    },
     policy::{Catalog, Policy},
     shutdown::Shutdown,
     workload::{PodEvent, PodTree},
@@ -105,7 +110,7 @@ impl Cluster {
         }
         for cgroup in self.pods.cgroups() {
             let cgroup_id = cgroup.scope.cgroup_id;
-            let rules = cgroup.pod.as_ref().map(|pod| {
+            let rules = cgroup.scope.pod.as_ref().map(|pod| {
                 let keys = view.policies_of(pod);
                 self.rulesets.rules_of(&view, &keys, &base.catalog)
             });
@@ -130,7 +135,7 @@ impl Cluster {
         let pods: Vec<u64> = self
             .pods
             .cgroups()
-            .filter(|cgroup| cgroup.pod.is_some())
+            .filter(|cgroup| cgroup.scope.pod.is_some())
             .map(|cgroup| cgroup.scope.cgroup_id)
             .collect();
         for cgroup_id in pods {
@@ -158,7 +163,7 @@ impl Cluster {
             node: node.to_owned(),
             policies: self.feed.view.policies.len() as u64,
             pods: cgroups().count() as u64,
-            pending: cgroups().filter(|one| one.pod.is_none()).count() as u64,
+            pending: cgroups().filter(|one| one.scope.pod.is_none()).count() as u64,
             delay: self.delay(),
             alarms,
             // The rest changes without a switch, and is told when it is asked for.
@@ -182,6 +187,55 @@ impl Cluster {
             max_us: at(100),
         }
     }
+}
+
+/// Has the API server told of policies and denials.
+pub(super) fn tell(
+    shared: &Shared,
+    client: Client,
+    feed: &watch::Receiver<Feed>,
+    tasks: &mut JoinSet<anyhow::Result<()>>,
+    stop: &Shutdown,
+) {
+    let Some(kubernetes) = &shared.options.kubernetes else {
+        return;
+    };
+    let (denials, told) = events::channel();
+    // Nobody has set them before.
+    let _ = shared.feed.set(feed.clone());
+    let _ = shared.denials.set(denials);
+    let node = kubernetes.node_name.clone();
+    let writer = events::run(
+        client.clone(),
+        node.clone(),
+        EventLimits::default(),
+        told,
+        stop.clone(),
+    );
+    tasks.spawn(async {
+        writer.await;
+        Ok(())
+    });
+    let settings = StatusSettings {
+        identity: node,
+        namespace: client.default_namespace().to_owned(),
+        times: LeaseTimes::default(),
+    };
+    // Of a view of earlier nobody is to be told.
+    let view_of = |feed: &Feed| feed.freshness.is_synced.then(|| Arc::clone(&feed.view));
+    let catalog = shared.catalog.subscribe();
+    let writer = write_status(
+        client,
+        settings,
+        feed.clone(),
+        view_of,
+        catalog,
+        stop.clone(),
+    );
+    tasks.spawn(async {
+        writer.await;
+        Ok(())
+    });
 }
 
 /// What the loop was woken by.

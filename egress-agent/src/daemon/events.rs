@@ -23,6 +23,7 @@ use crate::{
         report::{FlowContext, flow_report},
     },
     datapath::{EventRing, readable},
+    kube::events::Denial,
     shutdown::Shutdown,
 };
 
@@ -189,9 +190,38 @@ fn publish(shared: &Shared, event: &VerdictEvent, flow: FlowReport, logged: &mut
             "flow denied"
         );
     }
+    if is_denied {
+        tell_pod(shared, event, &flow);
+    }
     // Nobody may be following.
     let _ = shared.followers.send(flow.clone());
     lock(&shared.recent).push(flow);
+}
+
+/// Tells of a denial at the pod that it is about.
+fn tell_pod(shared: &Shared, event: &VerdictEvent, flow: &FlowReport) {
+    let Some(denials) = shared.denials.get() else {
+        return;
+    };
+    let scope = shared.scope_of(event.scope_id);
+    let Some(pod) = scope.and_then(|scope| scope.pod.clone()) else {
+        return;
+    };
+    let Ok(reason) = Reason::try_from(event.reason) else {
+        return;
+    };
+    denials.tell(Denial {
+        pod,
+        name: flow.names.first().cloned(),
+        address: flow.destination,
+        port: match flow.port {
+            Some(port) => format!("{port}/{}", flow.protocol),
+            None => flow.protocol.to_string(),
+        },
+        reason,
+        rule: flow.rule.clone(),
+        is_audit: event.verdict == Verdict::WouldDeny as u8,
+    });
 }
 
 fn report(shared: &Shared, event: &VerdictEvent) -> FlowReport {

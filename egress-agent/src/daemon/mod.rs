@@ -81,7 +81,7 @@ async fn start(options: RunOptions, files: upkeep::Files) -> anyhow::Result<Exit
     let (trigger, stop) = shutdown::channel();
     trigger.on_signals().context("cannot wait for signals")?;
     let mut tasks = tokio::task::JoinSet::new();
-    let feed = match &options.kubernetes {
+    let joined = match &options.kubernetes {
         None => None,
         Some(kubernetes) => {
             let settings = kube::Settings {
@@ -90,14 +90,14 @@ async fn start(options: RunOptions, files: upkeep::Files) -> anyhow::Result<Exit
                 state_dir: options.state_dir.clone(),
             };
             let started = kube::start(settings, stop.clone()).await;
-            let (_client, feed, task) = started.map_err(UsageError::new)?;
+            let (client, feed, task) = started.map_err(UsageError::new)?;
             tasks.spawn(async { task.await.context("the watches panicked")? });
-            Some(feed)
+            Some((client, feed))
         }
     };
-    let mut cluster = match &feed {
+    let mut cluster = match &joined {
         None => None,
-        Some(feed) => Some(Cluster::new(feed.borrow().clone(), &options)?),
+        Some((_, feed)) => Some(Cluster::new(feed.borrow().clone(), &options)?),
     };
     // What is wrong is told before anything is changed.
     let base = Base::load(&options, &options.resolvers, |catalog| {
@@ -134,9 +134,8 @@ async fn start(options: RunOptions, files: upkeep::Files) -> anyhow::Result<Exit
         "data plane attached"
     );
 
-    if let (Some(feed), Some(tree)) = (feed, pod_tree) {
-        // Only here is it set.
-        let _ = shared.feed.set(feed.clone());
+    if let (Some((client, feed)), Some(tree)) = (joined, pod_tree) {
+        cluster::tell(&shared, client, &feed, &mut tasks, &stop);
         tasks.spawn(cluster::run(Arc::clone(&shared), tree, feed, stop.clone()));
     }
     tasks.spawn(events::run(Arc::clone(&shared), events, stop.clone()));

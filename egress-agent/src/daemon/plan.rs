@@ -126,6 +126,11 @@ impl Base {
     }
 }
 
+/// Whether both were loaded with the same things that rules may refer to.
+fn is_catalog_same(before: Option<&Base>, base: &Base) -> bool {
+    before.is_some_and(|before| Arc::ptr_eq(&before.catalog, &base.catalog))
+}
+
 impl Shared {
     /// Switches to what was loaded at the start.
     ///
@@ -215,6 +220,9 @@ impl Shared {
         }
         self.switch(&plan, &base.facts)
             .context("cannot write the policy into the kernel")?;
+        if wanted.cluster.is_some() && !is_catalog_same(wanted.base.as_ref(), &base) {
+            self.catalog.send_replace(Catalog::clone(&base.catalog));
+        }
         wanted.base = Some(base);
         self.confirmation.in_force(self.mode(), Moment::now());
         Ok(())

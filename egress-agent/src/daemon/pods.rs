@@ -31,9 +31,8 @@ const DNS_APPS: [&str; 2] = ["kube-dns", "node-local-dns"];
 #[derive(Debug)]
 pub(super) struct PodCgroup {
     pub(super) uid: PodUid,
+    /// With what was last heard of the pod, which may be gone for the API server while its processes still end.
     pub(super) scope: Arc<Scope>,
-    /// What was last heard of the pod; it may be gone for the API server while its processes still end.
-    pub(super) pod: Option<Arc<Pod>>,
     /// Whether it lies below a cgroup that holds pods until their policies are known.
     pub(super) is_held: bool,
 }
@@ -143,11 +142,11 @@ impl Pods {
             identity,
             answers_dns: false,
             number: memory.scope(uid.as_str()),
+            pod: None,
         });
         let pod = PodCgroup {
             uid,
             scope,
-            pod: None,
             is_held,
         };
         self.by_cgroup.insert(cgroup_id, pod);
@@ -191,6 +190,7 @@ impl Pods {
             identity,
             answers_dns: false,
             number: memory.scope(PENDING),
+            pod: None,
         };
         self.holders.insert(path, Arc::new(scope));
         true
@@ -213,15 +213,15 @@ impl Pods {
             let scope = &cgroup.scope;
             let name = format!("{}/{}", pod.namespace, pod.name);
             let answers_dns = answers_dns(&pod);
-            if scope.name != name || scope.answers_dns != answers_dns {
+            if scope.pod.as_ref() != Some(&pod) {
                 cgroup.scope = Arc::new(Scope {
                     name,
                     cgroup: scope.cgroup.clone(),
                     answers_dns,
+                    pod: Some(pod),
                     ..**scope
                 });
             }
-            cgroup.pod = Some(pod);
         }
     }
 

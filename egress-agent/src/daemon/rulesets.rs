@@ -2,18 +2,15 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
-    path::PathBuf,
     sync::Arc,
 };
 
-use egress_common::verdict::Mode;
-use serde_json::json;
-
 use super::shared::{NodeFacts, PolicyInForce, Rules, Ruleset};
 use crate::{
-    kube::{ClusterView, PolicyKey, PolicyObject},
-    policy::{API_VERSION, CLUSTER_KIND, Catalog, KIND, Policy, PolicySet, compile, parse},
+    kube::{self, ClusterView, PolicyKey, PolicyObject},
+    policy::{Catalog, Policy, PolicySet, compile},
 };
+use egress_common::verdict::Mode;
 
 /// One state of a policy: its name, its uid and its generation at the API server.
 type Version = (PolicyKey, String, i64);
@@ -150,9 +147,9 @@ impl Rulesets {
         let last_right = known
             .filter(|known| known.uid == object.uid)
             .and_then(|known| known.policy.clone());
-        let (policy, error) = match checked(key, object, catalog) {
+        let (policy, error) = match kube::checked(key, object, catalog) {
             Ok(policy) => (Some(Arc::new(policy)), None),
-            Err(error) => (last_right, Some(error)),
+            Err(errors) => (last_right, Some(errors.to_string())),
         };
         let checked = Checked {
             uid: object.uid.clone(),
@@ -192,25 +189,4 @@ pub(super) fn versions_of(view: &ClusterView, keys: &[&PolicyKey]) -> Vec<Versio
         Some(((*key).clone(), object.uid.clone(), object.generation))
     });
     objects.collect()
-}
-
-/// Checks a policy of the cluster as one of a file is checked.
-fn checked(key: &PolicyKey, object: &PolicyObject, catalog: &Catalog) -> Result<Policy, String> {
-    let (kind, resource) = match key.namespace {
-        Some(_) => (KIND, "egresspolicy"),
-        None => (CLUSTER_KIND, "clusteregresspolicy"),
-    };
-    let document = json!({
-        "apiVersion": API_VERSION,
-        "kind": kind,
-        "metadata": { "name": key.name, "namespace": key.namespace },
-        "spec": object.spec,
-    });
-    let file = PathBuf::from(format!("{resource}/{key}"));
-    let policies = parse(&file, &document.to_string(), catalog);
-    let mut policies = policies.map_err(|errors| errors.to_string())?;
-    let mut policy = policies.pop().ok_or("it is empty")?;
-    // What no other policy of the cluster is called.
-    policy.document.metadata.name = key.to_string();
-    Ok(policy)
 }

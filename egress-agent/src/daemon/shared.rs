@@ -29,8 +29,8 @@ use crate::{
     cli::{RunOptions, UsageError, run::NODE_SCOPE},
     datapath::{Datapath, cgroup_facts},
     dns::{Memory, MemoryLimits, Refusals, ScopeNumber},
-    kube::Feed,
-    policy::{Compiled, Lifeline, Policy, ServiceTagsFacts},
+    kube::{Feed, Pod, events::Denials},
+    policy::{Catalog, Compiled, Lifeline, Policy, ServiceTagsFacts},
     workload::CgroupPaths,
 };
 
@@ -54,6 +54,8 @@ pub(super) struct Scope {
     pub(super) answers_dns: bool,
     /// Its number in the memory of names.
     pub(super) number: ScopeNumber,
+    /// The pod, where it is one that is known.
+    pub(super) pod: Option<Arc<Pod>>,
 }
 
 /// Policies that apply together, compiled once for all scopes that have the same.
@@ -309,6 +311,10 @@ pub(super) struct Shared {
     pub(super) wanted: Mutex<Wanted>,
     /// What the API server says, and how sure that is; none without `--kubernetes`.
     pub(super) feed: OnceLock<watch::Receiver<Feed>>,
+    /// Where denials of pods are told; nowhere without `--kubernetes`.
+    pub(super) denials: OnceLock<Denials>,
+    /// What rules may refer to, for who checks policies of the whole cluster.
+    pub(super) catalog: watch::Sender<Catalog>,
     /// What is known of the cluster, as it was last switched to.
     pub(super) kubernetes: Mutex<Option<KubernetesStatus>>,
     /// Addresses of the cluster's DNS service.
@@ -349,6 +355,7 @@ impl Shared {
             identity: 1,
             answers_dns: true,
             number: memory.scope(NODE_SCOPE),
+            pod: None,
         })];
         for (identity, scope) in (2_u32..).zip(&options.scopes) {
             let (cgroup_id, level) = cgroup_facts(&scope.cgroup).map_err(|error| {
@@ -364,6 +371,7 @@ impl Shared {
                 identity,
                 answers_dns: options.resolver_scopes.contains(&scope.name),
                 number: memory.scope(&scope.name),
+                pod: None,
             }));
         }
         let confirmation = Confirmation::new(options.confirm);
@@ -380,6 +388,8 @@ impl Shared {
             confirmation,
             wanted: Mutex::default(),
             feed: OnceLock::new(),
+            denials: OnceLock::new(),
+            catalog: watch::Sender::new(Catalog::default()),
             kubernetes: Mutex::default(),
             dns_service: Mutex::default(),
             last_scope_id: AtomicU32::new(0),
