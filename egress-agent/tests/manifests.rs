@@ -498,6 +498,20 @@ fn policies_in_the_readme_compile() {
     assert_eq!(fields(&raw["spec"]), fields(&complete));
 }
 
+#[test]
+fn policies_in_the_page_on_kubernetes_compile() {
+    let page = text("docs/kubernetes.md");
+    let policies = blocks(&page)
+        .into_iter()
+        .filter(|(language, _)| language == "yaml");
+    let mut count = 0_usize;
+    for (_, text) in policies {
+        compiled(&[("kubernetes.md", &text)], &Lifeline::new());
+        count = count.saturating_add(1);
+    }
+    assert!(count >= 4, "{count}");
+}
+
 /// Words of a shell line up to a comment, an operator or a redirection.
 fn shell_words(line: &str) -> Vec<String> {
     let mut words = Vec::new();

@@ -308,3 +308,28 @@ fn every_overlay_renders_and_the_server_takes_it() {
     let apply = ["apply", "--server-side", "--dry-run=server", "-f", &unload];
     cluster.get(apply).unwrap();
 }
+
+#[test]
+fn the_server_takes_every_policy_of_the_page() {
+    let Some(cluster) = cluster() else { return };
+    let page = Path::new(&deploy("")).join("../docs/kubernetes.md");
+    let page = fs::read_to_string(page).unwrap();
+    let blocks = page.split("```yaml\n").skip(1);
+    let policies: Vec<&str> = blocks
+        .map(|block| block.split("```").next().unwrap())
+        .collect();
+    assert!(policies.len() >= 4, "{policies:?}");
+    for (index, policy) in policies.iter().enumerate() {
+        let file = write(&cluster, &format!("page-{index}.yaml"), policy);
+        let apply = ["apply", "--server-side", "--dry-run=server", "-f", &file];
+        let output = cluster.kubectl(apply).unwrap();
+        assert_eq!(output.code(), Some(0), "{policy}\n{}", output.shown());
+        // And so that a field that is wrong is seen.
+        let wrong = policy.replace("spec:", "spec:\n  mood: audit");
+        let file = write(&cluster, &format!("page-{index}-wrong.yaml"), &wrong);
+        let output = cluster
+            .kubectl(["apply", "--server-side", "--dry-run=server", "-f", &file])
+            .unwrap();
+        assert_eq!(output.code(), Some(1), "{}", output.shown());
+    }
+}
