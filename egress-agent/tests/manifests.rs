@@ -206,6 +206,15 @@ fn the_arguments_are_what_run_takes_and_leave_every_path_at_its_default() {
     assert_eq!(run.cgroup, None);
     // The mode is the policy's own, so that changing it is changing the ConfigMap.
     assert_eq!(run.mode, None);
+    assert!(run.kubernetes.kubernetes && run.kubernetes.kubeconfig.is_none());
+    // Kubernetes puts the variable in, which the container has from its pod.
+    assert_eq!(run.kubernetes.node_name.as_deref(), Some("$(NODE_NAME)"));
+    let set = agent_set();
+    let variable = &only_container(&set).env.as_ref().unwrap()[0];
+    assert_eq!(variable.name, "NODE_NAME");
+    let source = variable.value_from.as_ref().unwrap();
+    let field = source.field_ref.as_ref().unwrap();
+    assert_eq!(field.field_path, "spec.nodeName");
     assert!(run.no_lifeline.is_empty() && run.interface.is_empty() && run.scope.is_empty());
     assert!(run.api_server.is_some());
     assert_eq!(run.lifeline_cidr.len(), 2, "pods and services");
@@ -319,13 +328,13 @@ fn probes_parse_and_none_kills_an_agent_for_a_bad_policy() {
 }
 
 #[test]
-fn pods_run_on_every_node_with_the_account_that_exists_and_no_token() {
+fn pods_run_on_every_node_with_the_account_that_exists_and_only_agents_have_its_token() {
     let account: ServiceAccount = object("deploy/kubernetes/serviceaccount.yaml");
     assert_eq!(account.automount_service_account_token, Some(false));
-    for set in [agent_set(), unload_set()] {
+    for (set, has_token) in [(agent_set(), true), (unload_set(), false)] {
         let pod = pod(&set);
         assert_eq!(pod.service_account_name, account.metadata.name);
-        assert_eq!(pod.automount_service_account_token, Some(false));
+        assert_eq!(pod.automount_service_account_token, Some(has_token));
         assert_eq!(pod.host_network, Some(true));
         assert_eq!(pod.dns_policy.as_deref(), Some("Default"));
         assert_eq!((pod.host_pid, pod.host_ipc), (None, None));
