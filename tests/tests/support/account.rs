@@ -28,7 +28,9 @@ pub(crate) fn kubeconfig(cluster: &Cluster) -> String {
             .unwrap(),
     );
     let token = answer["status"]["token"].as_str().unwrap();
-    let file = cluster.kubeconfig_with(cluster.port(), Some(token)).unwrap();
+    let file = cluster
+        .kubeconfig_with(cluster.port(), Some(token))
+        .unwrap();
     file.to_str().unwrap().to_owned()
 }
 
