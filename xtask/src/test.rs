@@ -47,9 +47,9 @@ pub(crate) struct Test {
     /// Leave out the virtual machines.
     #[arg(long)]
     no_vm: bool,
-    /// Leave out the tests that need a Kubernetes API server, whose first build takes minutes.
+    /// Also the tests that need a Kubernetes API server, whose first build takes minutes.
     #[arg(long)]
-    no_kubernetes: bool,
+    kubernetes: bool,
     /// Fewer fuzz runs and kernels, and fewer repetitions where a test has many.
     #[arg(long)]
     quick: bool,
@@ -74,7 +74,9 @@ impl Test {
 
         let mut suites = vec![self.unit()?];
         suites.extend(self.worlds(&agent, &next)?);
-        suites.push(self.kubernetes(&agent)?);
+        if self.kubernetes {
+            suites.push(self.kubernetes(&agent)?);
+        }
         if self.filter.is_none() {
             suites.push(self.fuzz()?);
             suites.push(self.vm(&agent)?);
@@ -149,9 +151,6 @@ impl Test {
 
     /// What a real API server makes of our definitions and manifests.
     fn kubernetes(&self, agent: &Path) -> Result<Suite> {
-        if self.no_kubernetes {
-            return Ok(Suite::skipped(KUBERNETES, "--no-kubernetes"));
-        }
         kubernetes::prepare()?;
         let mut cargo = self.cargo_test();
         cargo.args(["--package", "egress-tests"]);

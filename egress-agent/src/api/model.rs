@@ -75,6 +75,8 @@ pub struct KubernetesStatus {
     pub pending: u64,
     /// From the moment a pod's cgroup was seen to its policy, of the last pods.
     pub delay: DelayStatus,
+    /// Whether every pod is judged as it should be, as far as its policies are right.
+    pub is_complete: bool,
     /// What is wrong, in sentences: policies that are refused, cgroups that cannot be watched.
     pub alarms: Vec<String>,
 }

@@ -105,8 +105,11 @@ impl AgentState for Shared {
         }
         let kubernetes = self.kubernetes_status();
         let of_cluster = kubernetes.iter().flat_map(|cluster| &cluster.alarms);
-        let is_pod_missed = of_cluster.clone().next().is_some();
         alarms.extend(of_cluster.cloned());
+        // A policy that is wrong is its author's: it says so itself, and keeps no agent from being ready.
+        let is_pod_missed = kubernetes
+            .as_ref()
+            .is_some_and(|cluster| !cluster.is_complete);
         let is_attached = hooks.iter().all(|hook| hook.is_attached);
         Ok(Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -30,7 +30,7 @@ use crate::{
     cli::{RunOptions, run::PendingPods},
     datapath::readable,
     kube::{
-        ClusterView, Feed, LeaseTimes, PolicyKey, StatusSettings,
+        ClusterView, Feed, LeaseTimes, Pod, PolicyKey, StatusSettings,
         events::{self, EventLimits},
         write_status,
     },
@@ -50,6 +50,8 @@ pub(super) struct Cluster {
     pub(super) feed: Feed,
     pub(super) pods: Pods,
     rulesets: Rulesets,
+    /// The policies that select pods, by their cgroups: as long as neither the pod changes nor what may select it.
+    selected: HashMap<u64, (Arc<Pod>, Vec<PolicyKey>)>,
     /// When cgroups were heard of whose policy is not yet in force.
     waiting: HashMap<u64, Instant>,
     /// From hearing of a cgroup to its policy, of the last pods.
@@ -70,6 +72,7 @@ impl Cluster {
             feed,
             pods: Pods::new(&options.cgroup)?,
             rulesets: Rulesets::default(),
+            selected: HashMap::new(),
             waiting: HashMap::new(),
             delays: Vec::new(),
             next_delay: 0,
@@ -111,7 +114,7 @@ impl Cluster {
         for cgroup in self.pods.cgroups() {
             let cgroup_id = cgroup.scope.cgroup_id;
             let rules = cgroup.scope.pod.as_ref().map(|pod| {
-                let keys = view.policies_of(pod);
+                let keys = selected_by(&mut self.selected, &view, cgroup_id, pod);
                 self.rulesets.rules_of(&view, &keys, &base.catalog)
             });
             let rules = match rules {
@@ -128,6 +131,17 @@ impl Cluster {
         }
         self.rulesets.tidy();
         plan
+    }
+
+    /// Takes up what the API server says now; gives what it said before.
+    fn take_feed(&mut self, feed: Feed) -> Feed {
+        let before = std::mem::replace(&mut self.feed, feed);
+        let (old, new) = (&before.view, &self.feed.view);
+        if old.policies != new.policies || old.namespaces != new.namespaces || old.node != new.node
+        {
+            self.selected.clear();
+        }
+        before
     }
 
     /// Notes that a plan is in force.
@@ -154,6 +168,7 @@ impl Cluster {
     /// What an operator may want to know.
     fn status(&self, node: &str) -> KubernetesStatus {
         let mut alarms = self.pods.alarms();
+        let is_complete = alarms.is_empty() && self.refused.is_none();
         let refused = self.refused.iter();
         alarms.extend(refused.map(|why| format!("pods are not judged as they should be: {why}")));
         let errors = self.rulesets.errors().into_iter();
@@ -165,6 +180,7 @@ impl Cluster {
             pods: cgroups().count() as u64,
             pending: cgroups().filter(|one| one.scope.pod.is_none()).count() as u64,
             delay: self.delay(),
+            is_complete,
             alarms,
             // The rest changes without a switch, and is told when it is asked for.
             ..KubernetesStatus::default()
@@ -362,6 +378,7 @@ impl Shared {
                 }
                 PodEvent::Gone { cgroup_id } => {
                     cluster.waiting.remove(cgroup_id);
+                    cluster.selected.remove(cgroup_id);
                 }
                 PodEvent::Unseen(why) => {
                     warn!(
@@ -372,7 +389,7 @@ impl Shared {
             }
         }
         cluster.take_events(self, events);
-        let before = std::mem::replace(&mut cluster.feed, feed);
+        let before = cluster.take_feed(feed);
         let view = Arc::clone(&cluster.feed.view);
         let is_node_same = node_versions(&before.view) == node_versions(&view)
             && before.view.dns_service == view.dns_service;
@@ -403,6 +420,24 @@ impl Cluster {
             self.pods.take(event, &shared.memory, &bound);
         }
     }
+}
+
+/// The policies that select a pod, looked up if they are not known.
+fn selected_by<'a>(
+    selected: &'a mut HashMap<u64, (Arc<Pod>, Vec<PolicyKey>)>,
+    view: &ClusterView,
+    cgroup_id: u64,
+    pod: &Arc<Pod>,
+) -> Vec<&'a PolicyKey> {
+    let look = || {
+        let keys = view.policies_of(pod).into_iter().cloned();
+        (Arc::clone(pod), keys.collect())
+    };
+    let known = selected.entry(cgroup_id).or_insert_with(look);
+    if !Arc::ptr_eq(&known.0, pod) {
+        *known = look();
+    }
+    known.1.iter().collect()
 }
 
 /// The states of the policies that are for the node.
