@@ -6,7 +6,7 @@
 //! | `WORKLOADS` | agent; replacing an entry is the switch | every hook, on a flow's first packet |
 //! | `NAMES`, `CIDRS`, `RULES` | agent, only under policy ids that no workload uses yet or any more | DNS; first packets |
 //! | `RESOLVERS`, `LOCAL` | agent | DNS |
-//! | `INTERFACES` | agent, before it attaches | tc hooks |
+//! | `INTERFACES` | agent, before it attaches; kernel, `owner` | tc hooks |
 //! | `LEARNED` | kernel only (`learn`, `sweep`), under the entry's lock | first packets |
 //! | `QUERIES` | kernel | kernel, on the answer |
 //! | `ALIASES` | kernel; agent, entries of scopes to come and dead ones | DNS |
@@ -145,6 +145,24 @@ const _: () = assert!(size_of::<Query>() == 16);
 /// An answer that comes later than this after its query teaches nothing.
 pub const ANSWER_LATE_NS: u64 = 10 * 1_000_000_000;
 
+/// Value of `INTERFACES`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Interface {
+    /// Bytes of its link-layer header.
+    pub header_bytes: u32,
+    /// [`LEADS_TO_POD`].
+    pub flags: u32,
+    /// On the host's end of a pod's interface: the cgroup under whose workload a frame without a socket is judged. The
+    /// agent writes one whose workload may do little; the kernel the cgroup of the pod whose sockets it sees there.
+    /// One aligned store, so that a reader has the one or the other.
+    pub owner: u64,
+}
+const _: () = assert!(size_of::<Interface>() == 16 && align_of::<Interface>() == 8);
+
+/// Flag of an [`Interface`]: the host's end of a pod's interface. What arrives there has left the pod.
+pub const LEADS_TO_POD: u32 = 1;
+
 /// Value of `RULE_COUNTERS`: decisions that rest on a rule (first packets of flows, refused connects), and those of a
 /// workload that rest on a rule or on the lack of one.
 #[repr(C)]
@@ -198,7 +216,7 @@ pub const RULE_COUNTERS_CAPACITY: u32 = if cfg!(feature = "layout-next") {
 /// Capacity of `RULES`.
 pub const RULES_CAPACITY: u32 = 262_144;
 /// Capacity of `INTERFACES`.
-pub const INTERFACES_CAPACITY: u32 = 1_024;
+pub const INTERFACES_CAPACITY: u32 = 4_096;
 /// Bytes of `EVENTS`.
 pub const EVENTS_BYTES: u32 = 1 << 20;
 /// Bytes of `DNS_COPIES`.
@@ -249,7 +267,7 @@ mod user {
     //! `aya::Pod` for keys and values.
     #![expect(unsafe_code, reason = "Pod is an unsafe trait")]
 
-    use super::{Alias, AliasKey, Config, Query, QueryKey, RuleCounters};
+    use super::{Alias, AliasKey, Config, Interface, Query, QueryKey, RuleCounters};
     use crate::{
         event::EventBudget,
         flow::{FlowKey, FlowState, SocketState},
@@ -270,6 +288,7 @@ mod user {
         Alias,
         AliasKey,
         Config,
+        Interface,
         Query,
         QueryKey,
         RuleCounters,

@@ -15,8 +15,8 @@ use egress_common::{
     learned::{Learned, LearnedKey},
     maps::{
         ALIASES_CAPACITY, Alias, AliasKey, CIDRS_CAPACITY, Config, DNS_COPIES_BYTES, EVENTS_BYTES,
-        FLOWS_CAPACITY, HOLDS_CAPACITY, INTERFACES_CAPACITY, LEARNED_CAPACITY, LOCAL_CAPACITY,
-        NAMES_CAPACITY, QUERIES_CAPACITY, Query, QueryKey, RESOLVERS_CAPACITY,
+        FLOWS_CAPACITY, HOLDS_CAPACITY, INTERFACES_CAPACITY, Interface, LEARNED_CAPACITY,
+        LOCAL_CAPACITY, NAMES_CAPACITY, QUERIES_CAPACITY, Query, QueryKey, RESOLVERS_CAPACITY,
         RULE_COUNTERS_CAPACITY, RULES_CAPACITY, RuleCounters, WORKLOADS_CAPACITY,
     },
     name::NAME_KEY_BYTES,
@@ -54,9 +54,9 @@ pub static RESOLVERS: HashMap<Address, u32, { RESOLVERS_CAPACITY as usize }, GRA
 #[btf_map]
 pub static LOCAL: HashMap<Address, u32, { LOCAL_CAPACITY as usize }, GRANTING> = HashMap::new();
 
-/// Interface index to bytes of link-layer header.
+/// By interface index.
 #[btf_map]
-pub static INTERFACES: HashMap<u32, u32, { INTERFACES_CAPACITY as usize }, GRANTING> =
+pub static INTERFACES: HashMap<u32, Interface, { INTERFACES_CAPACITY as usize }, GRANTING> =
     HashMap::new();
 
 #[btf_map]

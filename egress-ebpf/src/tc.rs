@@ -1,6 +1,12 @@
 //! Packets on given interfaces: those without an INET socket (forwarded, or
-//! made by packet sockets), which no cgroup hook sees. They are judged under
-//! the node's policy.
+//! made by packet sockets), which no cgroup hook sees.
+//!
+//! On an interface of the node, `tc_egress` lies where packets leave. On the
+//! host's end of a pod's interface it lies where they arrive: there they have
+//! left the pod. `tc_ingress` lies on the other side of each.
+//!
+//! A packet is judged under the policy of its socket's cgroup; without a
+//! socket, under that of the pod whose interface it is; else under the node's.
 
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use aya_log_ebpf::debug;
@@ -9,7 +15,7 @@ use egress_common::{
     dns::DNS_PORT,
     flow::{FLOW_IDLE_NS, FlowKey},
     hash::{mix, mix_address},
-    maps::Config,
+    maps::{Config, LEADS_TO_POD, NODE_CGROUP},
     packet::PacketBytes,
     policy::{Binding, Workload, protocol},
     verdict::{Hook, Reason, Verdict},
@@ -77,11 +83,11 @@ fn network_header(ctx: &TcContext) -> i32 {
     let raw = ctx.skb.skb;
     // SAFETY: the context is valid while the program runs.
     let interface = unsafe { (*raw).ifindex };
-    // SAFETY: the entry is a number that is written before the programs are attached.
-    let Some(header_bytes) = (unsafe { INTERFACES.get(interface) }) else {
+    // SAFETY: this part of the entry is written before the programs are attached.
+    let Some(known) = (unsafe { INTERFACES.get(interface) }) else {
         return UNKNOWN;
     };
-    if *header_bytes == 0 {
+    if known.header_bytes == 0 {
         return 0;
     }
     let bytes = Skb { raw, base: 0 };
@@ -120,7 +126,56 @@ fn has_inet_socket(ctx: &TcContext) -> bool {
     family == AF_INET || family == AF_INET6
 }
 
-/// Key of the flow that a packet belongs to,.
+/// A pod's interface: the workload that packets without a socket belong to.
+fn owner(raw: *mut __sk_buff) -> Option<*mut u64> {
+    // SAFETY: the context is valid while the program runs.
+    let interface = INTERFACES.get_ptr_mut(unsafe { (*raw).ifindex })?;
+    // SAFETY: a map value; the flags are written before the programs are attached.
+    if unsafe { (*interface).flags } & LEADS_TO_POD == 0 {
+        return None;
+    }
+    // SAFETY: a field of a map value.
+    Some(unsafe { &raw mut (*interface).owner })
+}
+
+/// On a pod's interface, notes whose sockets send there. Nobody else's do: a socket belongs to the network namespace
+/// that it was made in, and only pods that the node trusts with all others can go there.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn frame_note_owner(raw: *mut __sk_buff) -> u32 {
+    let (Some(config), Some(owner)) = (workload::config(), owner(raw)) else {
+        return 0;
+    };
+    // SAFETY: an aligned number in a map value.
+    let known = unsafe { owner.read_volatile() };
+    let id = workload::cgroup_of_skb(config, raw, |id| id == known);
+    if id != NODE_CGROUP && id != known {
+        // SAFETY: as above; one store.
+        unsafe { owner.write_volatile(id) };
+    }
+    0
+}
+
+/// The cgroup under whose workload a frame is judged (`arrives` 0), or that it goes to.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn frame_cgroup(raw: *mut __sk_buff, arrives: u32) -> u64 {
+    let Some(config) = workload::config() else {
+        return NODE_CGROUP;
+    };
+    // SAFETY: the context is valid while the program runs.
+    let has_socket = !unsafe { (*raw).__bindgen_anon_2.sk }.is_null();
+    if arrives == 0 && has_socket {
+        return workload::cgroup_of_skb(config, raw, |_| false);
+    }
+    match owner(raw) {
+        // SAFETY: an aligned number in a map value.
+        Some(owner) => unsafe { owner.read_volatile() },
+        None => NODE_CGROUP,
+    }
+}
+
+/// Key of the flow that a packet belongs to.
 #[inline(always)]
 fn key(skb: &Skb, header: Header, leaves: bool) -> FlowKey {
     let raw = skb.raw;
@@ -210,13 +265,14 @@ pub fn tc_egress(ctx: &TcContext) -> Verdict {
     if workload::config().is_none() {
         return refuse(&whole, Header::UNREAD, Reason::NotConfigured, &UNCONFIGURED);
     }
-    let Some(workload) = workload::node() else {
+    if has_inet_socket(ctx) {
+        frame_note_owner(ctx.skb.skb);
+        return pass(Reason::SocketJudged);
+    }
+    let Some(workload) = workload::bound(frame_cgroup(ctx.skb.skb, 0)) else {
         return refuse(&whole, Header::UNREAD, Reason::NotConfigured, &UNCONFIGURED);
     };
     let binding = workload.current;
-    if has_inet_socket(ctx) {
-        return pass(Reason::SocketJudged);
-    }
     let skb = match frame(ctx) {
         Frame::Ip(skb) => skb,
         Frame::LinkControl => return pass(Reason::LinkControl),
@@ -332,7 +388,7 @@ pub fn tc_ingress(ctx: &TcContext) {
     }
     // DNS over TCP of forwarded senders is not learned: without a socket nothing here tells a forged segment.
     if header.proto() == protocol::UDP && header.sport() == DNS_PORT {
-        let Some(workload) = workload::node() else {
+        let Some(workload) = workload::bound(frame_cgroup(skb.raw, 1)) else {
             return;
         };
         let arrival = dns::Arrival {

@@ -35,8 +35,7 @@ fn find(config: &Config, ancestor: impl Fn(i32) -> u64) -> Option<&'static Workl
 /// The node's own workload.
 #[inline(always)]
 pub fn node() -> Option<&'static Workload> {
-    // SAFETY: as above.
-    unsafe { WORKLOADS.get(NODE_CGROUP) }
+    bound(NODE_CGROUP)
 }
 
 /// The workload of a packet's socket.
@@ -46,6 +45,30 @@ pub fn of_skb(config: &Config, skb: *mut __sk_buff) -> Option<&'static Workload>
     find(config, |level| unsafe {
         bpf_skb_ancestor_cgroup_id(skb, level)
     })
+}
+
+/// The cgroup by which a packet's socket is bound, if `is_known` does not tell it before that is looked up; [`NODE_CGROUP`]
+/// for none.
+#[inline(always)]
+pub fn cgroup_of_skb(config: &Config, skb: *mut __sk_buff, is_known: impl Fn(u64) -> bool) -> u64 {
+    for level in config.levels {
+        if level == NO_LEVEL {
+            break;
+        }
+        // SAFETY: the context is valid while the program runs.
+        let id = unsafe { bpf_skb_ancestor_cgroup_id(skb, level) };
+        if is_known(id) || WORKLOADS.get_ptr(id).is_some() {
+            return id;
+        }
+    }
+    NODE_CGROUP
+}
+
+/// The workload that is bound by this cgroup.
+#[inline(always)]
+pub fn bound(cgroup_id: u64) -> Option<&'static Workload> {
+    // SAFETY: an entry is replaced as a whole and never changed in place.
+    unsafe { WORKLOADS.get(cgroup_id) }
 }
 
 /// The workload of the current task.

@@ -1,9 +1,9 @@
 //! Networks of one's own, and ways past the IP stack.
 
-use std::process::Command;
+use std::{process::Command, time::Duration};
 
 use egress_tests::{
-    World,
+    World, eventually,
     expect::{counted, reached},
     packets::{Ends, UDP, to_hex},
     programs,
@@ -48,17 +48,47 @@ pub(crate) fn network_namespaces() {
     });
 }
 
+/// A bench whose client is a pod, and whose agent judges pods' interfaces.
+fn pod_bench() -> Option<Bench> {
+    let mut bench = Bench::with(RULES, World::builder().pod(), |agent| {
+        agent.arg("--pod-interfaces").arg("auto")
+    })?;
+    bench.client = bench.world.workload_in(Role::Pod, "own");
+    let is_judged = || {
+        let status = bench.agent.status();
+        status.pod_interfaces.is_some_and(|one| one.judged == 1)
+    };
+    assert!(eventually(Duration::from_secs(3), is_judged));
+    Some(bench)
+}
+
 /// Sends a datagram with the secret to an address, past the IP stack.
 fn frame(bench: &Bench, address: &str, more: &[&str]) -> Attempt {
+    frame_between(bench, zone::NODE, &bench.world.gateway(), address, more)
+}
+
+/// As [`frame`], from the pod.
+fn pod_frame(bench: &Bench, address: &str, more: &[&str]) -> Attempt {
+    let gateway = bench.world.hardware_address(Role::Node, "pod0");
+    frame_between(bench, zone::POD, &gateway, address, more)
+}
+
+fn frame_between(
+    bench: &Bench,
+    from: [&str; 2],
+    gateway: &str,
+    address: &str,
+    more: &[&str],
+) -> Attempt {
     let family = usize::from(address.contains(':'));
-    let ends = Ends::new(zone::NODE[family], address);
+    let ends = Ends::new(from[family], address);
     let packet = to_hex(&ends.packet(UDP, &ends.udp(7, 9000, SECRET)));
     let kind = ["0800", "86dd"][family];
     let args = [
         "emit-frame",
         &packet,
         "--gateway",
-        &bench.world.gateway(),
+        gateway,
         "--ethertype",
         kind,
     ];
@@ -127,6 +157,41 @@ pub(crate) fn packet_sockets_past_the_queue() {
         // The twin: by a socket of its own it may not.
         assert!(bench.client.udp(DENIED[0], 9000, true).is_refused());
     }
+}
+
+pub(crate) fn packet_sockets_of_a_pod() {
+    let Some(bench) = pod_bench() else { return };
+    for more in [&[][..], &["--bypass-qdisc"]] {
+        for (denied, allowed) in DENIED.into_iter().zip(ALLOWED) {
+            let (sent, moved) = bench.agent.counted(|| pod_frame(&bench, denied, more));
+            reached(&sent);
+            counted(&moved, "no_rule");
+            assert!(moved.denied_by("tc_egress") > 0, "{moved:?}");
+            bench.twin(allowed, || pod_frame(&bench, allowed, more));
+            assert_eq!(bench.left_to(denied), 0);
+        }
+    }
+}
+
+pub(crate) fn af_xdp_of_a_pod() {
+    let Some(bench) = pod_bench() else { return };
+    let gateway = bench.world.hardware_address(Role::Node, "pod0");
+    let send = |address: &str| {
+        let ends = Ends::new(zone::POD[0], address);
+        let packet = to_hex(&ends.packet(UDP, &ends.udp(7, 9000, SECRET)));
+        bench
+            .client
+            .probe::<Attempt>(&["xdp", &packet, "--gateway", &gateway])
+    };
+    let (attempt, moved) = bench.agent.counted(|| send(DENIED[0]));
+    if attempt.stage == "socket" {
+        skip(&format!("no AF_XDP in this kernel: {:?}", attempt.errno));
+        return;
+    }
+    reached(&attempt);
+    assert!(moved.denied_by("tc_egress") > 0, "{moved:?}");
+    bench.twin(ALLOWED[0], || send(ALLOWED[0]));
+    assert_eq!(bench.left_to(DENIED[0]), 0);
 }
 
 pub(crate) fn af_xdp() {
@@ -316,6 +381,20 @@ pub(crate) fn rewriting_behind_a_macvlan() {
     bench.settle();
     assert!(bench.left_to(DENIED[0]) > 0, "it is stopped now");
     // The twin: as it is judged without.
+    assert!(bench.client.udp(DENIED[0], 9000, true).is_refused());
+}
+
+pub(crate) fn rewriting_in_a_pod() {
+    let Some(bench) = pod_bench() else { return };
+    if programs::find("nft").is_none() || !rewrite(&bench, Role::Pod, "eth0", DENIED[0]) {
+        skip("no nft with egress chains here");
+        return;
+    }
+    let args = ["exchange", ALLOWED[0], "9000", "--no-echo"];
+    reached(&bench.client.probe(&args));
+    bench.settle();
+    assert!(bench.left_to(DENIED[0]) > 0, "it is stopped now");
+    // The twin: what it asks for itself is judged.
     assert!(bench.client.udp(DENIED[0], 9000, true).is_refused());
 }
 

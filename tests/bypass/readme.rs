@@ -20,6 +20,7 @@ fn table() -> String {
         Outcome::NotStopped,
         Outcome::Gap,
         Outcome::AtInterface,
+        Outcome::AtPodInterface,
         Outcome::Stopped,
     ] {
         let untried = UNTRIED.iter().map(|row| (row, ", not tried"));
@@ -32,6 +33,7 @@ fn table() -> String {
                 Outcome::NotStopped => "**not stopped**",
                 Outcome::Gap => "**not stopped yet**",
                 Outcome::AtInterface => "stopped with `--interface`",
+                Outcome::AtPodInterface => "stopped with `--pod-interfaces`",
                 Outcome::Stopped => "stopped",
             };
             writeln!(text, "| {} | {says}{mark} | {} |", row.name, row.why).unwrap();

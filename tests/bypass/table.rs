@@ -9,6 +9,8 @@ pub(crate) enum Outcome {
     Stopped,
     /// Nothing leaves if the agent judges the interface, too.
     AtInterface,
+    /// Nothing leaves if the agent judges the interfaces of pods.
+    AtPodInterface,
     /// It is known how to stop it, and not done yet.
     Gap,
     /// It gets through, and the reason says why.
@@ -156,6 +158,9 @@ techniques! {
     AtInterface networks::gre_devices: "tunnel devices in a network namespace of one's own: GRE", "as above. Tried where the kernel has them";
     AtInterface networks::sit_devices: "tunnel devices in a network namespace of one's own: SIT (6in4)", "as above. Tried where the kernel has them";
     AtInterface networks::rewriting_after_the_hooks: "rewriting packets in a network namespace of one's own (nftables, tc)", "`tc_egress` on the node's interface judges what comes out of it. It needs `CAP_NET_ADMIN`";
+    AtPodInterface networks::packet_sockets_of_a_pod: "packet sockets of a pod, also with `PACKET_QDISC_BYPASS`", "`tc_egress` at the host's end of the pod's interface, under the pod's policy. They need `CAP_NET_RAW`";
+    AtPodInterface networks::af_xdp_of_a_pod: "`AF_XDP` of a pod", "as above";
+    NotStopped networks::rewriting_in_a_pod: "rewriting packets in a pod (nftables, tc), without `--interface` where they leave the node", "The packet still has its socket, which was judged before it was rewritten. It needs `CAP_NET_ADMIN`.";
     NotStopped networks::rewriting_behind_a_macvlan: "rewriting packets, or tunnel devices, in a network namespace that shares the node's device (macvlan)", "The node's `tc_egress` sees a packet with a socket, which was judged before it was rewritten. It needs `CAP_NET_ADMIN`.";
     NotStopped networks::tunnel_devices_of_the_node: "tunnel devices in the host's network namespace", "The outer packet is the kernel's. They need `CAP_NET_ADMIN` there.";
     NotStopped networks::packet_sockets_past_the_queue: "packet sockets with `PACKET_QDISC_BYPASS`", "go past `tc_egress`. They need `CAP_NET_RAW`.";

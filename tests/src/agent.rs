@@ -883,8 +883,19 @@ pub struct Status {
     pub alarms: Vec<String>,
     /// What is known of the cluster, if the agent belongs to one.
     pub kubernetes: Option<Kubernetes>,
+    /// Interfaces of pods, if they are judged.
+    pub pod_interfaces: Option<PodInterfaces>,
     /// Whether enforcing was confirmed, if that was asked for.
     pub confirmation: Option<Confirmation>,
+}
+
+/// Interfaces of pods.
+#[derive(Clone, Debug, Deserialize)]
+pub struct PodInterfaces {
+    /// How many are judged.
+    pub judged: u64,
+    /// Those that are not, and why.
+    pub failed: Vec<String>,
 }
 
 /// What is known of the cluster.

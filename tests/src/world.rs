@@ -219,6 +219,10 @@ impl World {
         if let Some(pod) = &self.pod {
             self.node
                 .sysctl(&[("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")])?;
+            // What a default route goes through leads out of the node, and to no pod.
+            self.node.ip(&format!(
+                "route add default via {web4}\nroute add default via {web6}\n"
+            ))?;
             self.node.ip(&format!(
                 "link add pod0 type veth peer name eth0 netns {}\nlink set pod0 up\n{}",
                 pod.name(),
@@ -466,12 +470,21 @@ impl World {
     /// If their cgroup cannot be made.
     #[must_use]
     pub fn outsider(&self, role: Role) -> Workload {
-        let cgroup = self.cgroup.child("outside").expect("a cgroup for clients");
-        Workload::new(
-            self.place(role, cgroup),
-            self.dir.0.join("outsider.err"),
-            self.resolv_conf(),
-        )
+        self.outsider_at(self.namespace(role).path())
+    }
+
+    /// Clients outside of what is judged, in any namespace.
+    ///
+    /// # Panics
+    ///
+    /// If their cgroup cannot be made.
+    #[must_use]
+    pub fn outsider_at(&self, namespace: &Path) -> Workload {
+        let place = Place {
+            namespace: namespace.to_path_buf(),
+            cgroup: self.cgroup.child("outside").expect("a cgroup for clients"),
+        };
+        Workload::new(place, self.dir.0.join("outsider.err"), self.resolv_conf())
     }
 
     /// An agent for this world with this policy, still to be started.

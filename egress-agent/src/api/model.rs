@@ -40,6 +40,9 @@ pub struct Status {
     /// What is known of the cluster and of its pods here; none without `--kubernetes`.
     #[serde(default)]
     pub kubernetes: Option<KubernetesStatus>,
+    /// The host's ends of pods' interfaces; none without `--pod-interfaces`.
+    #[serde(default)]
+    pub pod_interfaces: Option<PodInterfacesStatus>,
     /// Whether enforcing was confirmed; none when the agent was started without `--confirm`.
     #[serde(default)]
     pub confirmation: Option<ConfirmationStatus>,
@@ -79,6 +82,15 @@ pub struct KubernetesStatus {
     pub is_complete: bool,
     /// What is wrong, in sentences: policies that are refused, cgroups that cannot be watched.
     pub alarms: Vec<String>,
+}
+
+/// The host's ends of pods' interfaces, on which packets without an INET socket are judged.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodInterfacesStatus {
+    /// How many are judged.
+    pub judged: u64,
+    /// Those that are not, and why.
+    pub failed: Vec<String>,
 }
 
 /// How long something took.

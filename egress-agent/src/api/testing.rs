@@ -144,6 +144,7 @@ pub(crate) fn status() -> Status {
             cgroup: None,
         }],
         kubernetes: None,
+        pod_interfaces: None,
         confirmation: None,
         observed: ObservedStatus {
             observations: 12,

@@ -31,7 +31,7 @@ pub use exit::{ExitCode, UsageError};
 pub use logging::start as start_logging;
 pub use output::{Format, OutputArgs, Screen, say};
 pub use remote::{DEFAULT_PIN_DIR, DEFAULT_SOCKET, DEFAULT_STATE_DIR};
-pub use run::{LogLevel, RunOptions, ScopeOption};
+pub use run::{LogLevel, PodInterfaces, RunOptions, ScopeOption};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -101,7 +101,8 @@ impl Cli {
     #[must_use]
     pub const fn default_log(&self) -> &'static str {
         match self.command {
-            Command::Run(_) => "info",
+            // What fails of its requests is told by those who make them.
+            Command::Run(_) => "info,kube_client=off",
             Command::Status(_)
             | Command::Confirm(_)
             | Command::Counters(_)

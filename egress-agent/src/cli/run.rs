@@ -61,6 +61,10 @@ pub struct Run {
     /// Interfaces on which forwarded and raw packets are judged too; may be repeated
     #[arg(long, num_args = 1.., value_name = "IF")]
     pub interface: Vec<String>,
+    /// Judge what pods send past their cgroups (packet sockets, packets forwarded in a pod) at the host's ends of their
+    /// interfaces: veth and netkit pairs
+    #[arg(long, value_enum, value_name = "WHICH")]
+    pub pod_interfaces: Option<PodInterfaces>,
     /// Resolvers whose answers are trusted; may be repeated [default: those of /etc/resolv.conf]
     #[arg(long, num_args = 1.., value_name = "IP")]
     pub resolver: Vec<IpAddr>,
@@ -129,8 +133,8 @@ pub struct KubernetesArgs {
     /// after a restart of the agent or of the node.
     #[arg(long, requires = "node_name")]
     pub kubernetes: bool,
-    /// This node's name in the cluster
-    #[arg(long, env = "NODE_NAME", requires = "kubernetes", value_name = "NAME")]
+    /// This node's name in the cluster; without --kubernetes it is not used
+    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
     pub node_name: Option<String>,
     /// How to reach the API server [default: as a pod does, with its service account]
     #[arg(long, requires = "kubernetes", value_name = "FILE")]
@@ -148,6 +152,13 @@ pub enum PendingPods {
     Lifeline,
     /// Everything
     Open,
+}
+
+/// Which interfaces of pods are judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PodInterfaces {
+    /// All, as they come and go
+    Auto,
 }
 
 /// A cluster, and what this node is called there.
@@ -288,6 +299,8 @@ pub struct RunOptions {
     pub cgroup: PathBuf,
     /// Interfaces on which forwarded and raw packets are judged too.
     pub interfaces: Vec<String>,
+    /// Which interfaces of pods are judged; none: none.
+    pub pod_interfaces: Option<PodInterfaces>,
     /// Trusted resolvers, as given or found.
     pub resolvers: Vec<IpAddr>,
     /// Whether the resolvers were given; if not, [`workload::system_resolvers`] finds them anew.
@@ -375,6 +388,7 @@ impl Run {
             catalog: self.catalog.sources()?,
             cgroup,
             interfaces: self.interface,
+            pod_interfaces: self.pod_interfaces,
             resolvers,
             are_resolvers_given,
             socket: self.socket.socket,

@@ -108,6 +108,10 @@ fn facts(status: &model::Status) -> Table {
         facts.row(["cluster".into(), cluster(kubernetes)]);
         facts.row(["pods".into(), pods(kubernetes).into()]);
     }
+    if let Some(interfaces) = &status.pod_interfaces {
+        let text = format!("{} of pods are judged", interfaces.judged);
+        facts.row(["interfaces".into(), text.into()]);
+    }
     let resolvers: Vec<_> = status.resolvers.iter().map(ToString::to_string).collect();
     facts.row(["resolvers".into(), resolvers.join(", ").into()]);
     let losses: Vec<_> = status

@@ -110,7 +110,14 @@ impl AgentState for Shared {
         let is_pod_missed = kubernetes
             .as_ref()
             .is_some_and(|cluster| !cluster.is_complete);
-        let is_attached = hooks.iter().all(|hook| hook.is_attached);
+        let pod_interfaces = lock(&self.pod_interfaces).clone();
+        let unjudged = pod_interfaces.iter().flat_map(|status| &status.failed);
+        let unjudged = unjudged.map(|text| format!("a pod's interface is not judged: {text}"));
+        alarms.extend(unjudged);
+        let is_attached = hooks.iter().all(|hook| hook.is_attached)
+            && pod_interfaces
+                .as_ref()
+                .is_none_or(|status| status.failed.is_empty());
         Ok(Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_s: self.started.elapsed().as_secs(),
@@ -144,6 +151,7 @@ impl AgentState for Shared {
                 .unwrap_or_default(),
             scopes: self.scope_status(),
             kubernetes,
+            pod_interfaces,
             confirmation,
             observed,
             alarms,

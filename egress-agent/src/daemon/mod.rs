@@ -13,6 +13,7 @@ mod events;
 mod explain;
 mod observe;
 mod plan;
+mod pod_interfaces;
 mod pods;
 mod rulesets;
 mod shared;
@@ -21,16 +22,18 @@ mod takeover;
 mod time;
 mod upkeep;
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use anyhow::Context;
+use egress_common::maps::NODE_CGROUP;
 use tracing::{error, info, warn};
 
 use crate::{
     api::{AgentState, ApiListener, serve},
-    cli::{ExitCode, RunOptions, UsageError},
+    cli::{ExitCode, PodInterfaces, RunOptions, UsageError},
     datapath::{self, Datapath, DatapathError},
     kube, shutdown,
+    workload::Interfaces,
 };
 use cluster::Cluster;
 use confirm::Moment;
@@ -105,6 +108,12 @@ async fn start(options: RunOptions, files: upkeep::Files) -> anyhow::Result<Exit
         cluster.map_or_else(Vec::new, |cluster| cluster.node_policies(catalog))
     })
     .map_err(UsageError::new)?;
+    let interfaces = match options.pod_interfaces {
+        None => None,
+        Some(PodInterfaces::Auto) => {
+            Some(Interfaces::watch().context("cannot watch the interfaces")?)
+        }
+    };
     let listener = ApiListener::bind(&options.socket).map_err(anyhow::Error::new)?;
     let mut datapath = Datapath::open(datapath::Options {
         pin_dir: options.pin_dir.clone(),
@@ -137,6 +146,13 @@ async fn start(options: RunOptions, files: upkeep::Files) -> anyhow::Result<Exit
     if let (Some((client, feed)), Some(tree)) = (joined, pod_tree) {
         cluster::tell(&shared, client, &feed, &mut tasks, &stop);
         tasks.spawn(cluster::run(Arc::clone(&shared), tree, feed, stop.clone()));
+    }
+    if let Some(interfaces) = interfaces {
+        tasks.spawn(pod_interfaces::run(
+            Arc::clone(&shared),
+            interfaces,
+            stop.clone(),
+        ));
     }
     tasks.spawn(events::run(Arc::clone(&shared), events, stop.clone()));
     tasks.spawn(dns::run(Arc::clone(&shared), copies, stop.clone()));
@@ -185,6 +201,10 @@ fn begin(shared: &Shared, base: Base) -> anyhow::Result<()> {
             .context("cannot take over from another layout");
     }
     let mut datapath = shared.datapath();
+    if shared.options.pod_interfaces.is_none() {
+        // Those of an agent that was asked to.
+        datapath.set_pod_interfaces(&BTreeSet::new(), NODE_CGROUP);
+    }
     datapath
         .attach_learning()
         .and_then(|()| datapath.attach_judging())

@@ -20,7 +20,7 @@ use crate::{
 /// The first number of a pod as a workload: those below are for the node and for `--scope`.
 const FIRST_IDENTITY: u32 = 1 << 16;
 /// What the scope is called that holds pods until their policies are known.
-const PENDING: &str = "pending";
+pub(super) const PENDING: &str = "pending";
 /// The namespace of what belongs to the cluster itself.
 const SYSTEM_NAMESPACE: &str = "kube-system";
 /// The label by which the cluster's DNS is known, and its values: its own service, and the cache on each node.

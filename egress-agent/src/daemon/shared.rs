@@ -24,7 +24,7 @@ use super::{confirm::Confirmation, observe::Observer, plan::Wanted};
 use crate::{
     api::{
         RECENT_FLOWS, RecentFlows, Timestamp,
-        model::{FlowReport, KubernetesStatus},
+        model::{FlowReport, KubernetesStatus, PodInterfacesStatus},
     },
     cli::{RunOptions, UsageError, run::NODE_SCOPE},
     datapath::{Datapath, cgroup_facts},
@@ -330,6 +330,8 @@ pub(super) struct Shared {
     pub(super) cgroup_paths: Mutex<CgroupPaths>,
     /// What the agent itself lost: names and streams thrown out for lack of room.
     pub(super) dns_lost: Mutex<HashMap<&'static str, u64>>,
+    /// The host's ends of pods' interfaces; none without `--pod-interfaces`, and before the first look.
+    pub(super) pod_interfaces: Mutex<Option<PodInterfacesStatus>>,
     /// How often all copies of answers that were there have been read.
     pub(super) dns_looks: AtomicU64,
 }
@@ -399,6 +401,7 @@ impl Shared {
             followers,
             cgroup_paths: Mutex::default(),
             dns_lost: Mutex::default(),
+            pod_interfaces: Mutex::default(),
             dns_looks: AtomicU64::new(0),
         })
     }

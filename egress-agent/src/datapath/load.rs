@@ -311,6 +311,37 @@ impl Loaded {
     fn attach_interface(&mut self, hook: Hook, interface: &str) -> Result<(), DatapathError> {
         let name = hook.name();
         let pin = links_dir(&self.options.pin_dir).join(format!("{name}-{interface}"));
+        let kind = if hook == Hook::TcEgress {
+            TcAttachType::Egress
+        } else {
+            TcAttachType::Ingress
+        };
+        let is_new = !pin.exists();
+        self.attach_tc(hook, interface, kind, &pin)?;
+        if is_new && !pin.exists() {
+            self.clsact.push(AttachedHook {
+                hook,
+                target: interface.to_owned(),
+                kind: "clsact",
+                is_attached: true,
+            });
+        }
+        if is_new {
+            info!(hook = name, interface, "hook attached");
+        }
+        Ok(())
+    }
+
+    /// Puts a program on one side of an interface: behind the link that is pinned at `pin`, or with a new one there.
+    /// Kernels without TCX get a filter, which has no link.
+    pub(super) fn attach_tc(
+        &mut self,
+        hook: Hook,
+        interface: &str,
+        kind: TcAttachType,
+        pin: &Path,
+    ) -> Result<(), DatapathError> {
+        let name = hook.name();
         let Program::SchedClassifier(program) = program_of(&mut self.ebpf, name)? else {
             return Err(DatapathError::Missing {
                 what: "program",
@@ -322,13 +353,8 @@ impl Loaded {
                 program: name,
                 source,
             })?;
-            return replace(&pin, name, fd.as_fd());
+            return replace(pin, name, fd.as_fd());
         }
-        let kind = if hook == Hook::TcEgress {
-            TcAttachType::Egress
-        } else {
-            TcAttachType::Ingress
-        };
         let attach = |source| DatapathError::Attach {
             program: name,
             target: interface.to_owned(),
@@ -337,18 +363,10 @@ impl Loaded {
         if kernel_is_at_least(TCX_KERNEL) {
             let id = program.attach(interface, kind).map_err(attach)?;
             let link = program.take_link(id).map_err(attach)?;
-            pin_link(fd_link(link.try_into(), name)?, &pin, name)?;
+            pin_link(fd_link(link.try_into(), name)?, pin, name)
         } else {
-            attach_clsact(program, interface, kind, name).map_err(attach)?;
-            self.clsact.push(AttachedHook {
-                hook,
-                target: interface.to_owned(),
-                kind: "clsact",
-                is_attached: true,
-            });
+            attach_clsact(program, interface, kind, name).map_err(attach)
         }
-        info!(hook = name, interface, "hook attached");
-        Ok(())
     }
 
     /// Every hook that should be there, and whether the kernel still has it.
@@ -475,7 +493,7 @@ fn replace(pin: &Path, name: &str, program: impl AsFd) -> Result<(), DatapathErr
 }
 
 /// Whether the link that is pinned here is on its hook.
-fn is_attached(pin: &Path) -> bool {
+pub(super) fn is_attached(pin: &Path) -> bool {
     sys::object(pin).is_ok_and(|link| sys::is_attached(&link))
 }
 

@@ -13,7 +13,8 @@ use egress_common::{
     address::Address,
     learned::{Grant, Learned, LearnedKey},
     maps::{
-        Alias, AliasKey, Config, Query, QueryKey, RuleCounters, WORKLOAD_COUNTER, workload_counter,
+        Alias, AliasKey, Config, Interface, Query, QueryKey, RuleCounters, WORKLOAD_COUNTER,
+        workload_counter,
     },
     name::{NAME_KEY_BYTES, NameKey, below_key},
     policy::{
@@ -41,7 +42,7 @@ pub(super) struct Maps {
     rules: Hash<RuleKey, u32>,
     resolvers: Hash<Address, u32>,
     local: Hash<Address, u32>,
-    interfaces: Hash<u32, u32>,
+    interfaces: Hash<u32, Interface>,
     pub(super) learned: Hash<LearnedKey, Learned>,
     pub(super) holds: Hash<u32, u64>,
     pub(super) queries: Hash<QueryKey, Query>,
@@ -273,11 +274,34 @@ impl Maps {
         set_exactly(&mut self.local, "LOCAL", wanted)
     }
 
-    /// Tells how many bytes of link-layer header an interface has.
+    /// Tells what an interface of the node is.
     pub(super) fn set_interface(&mut self, index: u32, bytes: u32) -> Result<(), DatapathError> {
+        let interface = Interface {
+            header_bytes: bytes,
+            ..Interface::default()
+        };
         self.interfaces
-            .insert(index, bytes, 0)
+            .insert(index, interface, 0)
             .map_err(error("write", "INTERFACES"))
+    }
+
+    /// Tells what an interface is, unless that is known: the kernel may have found its owner.
+    pub(super) fn add_interface(
+        &mut self,
+        index: u32,
+        interface: Interface,
+    ) -> Result<(), DatapathError> {
+        if self.interfaces.get(&index, 0).is_ok() {
+            return Ok(());
+        }
+        self.interfaces
+            .insert(index, interface, 0)
+            .map_err(error("write", "INTERFACES"))
+    }
+
+    /// Forgets an interface that is gone. Indexes are not used again (`dev_index_reserve`): one that stays does no harm.
+    pub(super) fn remove_interface(&mut self, index: u32) {
+        let _ = self.interfaces.remove(&index);
     }
 
     /// Every learned address.

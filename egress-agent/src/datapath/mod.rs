@@ -8,6 +8,7 @@ mod judge;
 mod layout;
 mod load;
 mod maps;
+mod pod_interfaces;
 mod rings;
 mod snapshot;
 mod sys;
@@ -48,6 +49,7 @@ const BATCH_HEAD_BYTES: usize = 16;
 pub struct Datapath {
     loaded: load::Loaded,
     maps: maps::Maps,
+    pod_interfaces: pod_interfaces::PodInterfaces,
 }
 
 impl Datapath {
@@ -60,7 +62,11 @@ impl Datapath {
         let learned_capacity = options.learned_capacity;
         let mut loaded = load::load(options)?;
         let maps = maps::Maps::take(&mut loaded.ebpf, learned_capacity)?;
-        let mut datapath = Self { loaded, maps };
+        let mut datapath = Self {
+            loaded,
+            maps,
+            pod_interfaces: pod_interfaces::PodInterfaces::default(),
+        };
         if !datapath.loaded.is_adopted {
             // What is shared with another layout carries hashes under its seed.
             let mut foreign = datapath.loaded.foreign.iter();

@@ -72,6 +72,9 @@ fn remove_clsact() -> Vec<String> {
         for (kind, program) in [
             (TcAttachType::Egress, "tc_egress"),
             (TcAttachType::Ingress, "tc_ingress"),
+            // The host's ends of pods' interfaces.
+            (TcAttachType::Ingress, "tc_egress"),
+            (TcAttachType::Egress, "tc_ingress"),
         ] {
             if tc::qdisc_detach_program(interface, kind, program).is_ok() {
                 removed.push(format!("{program}-{interface}"));

@@ -1,11 +1,13 @@
 //! What the node is: its cgroup hierarchy, pods, addresses and resolvers.
 
 mod cgroup;
+mod interfaces;
 mod node;
 mod pod_cgroup;
 mod pod_tree;
 
 pub use cgroup::{CgroupPaths, cgroup_root};
+pub use interfaces::{Interfaces, PodInterface};
 pub use node::{own_addresses, search_domains, system_resolvers};
 pub use pod_cgroup::{Place, PodCgroup, PodUid, Qos, kubepods_above};
 pub use pod_tree::{PodEvent, PodTree, PodTreeError};

@@ -15,7 +15,7 @@ use egress_common::{
     address::{Address, from_v4},
     decision::{Trouble, decide},
     flow::{Flow, Origin},
-    maps::{CGROUP_LEVELS, Config, LAYOUT_VERSION, NO_LEVEL, NODE_CGROUP},
+    maps::{CGROUP_LEVELS, Config, Interface, LAYOUT_VERSION, NO_LEVEL, NODE_CGROUP},
     packet::{Packet, parse},
     policy::{
         Binding, CIDR_KEY_BYTES, CidrRules, EntryKind, POLICY_ID_BITS, PortRange, RuleEntry,
@@ -149,9 +149,13 @@ impl Rig {
         }
         // Test runs come by this interface, with an Ethernet header.
         let map = rig.ebpf.map_mut("INTERFACES").unwrap();
-        HashMap::<_, u32, u32>::try_from(map)
+        let interface = Interface {
+            header_bytes: 14,
+            ..Interface::default()
+        };
+        HashMap::<_, u32, Interface>::try_from(map)
             .unwrap()
-            .insert(test_run::INTERFACE, 14, 0)
+            .insert(test_run::INTERFACE, interface, 0)
             .unwrap();
         // Last, as the agent does: from now on there is a configuration.
         let map = rig.ebpf.map_mut("CONFIG").unwrap();
