@@ -8,12 +8,12 @@
     reason = "tests panic"
 )]
 
-use std::{fs, process::Command, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf, process::Command, time::Duration};
 
 use egress_tests::{
     World, eventually,
     expect::{policy, reached, refused},
-    process, programs, ready,
+    process, programs, ready, zone,
 };
 
 #[test]
@@ -267,4 +267,59 @@ fn doctor_finds_what_the_agent_needs() {
     )
     .unwrap();
     assert_eq!(output.code(), Some(0), "{}", output.shown());
+}
+
+/// A program that runs the agent with these capabilities alone, for `setpriv`.
+fn with_capabilities(world: &World, names: &[&str]) -> PathBuf {
+    let kept: String = names.iter().map(|name| format!(",+{name}")).collect();
+    let path = world.dir().join("agent-with-capabilities");
+    let agent = programs::agent();
+    let script = format!(
+        "#!/bin/sh\nexec setpriv --bounding-set=-all{kept} {} \"$@\"\n",
+        agent.display()
+    );
+    fs::write(&path, script).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+#[test]
+fn three_capabilities_are_enough() {
+    if !ready() {
+        return;
+    }
+    let world = World::builder().pod().build();
+    let names = "allow: [{ names: [api.example.com] }]";
+    let options = || world.agent(&policy(names)).interface("eth0");
+    // One less is an error that names it.
+    let without = with_capabilities(&world, &["net_admin", "perfmon"]);
+    let output = options().program(without).run_to_end();
+    assert_eq!(output.code(), Some(2), "{}", output.shown());
+    assert!(output.stderr.contains("CAP_BPF"), "{}", output.shown());
+
+    let program = with_capabilities(&world, &["bpf", "net_admin", "perfmon"]);
+    let mut agent = options()
+        .arg("--pod-interfaces")
+        .arg("auto")
+        .program(program)
+        .start();
+    let client = world.workload("client");
+    let check = || {
+        client.resolve("api.example.com", false);
+        reached(&client.connect(zone::address("api.example.com", false), 80));
+        refused(&client.connect("10.78.9.1", 80));
+    };
+    check();
+    let judged = || {
+        let interfaces = agent.status().pod_interfaces.unwrap();
+        interfaces.judged == 1 && interfaces.failed.is_empty()
+    };
+    assert!(eventually(Duration::from_secs(3), judged));
+    agent.reload(&policy(
+        "allow: [{ names: [api.example.com] }, { cidrs: [10.79.0.0/16] }]",
+    ));
+    reached(&client.connect("10.79.0.1", 80));
+    agent.stop();
+    agent.start_again();
+    check();
 }

@@ -36,7 +36,10 @@ pub(super) async fn run(
         }
         let found = interfaces.of_pods().await;
         let found = found.context("cannot list the interfaces")?;
-        let wanted: BTreeSet<_> = found.into_iter().collect();
+        // What was given as the node's is the node's.
+        let given = &shared.options.interfaces;
+        let of_pods = found.into_iter().filter(|one| !given.contains(&one.name));
+        let wanted: BTreeSet<_> = of_pods.collect();
         let shared = Arc::clone(&shared);
         // Some milliseconds for each new one.
         tokio::task::spawn_blocking(move || shared.judge_pod_interfaces(&wanted)).await?;

@@ -67,6 +67,17 @@ pub(crate) fn checks() {
     let Some(mut agent) = agent else {
         return;
     };
+    check("pod_interfaces_are_judged", || {
+        let judged = || {
+            let status = output(Command::new(program()).args(["status", "-o", "json"]));
+            status.is_ok_and(|status| status.contains("\"judged\": 1"))
+        };
+        if eventually(START_LIMIT, judged) {
+            Ok(())
+        } else {
+            Err("not the one that there is".to_owned())
+        }
+    });
     verdicts();
     for command in ["status", "counters", "flows"] {
         // For whoever reads the console to see why something failed.
@@ -147,7 +158,8 @@ fn start() -> Result<Child, String> {
     fs::write("/etc/policy.yaml", POLICY).map_err(|error| error.to_string())?;
     let mut agent = Command::new(program())
         .args(["run", "--policy", "/etc/policy.yaml"])
-        .args(["--interface", "near0", "--resolver"])
+        .args(["--interface", "near0", "--pod-interfaces", "auto"])
+        .arg("--resolver")
         .arg(RESOLVER.to_string())
         .stdout(Stdio::null())
         .spawn()

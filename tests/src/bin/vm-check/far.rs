@@ -58,7 +58,9 @@ pub(crate) fn start() -> Result<Far> {
         link add near0 type veth peer name far0 netns far\n\
         addr add 10.9.0.1/24 dev near0\n\
         addr add fd09::1/64 dev near0 nodad\n\
-        link set near0 up\n"
+        link set near0 up\n\
+        link add pod0 type veth peer name eth0 netns far\n\
+        link set pod0 up\n"
         .to_owned();
     let mut far = "link set lo up\n".to_owned();
     for last in [2, 10, 11, 20] {
