@@ -175,6 +175,14 @@ pub extern "C" fn frame_cgroup(raw: *mut __sk_buff, arrives: u32) -> u64 {
     }
 }
 
+/// Whether the packet came in by this interface: on a pod's, what leaves the pod.
+#[inline(always)]
+fn arrived_here(ctx: &TcContext) -> bool {
+    let raw = ctx.skb.skb;
+    // SAFETY: the context is valid while the program runs.
+    unsafe { (*raw).ingress_ifindex == (*raw).ifindex }
+}
+
 /// Key of the flow that a packet belongs to.
 #[inline(always)]
 fn key(skb: &Skb, header: Header, leaves: bool) -> FlowKey {
@@ -266,7 +274,9 @@ pub fn tc_egress(ctx: &TcContext) -> Verdict {
         return refuse(&whole, Header::UNREAD, Reason::NotConfigured, &UNCONFIGURED);
     }
     if has_inet_socket(ctx) {
-        frame_note_owner(ctx.skb.skb);
+        if arrived_here(ctx) {
+            frame_note_owner(ctx.skb.skb);
+        }
         return pass(Reason::SocketJudged);
     }
     let Some(workload) = workload::bound(frame_cgroup(ctx.skb.skb, 0)) else {
