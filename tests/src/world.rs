@@ -219,10 +219,6 @@ impl World {
         if let Some(pod) = &self.pod {
             self.node
                 .sysctl(&[("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")])?;
-            // What a default route goes through leads out of the node, and to no pod.
-            self.node.ip(&format!(
-                "route add default via {web4}\nroute add default via {web6}\n"
-            ))?;
             self.node.ip(&format!(
                 "link add pod0 type veth peer name eth0 netns {}\nlink set pod0 up\n{}",
                 pod.name(),

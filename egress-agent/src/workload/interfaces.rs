@@ -66,7 +66,7 @@ impl Interfaces {
     }
 
     /// The interfaces that lead to other network namespaces: veth and netkit pairs. A node that is a container itself
-    /// has its uplink in such a pair: what a default route goes through is no pod's.
+    /// has its uplinks in such pairs: what a default route or a route by a router goes through is no pod's.
     ///
     /// # Errors
     ///
@@ -78,9 +78,7 @@ impl Interfaces {
         for asked in [v4, v6] {
             let mut routes = self.handle.route().get(asked).execute();
             while let Some(route) = routes.try_next().await.map_err(io::Error::other)? {
-                if route.header.destination_prefix_length == 0 {
-                    uplinks.extend(interfaces_of(&route));
-                }
+                uplinks.extend(uplinks_of(&route));
             }
         }
         let mut links = self.handle.link().get().execute();
@@ -93,14 +91,23 @@ impl Interfaces {
     }
 }
 
-/// The interfaces that a route goes through.
-fn interfaces_of(route: &RouteMessage) -> Vec<u32> {
+/// The interfaces by which a route leads to a router, or anywhere.
+fn uplinks_of(route: &RouteMessage) -> Vec<u32> {
+    let leads_anywhere = route.header.destination_prefix_length == 0;
+    let has_router = |attributes: &[RouteAttribute]| {
+        let mut attributes = attributes.iter();
+        attributes.any(|one| matches!(one, RouteAttribute::Gateway(_) | RouteAttribute::Via(_)))
+    };
     let mut interfaces = Vec::new();
     for attribute in &route.attributes {
         match attribute {
-            RouteAttribute::Oif(index) => interfaces.push(*index),
+            RouteAttribute::Oif(index) if leads_anywhere || has_router(&route.attributes) => {
+                interfaces.push(*index);
+            }
             RouteAttribute::MultiPath(hops) => {
-                interfaces.extend(hops.iter().map(|hop| hop.interface_index));
+                let hops = hops.iter();
+                let leading = hops.filter(|hop| leads_anywhere || has_router(&hop.attributes));
+                interfaces.extend(leading.map(|hop| hop.interface_index));
             }
             _ => {}
         }
