@@ -8,7 +8,7 @@
 //! rules are the lifeline (or none, `--pending-pods open`), until its policies are known.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -44,6 +44,9 @@ const RETRY: Duration = Duration::from_secs(5);
 /// How many of the last delays are kept.
 const DELAYS: usize = 1_024;
 
+/// Policies that select a pod together.
+type Selection = Arc<[PolicyKey]>;
+
 /// What is known of the cluster, and of its pods here.
 #[derive(Debug)]
 pub(super) struct Cluster {
@@ -51,7 +54,9 @@ pub(super) struct Cluster {
     pub(super) pods: Pods,
     rulesets: Rulesets,
     /// The policies that select pods, by their cgroups: as long as neither the pod changes nor what may select it.
-    selected: HashMap<u64, (Arc<Pod>, Vec<PolicyKey>)>,
+    selected: HashMap<u64, (Arc<Pod>, Selection)>,
+    /// Each selection once, so that pods with the same one share it.
+    selections: HashSet<Selection>,
     /// When cgroups were heard of whose policy is not yet in force.
     waiting: HashMap<u64, Instant>,
     /// From hearing of a cgroup to its policy, of the last pods.
@@ -73,6 +78,7 @@ impl Cluster {
             pods: Pods::new(&options.cgroup)?,
             rulesets: Rulesets::default(),
             selected: HashMap::new(),
+            selections: HashSet::new(),
             waiting: HashMap::new(),
             delays: Vec::new(),
             next_delay: 0,
@@ -107,6 +113,10 @@ impl Cluster {
                 set.map_or(Rules::Kept, Rules::Of)
             }
         };
+        // Each selection is looked up once; those of pods that are gone are of no more use.
+        self.selections
+            .retain(|selection| Arc::strong_count(selection) > 1);
+        let mut rules_of: HashMap<*const PolicyKey, Result<Rules, String>> = HashMap::new();
         let mut plan: Vec<Assignment> = Vec::new();
         for holder in self.pods.holders() {
             plan.push((Arc::clone(holder), held.clone()));
@@ -114,8 +124,21 @@ impl Cluster {
         for cgroup in self.pods.cgroups() {
             let cgroup_id = cgroup.scope.cgroup_id;
             let rules = cgroup.scope.pod.as_ref().map(|pod| {
-                let keys = selected_by(&mut self.selected, &view, cgroup_id, pod);
-                self.rulesets.rules_of(&view, &keys, &base.catalog)
+                let known = self.selected.get(&cgroup_id);
+                let known = known.filter(|(of, _)| Arc::ptr_eq(of, pod));
+                let selection = if let Some((_, selection)) = known {
+                    Arc::clone(selection)
+                } else {
+                    let selection = interned(&mut self.selections, view.policies_of(pod));
+                    let of_pod = (Arc::clone(pod), Arc::clone(&selection));
+                    self.selected.insert(cgroup_id, of_pod);
+                    selection
+                };
+                let rules = rules_of.entry(selection.as_ptr()).or_insert_with(|| {
+                    let keys: Vec<&PolicyKey> = selection.iter().collect();
+                    self.rulesets.rules_of(&view, &keys, &base.catalog)
+                });
+                rules.clone()
             });
             let rules = match rules {
                 Some(Ok(rules)) => rules,
@@ -422,22 +445,14 @@ impl Cluster {
     }
 }
 
-/// The policies that select a pod, looked up if they are not known.
-fn selected_by<'a>(
-    selected: &'a mut HashMap<u64, (Arc<Pod>, Vec<PolicyKey>)>,
-    view: &ClusterView,
-    cgroup_id: u64,
-    pod: &Arc<Pod>,
-) -> Vec<&'a PolicyKey> {
-    let look = || {
-        let keys = view.policies_of(pod).into_iter().cloned();
-        (Arc::clone(pod), keys.collect())
-    };
-    let known = selected.entry(cgroup_id).or_insert_with(look);
-    if !Arc::ptr_eq(&known.0, pod) {
-        *known = look();
+/// The selection of these policies, the same one for all that have it.
+fn interned(selections: &mut HashSet<Selection>, keys: Vec<&PolicyKey>) -> Selection {
+    let selection: Selection = keys.into_iter().cloned().collect();
+    if let Some(known) = selections.get(&selection) {
+        return Arc::clone(known);
     }
-    known.1.iter().collect()
+    selections.insert(Arc::clone(&selection));
+    selection
 }
 
 /// The states of the policies that are for the node.
