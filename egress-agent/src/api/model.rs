@@ -70,8 +70,14 @@ pub struct KubernetesStatus {
     pub is_from_disk: bool,
     /// Why the API server does not answer.
     pub error: Option<String>,
+    /// Whether the API server tells of each kind of objects now.
+    pub watches: BTreeMap<String, bool>,
     /// Policies in the cluster.
     pub policies: u64,
+    /// Those of them that select something here and compile.
+    pub accepted: u64,
+    /// Those of them that select something here and do not compile, or that this agent cannot read.
+    pub refused: u64,
     /// Pods whose cgroups are here.
     pub pods: u64,
     /// Those of them whose policies are not known yet.

@@ -258,6 +258,12 @@ impl Shared {
             age_s: age.map(|age| age.as_secs()),
             is_from_disk: freshness.is_from_disk,
             error: freshness.error,
+            watches: freshness
+                .watches
+                .iter()
+                .map(|(kind, tells)| ((*kind).to_owned(), *tells))
+                .collect(),
+            refused: status.refused.saturating_add(freshness.unreadable as u64),
             ..status
         })
     }

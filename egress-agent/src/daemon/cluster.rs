@@ -74,9 +74,9 @@ impl Cluster {
     /// The cgroup that is to be judged is not there.
     pub(super) fn new(feed: Feed, options: &RunOptions) -> anyhow::Result<Self> {
         Ok(Self {
-            feed,
             pods: Pods::new(&options.cgroup)?,
-            rulesets: Rulesets::default(),
+            rulesets: Rulesets::new(feed.last_right.clone()),
+            feed,
             selected: HashMap::new(),
             selections: HashSet::new(),
             waiting: HashMap::new(),
@@ -152,7 +152,7 @@ impl Cluster {
             };
             plan.push((Arc::clone(&cgroup.scope), rules));
         }
-        self.rulesets.tidy();
+        self.rulesets.tidy(&view);
         plan
     }
 
@@ -197,9 +197,12 @@ impl Cluster {
         let errors = self.rulesets.errors().into_iter();
         alarms.extend(errors.map(|error| format!("a policy of the cluster is refused: {error}")));
         let cgroups = || self.pods.cgroups();
+        let (accepted, refused) = self.rulesets.counts();
         KubernetesStatus {
             node: node.to_owned(),
             policies: self.feed.view.policies.len() as u64,
+            accepted: accepted as u64,
+            refused: refused as u64,
             pods: cgroups().count() as u64,
             pending: cgroups().filter(|one| one.scope.pod.is_none()).count() as u64,
             delay: self.delay(),

@@ -7,8 +7,8 @@ use std::{
 
 use super::shared::{NodeFacts, PolicyInForce, Rules, Ruleset};
 use crate::{
-    kube::{self, ClusterView, PolicyKey, PolicyObject},
-    policy::{Catalog, Policy, PolicySet, compile},
+    kube::{self, ClusterView, LastRight, PolicyKey, PolicyObject},
+    policy::{Catalog, Policy, PolicySet, ServiceTagsFacts, compile},
 };
 use egress_common::verdict::Mode;
 
@@ -22,6 +22,10 @@ pub(super) struct Rulesets {
     made_with: Option<(Arc<NodeFacts>, Option<Mode>)>,
     by_versions: HashMap<Vec<Version>, Result<Arc<Ruleset>, String>>,
     policies: HashMap<PolicyKey, Checked>,
+    /// The service tags that policies were checked with.
+    tags: Option<ServiceTagsFacts>,
+    /// What stays in force of those that are wrong.
+    last_right: LastRight,
     /// Sets and policies that were asked for since the last tidying.
     used_sets: HashSet<Vec<Version>>,
     used_policies: HashSet<PolicyKey>,
@@ -30,15 +34,22 @@ pub(super) struct Rulesets {
 /// A policy as it was checked last.
 #[derive(Debug)]
 struct Checked {
-    uid: String,
-    generation: i64,
-    /// The last version that was right.
+    object: Arc<PolicyObject>,
+    /// It, or the last version that was right.
     policy: Option<Arc<Policy>>,
     /// What is wrong with the newest version.
     error: Option<String>,
 }
 
 impl Rulesets {
+    /// Nothing compiled yet.
+    pub(super) fn new(last_right: LastRight) -> Self {
+        Self {
+            last_right,
+            ..Self::default()
+        }
+    }
+
     /// Begins anew if what all rules are compiled with is not what it was.
     pub(super) fn compile_with(&mut self, facts: &Arc<NodeFacts>, mode: Option<Mode>) {
         let is_same = self
@@ -51,15 +62,6 @@ impl Rulesets {
         if is_same {
             return;
         }
-        let tags = |facts: &NodeFacts| facts.service_tags.clone();
-        let has_same_tags = self
-            .made_with
-            .as_ref()
-            .is_some_and(|(before, _)| tags(before) == tags(facts));
-        if !has_same_tags {
-            // Rules with service tags are checked with the tags.
-            self.policies.clear();
-        }
         self.by_versions.clear();
         self.made_with = Some((Arc::clone(facts), mode));
     }
@@ -71,6 +73,12 @@ impl Rulesets {
         keys: &[&PolicyKey],
         catalog: &Catalog,
     ) -> Vec<Policy> {
+        let tags = catalog.service_tags().map(|tags| tags.facts());
+        if self.tags.as_ref() != tags {
+            // Rules that refer to them are checked with them.
+            self.policies.clear();
+            self.tags = tags.cloned();
+        }
         keys.iter()
             .filter_map(|key| {
                 let object = view.policies.get(key)?;
@@ -134,26 +142,24 @@ impl Rulesets {
     fn check(
         &mut self,
         key: &PolicyKey,
-        object: &PolicyObject,
+        object: &Arc<PolicyObject>,
         catalog: &Catalog,
     ) -> Option<Arc<Policy>> {
-        let known = self.policies.get(key);
-        if let Some(known) = known
-            && known.uid == object.uid
-            && known.generation == object.generation
+        if let Some(known) = self.policies.get(key)
+            && known.object.uid == object.uid
+            && known.object.generation == object.generation
         {
             return known.policy.clone();
         }
-        let last_right = known
-            .filter(|known| known.uid == object.uid)
-            .and_then(|known| known.policy.clone());
         let (policy, error) = match kube::checked(key, object, catalog) {
             Ok(policy) => (Some(Arc::new(policy)), None),
-            Err(errors) => (last_right, Some(errors.to_string())),
+            Err(errors) => (
+                self.last_right_of(key, &object.uid, catalog),
+                Some(errors.to_string()),
+            ),
         };
         let checked = Checked {
-            uid: object.uid.clone(),
-            generation: object.generation,
+            object: Arc::clone(object),
             policy: policy.clone(),
             error,
         };
@@ -161,13 +167,44 @@ impl Rulesets {
         policy
     }
 
-    /// Forgets sets and policies that nobody asked for since the last time.
-    pub(super) fn tidy(&mut self) {
+    /// What stays in force of a policy whose newest version is wrong.
+    fn last_right_of(&self, key: &PolicyKey, uid: &str, catalog: &Catalog) -> Option<Arc<Policy>> {
+        let known = self.policies.get(key);
+        if let Some(known) = known.filter(|known| known.object.uid == uid)
+            && known.error.is_none()
+        {
+            self.last_right.keep(key, Arc::clone(&known.object));
+            return known.policy.clone();
+        }
+        let object = self.last_right.of(key, uid)?;
+        let policy = kube::checked(key, &object, catalog).ok()?;
+        Some(Arc::new(policy))
+    }
+
+    /// Forgets sets and policies that nobody asked for since the last time, but for those of the node; and what stays in
+    /// force of policies that are right again, or gone.
+    pub(super) fn tidy(&mut self, view: &ClusterView) {
+        let of_node = view.policies_of_node().into_iter().cloned();
+        self.used_policies.extend(of_node);
         let sets = std::mem::take(&mut self.used_sets);
         self.by_versions
             .retain(|versions, _| sets.contains(versions));
         let policies = std::mem::take(&mut self.used_policies);
         self.policies.retain(|key, _| policies.contains(key));
+        let checked = &self.policies;
+        self.last_right.retain(|key, object| {
+            let newest = view.policies.get(key);
+            let checked = checked.get(key);
+            newest.is_some_and(|newest| newest.uid == object.uid)
+                && checked.is_none_or(|checked| checked.error.is_some())
+        });
+    }
+
+    /// How many of the policies that select something here are right, and how many are not.
+    pub(super) fn counts(&self) -> (usize, usize) {
+        let policies = self.policies.values();
+        let wrong = policies.filter(|checked| checked.error.is_some()).count();
+        (self.policies.len().saturating_sub(wrong), wrong)
     }
 
     /// What is wrong with policies that select something here.
@@ -189,4 +226,77 @@ pub(super) fn versions_of(view: &ClusterView, keys: &[&PolicyKey]) -> Vec<Versio
         Some(((*key).clone(), object.uid.clone(), object.generation))
     });
     objects.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kube::Policies;
+
+    const RIGHT: &str = "{ subject: node, allow: [{ names: [api.example.com] }] }";
+    const WRONG: &str = "{ subject: node, allow: [{ cidrs: [10.0.0.1/8] }] }";
+
+    fn view(uid: &str, generation: i64, spec: &str) -> ClusterView {
+        let object = PolicyObject {
+            uid: uid.to_owned(),
+            generation,
+            spec: serde_yaml_ng::from_str(spec).unwrap(),
+        };
+        ClusterView {
+            policies: [("nodes".parse().unwrap(), Arc::new(object))].into(),
+            ..ClusterView::default()
+        }
+    }
+
+    /// How many policies are in force for the node, and how many are wrong.
+    fn in_force(rulesets: &mut Rulesets, view: &ClusterView) -> (usize, usize) {
+        let keys = view.policies_of_node();
+        let policies = rulesets.policies_of(view, &keys, &Catalog::default());
+        for policy in &policies {
+            assert_eq!(policy.allow.len(), 1);
+        }
+        let (_, wrong) = rulesets.counts();
+        assert_eq!(rulesets.errors().len(), wrong);
+        // As after every plan, of which the node's policies are no part.
+        rulesets.tidy(view);
+        (policies.len(), wrong)
+    }
+
+    fn kept(last_right: &LastRight) -> Option<i64> {
+        let object = last_right.of(&"nodes".parse().unwrap(), "1");
+        object.map(|object| object.generation)
+    }
+
+    #[test]
+    fn the_last_right_version_stays_in_force_also_for_the_next_agent() {
+        let last_right = LastRight::default();
+        let mut rulesets = Rulesets::new(last_right.clone());
+        assert_eq!(in_force(&mut rulesets, &view("1", 1, RIGHT)), (1, 0));
+        assert_eq!(kept(&last_right), None);
+        for generation in [2, 3] {
+            let wrong = view("1", generation, WRONG);
+            assert_eq!(in_force(&mut rulesets, &wrong), (1, 1));
+            assert_eq!(kept(&last_right), Some(1));
+        }
+
+        let mut next = Rulesets::new(last_right.clone());
+        assert_eq!(in_force(&mut next, &view("1", 3, WRONG)), (1, 1));
+        // Without it there is nothing to put in force.
+        let mut forgetful = Rulesets::default();
+        assert_eq!(in_force(&mut forgetful, &view("1", 3, WRONG)), (0, 1));
+
+        // Right again: it is not needed any more.
+        assert_eq!(in_force(&mut next, &view("1", 4, RIGHT)), (1, 0));
+        assert_eq!(kept(&last_right), None);
+    }
+
+    #[test]
+    fn a_policy_of_the_same_name_is_another_policy() {
+        let object = Arc::clone(&view("1", 1, RIGHT).policies[&"nodes".parse().unwrap()]);
+        let kept_before = Policies::from([("nodes".parse().unwrap(), object)]);
+        let last_right = LastRight::from(kept_before);
+        let mut rulesets = Rulesets::new(last_right.clone());
+        assert_eq!(in_force(&mut rulesets, &view("2", 1, WRONG)), (0, 1));
+        assert_eq!(kept(&last_right), None);
+    }
 }

@@ -10,7 +10,11 @@ use tokio::{
 };
 use tracing::warn;
 
-use super::{view::ClusterView, watch::Feed};
+use super::{
+    last_right::LastRight,
+    view::{ClusterView, Policies},
+    watch::Feed,
+};
 use crate::{
     api::Timestamp,
     shutdown::Shutdown,
@@ -32,6 +36,9 @@ pub(super) struct Copy {
     /// When the view was last known to be what the server has.
     pub(super) heard_at: Timestamp,
     pub(super) view: Arc<ClusterView>,
+    /// Of policies that are wrong in the view: what stays in force of them.
+    #[serde(default)]
+    pub(super) last_right: Policies,
 }
 
 impl Kept for Copy {
@@ -64,6 +71,7 @@ pub(super) async fn keep(
     store: Store<Copy>,
     node_name: String,
     mut feed: watch::Receiver<Feed>,
+    last_right: LastRight,
     errors: watch::Sender<Option<String>>,
     stop: Shutdown,
 ) {
@@ -72,10 +80,12 @@ pub(super) async fn keep(
         written: None,
         rest: DELAY,
     };
+    let mut last_right = last_right.subscribe();
     loop {
         tokio::select! {
             () = stop.requested() => {}
             Ok(()) = feed.changed() => {}
+            Ok(()) = last_right.changed() => {}
             () = sleep(LONGEST) => {}
         }
         tokio::select! {
@@ -83,7 +93,8 @@ pub(super) async fn keep(
             () = sleep(keeper.rest) => {}
         }
         let is_last = stop.is_requested();
-        let copy = copy_of(&feed.borrow_and_update(), &node_name);
+        let right = last_right.borrow_and_update().clone();
+        let copy = copy_of(&feed.borrow_and_update(), right, &node_name);
         if let Some(copy) = copy.filter(|copy| keeper.is_due(copy, is_last)) {
             let error = keeper.write(copy).await.err();
             errors.send_if_modified(|known| {
@@ -116,7 +127,9 @@ impl Keeper {
         };
         let allowed = if is_last { Duration::ZERO } else { LONGEST };
         let age = copy.heard_at.since(written.heard_at);
-        !Arc::ptr_eq(&written.view, &copy.view) || age > allowed
+        let is_same =
+            Arc::ptr_eq(&written.view, &copy.view) && written.last_right == copy.last_right;
+        !is_same || age > allowed
     }
 
     async fn write(&mut self, copy: Copy) -> Result<(), String> {
@@ -133,7 +146,7 @@ impl Keeper {
 }
 
 /// What is to be kept of a feed; nothing before the server told everything.
-fn copy_of(feed: &Feed, node_name: &str) -> Option<Copy> {
+fn copy_of(feed: &Feed, last_right: Policies, node_name: &str) -> Option<Copy> {
     let heard_at = feed
         .freshness
         .heard_at
@@ -143,5 +156,39 @@ fn copy_of(feed: &Feed, node_name: &str) -> Option<Copy> {
         node_name: node_name.to_owned(),
         heard_at,
         view: Arc::clone(&feed.view),
+        last_right,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{kube::PolicyObject, policy::Spec};
+
+    #[test]
+    fn what_stays_in_force_is_kept_and_need_not_be_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::<Copy>::in_folder(folder.path());
+        let object = PolicyObject {
+            uid: "1".to_owned(),
+            generation: 7,
+            spec: Spec::default(),
+        };
+        let mut copy = Copy {
+            version: Copy::VERSION,
+            node_name: "n1".to_owned(),
+            heard_at: std::time::UNIX_EPOCH.into(),
+            view: Arc::default(),
+            last_right: [("shop/web".parse().unwrap(), Arc::new(object))].into(),
+        };
+        store.save(&copy).unwrap();
+        assert_eq!(load(&store, "n1").unwrap().unwrap(), copy);
+
+        let text = std::fs::read_to_string(store.file()).unwrap();
+        let mut older: serde_json::Value = serde_json::from_str(&text).unwrap();
+        older.as_object_mut().unwrap().remove("last_right").unwrap();
+        std::fs::write(store.file(), older.to_string()).unwrap();
+        copy.last_right.clear();
+        assert_eq!(load(&store, "n1").unwrap().unwrap(), copy);
+    }
 }

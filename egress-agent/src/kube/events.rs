@@ -251,7 +251,7 @@ fn event(denial: &Denial, key: &Key, node_name: &str) -> Event {
             kind: Some("Pod".to_owned()),
             namespace: Some(pod.namespace.clone()),
             name: Some(pod.name.clone()),
-            uid: Some(pod.uid.clone()),
+            uid: Some(pod.events_uid().to_owned()),
             ..ObjectReference::default()
         },
         type_: Some(type_.to_owned()),

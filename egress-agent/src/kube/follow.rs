@@ -32,6 +32,8 @@ const WATCH_SECONDS: (u32, u32) = (200, 290);
 const SILENCE_LIMIT: Duration = Duration::from_secs(130);
 /// A watch that lasted so long is no failure.
 const STEADY: Duration = Duration::from_secs(10);
+/// How soon a server says that it no longer has the version that a watch is to begin with.
+const REFUSAL_LIMIT: Duration = Duration::from_secs(1);
 /// The first and the longest delay after a failure.
 const DELAYS: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 /// Objects in a page, when the server has to ask its store.
@@ -80,6 +82,7 @@ where
         // Any version: what the server has at hand.
         let mut position = Position::List("0".to_owned());
         let mut failures = 0;
+        let mut is_listed_anew = false;
         loop {
             let begin = Instant::now();
             let failure = match &position {
@@ -89,6 +92,7 @@ where
                     let result = self.watch(&mut position).await;
                     if begin.elapsed() >= STEADY {
                         failures = 0;
+                        is_listed_anew = false;
                     }
                     result.map(|()| position.clone())
                 }
@@ -103,10 +107,18 @@ where
             };
             let kind = self.kind;
             debug!(%kind, ?failure, "the watch begins again");
+            let mut wait = delay(failures, random());
             match failure {
                 Failure::Version(error) => {
                     position = match position {
-                        Position::Watch(version) => Position::List(version),
+                        Position::Watch(version) => {
+                            // The server answers again: how long it was away is no reason to wait, once.
+                            if !is_listed_anew {
+                                wait = delay(0, random());
+                                is_listed_anew = true;
+                            }
+                            Position::List(version)
+                        }
                         Position::List(_) | Position::ListNewest => {
                             let _ = self.tell(Notice::Failed(error)).await;
                             Position::ListNewest
@@ -118,7 +130,7 @@ where
                 }
                 Failure::Ended | Failure::Stopped => {}
             }
-            sleep(delay(failures, random())).await;
+            sleep(wait).await;
             failures = failures.saturating_add(1);
         }
     }
@@ -161,9 +173,13 @@ where
             ..WatchParams::default()
         };
         let end = Instant::now().checked_add(Duration::from_secs(seconds.saturating_sub(1).into()));
-        let mut events = pin!(answer(self.api.watch(&parameters, version)).await?);
-        // From here on it tells everything.
-        self.tell(Notice::Heard).await?;
+        let events = answer(self.api.watch(&parameters, version)).await?;
+        let mut events = pin!(events.peekable());
+        let first = timeout(REFUSAL_LIMIT, events.as_mut().peek()).await;
+        if !matches!(first, Ok(None | Some(Ok(WatchEvent::Error(_)) | Err(_)))) {
+            // From here on it tells everything.
+            self.tell(Notice::Heard).await?;
+        }
         loop {
             let event = match timeout(SILENCE_LIMIT, events.next()).await {
                 Ok(Some(event)) => event.map_err(failure)?,

@@ -32,16 +32,23 @@ impl Kind {
     ];
 }
 
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Kind {
+    /// What the server calls it.
+    const fn name(self) -> &'static str {
+        match self {
             Self::Pods => "pods",
             Self::Namespaces => "namespaces",
             Self::Node => "nodes",
             Self::EgressPolicies => "egresspolicies",
             Self::ClusterEgressPolicies => "clusteregresspolicies",
             Self::DnsService => "services",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 
@@ -89,6 +96,14 @@ pub(super) struct Known {
 }
 
 impl Known {
+    /// Nothing, after this view: what it has stands for objects that this agent cannot read.
+    pub(super) fn after(view: Arc<ClusterView>) -> Self {
+        Self {
+            view,
+            ..Self::default()
+        }
+    }
+
     /// The view; not of use before everything is listed.
     pub(super) const fn view(&self) -> &Arc<ClusterView> {
         &self.view
@@ -109,6 +124,20 @@ impl Known {
         let heard_at = |kind| self.watched.get(kind).and_then(|watched| watched.heard_at);
         // None is before everything.
         Kind::ALL.iter().map(heard_at).min().flatten()
+    }
+
+    /// Whether the server tells of each kind now.
+    pub(super) fn watches(&self) -> BTreeMap<&'static str, bool> {
+        let tells = |kind| {
+            let watched = self.watched.get(&kind);
+            watched.is_some_and(|watched| watched.is_listed && watched.error.is_none())
+        };
+        Kind::ALL.map(|kind| (kind.name(), tells(kind))).into()
+    }
+
+    /// How many policies this agent cannot read.
+    pub(super) fn unreadable(&self) -> usize {
+        self.unreadable.len()
     }
 
     /// Why something is not told, in one line; the same of several kinds once.
@@ -297,6 +326,7 @@ mod tests {
             name: format!("web-{of}"),
             labels: labels(label),
             uid: object.to_owned(),
+            ..Pod::default()
         };
         Item::Pod(uid(of), Arc::new(pod))
     }
@@ -522,6 +552,27 @@ mod tests {
     }
 
     #[test]
+    fn what_was_known_before_stands_for_a_policy_that_cannot_be_read_and_for_nothing_else() {
+        let mut next = Known::after(Arc::clone(known().view()));
+        assert!(!next.is_synced());
+        for kind in Kind::ALL {
+            let items = match kind {
+                Kind::EgressPolicies => vec![unreadable("shop/web"), unreadable("shop/new")],
+                Kind::Pods
+                | Kind::Namespaces
+                | Kind::Node
+                | Kind::ClusterEgressPolicies
+                | Kind::DnsService => Vec::new(),
+            };
+            next.take(kind, Notice::Listed(items), at(9));
+        }
+        assert!(next.is_synced());
+        assert_eq!(policies(&next), "shop/web:1");
+        assert_eq!((pods(&next), next.unreadable()), (String::new(), 2));
+        assert!(next.view().namespaces.is_empty() && next.view().dns_service.is_empty());
+    }
+
+    #[test]
     fn failures_are_told_by_kind_until_the_server_answers_and_change_nothing() {
         let mut known = known();
         let away = || Notice::Failed("away".to_owned());
@@ -536,6 +587,12 @@ mod tests {
         assert_eq!(known.heard_at(), Some(at(1)));
         let said = "pods, nodes: away; namespaces: forbidden";
         assert_eq!(known.error().as_deref(), Some(said));
+        let silent: Vec<&str> = known
+            .watches()
+            .iter()
+            .filter_map(|(kind, tells)| (!tells).then_some(*kind))
+            .collect();
+        assert_eq!(silent, ["namespaces", "nodes", "pods"]);
         for kind in Kind::ALL {
             take(&mut known, kind, Notice::Heard);
         }

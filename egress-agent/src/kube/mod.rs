@@ -10,6 +10,7 @@ mod crd;
 pub mod events;
 mod follow;
 mod known;
+mod last_right;
 mod lease;
 mod request;
 mod status;
@@ -21,7 +22,8 @@ pub use check::checked;
 pub use crd::{
     ClusterEgressPolicy, ClusterPolicySpec, EgressPolicy, PolicySpec, PolicyStatus, crds,
 };
+pub use last_right::LastRight;
 pub use lease::LeaseTimes;
 pub use status::{StatusSettings, run as write_status};
-pub use view::{ClusterView, Labels, Pod, PolicyKey, PolicyObject};
+pub use view::{ClusterView, Labels, Pod, Policies, PolicyKey, PolicyObject};
 pub use watch::{Feed, FeedError, Freshness, Settings, Started, start};

@@ -12,6 +12,9 @@ use crate::{
 /// Labels of an object.
 pub type Labels = BTreeMap<String, String>;
 
+/// Policies by their names.
+pub type Policies = BTreeMap<PolicyKey, Arc<PolicyObject>>;
+
 /// What an agent knows of its cluster.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ClusterView {
@@ -22,7 +25,7 @@ pub struct ClusterView {
     /// Pods of this node, by the UID that their cgroup carries.
     pub pods: BTreeMap<PodUid, Arc<Pod>>,
     /// Policies of all namespaces and of the cluster.
-    pub policies: BTreeMap<PolicyKey, Arc<PolicyObject>>,
+    pub policies: Policies,
     /// Addresses of the cluster's DNS service.
     pub dns_service: Vec<IpAddr>,
 }
@@ -38,6 +41,17 @@ pub struct Pod {
     pub labels: Labels,
     /// The UID of the object: for a static pod not the one that its cgroup carries.
     pub uid: String,
+    /// Of the object that stands for a static pod: the UID that kubelet knows the pod by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirror_of: Option<String>,
+}
+
+impl Pod {
+    /// The UID under which kubelet and kubectl have the pod's events.
+    #[must_use]
+    pub fn events_uid(&self) -> &str {
+        self.mirror_of.as_deref().unwrap_or(&self.uid)
+    }
 }
 
 /// Which policy: `shop/payments`, one of the cluster `baseline`.

@@ -4,6 +4,7 @@
 //! the receiver has the copy that the last agent left on the disk. When the server is away, the last view stands.
 
 use std::{
+    collections::BTreeMap,
     net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -30,6 +31,7 @@ use super::{
     crd::{ClusterEgressPolicy, EgressPolicy},
     follow::Follow,
     known::{Item, Kind, Known, Notice},
+    last_right::LastRight,
     view::{ClusterView, Pod, PolicyKey, PolicyObject},
 };
 use crate::{api::Timestamp, shutdown::Shutdown, store::Store, workload::PodUid};
@@ -62,6 +64,8 @@ pub struct Feed {
     pub view: Arc<ClusterView>,
     /// How sure that is.
     pub freshness: Freshness,
+    /// What stays in force of policies that are wrong now.
+    pub last_right: LastRight,
 }
 
 /// How sure a view is.
@@ -76,6 +80,10 @@ pub struct Freshness {
     pub is_from_disk: bool,
     /// Why the server does not answer now, and what is wrong with the copy on the disk.
     pub error: Option<String>,
+    /// Whether it tells of each kind of objects now.
+    pub watches: BTreeMap<&'static str, bool>,
+    /// Policies that this agent cannot read.
+    pub unreadable: usize,
 }
 
 /// Why there is no feed.
@@ -115,9 +123,11 @@ pub async fn start(settings: Settings, stop: Shutdown) -> Result<Started, FeedEr
     let client = Client::try_from(config).map_err(|error| FeedError::Client(Box::new(error)))?;
     let store = Store::in_folder(&settings.state_dir);
     let (feed, on_disk) = from_disk(&store, &settings.node_name);
+    let known = Known::after(Arc::clone(&feed.view));
+    let last_right = feed.last_right.clone();
     let (sender, receiver) = watch::channel(feed);
     let publisher = Publisher {
-        known: Known::default(),
+        known,
         copy_error: on_disk,
         sender,
         is_due: None,
@@ -127,6 +137,7 @@ pub async fn start(settings: Settings, stop: Shutdown) -> Result<Started, FeedEr
         client.clone(),
         settings.node_name,
         store,
+        last_right,
         publisher,
         stop,
     ));
@@ -160,8 +171,12 @@ fn from_disk(store: &Store<Copy>, node_name: &str) -> (Feed, Option<String>) {
                 is_from_disk: true,
                 ..Freshness::default()
             };
-            let view = copy.view;
-            (Feed { view, freshness }, None)
+            let feed = Feed {
+                view: copy.view,
+                freshness,
+                last_right: LastRight::from(copy.last_right),
+            };
+            (feed, None)
         }
         Err(error) => {
             warn!(error, "the copy of the cluster cannot be taken up");
@@ -169,8 +184,11 @@ fn from_disk(store: &Store<Copy>, node_name: &str) -> (Feed, Option<String>) {
                 error: Some(error.clone()),
                 ..Freshness::default()
             };
-            let view = Arc::default();
-            (Feed { view, freshness }, Some(error))
+            let feed = Feed {
+                freshness,
+                ..Feed::default()
+            };
+            (feed, Some(error))
         }
     }
 }
@@ -180,6 +198,7 @@ async fn run(
     client: Client,
     node_name: String,
     store: Store<Copy>,
+    last_right: LastRight,
     mut publisher: Publisher,
     stop: Shutdown,
 ) -> anyhow::Result<()> {
@@ -192,6 +211,7 @@ async fn run(
         store,
         node_name,
         publisher.sender.subscribe(),
+        last_right,
         copy_errors,
         stop.clone(),
     ));
@@ -260,9 +280,11 @@ impl Publisher {
         let errors = [self.known.error(), self.copy_error.clone()];
         let errors: Vec<String> = errors.into_iter().flatten().collect();
         let error = (!errors.is_empty()).then(|| errors.join("; "));
+        let watches = self.known.watches();
         let feed = self.sender.borrow();
         let is_new = feed.freshness.is_synced != is_synced
             || feed.freshness.error != error
+            || feed.freshness.watches != watches
             || (is_synced && !Arc::ptr_eq(&feed.view, self.known.view()));
         let was_synced = feed.freshness.is_synced;
         drop(feed);
@@ -279,6 +301,8 @@ impl Publisher {
             }
             feed.freshness.is_synced = is_synced;
             feed.freshness.error = error;
+            feed.freshness.watches = watches;
+            feed.freshness.unreadable = self.known.unreadable();
             is_new
         });
         if is_new {
@@ -376,6 +400,7 @@ fn pod(mut pod: PartialObjectMeta<PodObject>) -> Option<Item> {
     let known = Pod {
         namespace: pod.namespace()?,
         name: pod.name_any(),
+        mirror_of: annotations.get(MIRROR).cloned(),
         labels: std::mem::take(pod.labels_mut()),
         uid,
     };
