@@ -2,7 +2,7 @@
 
 use std::fmt::{Display, Write};
 
-use crate::api::model::{CountersReport, Status};
+use crate::api::model::{CountersReport, KubernetesStatus, Status};
 
 /// Content type of [`render`].
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -30,6 +30,9 @@ pub fn render(status: &Status, counters: &CountersReport) -> String {
     policy(&mut text, status);
     kernel(&mut text, status);
     verdicts(&mut text, counters);
+    if let Some(cluster) = &status.kubernetes {
+        kubernetes(&mut text, cluster);
+    }
     text.text
 }
 
@@ -115,6 +118,71 @@ fn verdicts(text: &mut Text, counters: &CountersReport) {
     }
 }
 
+fn kubernetes(text: &mut Text, cluster: &KubernetesStatus) {
+    text.family(
+        "egress_kubernetes_synced",
+        "gauge",
+        "1 when the API server has told everything since the agent started.",
+    );
+    text.sample(&[], u8::from(cluster.is_synced));
+    text.family(
+        "egress_kubernetes_watch_connected",
+        "gauge",
+        "1 for a kind of objects that the API server tells of now.",
+    );
+    for (kind, tells) in &cluster.watches {
+        text.sample(&[("kind", kind)], u8::from(*tells));
+    }
+    if let Some(age_s) = cluster.age_s {
+        text.family(
+            "egress_kubernetes_age_seconds",
+            "gauge",
+            "How long ago everything that is known of the cluster was last heard to be so.",
+        );
+        text.sample(&[], age_s);
+    }
+    text.family(
+        "egress_kubernetes_complete",
+        "gauge",
+        "1 when every pod here is judged as it should be, as far as its policies are right.",
+    );
+    text.sample(&[], u8::from(cluster.is_complete));
+    text.family(
+        "egress_kubernetes_pods",
+        "gauge",
+        "Pods here: known with their policies, or pending until they are.",
+    );
+    let known = cluster.pods.saturating_sub(cluster.pending);
+    text.sample(&[("state", "known")], known);
+    text.sample(&[("state", "pending")], cluster.pending);
+    text.family(
+        "egress_kubernetes_policies",
+        "gauge",
+        "Policies in the cluster: accepted and refused of those that select something here, and the others.",
+    );
+    let here = cluster.accepted.saturating_add(cluster.refused);
+    text.sample(&[("state", "accepted")], cluster.accepted);
+    text.sample(&[("state", "refused")], cluster.refused);
+    text.sample(
+        &[("state", "elsewhere")],
+        cluster.policies.saturating_sub(here),
+    );
+    text.family(
+        "egress_kubernetes_policy_delay_seconds",
+        "gauge",
+        "From the moment a pod's cgroup was seen to its policy, of the last 1,024 pods.",
+    );
+    let delay = &cluster.delay;
+    for (quantile, us) in [
+        ("0.5", delay.p50_us),
+        ("0.99", delay.p99_us),
+        ("1", delay.max_us),
+    ] {
+        let (s, us) = (us / 1_000_000, us % 1_000_000);
+        text.sample(&[("quantile", quantile)], format_args!("{s}.{us:06}"));
+    }
+}
+
 #[derive(Default)]
 struct Text {
     text: String,
@@ -157,7 +225,10 @@ fn escaped(value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::testing::{counters, status};
+    use crate::api::{
+        model::DelayStatus,
+        testing::{counters, status},
+    };
 
     #[test]
     fn everything_an_alert_needs_is_there() {
@@ -213,6 +284,57 @@ mod tests {
         assert!(text.contains("\negress_policy_reload_failed 1\n"));
         assert!(text.contains("target=\"/sys/fs/cgroup\"} 0\n"));
         assert!(!text.contains("unknown field"));
+    }
+
+    #[test]
+    fn of_a_cluster_its_state_on_this_node_is_told() {
+        let alone = render(&status(), &counters());
+        assert!(!alone.contains("egress_kubernetes"));
+        let cluster = KubernetesStatus {
+            node: "node-of-example".to_owned(),
+            is_synced: true,
+            age_s: Some(17),
+            error: Some("pods: example is away".to_owned()),
+            watches: [("nodes".to_owned(), true), ("pods".to_owned(), false)].into(),
+            policies: 40,
+            accepted: 5,
+            refused: 2,
+            pods: 110,
+            pending: 3,
+            delay: DelayStatus {
+                count: 9,
+                p50_us: 4_200,
+                p99_us: 41_000,
+                max_us: 2_000_001,
+            },
+            alarms: vec!["example is refused".to_owned()],
+            ..KubernetesStatus::default()
+        };
+        let text = render(
+            &Status {
+                kubernetes: Some(cluster),
+                ..status()
+            },
+            &counters(),
+        );
+        for line in [
+            "egress_kubernetes_synced 1",
+            "egress_kubernetes_watch_connected{kind=\"nodes\"} 1",
+            "egress_kubernetes_watch_connected{kind=\"pods\"} 0",
+            "egress_kubernetes_age_seconds 17",
+            "egress_kubernetes_complete 0",
+            "egress_kubernetes_pods{state=\"known\"} 107",
+            "egress_kubernetes_pods{state=\"pending\"} 3",
+            "egress_kubernetes_policies{state=\"accepted\"} 5",
+            "egress_kubernetes_policies{state=\"refused\"} 2",
+            "egress_kubernetes_policies{state=\"elsewhere\"} 33",
+            "egress_kubernetes_policy_delay_seconds{quantile=\"0.5\"} 0.004200",
+            "egress_kubernetes_policy_delay_seconds{quantile=\"0.99\"} 0.041000",
+            "egress_kubernetes_policy_delay_seconds{quantile=\"1\"} 2.000001",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
+        }
+        assert!(!text.contains("example"), "{text}");
     }
 
     #[test]
