@@ -10,12 +10,13 @@ use std::{
     env,
     ffi::OsStr,
     fs,
+    io::{Read as _, Write as _},
     net::{Ipv4Addr, TcpListener, TcpStream},
     ops::Deref,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
         mpsc::{self, Sender},
     },
@@ -23,7 +24,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
     interrupt,
@@ -51,6 +52,19 @@ const PROGRAMS: [&str; 4] = [
 ];
 /// The program that others ask.
 const SERVER: &str = "kube-apiserver";
+/// What the server notes of requests, and where.
+const AUDIT_POLICY: &str = "audit-policy.json";
+const AUDIT_LOG: &str = "audit.log";
+/// What service accounts ask for, without what is in it.
+const AUDITED: &str = r#"{
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived"],
+    "rules": [
+        { "level": "Metadata", "userGroups": ["system:serviceaccounts"] },
+        { "level": "None" }
+    ]
+}"#;
 /// The last lines of a program's log that are shown.
 const TAIL_LINES: usize = 30;
 
@@ -77,12 +91,12 @@ pub fn ready() -> bool {
 #[derive(Debug)]
 pub struct Cluster {
     dir: PathBuf,
-    /// Where etcd is.
-    store: String,
+    /// The port of etcd.
+    store: u16,
     /// The API server's port.
     port: u16,
     /// In the order in which they are ended.
-    programs: Vec<Bound>,
+    programs: Mutex<Vec<Bound>>,
     /// Whether a test that uses it has failed.
     failed: AtomicBool,
 }
@@ -125,15 +139,15 @@ impl Cluster {
 
     fn attempt() -> Result<Self> {
         let [store, peers, port] = free_ports()?;
-        let store = format!("http://127.0.0.1:{store}");
         let peers = format!("http://127.0.0.1:{peers}");
-        let mut cluster = Self {
+        let cluster = Self {
             dir: Id::new().make_dir().context("cannot make a folder")?,
-            store: store.clone(),
+            store,
             port,
-            programs: Vec::new(),
+            programs: Mutex::default(),
             failed: AtomicBool::new(false),
         };
+        let store = cluster.store();
         cluster.run("etcd", |etcd, dir| {
             etcd.arg("--data-dir")
                 .arg(dir.join("etcd"))
@@ -148,7 +162,8 @@ impl Cluster {
             format!("{ADMIN_TOKEN},admin,admin,system:masters\n"),
         )?;
         fs::write(cluster.kubeconfig(), kubeconfig(port, ADMIN_TOKEN))?;
-        cluster.start_server()?;
+        fs::write(cluster.dir.join(AUDIT_POLICY), AUDITED)?;
+        cluster.start_server(&[])?;
         cluster.run("kube-controller-manager", |manager, dir| {
             manager
                 .arg("--kubeconfig")
@@ -159,13 +174,18 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Starts the API server, at first or again, and waits until it is ready.
+    /// Where etcd is.
+    fn store(&self) -> String {
+        format!("http://127.0.0.1:{}", self.store)
+    }
+
+    /// Starts the API server, at first or again, with these arguments added, and waits until it is ready.
     ///
     /// # Errors
     ///
     /// It cannot be started, ends, or is not ready in time; with the end of its log.
-    pub fn start_server(&mut self) -> Result<()> {
-        let (store, port) = (self.store.clone(), self.port);
+    pub fn start_server(&self, more: &[&str]) -> Result<()> {
+        let (store, port) = (self.store(), self.port);
         self.run(SERVER, |server, dir| {
             // It signs service accounts' tokens with the key that it makes for TLS.
             let (certificates, key) = (dir.join("certificates"), "certificates/apiserver.key");
@@ -187,22 +207,62 @@ impl Cluster {
                 .args(["--service-cluster-ip-range", "10.96.0.0/16"])
                 .arg("--allow-privileged")
                 // Pods are made by tests, which need no tokens in them.
-                .args(["--disable-admission-plugins", "ServiceAccount"]);
+                .args(["--disable-admission-plugins", "ServiceAccount"])
+                .arg("--audit-policy-file")
+                .arg(dir.join(AUDIT_POLICY))
+                .arg("--audit-log-path")
+                .arg(dir.join(AUDIT_LOG))
+                .args(more);
         })?;
         self.wait_until_ready(port)
     }
 
     /// Kills the API server.
-    pub fn kill_server(&mut self) {
-        self.programs.retain(|program| program.name != SERVER);
+    pub fn kill_server(&self) {
+        self.programs().retain(|program| program.name != SERVER);
+    }
+
+    /// Has etcd forget all that was before a version.
+    ///
+    /// # Errors
+    ///
+    /// It does not.
+    pub fn compact(&self, version: &str) -> Result<()> {
+        let body = format!("{{\"revision\":\"{version}\",\"physical\":true}}");
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.store))?;
+        stream.set_read_timeout(Some(REQUEST_LIMIT))?;
+        write!(
+            stream,
+            "POST /v3/kv/compaction HTTP/1.1\r\nHost: etcd\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        ensure!(answer.starts_with("HTTP/1.1 200 "), "etcd: {answer}");
+        Ok(())
+    }
+
+    /// What service accounts asked for, as the server noted it: a JSON object for each request.
+    ///
+    /// # Errors
+    ///
+    /// The note cannot be read.
+    pub fn asked(&self) -> Result<Vec<serde_json::Value>> {
+        let log = fs::read_to_string(self.dir.join(AUDIT_LOG))?;
+        // The last line may still be written.
+        let whole = log.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        whole
+            .lines()
+            .map(|line| Ok(serde_json::from_str(line)?))
+            .collect()
+    }
+
+    fn programs(&self) -> MutexGuard<'_, Vec<Bound>> {
+        self.programs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Starts one of the programs.
-    fn run(
-        &mut self,
-        name: &'static str,
-        arguments: impl FnOnce(&mut Command, &Path),
-    ) -> Result<()> {
+    fn run(&self, name: &'static str, arguments: impl FnOnce(&mut Command, &Path)) -> Result<()> {
         // It ends with us, however we end.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--"]);
@@ -211,14 +271,14 @@ impl Cluster {
         arguments(&mut command, &self.dir);
         let log = self.dir.join(format!("{name}.log"));
         // Before those that it needs.
-        self.programs.insert(0, Bound::start(name, command, log)?);
+        self.programs().insert(0, Bound::start(name, command, log)?);
         Ok(())
     }
 
-    fn wait_until_ready(&mut self, port: u16) -> Result<()> {
+    fn wait_until_ready(&self, port: u16) -> Result<()> {
         let end = Instant::now() + START_LIMIT;
         loop {
-            for program in &mut self.programs {
+            for program in self.programs().iter_mut() {
                 program.still_runs()?;
             }
             if TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok()
@@ -230,7 +290,7 @@ impl Cluster {
                 bail!("interrupted");
             }
             if Instant::now() >= end {
-                let logs: Vec<String> = self.programs.iter().map(Bound::tail).collect();
+                let logs: Vec<String> = self.programs().iter().map(Bound::tail).collect();
                 bail!("the API server is not ready\n{}", logs.join("\n"));
             }
             thread::sleep(Duration::from_millis(100));
@@ -240,7 +300,7 @@ impl Cluster {
     /// When the test fails that calls it: shows what the programs said.
     fn note_failure(&self) {
         if thread::panicking() && !self.failed.swap(true, Ordering::Relaxed) {
-            for program in &self.programs {
+            for program in self.programs().iter() {
                 eprintln!("{}", program.tail());
             }
         }
@@ -380,7 +440,7 @@ impl Bound {
 impl Drop for Cluster {
     fn drop(&mut self) {
         self.note_failure();
-        self.programs.clear();
+        self.programs().clear();
         if self.failed.load(Ordering::Relaxed) && env::var_os("EGRESS_TEST_KEEP").is_some() {
             eprintln!("kept {}", self.dir.display());
         } else {

@@ -12,138 +12,28 @@
 
 #[path = "support/installed.rs"]
 mod installed;
+#[path = "support/node.rs"]
+mod node;
 
-use std::{net::IpAddr, time::Duration};
+use std::time::{Duration, Instant};
 
 use egress_tests::{
-    Agent, Cluster, Workload, World, eventually,
+    Agent, World, cgroup, eventually,
     expect::{reached, refused},
-    ready, zone,
+    ready,
+    world::Role,
 };
-use installed::{cluster, json, write};
+use installed::{cluster, json};
+use node::{Node, SOON, address, known, path, paths, scopes};
 use serde_json::{Value, json};
 
-/// How long what the API server says may take to be in force.
-const SOON: Duration = Duration::from_secs(10);
+/// How long what a pod leaves may take to be swept.
+const SWEPT: Duration = Duration::from_secs(20);
 
-/// A node of the test's own, with a namespace of its own; both have its name.
-struct Node<'a> {
-    cluster: &'a Cluster,
-    world: World,
-    name: &'static str,
-}
-
-impl<'a> Node<'a> {
-    fn new(cluster: &'a Cluster, name: &'static str) -> Self {
-        let node = Self {
-            cluster,
-            world: World::new(),
-            name,
-        };
-        let labels = json!({ "name": name, "labels": { "pool": name } });
-        node.apply(&json!({ "apiVersion": "v1", "kind": "Node", "metadata": labels }));
-        node.apply(&json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": labels }));
-        node
-    }
-
-    fn apply(&self, object: &Value) {
-        let metadata = &object["metadata"];
-        let file = format!("{}-{}-{}.json", self.name, object["kind"], metadata["name"]);
-        let file = write(self.cluster, &file.replace('"', ""), &object.to_string());
-        self.cluster.get(["apply", "-f", &file]).unwrap();
-    }
-
-    fn kubectl(&self, arguments: &[&str]) -> String {
-        let namespace = ["-n", self.name];
-        let arguments = arguments.iter().chain(&namespace);
-        self.cluster.get(arguments).unwrap()
-    }
-
-    fn policy(&self, name: &str, spec: &Value) {
-        self.apply(&json!({
-            "apiVersion": "egress.dev/v1alpha1",
-            "kind": "EgressPolicy",
-            "metadata": { "name": name, "namespace": self.name },
-            "spec": spec,
-        }));
-    }
-
-    fn cluster_policy(&self, name: &str, spec: &Value) {
-        self.apply(&json!({
-            "apiVersion": "egress.dev/v1alpha1",
-            "kind": "ClusterEgressPolicy",
-            "metadata": { "name": name },
-            "spec": spec,
-        }));
-    }
-
-    /// Makes a pod, and says the UID that its cgroup carries.
-    fn pod(&self, name: &str, app: &str) -> String {
-        let labels = json!({ "app": app });
-        self.apply(&json!({
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": { "name": name, "namespace": self.name, "labels": labels },
-            "spec": { "nodeName": self.name, "containers": [{ "name": "main", "image": "none" }] },
-        }));
-        let pod = self.kubectl(&["get", "pod", name, "-o", "json"]);
-        json(&pod)["metadata"]["uid"].as_str().unwrap().to_owned()
-    }
-
-    fn agent(&self) -> Agent {
-        let agent = self.world.agent("");
-        agent
-            .of_cluster(&self.cluster.kubeconfig(), self.name)
-            .start()
-    }
-
-    /// Processes in a container of a pod, by a path of its cgroup.
-    fn container(&self, path: &str) -> Workload {
-        self.world.workload(path)
-    }
-}
-
-/// The paths of a pod's container in the forms that there are.
-fn paths(uid: &str) -> [String; 4] {
-    let uid_ = uid.replace('-', "_");
-    let id = "c46bafd57b2ef55a23c1319893c8aa5bfca24872bd95258700a51059941fb69e";
-    let slice =
-        format!("kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{uid_}.slice");
-    [
-        // systemd, containerd and CRI-O
-        format!("{slice}/cri-containerd-{id}.scope"),
-        format!("{slice}/crio-{id}.scope"),
-        // cgroupfs
-        format!("kubepods/burstable/pod{uid}/{id}"),
-        // kubelet with systemd, containerd without
-        format!(
-            "system.slice/containerd.service/kubepods-burstable-pod{uid_}.slice:cri-containerd:{id}"
-        ),
-    ]
-}
-
-fn scopes(agent: &Agent) -> Vec<String> {
-    let status: Value = agent.try_ask(&["status"]).unwrap();
-    let scopes = status["scopes"].as_array().unwrap().iter();
-    scopes
-        .map(|scope| scope["name"].as_str().unwrap().to_owned())
-        .collect()
-}
-
-/// Waits until the agent has a scope of this name.
-#[track_caller]
-fn known(agent: &Agent, name: &str) {
-    let is_there = || scopes(agent).iter().any(|scope| scope == name);
-    assert!(
-        eventually(SOON, is_there),
-        "{name}: {:?}\n{}",
-        scopes(agent),
-        agent.log()
-    );
-}
-
-fn address(name: &str) -> IpAddr {
-    zone::address(name, false)
+/// How much is in one of the kernel's maps.
+fn entries(agent: &Agent, map: &str) -> u64 {
+    let maps = agent.status().maps;
+    maps.iter().find(|one| one.name == map).unwrap().entries
 }
 
 #[test]
@@ -346,8 +236,8 @@ fn a_pod_that_is_gone_frees_what_it_had_and_one_whose_object_is_gone_stays_as_it
     );
     let mut agent = node.agent();
     let api = address("api.example.com");
-    let path = |uid: &str| paths(uid)[0].rsplit_once('/').unwrap().0.to_owned();
-    let first = path(&node.pod("first", "web"));
+    let of_pod = |uid: &str| paths(uid)[0].rsplit_once('/').unwrap().0.to_owned();
+    let first = of_pod(&node.pod("first", "web"));
     let pod = node.container(&first);
     known(&agent, "gone/first");
     pod.resolve("api.example.com", false);
@@ -373,59 +263,167 @@ fn a_pod_that_is_gone_frees_what_it_had_and_one_whose_object_is_gone_stays_as_it
         || !cgroup.exists()));
     assert!(eventually(SOON, || agent.status().kubernetes.unwrap().pods == 0));
     // Its addresses and counters go with the next sweep.
-    let status = || -> Value { agent.try_ask(&["status"]).unwrap() };
-    let learned = || {
-        let maps = status()["maps"].as_array().unwrap().clone();
-        let learned = maps.iter().find(|map| map["name"] == "LEARNED").unwrap();
-        learned["entries"].as_u64().unwrap()
-    };
-    assert!(
-        eventually(Duration::from_secs(20), || learned() == 0),
-        "{}",
-        learned()
-    );
+    let learned = || entries(&agent, "LEARNED");
+    assert!(eventually(SWEPT, || learned() == 0), "{}", learned());
 }
 
 #[test]
-fn without_the_api_server_what_was_known_goes_on() {
-    if !ready() || !egress_tests::kubernetes::ready() {
+fn a_pod_in_the_nodes_network_has_its_own_policies_and_not_those_of_the_node() {
+    let Some(cluster) = cluster().filter(|_| ready()) else {
         return;
-    }
-    let mut cluster = Cluster::start().unwrap();
-    installed::install(&cluster).unwrap();
-    let node = Node::new(&cluster, "away");
-    node.policy("all", &json!({ "podSelector": { "matchLabels": { "app": "web" } }, "allow": [{ "names": ["api.example.com"] }] }));
-    let agent = node.agent();
-    let web = node.container(&paths(&node.pod("web", "web"))[0]);
-    let free = node.container(&paths(&node.pod("free", "free"))[0]);
-    known(&agent, "away/web");
-    known(&agent, "away/free");
-    let (api, other) = (address("api.example.com"), address("other.example.com"));
-    web.resolve("api.example.com", false);
-    reached(&web.connect(api, 80));
-    // What is known is on the disk within a moment.
-    std::thread::sleep(Duration::from_secs(2));
-    // The node's guards go last.
-    let _world = node.world;
-    let (mut agent, web, free) = (agent, web, free);
-    let check = || {
-        reached(&web.connect(api, 80));
-        refused(&web.connect(other, 80));
-        reached(&free.connect(other, 80));
     };
-    cluster.kill_server();
-    check();
-    agent.kill();
-    check();
-    agent.start_again();
-    let status = agent.status().kubernetes.unwrap();
-    assert!(status.is_from_disk && !status.is_synced, "{status:?}");
-    assert_eq!((status.policies, status.pods, status.pending), (1, 2, 0));
-    check();
-    assert!(eventually(SOON, || agent
-        .status()
-        .kubernetes
-        .unwrap()
-        .error
-        .is_some()));
+    let node = Node::of_world(&cluster, "host-network", World::builder().pod().build());
+    let names = ["api.example.com", "other.example.com", "new1.example.com"];
+    let allow = |app: &str, name: &str| json!({ "podSelector": { "matchLabels": { "app": app } }, "allow": [{ "names": [name] }] });
+    node.policy("proxies", &allow("proxy", names[0]));
+    node.policy("web", &allow("web", names[1]));
+    node.cluster_policy("host-network", &json!({ "subject": "node", "nodeSelector": { "matchLabels": { "pool": "host-network" } }, "allow": [{ "names": [names[2]] }] }));
+    let agent = node.agent();
+    let proxy = node.pod_with("proxy", "proxy", json!({ "hostNetwork": true }));
+    let proxy = node.container(&paths(&proxy)[0]);
+    let web = paths(&node.pod("web", "web"));
+    let web = node.world.workload_in(Role::Pod, &web[0]);
+    let kubelet = node.container("system.slice/kubelet.service");
+    known(&agent, "host-network/proxy");
+    known(&agent, "host-network/web");
+    for (workload, its) in [(&proxy, 0), (&web, 1), (&kubelet, 2)] {
+        for (index, name) in names.iter().enumerate() {
+            workload.resolve(name, false);
+            let attempt = workload.connect(address(name), 80);
+            if index == its {
+                reached(&attempt);
+            } else {
+                refused(&attempt);
+            }
+        }
+    }
+}
+
+#[test]
+fn init_and_ephemeral_containers_and_cgroups_below_are_the_pods() {
+    let Some(cluster) = cluster().filter(|_| ready()) else {
+        return;
+    };
+    let node = Node::new(&cluster, "parts");
+    node.policy(
+        "all",
+        &json!({ "allow": [{ "names": ["api.example.com"] }] }),
+    );
+    let agent = node.agent();
+    let (api, other) = (address("api.example.com"), address("other.example.com"));
+    let [init, main, ephemeral] = ["1", "2", "3"].map(|digit| digit.repeat(64));
+    for form in [0, 2, 3] {
+        let names = [format!("pod-{form}"), format!("twin-{form}")];
+        let containers = json!({ "initContainers": [{ "name": "init", "image": "none" }] });
+        let uid = node.pod_with(&names[0], "web", containers);
+        let container =
+            |id: &str, below: &str| node.container(&format!("{}{below}", path(&uid, form, id)));
+        let first = container(&init, "");
+        known(&agent, &format!("parts/{}", names[0]));
+        first.resolve("api.example.com", false);
+        reached(&first.connect(api, 80));
+        refused(&first.connect(other, 80));
+        // It ends before the main container begins, which has what it resolved.
+        let main = container(&main, "");
+        drop(first);
+        cgroup::remove(&node.world.judged().join(path(&uid, form, &init)));
+        // An ephemeral one joins, and a process of the main one has a cgroup of its own further below.
+        let joined = container(&ephemeral, "");
+        let below = container(&"2".repeat(64), "/init.scope/session");
+        for part in [&main, &joined, &below] {
+            assert!(
+                eventually(SOON, || part.connect(api, 80).ok),
+                "form {form}: {}",
+                agent.log()
+            );
+            refused(&part.connect(other, 80));
+        }
+        // Another pod under the same policy did not resolve it.
+        let twin = node.container(&path(&node.pod(&names[1], "web"), form, &init));
+        known(&agent, &format!("parts/{}", names[1]));
+        refused(&twin.connect(api, 80));
+        twin.resolve("api.example.com", false);
+        reached(&twin.connect(api, 80));
+    }
+    assert_eq!(agent.status().kubernetes.unwrap().pending, 0);
+}
+
+#[test]
+fn jobs_of_a_second_have_their_policies_and_leave_nothing() {
+    const JOBS: usize = 5;
+    let Some(cluster) = cluster().filter(|_| ready()) else {
+        return;
+    };
+    let node = Node::new(&cluster, "jobs");
+    let of_job = json!({ "matchExpressions": [{ "key": "app", "operator": "Exists" }] });
+    node.policy(
+        "jobs",
+        &json!({ "podSelector": of_job, "allow": [{ "names": ["api.example.com"] }] }),
+    );
+    let agent = node.agent();
+    let (api, other) = (address("api.example.com"), address("other.example.com"));
+    // So that the cgroup above all pods is known already, as on any node.
+    let stays = node.container(&paths(&node.pod("stays", "stays"))[0]);
+    known(&agent, "jobs/stays");
+    let left = || ["WORKLOADS", "LEARNED"].map(|map| entries(&agent, map));
+    let before = left();
+    let mut lives = Vec::new();
+    for index in 0..JOBS {
+        let name = format!("job-{index}");
+        let path = paths(&node.pod(&name, "job"))[0].clone();
+        let begin = Instant::now();
+        let job = node.container(&path);
+        refused(&job.connect(other, 80));
+        let goes = || {
+            job.resolve("api.example.com", false);
+            job.connect(api, 80).ok
+        };
+        assert!(eventually(SOON, goes), "{}", agent.log());
+        refused(&job.connect(other, 80));
+        drop(job);
+        let of_pod = node.world.judged().join(path.rsplit_once('/').unwrap().0);
+        cgroup::remove(&of_pod);
+        lives.push(begin.elapsed());
+        node.delete_pod(&name);
+    }
+    println!("{JOBS} jobs lived {lives:?}");
+    assert!(
+        lives.iter().all(|life| *life < Duration::from_secs(1)),
+        "{lives:?}"
+    );
+    // One that is gone before the API server knew it.
+    let uid = "0f6c1d2e-3a4b-4c5d-8e6f-708192a3b4c6";
+    let stranger = node.container(&paths(uid)[0]);
+    refused(&stranger.connect(other, 80));
+    drop(stranger);
+    cgroup::remove(
+        &node
+            .world
+            .judged()
+            .join(paths(uid)[0].rsplit_once('/').unwrap().0),
+    );
+
+    let is_alone = || {
+        let status = agent.status().kubernetes.unwrap();
+        (status.pods, status.pending) == (1, 0)
+    };
+    assert!(
+        eventually(SOON, is_alone),
+        "{:?}",
+        agent.status().kubernetes
+    );
+    let names = scopes(&agent);
+    assert!(
+        names.iter().all(|name| !name.starts_with("jobs/job")),
+        "{names:?}"
+    );
+    assert!(
+        eventually(SWEPT, || left() == before),
+        "{:?}, not {before:?}",
+        left()
+    );
+    // The one that stays is judged as before.
+    stays.resolve("api.example.com", false);
+    reached(&stays.connect(api, 80));
+    refused(&stays.connect(other, 80));
 }

@@ -19,7 +19,7 @@ use egress_tests::{
     kubernetes::{self, Shared},
 };
 use feed::{Fed, shown};
-use installed::{cluster, deploy, install, json, write};
+use installed::{cluster, install, json, write};
 use serde_json::{Value, json};
 
 /// Hash of a static pod's manifest.
@@ -130,6 +130,7 @@ fn the_view_is_what_the_server_has_of_this_node_and_follows_its_changes() {
         let is_static = pod.namespace == "kube-system";
         assert_eq!(is_static, in_cgroup.as_str() == HASH, "{pod:?}");
         assert_eq!(is_static, in_cgroup.as_str() != pod.uid, "{pod:?}");
+        assert_eq!(is_static, pod.events_uid() == HASH, "{pod:?}");
         assert_eq!((pod.namespace == "shop"), (pod.uid == uid));
     }
     let object = &feed.view.policies[&"shop/web".parse().unwrap()];
@@ -290,7 +291,7 @@ fn outages_restarts_and_lost_versions_change_nothing_but_what_happened_meanwhile
     if !kubernetes::ready() {
         return;
     }
-    let mut cluster = Cluster::start().unwrap();
+    let cluster = Cluster::start().unwrap();
     let state = tempfile::tempdir().unwrap();
     let gate = Gate::to(cluster.port()).unwrap();
     let kubeconfig = cluster.kubeconfig_with(gate.port(), None).unwrap();
@@ -335,11 +336,12 @@ fn outages_restarts_and_lost_versions_change_nothing_but_what_happened_meanwhile
     assert!(Arc::ptr_eq(&feed.view, &before.view) && feed.freshness.is_synced);
     assert!(feed.freshness.heard_at.is_some());
     let refused = gate.refused();
-    assert!((6..=50).contains(&refused), "{refused} connections");
+    // All watches share one.
+    assert!((1..=50).contains(&refused), "{refused} connections");
 
     // The server comes back without the versions of before.
     cluster.kill_server();
-    cluster.start_server().unwrap();
+    cluster.start_server(&[]).unwrap();
     let path = format!("/api/v1/pods?watch=1&timeoutSeconds=1&resourceVersion={version}");
     let told = cluster.kubectl(["get", "--raw", &path]).unwrap().shown();
     assert!(told.contains("too old resource version"), "{told}");
@@ -363,84 +365,11 @@ fn outages_restarts_and_lost_versions_change_nothing_but_what_happened_meanwhile
     // A restart that the agent sees.
     cluster.kill_server();
     fed.until("an error", |feed| feed.freshness.error.is_some());
-    cluster.start_server().unwrap();
+    cluster.start_server(&[]).unwrap();
     let begin = Instant::now();
     fed.until_synced();
     eprintln!("synced {:?} after the server was ready", begin.elapsed());
     run(&cluster, "label pod a -n work --overwrite app=d");
     fed.until_shown("work/a app=d [all]\nnode");
     fed.stop();
-}
-
-/// A kubeconfig of a service account in `egress-system`.
-fn as_account(cluster: &Cluster, account: &str) -> std::path::PathBuf {
-    let token = run(cluster, &format!("create token {account} -n egress-system"));
-    cluster
-        .kubeconfig_with(cluster.port(), Some(token.trim()))
-        .unwrap()
-}
-
-#[test]
-fn the_agents_account_may_do_what_the_feed_needs_and_nothing_else() {
-    const ACCOUNT: &str = "system:serviceaccount:egress-system:egress-agent";
-    let Some(cluster) = cluster() else { return };
-    let state = tempfile::tempdir().unwrap();
-    for file in ["serviceaccount", "rbac"] {
-        let file = deploy(&format!("kubernetes/{file}.yaml"));
-        cluster
-            .get(["apply", "--server-side", "-f", &file])
-            .unwrap();
-    }
-    let fed = Fed::start(&as_account(&cluster, "egress-agent"), "n1", state.path());
-    fed.until_synced();
-    fed.stop();
-
-    // One without these rights hears nothing and says so.
-    run(&cluster, "create serviceaccount nobody -n egress-system");
-    let state = tempfile::tempdir().unwrap();
-    let fed = Fed::start(&as_account(&cluster, "nobody"), "n1", state.path());
-    let kinds = [
-        "pods",
-        "namespaces",
-        "nodes",
-        "egresspolicies",
-        "clusteregresspolicies",
-        "services",
-    ];
-    let feed = fed.until("an error for each kind", |feed| {
-        let error = feed.freshness.error.clone().unwrap_or_default();
-        kinds
-            .iter()
-            .all(|kind| error.contains(&format!("{kind}: ")))
-    });
-    assert!(
-        feed.freshness
-            .error
-            .unwrap()
-            .contains("cannot list resource")
-    );
-    assert!(!feed.freshness.is_synced);
-    fed.stop();
-
-    let can = |question: &str| {
-        let question = format!("auth can-i {question} --as {ACCOUNT}");
-        let output = cluster.kubectl(question.split_whitespace()).unwrap();
-        output.stdout.trim() == "yes"
-    };
-    for allowed in ["list pods -A", "watch services/kube-dns -n kube-system"] {
-        assert!(can(allowed), "{allowed}");
-    }
-    for denied in [
-        "get pods -A",
-        "create pods -A",
-        "list secrets -A",
-        "list configmaps -n egress-system",
-        "list services -n kube-system",
-        "watch services/other -n kube-system",
-        "watch services/kube-dns -n egress-system",
-        "update egresspolicies -A",
-        "patch nodes",
-    ] {
-        assert!(!can(denied), "{denied}");
-    }
 }
