@@ -160,8 +160,9 @@ impl Cluster {
     fn take_feed(&mut self, feed: Feed) -> Feed {
         let before = std::mem::replace(&mut self.feed, feed);
         let (old, new) = (&before.view, &self.feed.view);
-        if old.policies != new.policies || old.namespaces != new.namespaces || old.node != new.node
-        {
+        let has_same_policies =
+            Arc::ptr_eq(&old.policies, &new.policies) || old.policies == new.policies;
+        if !has_same_policies || old.namespaces != new.namespaces || old.node != new.node {
             self.selected.clear();
         }
         before

@@ -243,7 +243,7 @@ mod tests {
             spec: serde_yaml_ng::from_str(spec).unwrap(),
         };
         ClusterView {
-            policies: [("nodes".parse().unwrap(), Arc::new(object))].into(),
+            policies: Arc::new([("nodes".parse().unwrap(), Arc::new(object))].into()),
             ..ClusterView::default()
         }
     }

@@ -184,8 +184,12 @@ impl Known {
             Kind::Pods => new.pods.clear(),
             Kind::Namespaces => new.namespaces.clear(),
             Kind::Node => new.node.clear(),
-            Kind::EgressPolicies => new.policies.retain(|key, _| key.namespace.is_none()),
-            Kind::ClusterEgressPolicies => new.policies.retain(|key, _| key.namespace.is_some()),
+            Kind::EgressPolicies => {
+                Arc::make_mut(&mut new.policies).retain(|key, _| key.namespace.is_none())
+            }
+            Kind::ClusterEgressPolicies => {
+                Arc::make_mut(&mut new.policies).retain(|key, _| key.namespace.is_some())
+            }
             Kind::DnsService => new.dns_service.clear(),
         }
         self.unreadable.retain(|key, _| match kind {
@@ -214,11 +218,11 @@ impl Known {
                 Item::Node(labels) => new.node = labels,
                 Item::Policy(key, Ok(policy)) => {
                     let policy = kept_or_new(old.policies.get(&key), policy);
-                    new.policies.insert(key, policy);
+                    Arc::make_mut(&mut new.policies).insert(key, policy);
                 }
                 Item::Policy(key, Err(error)) => {
                     if let Some(known) = old.policies.get(&key) {
-                        new.policies.insert(key.clone(), Arc::clone(known));
+                        Arc::make_mut(&mut new.policies).insert(key.clone(), Arc::clone(known));
                     }
                     self.unreadable.insert(key, error);
                 }
@@ -257,7 +261,7 @@ impl Known {
                 let known = view.policies.get(&key);
                 if known.is_none_or(|known| *known != policy) {
                     let view = Arc::make_mut(&mut self.view);
-                    view.policies.insert(key, policy);
+                    Arc::make_mut(&mut view.policies).insert(key, policy);
                 }
             }
             Item::Policy(key, Err(error)) => {
@@ -285,7 +289,8 @@ impl Known {
             Item::Node(_) => Arc::make_mut(&mut self.view).node.clear(),
             Item::Policy(key, _) => {
                 self.unreadable.remove(&key);
-                Arc::make_mut(&mut self.view).policies.remove(&key);
+                let view = Arc::make_mut(&mut self.view);
+                Arc::make_mut(&mut view.policies).remove(&key);
             }
             Item::DnsService(_) => Arc::make_mut(&mut self.view).dns_service.clear(),
         }

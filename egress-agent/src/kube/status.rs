@@ -223,7 +223,7 @@ impl Writer {
 
     /// Writes every status that is not right, but for those that failed lately.
     async fn write_all(&mut self, view: &ClusterView, catalog: &Catalog) {
-        let policies = &view.policies;
+        let policies = view.policies.as_ref();
         self.written.retain(|key, _| policies.contains_key(key));
         self.done.retain(|key, _| policies.contains_key(key));
         self.failed.retain(|key, _| policies.contains_key(key));

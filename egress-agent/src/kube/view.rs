@@ -24,8 +24,8 @@ pub struct ClusterView {
     pub namespaces: BTreeMap<String, Labels>,
     /// Pods of this node, by the UID that their cgroup carries.
     pub pods: BTreeMap<PodUid, Arc<Pod>>,
-    /// Policies of all namespaces and of the cluster.
-    pub policies: Policies,
+    /// Policies of all namespaces and of the cluster; shared, because pods change often and policies do not.
+    pub policies: Arc<Policies>,
     /// Addresses of the cluster's DNS service.
     pub dns_service: Vec<IpAddr>,
 }

@@ -76,10 +76,12 @@ fn view() -> ClusterView {
             ("shops".to_owned(), labels("kind=mall")),
         ]
         .into(),
-        policies: policies
-            .into_iter()
-            .map(|(key, spec)| (key.parse().unwrap(), policy(spec)))
-            .collect(),
+        policies: Arc::new(
+            policies
+                .into_iter()
+                .map(|(key, spec)| (key.parse().unwrap(), policy(spec)))
+                .collect(),
+        ),
         ..ClusterView::default()
     }
 }
@@ -129,7 +131,7 @@ fn labels_of_pod_namespace_and_node_change_what_selects_it() {
     assert_eq!(of(&view, &web), "all all-too no-gpu shop/all shop/web");
     view.node = Labels::new();
     assert_eq!(of(&view, &web), "all all-too shop/all shop/web");
-    view.policies.clear();
+    view.policies = Arc::default();
     assert_eq!(of(&view, &web), "");
 }
 
@@ -159,7 +161,7 @@ fn what_an_egress_policy_says_of_namespaces_nodes_and_subjects_does_not_count() 
     };
     let key: PolicyKey = "shop/strange".parse().unwrap();
     let view = ClusterView {
-        policies: [(key, policy(spec))].into(),
+        policies: Arc::new([(key, policy(spec))].into()),
         ..ClusterView::default()
     };
     assert_eq!(of(&view, &pod("shop", "")), "shop/strange");
@@ -320,7 +322,7 @@ proptest! {
             };
             (PolicyKey { namespace, name: format!("p{index}") }, policy(spec))
         });
-        let policies = policies.collect();
+        let policies = Arc::new(policies.collect());
         let view = ClusterView { node, namespaces, policies, ..ClusterView::default() };
         let pod = Pod { namespace: "a".to_owned(), labels: of_pod, ..Pod::default() };
         let holds = |selector: &Option<Selector>, labels: &Labels| match selector {
@@ -329,7 +331,7 @@ proptest! {
         };
         let of_namespace = view.namespaces.get("a").cloned().unwrap_or_default();
         let (mut of_pod, mut of_node) = (Vec::new(), Vec::new());
-        for (key, policy) in &view.policies {
+        for (key, policy) in view.policies.as_ref() {
             let spec = &policy.spec;
             let here = holds(&spec.node_selector, &view.node);
             let pods = holds(&spec.pod_selector, &pod.labels);
