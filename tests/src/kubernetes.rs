@@ -1,7 +1,8 @@
 //! A Kubernetes API server of a test's own, on loopback ports, with what `cargo xtask kubernetes` built.
 //!
 //! There are etcd, kube-apiserver with RBAC, and those controllers that put roles together, delete what is in deleted
-//! namespaces and make service accounts. There is no node, so that pods are objects and nothing runs in them.
+//! namespaces and make service accounts. There is no node, so that pods are objects and nothing runs in them; but for
+//! [`Cluster::for_node`], where a node from outside joins.
 //!
 //! One thing is not as in any real server: built with a compiler that is newer than its source, it sometimes takes an
 //! empty text in a custom resource for none, and refuses it. Objects of tests have no empty texts.
@@ -43,6 +44,9 @@ const ATTEMPTS: usize = 3;
 const ADMIN_TOKEN: &str = "admin-of-the-test";
 /// What is needed of the controllers.
 const CONTROLLERS: &str = "clusterrole-aggregation,namespace,serviceaccount";
+/// What is needed as well when pods run: they are made for DaemonSets, go with them, and have tokens.
+const NODE_CONTROLLERS: &str =
+    "daemonset,garbagecollector,root-ca-cert-publisher,serviceaccount-token";
 /// What is needed.
 const PROGRAMS: [&str; 4] = [
     "etcd",
@@ -87,6 +91,17 @@ pub fn ready() -> bool {
     true
 }
 
+/// A node that joins.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// Its name.
+    pub name: String,
+    /// Where it finds the server.
+    pub server: Ipv4Addr,
+    /// What it shows there.
+    pub token: String,
+}
+
 /// A running API server; ended and removed on drop.
 #[derive(Debug)]
 pub struct Cluster {
@@ -95,6 +110,8 @@ pub struct Cluster {
     store: u16,
     /// The API server's port.
     port: u16,
+    /// The node that joins, if one does.
+    node: Option<Node>,
     /// In the order in which they are ended.
     programs: Mutex<Vec<Bound>>,
     /// Whether a test that uses it has failed.
@@ -125,9 +142,22 @@ impl Cluster {
     ///
     /// A program cannot be started, ends, or is not ready in time; with the end of its log.
     pub fn start() -> Result<Self> {
+        Self::attempts(None)
+    }
+
+    /// Starts a server that a node can join, with a scheduler and what else it takes that pods run there.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Cluster::start`].
+    pub fn for_node(node: &Node) -> Result<Self> {
+        Self::attempts(Some(node))
+    }
+
+    fn attempts(node: Option<&Node>) -> Result<Self> {
         let mut failure = None;
         for _ in 0..ATTEMPTS {
-            match Self::attempt() {
+            match Self::attempt(node) {
                 Err(error) if format!("{error:#}").contains("address already in use") => {
                     failure = Some(error);
                 }
@@ -137,13 +167,14 @@ impl Cluster {
         Err(failure.context("no attempt")?)
     }
 
-    fn attempt() -> Result<Self> {
+    fn attempt(node: Option<&Node>) -> Result<Self> {
         let [store, peers, port] = free_ports()?;
         let peers = format!("http://127.0.0.1:{peers}");
         let cluster = Self {
             dir: Id::new().make_dir().context("cannot make a folder")?,
             store,
             port,
+            node: node.cloned(),
             programs: Mutex::default(),
             failed: AtomicBool::new(false),
         };
@@ -157,10 +188,12 @@ impl Cluster {
                 .args(["--initial-advertise-peer-urls", &peers])
                 .args(["--initial-cluster", &format!("default={peers}")]);
         })?;
-        fs::write(
-            cluster.dir.join("tokens"),
-            format!("{ADMIN_TOKEN},admin,admin,system:masters\n"),
-        )?;
+        let mut tokens = format!("{ADMIN_TOKEN},admin,admin,system:masters\n");
+        if let Some(Node { name, token, .. }) = node {
+            let user = format!("system:node:{name}");
+            tokens += &format!("{token},{user},{user},system:nodes\n");
+        }
+        fs::write(cluster.dir.join("tokens"), tokens)?;
         fs::write(cluster.kubeconfig(), kubeconfig(port, ADMIN_TOKEN))?;
         fs::write(cluster.dir.join(AUDIT_POLICY), AUDITED)?;
         cluster.start_server(&[])?;
@@ -168,9 +201,26 @@ impl Cluster {
             manager
                 .arg("--kubeconfig")
                 .arg(dir.join("kubeconfig"))
-                .args(["--controllers", CONTROLLERS])
                 .args(["--leader-elect=false", "--port=0", "--secure-port=0"]);
+            if node.is_some() {
+                manager
+                    .arg(format!("--controllers={CONTROLLERS},{NODE_CONTROLLERS}"))
+                    .arg("--service-account-private-key-file")
+                    .arg(dir.join("certificates/apiserver.key"))
+                    .arg("--root-ca-file")
+                    .arg(dir.join("certificates/apiserver.crt"));
+            } else {
+                manager.args(["--controllers", CONTROLLERS]);
+            }
         })?;
+        if node.is_some() {
+            cluster.run("kube-scheduler", |scheduler, dir| {
+                scheduler
+                    .arg("--kubeconfig")
+                    .arg(dir.join("kubeconfig"))
+                    .args(["--leader-elect=false", "--port=0", "--secure-port=0"]);
+            })?;
+        }
         Ok(cluster)
     }
 
@@ -186,6 +236,7 @@ impl Cluster {
     /// It cannot be started, ends, or is not ready in time; with the end of its log.
     pub fn start_server(&self, more: &[&str]) -> Result<()> {
         let (store, port) = (self.store(), self.port);
+        let node = self.node.clone();
         self.run(SERVER, |server, dir| {
             // It signs service accounts' tokens with the key that it makes for TLS.
             let (certificates, key) = (dir.join("certificates"), "certificates/apiserver.key");
@@ -203,16 +254,23 @@ impl Cluster {
                 .args(["--service-account-issuer", "https://kubernetes.default.svc"])
                 .arg("--token-auth-file")
                 .arg(dir.join("tokens"))
-                .args(["--authorization-mode", "RBAC"])
                 .args(["--service-cluster-ip-range", "10.96.0.0/16"])
                 .arg("--allow-privileged")
-                // Pods are made by tests, which need no tokens in them.
-                .args(["--disable-admission-plugins", "ServiceAccount"])
                 .arg("--audit-policy-file")
                 .arg(dir.join(AUDIT_POLICY))
                 .arg("--audit-log-path")
                 .arg(dir.join(AUDIT_LOG))
                 .args(more);
+            match node {
+                Some(node) => server
+                    .args(["--authorization-mode", "Node,RBAC"])
+                    // It is in the certificate and in the endpoints of the service `kubernetes`.
+                    .args(["--advertise-address", &node.server.to_string()]),
+                None => server
+                    .args(["--authorization-mode", "RBAC"])
+                    // Pods are made by tests, which need no tokens in them.
+                    .args(["--disable-admission-plugins", "ServiceAccount"]),
+            };
         })?;
         self.wait_until_ready(port)
     }
@@ -304,6 +362,12 @@ impl Cluster {
                 eprintln!("{}", program.tail());
             }
         }
+    }
+
+    /// The file with the certificate that the server is known by.
+    #[must_use]
+    pub fn certificate(&self) -> PathBuf {
+        self.dir.join("certificates/apiserver.crt")
     }
 
     /// The folder for files of the test.

@@ -1,6 +1,10 @@
 //! `cargo xtask image`: the container image as an OCI archive, with neither engine nor registry nor network.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, Result};
 use clap::Args;
@@ -26,36 +30,7 @@ impl Image {
     ///
     /// A tool is missing or fails.
     pub(crate) fn run(&self) -> Result<()> {
-        setup::setup(&[Group::Build, Group::Image])?;
-        let agent = build::build()?;
-        let dir = run::target_dir().join("image");
-        setup::remove_dir(&dir)?;
-        let context = dir.join("context");
-        fs::create_dir_all(&context)
-            .with_context(|| format!("cannot create {}", context.display()))?;
-        // The recipe sees this folder: the agent and nothing else.
-        run::copy_if_changed(&agent, &context.join("egress-agent"))?;
-
-        let stage = Stage::begin("image", "container image")?;
-        let buildah = Buildah::new(&dir)?;
-        stage.run(
-            buildah
-                .command("build")
-                // One file system layer, equal for equal content.
-                .args(["--layers=false", "--timestamp=0", "--pull-never"])
-                .args(["--isolation=chroot", "--format=oci", "--file"])
-                .arg(run::root().join("deploy/Containerfile"))
-                .args(["--tag", &self.tag])
-                .arg(&context),
-        )?;
-        let archive = dir.join("egress-agent.oci.tar");
-        stage.run(buildah.command("push").arg(&self.tag).arg(format!(
-            "oci-archive:{}:{}",
-            archive.display(),
-            self.tag
-        )))?;
-        buildah.clean(&stage)?;
-        stage.done();
+        let archive = build(&self.tag, None)?;
         let size = fs::metadata(&archive).map_or(0, |data| data.len());
         run::say(&format!(
             "{}: {size} bytes, {}",
@@ -66,6 +41,54 @@ impl Image {
     }
 }
 
+/// Builds the agent, unless there is one already, and the image, and says where the archive is.
+///
+/// # Errors
+///
+/// A tool is missing or fails.
+pub(crate) fn build(tag: &str, agent: Option<&Path>) -> Result<PathBuf> {
+    setup::setup(&[Group::Build, Group::Image])?;
+    let agent = agent.map_or_else(build::build, |agent| Ok(agent.to_owned()))?;
+    let dir = run::target_dir().join("image");
+    setup::remove_dir(&dir)?;
+    let context = dir.join("context");
+    fs::create_dir_all(&context).with_context(|| format!("cannot create {}", context.display()))?;
+    // The recipe sees this folder: the agent and nothing else.
+    run::copy_if_changed(&agent, &context.join("egress-agent"))?;
+    let recipe = run::root().join("deploy/Containerfile");
+    archive(&dir, &recipe, "egress-agent", tag)
+}
+
+/// Makes an image of `DIR/context` and says where its archive is: `DIR/NAME.oci.tar`.
+///
+/// # Errors
+///
+/// A tool is missing or fails.
+pub(crate) fn archive(dir: &Path, recipe: &Path, name: &str, tag: &str) -> Result<PathBuf> {
+    let stage = Stage::begin(&format!("image-{name}"), format!("container image {name}"))?;
+    let buildah = Buildah::new(dir)?;
+    stage.run(
+        buildah
+            .command("build")
+            // One file system layer, equal for equal content.
+            .args(["--layers=false", "--timestamp=0", "--pull-never"])
+            .args(["--isolation=chroot", "--format=oci", "--file"])
+            .arg(recipe)
+            .args(["--tag", tag])
+            .arg(dir.join("context")),
+    )?;
+    let archive = dir.join(format!("{name}.oci.tar"));
+    stage.run(
+        buildah
+            .command("push")
+            .arg(tag)
+            .arg(format!("oci-archive:{}:{tag}", archive.display())),
+    )?;
+    buildah.clean(&stage)?;
+    stage.done();
+    Ok(archive)
+}
+
 /// A buildah with all of its state in one folder.
 struct Buildah {
     dir: PathBuf,
@@ -73,7 +96,7 @@ struct Buildah {
 
 impl Buildah {
     /// Writes what it needs to read.
-    fn new(dir: &std::path::Path) -> Result<Self> {
+    fn new(dir: &Path) -> Result<Self> {
         // Nothing is pulled, so that there is nothing whose signature could be checked.
         fs::write(
             dir.join("policy.json"),

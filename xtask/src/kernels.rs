@@ -18,8 +18,8 @@ use crate::{
 pub(crate) const DEFAULT: [&str; 5] = ["5.10", "6.1", "6.12", "6.18", "newest"];
 /// The suites that carry them.
 const SUITES: [&str; 5] = ["bullseye", "bookworm", "trixie", "trixie-backports", "sid"];
-/// Modules that the guest needs where the kernel does not have them built in; with what they depend on.
-const MODULES: [&str; 8] = [
+/// Modules that a guest with an agent needs where the kernel does not have them built in.
+pub(crate) const MODULES: [&str; 8] = [
     "veth",
     "dummy",
     "sch_ingress",
@@ -185,16 +185,20 @@ fn numbers(release: &str) -> Vec<u64> {
         .collect()
 }
 
-/// Copies the modules that the guest needs, unpacked, and a `list` of them in the order to insert them.
+/// Copies modules with what they depend on, unpacked, and a `list` of them in the order to insert them.
 ///
 /// # Errors
 ///
 /// A file cannot be read, unpacked or written.
-pub(crate) fn copy_modules(from: &Path, to: &Path) -> Result<()> {
+pub(crate) fn copy_modules(
+    names: impl IntoIterator<Item = &'static str>,
+    from: &Path,
+    to: &Path,
+) -> Result<()> {
     let mut files = BTreeMap::new();
     find_modules(&from.join("kernel"), &mut files)?;
     let mut order = Vec::new();
-    for name in MODULES {
+    for name in names {
         insert_module(name, &files, to, &mut order)?;
     }
     let mut list = order.join("\n");

@@ -1,7 +1,8 @@
 //! `cargo xtask kubernetes`: a Kubernetes API server for the tests, from Debian's packages and sources alone.
 //!
 //! etcd and kubectl are packages, unpacked and not installed. No suite has the server as a package, so it is built
-//! from the last source package that holds the whole tree, as the steps of its own makefile would.
+//! from the last source package that holds the whole tree, as the steps of its own makefile would. What only
+//! `cargo xtask e2e-node` needs is a set of its own, built when it is asked for.
 
 use std::{
     collections::BTreeSet,
@@ -20,30 +21,53 @@ use crate::{
     setup,
 };
 
-/// Packages with the suite that each comes from.
-const PACKAGES: [&str; 5] = [
-    "etcd-server/bookworm",
+/// Programs that are made together.
+struct Set {
+    /// Lists the versions; written last, so that without it nothing of the set counts as there.
+    marker: &'static str,
+    /// Packages that programs are taken from, with the suite that each comes from.
+    packages: &'static [&'static str],
+    /// What they hold.
+    packaged: &'static [&'static str],
+    /// What is built, all of it below `cmd` in the tree.
+    built: &'static [&'static str],
+    /// Whether a part of it needs the description of all types.
+    described: bool,
+    /// What people are told while it is built.
+    title: &'static str,
+}
+
+/// What tests need: a server, and its controllers, which among other things put roles together.
+const SERVER: Set = Set {
+    marker: "versions",
+    // The client is newer than the server: what people use.
+    packages: &["etcd-server/bookworm", "kubectl/trixie"],
+    packaged: &["etcd", "kubectl"],
+    built: &["kube-apiserver", "kube-controller-manager"],
+    described: true,
+    title: "kube-apiserver and kube-controller-manager (about five minutes)",
+};
+/// What a node needs as well.
+const NODE: Set = Set {
+    marker: "versions-node",
+    packages: &[],
+    packaged: &[],
+    built: &["kubelet", "kube-scheduler"],
+    described: false,
+    title: "kubelet and kube-scheduler (about three minutes)",
+};
+/// What they are built with, with the suite that each comes from.
+const COMPILERS: [&str; 3] = [
     // The oldest compiler in Debian that still builds the source, and its library.
     "golang-1.19-go/bookworm",
     "golang-1.19-src/bookworm",
     // The vendored one reads maps as compilers before 1.18 laid them out: the server would crash.
     "golang-github-modern-go-reflect2-dev/bookworm",
-    // Newer than the server: what people use.
-    "kubectl/trixie",
 ];
 /// The source package: later suites have kubectl's part of the tree alone.
 const SOURCE: &str = "kubernetes/bookworm";
 /// The suites of both.
 const SUITES: [&str; 2] = ["bookworm", "trixie"];
-/// What comes of it.
-const PROGRAMS: [&str; 4] = [
-    "etcd",
-    "kube-apiserver",
-    "kube-controller-manager",
-    "kubectl",
-];
-/// Those among them that are built, by their packages in the tree.
-const BUILT: [&str; 2] = ["./cmd/kube-apiserver", "./cmd/kube-controller-manager"];
 /// Where the compiler is in its package.
 const COMPILER: &str = "usr/lib/go-1.19";
 /// Where the tree has to be for a compiler without modules, which its vendor folder is made for.
@@ -80,7 +104,7 @@ impl Kubernetes {
             setup::remove_dir(&dir())?;
         }
         prepare()?;
-        for line in fs::read_to_string(marker())?.lines() {
+        for line in fs::read_to_string(SERVER.marker())?.lines() {
             say(&format!("kubernetes: {line}"));
         }
         Ok(())
@@ -92,54 +116,81 @@ fn dir() -> PathBuf {
     run::target_dir().join("kubernetes")
 }
 
-/// Lists the versions; written last, so that without it nothing counts as there.
-fn marker() -> PathBuf {
-    dir().join("versions")
+/// Where the program of this name is.
+pub(crate) fn program(name: &str) -> PathBuf {
+    dir().join("bin").join(name)
 }
 
-/// Fetches and builds the programs unless they are there.
+/// Fetches and builds the server's programs unless they are there.
 ///
 /// # Errors
 ///
 /// A tool fails.
 pub(crate) fn prepare() -> Result<()> {
-    let _lock = setup::lock("kubernetes")?;
-    let bin = dir().join("bin");
-    let built = fs::read_to_string(marker()).unwrap_or_default();
-    if built.lines().next() == Some(RECIPE) && PROGRAMS.iter().all(|name| bin.join(name).is_file())
-    {
-        return Ok(());
+    SERVER.prepare()
+}
+
+/// Fetches and builds a node's programs unless they are there, and says what they are made of.
+///
+/// # Errors
+///
+/// A tool fails.
+pub(crate) fn prepare_node() -> Result<String> {
+    NODE.prepare()?;
+    fs::read_to_string(NODE.marker()).context("cannot read the list of versions")
+}
+
+impl Set {
+    fn marker(&self) -> PathBuf {
+        dir().join(self.marker)
     }
-    let build = dir().join("build");
-    if marker().exists() {
-        fs::remove_file(marker()).context("cannot remove the list of versions")?;
+
+    fn programs(&self) -> impl Iterator<Item = &'static str> {
+        self.packaged.iter().chain(self.built).copied()
     }
-    for folder in [&bin, &build] {
-        setup::remove_dir(folder)?;
-        fs::create_dir_all(folder)
-            .with_context(|| format!("cannot create {}", run::shown(folder)))?;
+
+    fn prepare(&self) -> Result<()> {
+        let _lock = setup::lock("kubernetes")?;
+        let marker = self.marker();
+        let built = fs::read_to_string(&marker).unwrap_or_default();
+        let is_there = |name| program(name).is_file();
+        if built.lines().next() == Some(RECIPE) && self.programs().all(is_there) {
+            return Ok(());
+        }
+        if marker.exists() {
+            fs::remove_file(&marker).context("cannot remove the list of versions")?;
+        }
+        let build = dir().join("build");
+        setup::remove_dir(&build)?;
+        for folder in [&dir().join("bin"), &build] {
+            fs::create_dir_all(folder)
+                .with_context(|| format!("cannot create {}", run::shown(folder)))?;
+        }
+        let versions = fetch(&build, self.packages)?;
+        let go = Go::new(&build, &versions)?;
+        if self.described {
+            go.generate()?;
+        }
+        go.build_programs(self)?;
+        for name in self.packaged {
+            run::copy_if_changed(&build.join("packages/usr/bin").join(name), &program(name))?;
+        }
+        fs::write(marker, format!("{RECIPE}\n{versions}")).context("cannot keep the versions")?;
+        setup::remove_dir(&build)
     }
-    let versions = fetch(&build)?;
-    let go = Go::new(&build, &versions)?;
-    go.generate()?;
-    go.build_programs(&bin)?;
-    for name in ["etcd", "kubectl"] {
-        run::copy_if_changed(&build.join("packages/usr/bin").join(name), &bin.join(name))?;
-    }
-    fs::write(marker(), format!("{RECIPE}\n{versions}")).context("cannot keep the versions")?;
-    setup::remove_dir(&build)
 }
 
 /// Fetches and unpacks packages and source; the result has a line for each with its version.
-fn fetch(build: &Path) -> Result<String> {
+fn fetch(build: &Path, packages: &[&str]) -> Result<String> {
     let stage = Stage::begin(
         "kubernetes-fetch",
-        "etcd, kubectl, the source of Kubernetes and its compiler",
+        "the source of Kubernetes, its compiler, and what is packaged",
     )?;
     let apt = Apt::new(build.join("apt"), &["deb", "deb-src"], &SUITES)?;
     stage.run(apt.command("apt-get").arg("update"))?;
     let mut download = apt.command("apt-get");
-    stage.run(download.arg("download").args(PACKAGES).current_dir(build))?;
+    download.arg("download").args(COMPILERS).args(packages);
+    stage.run(download.current_dir(build))?;
     let mut source = apt.command("apt-get");
     source.args(["source", "--download-only", "--only-source", SOURCE]);
     stage.run(source.current_dir(build))?;
@@ -270,10 +321,9 @@ impl Go {
         Ok(())
     }
 
-    /// Builds the server and its controllers, which among other things put roles together.
-    fn build_programs(&self, to: &Path) -> Result<()> {
-        let title = "kube-apiserver and kube-controller-manager (about five minutes)";
-        let stage = Stage::begin("kubernetes-build", title)?.with_limit(LIMIT);
+    /// Builds the programs of a set.
+    fn build_programs(&self, set: &Set) -> Result<()> {
+        let stage = Stage::begin("kubernetes-build", set.title)?.with_limit(LIMIT);
         let mut go = self.go();
         // Without its version, clients take it for one of before the first.
         let version = &self.version;
@@ -284,8 +334,10 @@ impl Go {
                 format!(" -X k8s.io/kubernetes/vendor/k8s.io/component-base/version.{name}={value}")
             });
         let flags: String = std::iter::once("-s -w".to_owned()).chain(flags).collect();
-        go.args(["build", "-ldflags", &flags, "-o"]).arg(to);
-        stage.run(go.args(BUILT))?;
+        go.args(["build", "-ldflags", &flags, "-o"])
+            .arg(dir().join("bin"))
+            .args(set.built.iter().map(|name| format!("./cmd/{name}")));
+        stage.run(&mut go)?;
         stage.done();
         Ok(())
     }

@@ -9,6 +9,7 @@ mod bench;
 mod build;
 mod demo;
 mod docs;
+mod e2e_node;
 mod ebpf;
 mod fuzz;
 mod image;
@@ -51,6 +52,8 @@ enum Command {
     Image(image::Image),
     /// Fetch and build a Kubernetes API server for the tests, to target/kubernetes.
     Kubernetes(kubernetes::Kubernetes),
+    /// Try the DaemonSet on a real node, in QEMU.
+    E2eNode(e2e_node::E2eNode),
     /// Try the agent on other kernels, in QEMU.
     Vm(vm::Vm),
 }
@@ -67,6 +70,7 @@ fn main() -> ExitCode {
         Command::Docs(command) => command.run(),
         Command::Image(command) => command.run(),
         Command::Kubernetes(command) => command.run(),
+        Command::E2eNode(command) => command.run(),
         Command::Vm(command) => command.run(),
     };
     match result {

@@ -219,7 +219,7 @@ impl Vm {
 /// Under qemu 7.2's emulation cmpxchg16b now and then corrupts the flags, and 6.12 crashed in every second boot.
 /// Kernels can do without it, but those that allocate socket storage with `kmalloc_nolock`, which needs it.
 /// These seldom use it otherwise.
-fn processor(release: &str) -> &'static str {
+pub(crate) fn processor(release: &str) -> &'static str {
     let mut numbers = release.split('.').map(|number| number.parse::<u32>().ok());
     match (numbers.next().flatten(), numbers.next().flatten()) {
         (Some(major), Some(minor)) if (major, minor) >= (6, 18) => "max",
@@ -400,25 +400,35 @@ fn initramfs(kernel: &kernels::Kernel, agent: &Path, check: &Path, dir: &Path) -
     if ebpf::object().is_file() {
         fs::copy(ebpf::object(), tree.join("egress-ebpf")).context("cannot copy the object")?;
     }
-    kernels::copy_modules(&kernel.modules, &tree.join("modules"))?;
+    kernels::copy_modules(kernels::MODULES, &kernel.modules, &tree.join("modules"))?;
     let init = tree.join("init");
     fs::write(&init, INIT)
         .and_then(|()| fs::set_permissions(&init, fs::Permissions::from_mode(0o755)))
         .context("cannot write the guest's init")?;
     let archive = dir.join("initramfs.cpio");
+    pack(&tree, &archive)?;
+    setup::remove_dir(&tree)?;
+    Ok(archive)
+}
+
+/// Packs a folder into an archive that a kernel takes for its first file system.
+///
+/// # Errors
+///
+/// A tool is missing or fails.
+pub(crate) fn pack(tree: &Path, archive: &Path) -> Result<()> {
     let status = run::command("sh")
         .arg("-c")
         .arg("find . | cpio --quiet --create --format=newc --owner=0:0 >\"$1\"")
         .arg("sh")
-        .arg(&archive)
-        .current_dir(&tree)
+        .arg(archive)
+        .current_dir(tree)
         .status()
         .context("cannot start sh")?;
     if !status.success() {
         bail!("cpio failed: is it installed? `cargo xtask setup`");
     }
-    setup::remove_dir(&tree)?;
-    Ok(archive)
+    Ok(())
 }
 
 /// Copies a program of this machine and the libraries that it is linked to: busybox's `ip` knows no veth.
