@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::{
+    cluster,
     report::Report,
     rig::{Outcome, Rig, START, has_condition},
     traffic::{self, Traffic},
@@ -16,7 +17,7 @@ pub(crate) const SHOP: &str = "shop";
 /// Where the agent is.
 const SYSTEM: &str = "egress-system";
 /// The pod in which single attempts are made.
-const CLIENT: &str = "client";
+pub(crate) const CLIENT: &str = "client";
 /// A name that the policy allows, and one that it does not.
 pub(crate) const ALLOWED: &str = "api.example.com";
 pub(crate) const DENIED: &str = "other.example.net";
@@ -41,7 +42,7 @@ pub(crate) fn all(rig: &mut Rig, report: &mut Report) -> Result<()> {
         )
     })?;
     if !report.check("DaemonSet ready", || {
-        apply_agent(rig, "enforce", &rig.agent_image.clone())?;
+        apply_agent(rig, OVERLAY, "enforce", &rig.agent_image.clone())?;
         wait_for_agent(rig, "").map(|pod| format!("pod {}", pod["metadata"]["name"]))
     })? {
         return Ok(());
@@ -65,7 +66,7 @@ pub(crate) fn all(rig: &mut Rig, report: &mut Report) -> Result<()> {
     report.check("denied flow has a name", || reported(rig, "deny"))?;
     report.check("audit", || audit(rig))?;
     report.check("enforce again", || {
-        apply_agent(rig, "enforce", &rig.agent_image.clone())?;
+        apply_agent(rig, OVERLAY, "enforce", &rig.agent_image.clone())?;
         wait_for_outcome(rig, DENIED, &Outcome::Denied)?;
         each(
             rig,
@@ -86,7 +87,7 @@ pub(crate) fn all(rig: &mut Rig, report: &mut Report) -> Result<()> {
             "ctr -n k8s.io images tag {} {next}",
             rig.agent_image
         ))?;
-        let seen = replaced(rig, |rig, _| apply_agent(rig, "enforce", &next))?;
+        let seen = replaced(rig, |rig, _| apply_agent(rig, OVERLAY, "enforce", &next))?;
         let pod = agent_pods(rig)?.pop().context("no agent")?;
         ensure!(
             pod["spec"]["containers"][0]["image"] == *next,
@@ -106,7 +107,7 @@ pub(crate) fn all(rig: &mut Rig, report: &mut Report) -> Result<()> {
             ],
         )
     })?;
-    Ok(())
+    cluster::all(rig, report)
 }
 
 /// Makes the clients and waits until they run.
@@ -135,7 +136,7 @@ fn clients(rig: &mut Rig) -> Result<String> {
     Ok(format!("address {}", pod["status"]["podIP"]))
 }
 
-fn pod(name: &str, image: &str, command: &str) -> String {
+pub(crate) fn pod(name: &str, image: &str, command: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{ name: {name}, namespace: {SHOP}, labels: {{ app: {name} }} }}\n\
          spec:\n  nodeName: {}\n  terminationGracePeriodSeconds: 1\n  containers:\n  - name: {name}\n    image: {image}\n    \
@@ -144,11 +145,14 @@ fn pod(name: &str, image: &str, command: &str) -> String {
     )
 }
 
-/// Applies the manifests with the policy's mode, as an operator would: a base and an overlay.
-fn apply_agent(rig: &Rig, mode: &str, image: &str) -> Result<()> {
+/// The overlay for a policy file.
+const OVERLAY: &str = include_str!("overlay.yaml");
+
+/// Applies the manifests with an overlay, as an operator would, and with the policy's mode.
+pub(crate) fn apply_agent(rig: &Rig, overlay: &str, mode: &str, image: &str) -> Result<()> {
     let port = rig.cluster.port();
     let (name, tag) = image.rsplit_once(':').context("an image without a tag")?;
-    let overlay = include_str!("overlay.yaml")
+    let overlay = overlay
         .replace("MODE", mode)
         .replace("SERVER", &format!("10.0.2.2:{port}"))
         .replace("IMAGE_NAME", name)
@@ -172,7 +176,7 @@ fn agent_pods(rig: &Rig) -> Result<Vec<Value>> {
 }
 
 /// Waits until the DaemonSet's only pod is ready, and is not the one with the UID `before`.
-fn wait_for_agent(rig: &mut Rig, before: &str) -> Result<Value> {
+pub(crate) fn wait_for_agent(rig: &mut Rig, before: &str) -> Result<Value> {
     rig.wait("an agent is ready", START, |rig| {
         let pods = agent_pods(rig)?;
         let [pod] = pods.as_slice() else {
@@ -187,14 +191,14 @@ fn wait_for_agent(rig: &mut Rig, before: &str) -> Result<Value> {
 /// What the agent says of itself.
 fn status(rig: &mut Rig) -> Result<String> {
     let pod = wait_for_agent(rig, "")?;
-    let (code, text) = rig.exec_in(&pod, "/usr/local/bin/egress-agent status")?;
+    let (code, text) = rig.exec(&pod, "/usr/local/bin/egress-agent status")?;
     ensure!(code == 0, "status ended with {code}: {text}");
     let line = text.lines().find(|line| !line.trim().is_empty());
     Ok(line.unwrap_or_default().to_owned())
 }
 
 /// Tries each host from the client.
-fn each(rig: &mut Rig, wanted: &[(&str, Outcome)]) -> Result<String> {
+pub(crate) fn each(rig: &mut Rig, wanted: &[(&str, Outcome)]) -> Result<String> {
     let mut seen = Vec::new();
     for (host, outcome) in wanted {
         let got = rig.fetch(SHOP, CLIENT, host)?;
@@ -205,7 +209,7 @@ fn each(rig: &mut Rig, wanted: &[(&str, Outcome)]) -> Result<String> {
 }
 
 /// Tries a host until it goes as wanted: a changed ConfigMap takes its time to the volume.
-fn wait_for_outcome(rig: &mut Rig, host: &str, outcome: &Outcome) -> Result<()> {
+pub(crate) fn wait_for_outcome(rig: &mut Rig, host: &str, outcome: &Outcome) -> Result<()> {
     rig.wait(&format!("{host} is {outcome}"), START, |rig| {
         let got = rig.fetch(SHOP, CLIENT, host)?;
         Ok((got == *outcome).then_some(()))
@@ -213,12 +217,11 @@ fn wait_for_outcome(rig: &mut Rig, host: &str, outcome: &Outcome) -> Result<()> 
 }
 
 /// That the agent tells of the denied name's flow, with this verdict.
-fn reported(rig: &mut Rig, verdict: &str) -> Result<String> {
+pub(crate) fn reported(rig: &mut Rig, verdict: &str) -> Result<String> {
     let pod = wait_for_agent(rig, "")?;
     rig.wait("the flow is reported", Duration::from_mins(2), |rig| {
         rig.fetch(SHOP, CLIENT, DENIED)?;
-        let (code, text) =
-            rig.exec_in(&pod, "/usr/local/bin/egress-agent flows --denied -o json")?;
+        let (code, text) = rig.exec(&pod, "/usr/local/bin/egress-agent flows --denied -o json")?;
         ensure!(code == 0, "flows ended with {code}: {text}");
         let found = text
             .lines()
@@ -229,7 +232,7 @@ fn reported(rig: &mut Rig, verdict: &str) -> Result<String> {
 
 /// Audit lets pass and reports; the allowed one is as before.
 fn audit(rig: &mut Rig) -> Result<String> {
-    apply_agent(rig, "audit", &rig.agent_image.clone())?;
+    apply_agent(rig, OVERLAY, "audit", &rig.agent_image.clone())?;
     wait_for_outcome(rig, DENIED, &Outcome::Reached)?;
     let seen = each(
         rig,

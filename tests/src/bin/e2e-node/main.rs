@@ -16,6 +16,7 @@ use clap::Parser;
 use egress_tests::interrupt;
 
 mod checks;
+mod cluster;
 mod guest;
 mod report;
 mod rig;

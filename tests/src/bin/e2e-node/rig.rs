@@ -60,7 +60,8 @@ pub(crate) enum Outcome {
 impl Outcome {
     /// Of what busybox's wget says.
     pub(crate) fn read(text: &str) -> Self {
-        let text = text.trim();
+        // What the runtime says of the exit status follows.
+        let text = text.lines().next().unwrap_or_default().trim();
         if text == "here" {
             Self::Reached
         } else if text.contains("Operation not permitted") {
@@ -183,34 +184,35 @@ impl Rig {
         self.guest()?.get(script, COMMAND)
     }
 
-    /// Runs a script in a pod's first container; what it says, however it ends.
-    pub(crate) fn exec(
-        &mut self,
-        namespace: &str,
-        pod: &str,
-        words: &str,
-    ) -> Result<(i32, String)> {
-        let pod = self.object("pod", Some(namespace), pod)?;
-        self.exec_in(&pod, words)
-    }
-
-    /// As [`Rig::exec`], in a pod that is at hand.
-    pub(crate) fn exec_in(&mut self, pod: &Value, words: &str) -> Result<(i32, String)> {
-        let id = pod["status"]["containerStatuses"][0]["containerID"]
-            .as_str()
-            .and_then(|id| id.strip_prefix("containerd://"))
-            .context("the pod has no container")?
-            .to_owned();
-        let script = format!("ctr -n k8s.io tasks exec --exec-id e$$-$(date +%s) {id} {words}");
+    /// Runs a command in a container; what it says, however it ends.
+    fn exec_in(&mut self, container: &str, words: &str) -> Result<(i32, String)> {
+        let script = format!(
+            "ctr -n k8s.io tasks exec --exec-id e$(cut -d. -f1 /proc/uptime)-$$ {container} {words}"
+        );
         let answer = self.guest()?.run(&script, COMMAND)?;
         Ok((answer.code, answer.text))
     }
 
+    /// Runs a command in a pod's first container; what it says, however it ends.
+    pub(crate) fn exec(&mut self, pod: &Value, words: &str) -> Result<(i32, String)> {
+        let id = pod["status"]["containerStatuses"][0]["containerID"].as_str();
+        let id = id
+            .and_then(|id| id.strip_prefix("containerd://"))
+            .context("the pod has no container")?;
+        self.exec_in(id, words)
+    }
+
     /// Tries to fetch a page from a pod.
     pub(crate) fn fetch(&mut self, namespace: &str, pod: &str, host: &str) -> Result<Outcome> {
-        let words = format!("/bin/wget -q -T 20 -O - http://{host}/");
-        let (_, text) = self.exec(namespace, pod, &words)?;
-        Ok(Outcome::read(text.lines().next().unwrap_or_default()))
+        let pod = self.object("pod", Some(namespace), pod)?;
+        let (_, text) = self.exec(&pod, &fetch(host))?;
+        Ok(Outcome::read(&text))
+    }
+
+    /// Tries to fetch a page from a container.
+    pub(crate) fn fetch_in(&mut self, container: &str, host: &str) -> Result<Outcome> {
+        let (_, text) = self.exec_in(container, &fetch(host))?;
+        Ok(Outcome::read(&text))
     }
 
     /// Applies objects.
@@ -282,6 +284,11 @@ impl Rig {
             Err(error) => eprintln!("{error:#}"),
         }
     }
+}
+
+/// The command that fetches a page. Debian's static wget crashes over a time limit of its own.
+fn fetch(host: &str) -> String {
+    format!("/bin/timeout 20 /bin/wget -q -O - http://{host}/")
 }
 
 /// Whether a condition of an object is true.

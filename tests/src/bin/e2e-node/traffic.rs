@@ -22,7 +22,7 @@ const NOW: &str = "cut -d ' ' -f 1 /proc/uptime";
 pub(crate) fn command() -> String {
     format!(
         "\n    - /bin/sh\n    - -c\n    - |\n      while true; do\n        for host in {ALLOWED} {DENIED}; do\n          \
-         now=$({NOW})\n          echo \"$now $host $(wget -q -T 20 -O - http://$host/ 2>&1)\"\n        done\n        \
+         now=$({NOW})\n          echo \"$now $host $(timeout 20 wget -q -O - http://$host/ 2>&1)\"\n        done\n        \
          sleep 1\n      done"
     )
 }
