@@ -63,7 +63,7 @@ pub(crate) fn all(rig: &mut Rig, report: &mut Report) -> Result<()> {
             &[(DENIED, Outcome::Denied), (DENIED_ADDRESS, Outcome::Denied)],
         )
     })?;
-    report.check("denied flow has a name", || reported(rig, "deny"))?;
+    report.check("denied flow has a name", || reported(rig, "denied"))?;
     report.check("audit", || audit(rig))?;
     report.check("enforce again", || {
         apply_agent(rig, OVERLAY, "enforce", &rig.agent_image.clone())?;
@@ -182,6 +182,15 @@ pub(crate) fn wait_for_agent(rig: &mut Rig, before: &str) -> Result<Value> {
         let [pod] = pods.as_slice() else {
             return Ok(None);
         };
+        let container = &pod["status"]["containerStatuses"][0];
+        let failed = &container["lastState"]["terminated"];
+        ensure!(
+            failed["exitCode"] == 0
+                || failed.is_null()
+                || container["restartCount"].as_u64() < Some(3),
+            "the agent ends again and again: {}",
+            failed["message"]
+        );
         let is_ready = has_condition(pod, "Ready") && pod["metadata"]["uid"] != *before;
         let is_ending = !pod["metadata"]["deletionTimestamp"].is_null();
         Ok((is_ready && !is_ending).then(|| pod.clone()))
@@ -223,10 +232,18 @@ pub(crate) fn reported(rig: &mut Rig, verdict: &str) -> Result<String> {
         rig.fetch(SHOP, CLIENT, DENIED)?;
         let (code, text) = rig.exec(&pod, "/usr/local/bin/egress-agent flows --denied -o json")?;
         ensure!(code == 0, "flows ended with {code}: {text}");
-        let found = text
-            .lines()
-            .rfind(|line| line.contains(DENIED) && line.contains(&format!("\"{verdict}\"")));
-        Ok(found.map(str::to_owned))
+        let flows: Vec<Value> = serde_json::from_str(&text).context("flows printed no JSON")?;
+        let found = flows.iter().rev().find(|flow| {
+            let names = flow["names"].as_array();
+            let is_named = names.is_some_and(|names| names.iter().any(|name| *name == *DENIED));
+            is_named && flow["verdict"] == *verdict
+        });
+        Ok(found.map(|flow| {
+            format!(
+                "{} {}: {} by {}",
+                flow["names"], flow["destination"], flow["reason"], flow["hook"]
+            )
+        }))
     })
 }
 

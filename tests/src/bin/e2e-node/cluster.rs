@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
 
 use crate::{
     checks::{self, ALLOWED, CLIENT, DENIED, SHOP},
@@ -30,6 +31,7 @@ pub(crate) fn all(rig: &mut Rig, report: &mut Report) -> Result<()> {
     })? {
         return Ok(());
     }
+    report.check("pods' interfaces", || interfaces(rig))?;
     report.check("selected pod", || {
         checks::wait_for_outcome(rig, DENIED, &Outcome::Denied)?;
         checks::each(
@@ -63,6 +65,19 @@ pub(crate) fn all(rig: &mut Rig, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
+/// That the host's ends of both clients' interfaces are judged.
+fn interfaces(rig: &mut Rig) -> Result<String> {
+    let pod = checks::wait_for_agent(rig, "")?;
+    let (_, text) = rig.exec(&pod, "/usr/local/bin/egress-agent status -o json")?;
+    let status: Value = serde_json::from_str(&text).context("status printed no JSON")?;
+    let interfaces = &status["pod_interfaces"];
+    ensure!(
+        interfaces["judged"] == 2 && interfaces["failed"] == serde_json::json!([]),
+        "{interfaces}"
+    );
+    Ok("2 judged".to_owned())
+}
+
 /// The policy of the client, and of the static pod.
 fn policy(mode: &str) -> String {
     format!(
@@ -79,8 +94,9 @@ fn pending(rig: &mut Rig) -> Result<String> {
     rig.get(&format!(
         "cat >/node/pods/{STATIC}.yaml <<'POD'\n{pod}POD\n"
     ))?;
+    // An emulated node that is busy does not always answer in time.
     let find = format!(
-        "ctr -n k8s.io containers list -q 'labels.\"io.kubernetes.container.name\"=={STATIC}'"
+        "ctr --connect-timeout 60s -n k8s.io containers list -q 'labels.\"io.kubernetes.container.name\"=={STATIC}' || true"
     );
     let id = rig.wait("the static pod runs", START, |rig| {
         let id = rig.get(&find)?.trim().to_owned();
