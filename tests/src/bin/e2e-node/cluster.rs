@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::{
     checks::{self, ALLOWED, CLIENT, DENIED, SHOP},
     report::Report,
-    rig::{Outcome, Rig, START},
+    rig::{Outcome, Rig, START, container},
     traffic,
 };
 
@@ -89,6 +89,9 @@ fn policy(mode: &str) -> String {
 
 /// A pod that starts while nobody can say which policies it has may reach nothing; once they are known, what they allow.
 fn pending(rig: &mut Rig) -> Result<String> {
+    // Without a server nobody tells which container is whose.
+    let client = rig.object("pod", Some(SHOP), CLIENT)?;
+    let client = container(&client)?;
     rig.cluster.kill_server();
     let pod = checks::pod(STATIC, &rig.client_image, "[/bin/sleep, infinity]");
     rig.get(&format!(
@@ -110,10 +113,14 @@ fn pending(rig: &mut Rig) -> Result<String> {
     }
     seen.push("both names denied".to_owned());
     // What was known before goes on.
-    seen.push(checks::each(
-        rig,
-        &[(ALLOWED, Outcome::Reached), (DENIED, Outcome::Denied)],
-    )?);
+    for (host, outcome) in [(ALLOWED, Outcome::Reached), (DENIED, Outcome::Denied)] {
+        let got = rig.fetch_in(&client, host)?;
+        ensure!(
+            got == outcome,
+            "without a server, {host}: {got}, should be {outcome}"
+        );
+        seen.push(format!("the client's {host} {got}"));
+    }
     rig.cluster.start_server()?;
     rig.wait(
         "the static pod has its policy",

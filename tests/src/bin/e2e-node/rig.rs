@@ -195,11 +195,7 @@ impl Rig {
 
     /// Runs a command in a pod's first container; what it says, however it ends.
     pub(crate) fn exec(&mut self, pod: &Value, words: &str) -> Result<(i32, String)> {
-        let id = pod["status"]["containerStatuses"][0]["containerID"].as_str();
-        let id = id
-            .and_then(|id| id.strip_prefix("containerd://"))
-            .context("the pod has no container")?;
-        self.exec_in(id, words)
+        self.exec_in(&container(pod)?, words)
     }
 
     /// Tries to fetch a page from a pod.
@@ -284,6 +280,14 @@ impl Rig {
             Err(error) => eprintln!("{error:#}"),
         }
     }
+}
+
+/// The id of a pod's first container.
+pub(crate) fn container(pod: &Value) -> Result<String> {
+    let id = pod["status"]["containerStatuses"][0]["containerID"].as_str();
+    id.and_then(|id| id.strip_prefix("containerd://"))
+        .map(str::to_owned)
+        .context("the pod has no container")
 }
 
 /// The command that fetches a page. Debian's static wget crashes over a time limit of its own.
