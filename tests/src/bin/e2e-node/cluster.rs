@@ -121,7 +121,7 @@ fn pending(rig: &mut Rig) -> Result<String> {
         );
         seen.push(format!("the client's {host} {got}"));
     }
-    rig.cluster.start_server()?;
+    rig.cluster.start_server(&[])?;
     rig.wait(
         "the static pod has its policy",
         Duration::from_mins(10),
