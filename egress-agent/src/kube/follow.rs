@@ -36,6 +36,8 @@ const STEADY: Duration = Duration::from_secs(10);
 const REFUSAL_LIMIT: Duration = Duration::from_secs(1);
 /// The first and the longest delay after a failure.
 const DELAYS: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// After how many failures a list that follows an outage waits no longer: 2 to 4 s.
+const SOON: u32 = 3;
 /// Objects in a page, when the server has to ask its store.
 const PAGE: u32 = 500;
 
@@ -112,9 +114,10 @@ where
                 Failure::Version(error) => {
                     position = match position {
                         Position::Watch(version) => {
-                            // The server answers again: how long it was away is no reason to wait, once.
+                            // The server answers again: how long it was away is no reason to wait, once; but it
+                            // was away for all agents.
                             if !is_listed_anew {
-                                wait = delay(0, random());
+                                wait = delay(failures.min(SOON), random());
                                 is_listed_anew = true;
                             }
                             Position::List(version)
