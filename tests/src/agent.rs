@@ -3,7 +3,9 @@
 use std::{
     collections::BTreeMap,
     fs,
+    io::{Read as _, Write as _},
     net::IpAddr,
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -348,6 +350,22 @@ impl Agent {
             output.shown()
         );
         parse(&output)
+    }
+
+    /// What Prometheus reads: a line for each sample.
+    ///
+    /// # Errors
+    ///
+    /// It does not answer.
+    pub fn metrics(&self) -> Result<Vec<String>> {
+        let mut stream = UnixStream::connect(&self.options.socket)?;
+        stream.set_read_timeout(Some(ASK_LIMIT))?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        ensure!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        let (_, text) = answer.split_once("\r\n\r\n").context("no text")?;
+        Ok(text.lines().map(str::to_owned).collect())
     }
 
     /// What the kernel has counted.

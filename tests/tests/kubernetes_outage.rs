@@ -112,6 +112,21 @@ fn a_minute_without_the_api_server_opens_and_closes_nothing() {
         "{line}"
     );
 
+    let metrics = || agent.metrics().unwrap();
+    let is_told = |line: &str| metrics().iter().any(|told| told == line);
+    for line in [
+        "egress_kubernetes_synced 1",
+        "egress_kubernetes_complete 1",
+        "egress_kubernetes_watch_connected{kind=\"pods\"} 0",
+        "egress_kubernetes_watch_connected{kind=\"egresspolicies\"} 0",
+        "egress_kubernetes_pods{state=\"known\"} 2",
+        "egress_kubernetes_pods{state=\"pending\"} 1",
+        "egress_kubernetes_policies{state=\"accepted\"} 1",
+        "egress_kubernetes_policies{state=\"refused\"} 0",
+    ] {
+        assert!(is_told(line), "{line}: {:#?}", metrics());
+    }
+
     // Afterwards it is as the server says.
     cluster.start_server(&[]).unwrap();
     gate.open();
@@ -123,6 +138,10 @@ fn a_minute_without_the_api_server_opens_and_closes_nothing() {
     );
     known(&agent, "minute/late");
     assert_eq!(pending(), 0);
+    assert!(is_told(
+        "egress_kubernetes_watch_connected{kind=\"pods\"} 1"
+    ));
+    assert!(is_told("egress_kubernetes_pods{state=\"known\"} 3"));
     for pod in [&web, &free, &late] {
         assert!(eventually(SOON, || {
             pod.resolve("other.example.com", false);
@@ -188,8 +207,7 @@ fn what_happened_before_a_compaction_is_listed_anew() {
     node.policy("web", &allow("api.example.com"));
     let gate = Gate::to(cluster.port()).unwrap();
     let kubeconfig = cluster.kubeconfig_with(gate.port(), None).unwrap();
-    let log = ["--log", "info,egress_agent::kube=debug"];
-    let [log, filter] = log;
+    let [log, filter] = ["--log", "info,egress_agent::kube=debug"];
     let agent = node.agent_by(&kubeconfig).arg(log).arg(filter).start();
     let web = node.container(&paths(&node.pod("web", "web"))[0]);
     known(&agent, "compaction/web");
