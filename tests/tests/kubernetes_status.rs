@@ -143,7 +143,7 @@ fn view<'a>(objects: impl IntoIterator<Item = &'a Value>) -> ClusterView {
         (key, Arc::new(object))
     });
     ClusterView {
-        policies: policies.collect(),
+        policies: Arc::new(policies.collect()),
         ..ClusterView::default()
     }
 }
