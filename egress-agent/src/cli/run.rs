@@ -137,6 +137,8 @@ pub struct KubernetesArgs {
     #[arg(long, env = "NODE_NAME", value_name = "NAME")]
     pub node_name: Option<String>,
     /// How to reach the API server [default: as a pod does, with its service account]
+    ///
+    /// The namespace of its context is where agents keep the Lease by which one of them writes the status of policies.
     #[arg(long, requires = "kubernetes", value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
     /// What a new pod may reach until its policies are known
