@@ -214,12 +214,12 @@ fn what_was_lost_is_said_in_the_policy() {
     first(&client);
     assert!(has_seen(&agent, "api.example.com"));
     assert!(!agent.learned_policy(&[]).contains("NOT ALL WAS SEEN"));
-    // More verdicts than the kernel reports.
+    // More verdicts than the kernel reports; nobody listens there, who would slow it down.
     let is_suppressed = || {
-        let _sent: Attempt = client.probe(&["flood", OTHER_BARE, "9000", "6000"]);
+        let _sent: Attempt = client.probe(&["flood", OTHER_BARE, "9", "6000"]);
         agent.counters().dns("events_suppressed") > 0
     };
-    assert!(eventually(Duration::from_secs(5), is_suppressed));
+    assert!(eventually(Duration::from_secs(30), is_suppressed));
     let learned = agent.learned_policy(&[]);
     assert!(learned.contains("# NOT ALL WAS SEEN"), "{learned}");
     assert!(
