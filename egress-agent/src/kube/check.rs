@@ -2,12 +2,10 @@
 
 use std::path::PathBuf;
 
-use serde_json::json;
-
 use super::view::{PolicyKey, PolicyObject};
 use crate::policy::{
-    API_VERSION, CLUSTER_KIND, Catalog, KIND, Lifeline, Policy, PolicyErrors, PolicySet, compile,
-    parse,
+    API_VERSION, CLUSTER_KIND, Catalog, EgressPolicy, KIND, Lifeline, Metadata, Policy,
+    PolicyErrors, PolicySet, compile, parse,
 };
 
 /// Most bytes of what a condition says.
@@ -21,7 +19,7 @@ const MESSAGE_BYTES: usize = 4_096;
 ///
 /// # Panics
 ///
-/// Never: a document that can be read is one policy.
+/// Never: a document can be written, and if it can be read it is one policy.
 pub fn checked(
     key: &PolicyKey,
     object: &PolicyObject,
@@ -31,20 +29,19 @@ pub fn checked(
         Some(_) => (KIND, "egresspolicy"),
         None => (CLUSTER_KIND, "clusteregresspolicy"),
     };
-    let mut metadata = json!({ "name": key.name });
-    if let Some(namespace) = &key.namespace
-        && let Some(metadata) = metadata.as_object_mut()
-    {
-        metadata.insert("namespace".to_owned(), json!(namespace));
-    }
-    let document = json!({
-        "apiVersion": API_VERSION,
-        "kind": kind,
-        "metadata": metadata,
-        "spec": object.spec,
-    });
+    let document = EgressPolicy {
+        api_version: API_VERSION.to_owned(),
+        kind: kind.to_owned(),
+        metadata: Metadata {
+            name: key.name.clone(),
+            namespace: key.namespace.clone(),
+            ..Metadata::default()
+        },
+        spec: object.spec.clone(),
+    };
+    let text = serde_json::to_string(&document).expect("keys are texts");
     let file = PathBuf::from(format!("{resource}/{key}"));
-    let mut policies = parse(&file, &document.to_string(), catalog)?;
+    let mut policies = parse(&file, &text, catalog)?;
     let mut policy = policies.pop().expect("one document is one policy");
     policy.document.metadata.name = key.to_string();
     let alone = PolicySet::from_iter([policy.clone()]);

@@ -110,33 +110,66 @@ pub(crate) fn packets(scene: &mut Scene, effort: Effort) -> Result<Vec<Row>> {
 /// What the kernel itself measures of `skb_egress`, its two clock readings included.
 fn programs(scene: &mut Scene, effort: Effort) -> Result<Vec<Row>> {
     let timing = Timing::begin(scene, "skb_egress", "idle_egress")?;
-    let count = effort.packets.to_string();
     let mut rows = Vec::new();
     for (what, text) in [
         ("established", "skb_egress alone, established flow"),
         ("first", "skb_egress alone, first packet"),
         ("denied", "skb_egress alone, denied packet"),
     ] {
-        let judges = [Judge::Egress, Judge::Empty];
-        let samples = interleave(text, effort.rounds, judges.len(), |subject| {
-            timing.of(scene, judges[subject], &[what, &count])
-        })?;
-        let [figure, empty]: [Vec<f64>; 2] = samples
-            .try_into()
-            .ok()
-            .context("two series were measured")?;
-        let row = Row::new(
-            PACKETS,
-            text,
-            "ns",
-            Series::new("egress", figure),
-            vec![Series::new("empty program", empty)],
-        );
+        let row = alone(scene, effort, &timing, (Judge::Egress, what), text)?;
         rows.push(if what == "established" {
             row.budget(Budget::Added(40.0))
         } else {
             row
         });
+    }
+    Ok(rows)
+}
+
+/// One program beside the empty one, while a client of this judge runs.
+fn alone(
+    scene: &mut Scene,
+    effort: Effort,
+    timing: &Timing,
+    (judge, what): (Judge, &str),
+    text: &str,
+) -> Result<Row> {
+    let count = effort.packets.to_string();
+    let judges = [judge, Judge::Empty];
+    let samples = interleave(text, effort.rounds, judges.len(), |subject| {
+        timing.of(scene, judges[subject], &[what, &count])
+    })?;
+    let [figure, empty]: [Vec<f64>; 2] = samples
+        .try_into()
+        .ok()
+        .context("two series were measured")?;
+    Ok(Row::new(
+        PACKETS,
+        text,
+        "ns",
+        Series::new("egress", figure),
+        vec![Series::new("empty program", empty)],
+    ))
+}
+
+/// A pod's packets, which are judged in its cgroup, and looked at once more at the host's end of its interface.
+///
+/// # Errors
+///
+/// Something cannot be measured.
+pub(crate) fn of_pod(effort: Effort) -> Result<Vec<Row>> {
+    let mut scene = Scene::of_pod()?;
+    let mut rows = Vec::new();
+    for (hook, text) in [
+        ("skb_egress", "pod: skb_egress alone, established flow"),
+        (
+            "tc_egress@pod0",
+            "pod: tc_egress alone at its interface, established flow",
+        ),
+    ] {
+        let timing = Timing::begin(&scene, hook, "idle_egress")?;
+        let client = (Judge::EgressOfPod, "established");
+        rows.push(alone(&mut scene, effort, &timing, client, text)?);
     }
     Ok(rows)
 }
@@ -182,7 +215,7 @@ impl Timing {
 
     /// Nanoseconds and runs so far.
     fn runs(&self, scene: &Scene, judge: Judge) -> Result<(u128, u64)> {
-        let info = if judge == Judge::Egress {
+        let info = if judge.is_ours() {
             loaded_programs()
                 .flatten()
                 .find(|info| info.id() == self.id)

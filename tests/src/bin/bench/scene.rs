@@ -25,6 +25,8 @@ const LIMIT: Duration = Duration::from_secs(240);
 pub(crate) enum Judge {
     /// Our programs, enforcing.
     Egress,
+    /// The same for a pod: in its cgroup, and at the host's end of its interface.
+    EgressOfPod,
     /// Nobody.
     None,
     /// A program of two instructions that passes everything.
@@ -44,6 +46,7 @@ impl Judge {
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Egress => "egress",
+            Self::EgressOfPod => "egress, of a pod",
             Self::None => "none",
             Self::Empty => "empty program",
             Self::EmptyDenies => "empty program, denies",
@@ -56,6 +59,7 @@ impl Judge {
     const fn cgroup(self) -> &'static str {
         match self {
             Self::Egress => "judged/client",
+            Self::EgressOfPod => POD_CGROUP,
             Self::Empty => "empty",
             Self::EmptyDenies => "denies",
             Self::None | Self::NftSet | Self::NftTracked | Self::NftLearns => "plain",
@@ -67,10 +71,26 @@ impl Judge {
             Self::NftSet => Rules::Set,
             Self::NftTracked => Rules::Tracked,
             Self::NftLearns => Rules::EmptySet,
-            Self::Egress | Self::None | Self::Empty | Self::EmptyDenies => Rules::None,
+            Self::Egress | Self::EgressOfPod | Self::None | Self::Empty | Self::EmptyDenies => {
+                Rules::None
+            }
         }
     }
+
+    const fn role(self) -> Role {
+        match self {
+            Self::EgressOfPod => Role::Pod,
+            _ => Role::Node,
+        }
+    }
+
+    /// Whether it is our programs.
+    pub(crate) const fn is_ours(self) -> bool {
+        matches!(self, Self::Egress | Self::EgressOfPod)
+    }
 }
+
+const POD_CGROUP: &str = "judged/pod";
 
 /// The world with servers, agent and peers. Fields drop in order.
 #[derive(Debug)]
@@ -90,7 +110,22 @@ impl Scene {
     ///
     /// Something cannot be made.
     pub(crate) fn new() -> Result<Self> {
-        let world = World::builder().try_build()?;
+        Self::of_client(Judge::Egress)
+    }
+
+    /// The same with a pod, which is a scope of its own and whose interface is judged.
+    ///
+    /// # Errors
+    ///
+    /// Something cannot be made.
+    pub(crate) fn of_pod() -> Result<Self> {
+        Self::of_client(Judge::EgressOfPod)
+    }
+
+    fn of_client(client: Judge) -> Result<Self> {
+        let has_pod = client == Judge::EgressOfPod;
+        let world = World::builder();
+        let world = if has_pod { world.pod() } else { world }.try_build()?;
         let root = root_of(&world)?;
         for judge in [Judge::Empty, Judge::EmptyDenies, Judge::None] {
             fs::create_dir_all(root.join(judge.cgroup())).context("cannot make a cgroup")?;
@@ -109,11 +144,16 @@ impl Scene {
             "mode: enforce\nallow:\n  - names: [\"*.{}\"]\n",
             wire::ZONE
         ));
-        let agent = world
+        let mut agent = world
             .agent(&policy)
             .resolver(zone::SERVER)
-            .cpu(place::AGENT_CPU)
-            .try_start()?;
+            .cpu(place::AGENT_CPU);
+        fs::create_dir_all(root.join(client.cgroup())).context("cannot make a cgroup")?;
+        if has_pod {
+            agent = agent.scope("pod", &root.join(POD_CGROUP));
+            agent = agent.arg("--pod-interfaces").arg("auto");
+        }
+        let agent = agent.try_start()?;
         let nft = Nft::new(world.dir());
         let mut scene = Self {
             agent,
@@ -123,11 +163,10 @@ impl Scene {
             _servers: servers,
             world,
         };
-        fs::create_dir_all(root.join(Judge::Egress.cgroup())).context("cannot make a cgroup")?;
         for (label, count) in [("s", SINK_COUNT), ("r", 64)] {
             let count = count.to_string();
             let args = ["lookups", SERVER, label, "0", &count];
-            scene.client(Judge::Egress, &args)?;
+            scene.client(client, &args)?;
         }
         Ok(scene)
     }
@@ -142,7 +181,7 @@ impl Scene {
             .load(self.world.namespace(Role::Node), judge.rules())?;
         let place = self
             .world
-            .place(Role::Node, root_of(&self.world)?.join(judge.cgroup()));
+            .place(judge.role(), root_of(&self.world)?.join(judge.cgroup()));
         client_at(&place, args)
     }
 

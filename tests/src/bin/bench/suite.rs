@@ -156,6 +156,7 @@ impl Suite {
             let mut scene = stage("the world", Scene::new)?;
             if wants(Part::Packets) {
                 rows.extend(stage("packets", || packets::packets(&mut scene, effort))?);
+                rows.extend(stage("a pod's packets", || packets::of_pod(effort))?);
             }
             if wants(Part::Rates) {
                 rows.extend(stage("rates", || packets::rates(&mut scene, effort))?);
