@@ -19,7 +19,7 @@ use std::{
 };
 
 use egress_tests::{
-    Agent, Cluster, Gate, eventually,
+    Agent, Cluster, Gate, Workload, eventually,
     expect::{reached, refused},
     kubernetes, ready,
 };
@@ -162,35 +162,47 @@ fn without_the_api_server_what_was_known_goes_on() {
     let node = Node::new(&cluster, "away");
     node.policy("all", &json!({ "podSelector": { "matchLabels": { "app": "web" } }, "allow": [{ "names": ["api.example.com"] }] }));
     let mut agent = node.agent();
-    let web = node.container(&paths(&node.pod("web", "web"))[0]);
+    let of_web = paths(&node.pod("web", "web"));
+    let web = node.container(&of_web[0]);
     let free = node.container(&paths(&node.pod("free", "free"))[0]);
     known(&agent, "away/web");
     known(&agent, "away/free");
     let (api, other) = (address("api.example.com"), address("other.example.com"));
     web.resolve("api.example.com", false);
     reached(&web.connect(api, 80));
-    // What is known is on the disk within a moment.
-    std::thread::sleep(Duration::from_secs(2));
-    let check = || {
+    thread::sleep(KEPT);
+    let check = |web: &Workload| {
         reached(&web.connect(api, 80));
         refused(&web.connect(other, 80));
         reached(&free.connect(other, 80));
     };
     cluster.kill_server();
-    check();
+    check(&web);
     agent.kill();
-    check();
+    check(&web);
     agent.start_again();
     let status = agent.status().kubernetes.unwrap();
     assert!(status.is_from_disk && !status.is_synced, "{status:?}");
     assert_eq!((status.policies, status.pods, status.pending), (1, 2, 0));
-    check();
+    check(&web);
     assert!(eventually(SOON, || agent
         .status()
         .kubernetes
         .unwrap()
         .error
         .is_some()));
+
+    // As after a reboot: the kernel knows nothing, and the cgroups are others.
+    agent.stop();
+    let output = agent.unload().unwrap();
+    assert_eq!(output.code(), Some(0), "{}", output.shown());
+    reached(&web.connect(other, 80));
+    agent.start_again();
+    let web = node.container(&of_web[1]);
+    known(&agent, "away/web");
+    refused(&web.connect(api, 80));
+    web.resolve("api.example.com", false);
+    check(&web);
 }
 
 #[test]
