@@ -78,9 +78,10 @@ impl Judge {
     }
 
     const fn role(self) -> Role {
-        match self {
-            Self::EgressOfPod => Role::Pod,
-            _ => Role::Node,
+        if matches!(self, Self::EgressOfPod) {
+            Role::Pod
+        } else {
+            Role::Node
         }
     }
 
