@@ -20,8 +20,8 @@ use crate::{
     programs, zone,
 };
 
-/// Longest time until an agent enforces.
-const START_LIMIT: Duration = Duration::from_secs(20);
+/// Longest time until an agent enforces, also beside much traffic on a host that gives little of its CPUs.
+const START_LIMIT: Duration = Duration::from_mins(1);
 /// Longest time that a question to the agent may take.
 const ASK_LIMIT: Duration = Duration::from_secs(10);
 /// Longest time that the agent may take to end after SIGTERM.
