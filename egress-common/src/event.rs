@@ -33,7 +33,9 @@ pub struct VerdictEvent {
     /// A [`Reason`](crate::verdict::Reason) as a number.
     pub reason: u8,
     /// Padding, always zero.
-    pub _pad: [u8; 6],
+    pub _pad: [u8; 2],
+    /// Number of the sender's network namespace; 0 where it is not known.
+    pub netns: u32,
 }
 const _: () = assert!(size_of::<VerdictEvent>() == 80 && align_of::<VerdictEvent>() == 8);
 
@@ -83,5 +85,9 @@ pub struct DnsCopy {
     pub proto: u8,
     /// Padding, always zero.
     pub _pad: [u8; 2],
+    /// Number of the receiver's network namespace; 0 where it is not known.
+    pub netns: u32,
+    /// Padding, always zero.
+    pub _pad2: u32,
 }
-const _: () = assert!(size_of::<DnsCopy>() == 64 && align_of::<DnsCopy>() == 8);
+const _: () = assert!(size_of::<DnsCopy>() == 72 && align_of::<DnsCopy>() == 8);

@@ -3,6 +3,7 @@
 //! | map | written by | read by |
 //! | --- | --- | --- |
 //! | `CONFIG` | agent, whole value | every hook |
+//! | `KEYS` | agent, once, when the maps are made | every hook |
 //! | `WORKLOADS` | agent; replacing an entry is the switch | every hook, on a flow's first packet |
 //! | `NAMES`, `CIDRS`, `RULES` | agent, only under policy ids that no workload uses yet or any more | DNS; first packets |
 //! | `RESOLVERS`, `LOCAL` | agent | DNS |
@@ -15,34 +16,71 @@
 //! | `COUNTERS`, `TALLIES`, `RULE_COUNTERS` | kernel, atomic adds | agent |
 //! | `EVENTS`, `DNS_COPIES` | kernel | agent |
 
-use crate::{address::Address, hash::mix, policy::NameRules};
+use crate::{
+    address::Address,
+    hash::{SipKey, mix},
+    policy::NameRules,
+};
 
 /// Version of everything in this crate that is stored in maps. A change of any layout raises it.
 ///
 /// Agents of two layouts read each other's maps while one takes over from the
 /// other. So a map of [`KERNEL_MAPS`] whose meaning changes also changes its
-/// size or its name, and [`Config`] keeps its size and its first three fields.
+/// size or its name. What an agent reads of another layout's `CONFIG` is [`ConfigOfLayout1`] or this one's [`Config`].
 pub const LAYOUT_VERSION: u32 = if cfg!(feature = "layout-next") {
     THIS_LAYOUT + 1
 } else {
     THIS_LAYOUT
 };
-const THIS_LAYOUT: u32 = 1;
+const THIS_LAYOUT: u32 = 2;
 
 /// Value of `CONFIG` (array of one).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Config {
-    /// Random key of every hash; never changes while the maps live.
-    pub seed: u64,
     /// [`LAYOUT_VERSION`] of the agent that made the maps; 0 while nothing is configured.
     pub layout_version: u32,
     /// Raised at every switch: sockets then check what they remember against the new policy.
     pub generation: u32,
+    /// From this point on, nanoseconds of the monotonic clock, `enforce` reads as `audit`; 0 for never.
+    pub enforce_until_ns: u64,
+    /// Number of the node's own network namespace (see [`Holder`](crate::learned::Holder)); 0 while it is not known.
+    pub node_netns: u32,
+    /// Padding, always zero.
+    pub _pad: u32,
     /// Levels (distance from the cgroup root) at which workloads are bound, deepest first; [`NO_LEVEL`] ends the list.
     pub levels: [i32; CGROUP_LEVELS],
 }
-const _: () = assert!(size_of::<Config>() == 32);
+const _: () = assert!(size_of::<Config>() == 40);
+
+/// Value of `CONFIG` in layout 1.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct ConfigOfLayout1 {
+    /// Key of that layout's hashes.
+    pub seed: u64,
+    /// 1.
+    pub layout_version: u32,
+    /// As [`Config::generation`].
+    pub generation: u32,
+    /// As [`Config::levels`].
+    pub levels: [i32; CGROUP_LEVELS],
+}
+const _: () = assert!(size_of::<ConfigOfLayout1>() == 32);
+
+/// Value of `KEYS` (array of one): random, written before any program runs, never changed while the maps live, readable
+/// by root only.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Keys {
+    /// For flows in `FLOWS`.
+    pub flow: SipKey,
+    /// For questions in `QUERIES`.
+    pub question: SipKey,
+    /// For names in `ALIASES`.
+    pub name: SipKey,
+}
+const _: () = assert!(size_of::<Keys>() == 48);
 
 /// Most distinct cgroup depths at which workloads can be bound.
 pub const CGROUP_LEVELS: usize = 4;
@@ -225,6 +263,7 @@ pub const DNS_COPIES_BYTES: u32 = 1 << 22;
 /// Names of every map, which are also the names of their pins.
 pub const MAP_NAMES: &[&str] = &[
     "CONFIG",
+    "KEYS",
     "WORKLOADS",
     "NAMES",
     "CIDRS",
@@ -267,7 +306,9 @@ mod user {
     //! `aya::Pod` for keys and values.
     #![expect(unsafe_code, reason = "Pod is an unsafe trait")]
 
-    use super::{Alias, AliasKey, Config, Interface, Query, QueryKey, RuleCounters};
+    use super::{
+        Alias, AliasKey, Config, ConfigOfLayout1, Interface, Keys, Query, QueryKey, RuleCounters,
+    };
     use crate::{
         event::EventBudget,
         flow::{FlowKey, FlowState, SocketState},
@@ -288,7 +329,9 @@ mod user {
         Alias,
         AliasKey,
         Config,
+        ConfigOfLayout1,
         Interface,
+        Keys,
         Query,
         QueryKey,
         RuleCounters,

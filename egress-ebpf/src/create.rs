@@ -3,11 +3,13 @@
 use aya_ebpf::programs::SockContext;
 use egress_common::{flow::ROLE_RAW, tally::Tally};
 
-use crate::{maps::SOCKETS, record, skb::SOCK_RAW};
+use crate::{maps::SOCKETS, netns, record, skb::SOCK_RAW};
 
 /// Marks raw sockets, so that they are not taken for the kernel's own.
 #[inline(always)]
 pub fn sock_create(ctx: &SockContext) {
+    // Before 5.12 a namespace has a number only after somebody asked for it.
+    netns::of_new_socket(ctx);
     // SAFETY: the context is valid while the program runs.
     if unsafe { (*ctx.sock).type_ } != SOCK_RAW {
         return;

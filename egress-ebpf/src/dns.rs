@@ -26,10 +26,12 @@ use crate::{
     learn::learn_grant,
     lookup::mark,
     maps::{ALIASES, DNS_COPIES, LOCAL, NAMES, QUERIES, RESOLVERS},
+    netns,
     record::{self, forget, opaque},
     scratch::{BY_ALIAS, HOOK, NEXT, SETS, Scratch},
     skb::{Header, Payload, Skb, packet_sequence},
     time::now_ns,
+    workload,
 };
 
 /// Most parts of [`MESSAGE_BYTES`] in which a longer message or segment is copied.
@@ -101,7 +103,7 @@ pub fn answer(config: &Config, skb: &Skb, header: Header, workload: &Workload, a
         0
     };
     scratch.busy = 1;
-    scratch.seed = config.seed;
+    scratch.seed = workload::seed();
     scratch.now_ns = now_ns();
     scratch.current = workload.current;
     scratch.next = workload.next;
@@ -121,6 +123,8 @@ pub fn answer(config: &Config, skb: &Skb, header: Header, workload: &Workload, a
         outcome: 0,
         proto: header.proto(),
         _pad: [0; 2],
+        netns: netns::of_packet(skb.raw),
+        _pad2: 0,
     };
     let outcome = if is_trusted {
         let outcome = learn(scratch, skb, header, payload, arrival);

@@ -136,7 +136,7 @@ fn judge_packet(
     let is_connected = is_tcp || socket.peer_port != 0;
     if is_connected
         && state.tag != 0
-        && state.tag == flow.tag(config.seed, config.generation, state.rule)
+        && state.tag == flow.tag(workload::seed(), config.generation, state.rule)
     {
         let now = stamp_now();
         if is_stamp_due(state.stamp, now) {
@@ -192,7 +192,7 @@ fn judge_packet(
     if is_connected
         && start.is_workload()
         && state.tag != 0
-        && state.tag == udp::tag_of(&flow, config.seed, state.generation, state.rule)
+        && state.tag == udp::tag_of(&flow, workload::seed(), state.generation, state.rule)
         && has_rule(&binding, state.rule)
     {
         start = Start::resting(state.rule);
@@ -245,7 +245,7 @@ fn remember(config: &Config, flow: &Flow, decision: &Decision, state: &mut Socke
     state.rule = decision.rule;
     state.generation = config.generation;
     state.stamp = stamp_now();
-    state.tag = udp::tag_of(flow, config.seed, config.generation, decision.rule);
+    state.tag = udp::tag_of(flow, workload::seed(), config.generation, decision.rule);
 }
 
 /// Whether audit mode reported the flow just before: else every packet of a transfer would be an event, and new flows
@@ -261,7 +261,7 @@ fn is_audited_again(
         return false;
     }
     let now = stamp_now();
-    let mark = flow.tag(config.seed, config.generation, decision.reason as u64);
+    let mark = flow.tag(workload::seed(), config.generation, decision.reason as u64);
     if state.rule == mark && !is_stamp_due(state.stamp, now) {
         return true;
     }

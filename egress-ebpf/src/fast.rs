@@ -134,7 +134,7 @@ pub extern "C" fn fast_reason(raw: *mut __sk_buff) -> u32 {
         origin: Origin::Workload,
     };
     if state.tag == 0
-        || state.tag != flow.tag(config.seed, config.generation, state.rule)
+        || state.tag != flow.tag(workload::seed(), config.generation, state.rule)
         || is_stamp_due(state.stamp, stamp_now())
     {
         return UNKNOWN;

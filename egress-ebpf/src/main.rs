@@ -26,6 +26,7 @@ mod ingress;
 mod learn;
 mod lookup;
 mod maps;
+mod netns;
 mod query;
 mod record;
 mod scratch;

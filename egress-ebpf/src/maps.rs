@@ -15,7 +15,7 @@ use egress_common::{
     learned::{Learned, LearnedKey},
     maps::{
         ALIASES_CAPACITY, Alias, AliasKey, CIDRS_CAPACITY, Config, DNS_COPIES_BYTES, EVENTS_BYTES,
-        FLOWS_CAPACITY, HOLDS_CAPACITY, INTERFACES_CAPACITY, Interface, LEARNED_CAPACITY,
+        FLOWS_CAPACITY, HOLDS_CAPACITY, INTERFACES_CAPACITY, Interface, Keys, LEARNED_CAPACITY,
         LOCAL_CAPACITY, NAMES_CAPACITY, QUERIES_CAPACITY, Query, QueryKey, RESOLVERS_CAPACITY,
         RULE_COUNTERS_CAPACITY, RULES_CAPACITY, RuleCounters, WORKLOADS_CAPACITY,
     },
@@ -31,6 +31,9 @@ const GRANTING: usize = BPF_F_NO_PREALLOC as usize;
 
 #[btf_map]
 pub static CONFIG: Array<Config, 1> = Array::new();
+
+#[btf_map]
+pub static KEYS: Array<Keys, 1> = Array::new();
 
 #[btf_map]
 pub static WORKLOADS: HashMap<u64, Workload, { WORKLOADS_CAPACITY as usize }, GRANTING> =

@@ -18,7 +18,7 @@ use egress_common::{
 use crate::{
     dns::{ALLOWED, UNRULED, dns_name, dns_recall_alias, dns_rules, load_message, send_part},
     maps::{QUERIES, RESOLVERS},
-    record,
+    netns, record,
     scratch::{QUERY, SETS, Scratch},
     skb::{Header, Payload, Skb, Socket, full_socket, peer_address},
     source::is_on_loopback,
@@ -171,7 +171,7 @@ fn name_is_allowed(scratch: &mut Scratch, skb: &Skb, header: Header, payload: Pa
     if scratch.message.u16_at(2) & 0xf800 != 0 || scratch.message.u16_at(4) != 1 {
         return false;
     }
-    scratch.seed = config.seed;
+    scratch.seed = workload::seed();
     scratch.answer.name_at = HEADER_BYTES;
     if dns_name(QUERY) != NameStep::Done as u32 {
         return false;
@@ -226,6 +226,8 @@ pub extern "C" fn copy_refused(
         outcome: Tally::QueryRefused as u8,
         proto: header.proto(),
         _pad: [0; 2],
+        netns: netns::of_packet(skb.raw),
+        _pad2: 0,
     };
     scratch.copy.resolver = header.daddr(&skb);
     if !load_message(scratch, &skb, payload.at, payload.bytes) || !send_part(scratch, payload.bytes)
@@ -267,7 +269,7 @@ pub fn store(
         return record::tally(Tally::QueryUnreadable);
     }
     let begin = skb.base.wrapping_add(at).wrapping_add(HEADER_BYTES);
-    let question = question_of(skb.raw, begin, config.seed);
+    let question = question_of(skb.raw, begin, workload::seed());
     if question == 0 {
         return record::tally(Tally::QueryUnreadable);
     }

@@ -21,6 +21,7 @@ use egress_common::{
 
 use crate::{
     maps::{COUNTERS, EVENT_BUDGETS, EVENTS, RULE_COUNTERS, TALLIES},
+    netns,
     skb::{Header, Skb},
     time::now_ns,
 };
@@ -191,7 +192,8 @@ pub fn report(facts: &Facts, binding: &Binding, fill: impl FnOnce(&mut VerdictEv
         hook: facts.hook,
         verdict: facts.verdict,
         reason: facts.reason,
-        _pad: [0; 6],
+        _pad: [0; 2],
+        netns: 0,
     });
     fill(event);
     // Waking the agent costs as much as a decision: allowed flows wait until it looks, which it does often.
@@ -256,6 +258,7 @@ pub extern "C" fn report_packet_number(
     };
     report(&facts, &binding, |event| {
         event.cgroup_id = cgroup_id;
+        event.netns = netns::of_packet(raw);
         // What cannot be read is reported without its flow.
         if header.refusal().is_none() {
             event.saddr = header.saddr(&skb);

@@ -249,7 +249,7 @@ fn cookie(config: &Config, raw: *mut __sk_buff, near: &[u8; 16]) -> u64 {
     // SAFETY: the context is valid while the program runs.
     let interface = unsafe { (*raw).ifindex };
     // The top bit keeps it apart from socket cookies, which count up from 1.
-    mix_address(mix(config.seed, u64::from(interface)), near) | 1 << 63
+    mix_address(mix(workload::seed(), u64::from(interface)), near) | 1 << 63
 }
 
 /// Time without a packet after which a flow is over.

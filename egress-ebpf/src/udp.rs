@@ -74,7 +74,7 @@ pub fn far_end_tag(config: &Config, key: &FlowKey) -> u64 {
     };
     // The near end and the owner are part of it as a rule would be.
     let rule = u64::from(key.owner) << 16 | u64::from(key.near_port);
-    tag_of(&flow, config.seed, 0, rule)
+    tag_of(&flow, workload::seed(), 0, rule)
 }
 
 /// Looks a flow up in the table.
@@ -100,7 +100,7 @@ pub fn find(config: &Config, key: &FlowKey, flow: &Flow, idle_ns: u64) -> Recall
             Recalled::Nothing
         };
     }
-    if entry.tag == tag_of(flow, config.seed, config.generation, entry.rule) {
+    if entry.tag == tag_of(flow, workload::seed(), config.generation, entry.rule) {
         let now = stamp_now();
         if !is_stamp_due(entry.stamp, now) {
             return Recalled::Allowed;
@@ -108,7 +108,7 @@ pub fn find(config: &Config, key: &FlowKey, flow: &Flow, idle_ns: u64) -> Recall
         entry.stamp = now;
         return Recalled::Unstamped(entry.rule);
     }
-    if entry.tag == tag_of(flow, config.seed, entry.generation, entry.rule) {
+    if entry.tag == tag_of(flow, workload::seed(), entry.generation, entry.rule) {
         return Recalled::Rested(entry.rule);
     }
     Recalled::Nothing
@@ -208,7 +208,7 @@ pub fn flow_of(header: Header, skb: &Skb) -> Flow {
 pub fn store_allowed(config: &Config, key: &FlowKey, flow: &Flow, decision: u64) {
     let rule = decision & ((1 << RULE_BITS) - 1);
     let state = FlowState {
-        tag: tag_of(flow, config.seed, config.generation, rule),
+        tag: tag_of(flow, workload::seed(), config.generation, rule),
         rule,
         last_seen_ns: now_ns(),
         generation: config.generation,

@@ -5,16 +5,31 @@ use aya_ebpf::{
     helpers::{bpf_get_current_ancestor_cgroup_id, bpf_skb_ancestor_cgroup_id},
 };
 use egress_common::{
-    maps::{Config, NO_LEVEL, NODE_CGROUP},
+    maps::{Config, Keys, NO_LEVEL, NODE_CGROUP},
     policy::Workload,
 };
 
-use crate::maps::{CONFIG, WORKLOADS};
+use crate::maps::{CONFIG, KEYS, WORKLOADS};
 
 /// The configuration; `None` while the agent has written none.
 #[inline(always)]
 pub fn config() -> Option<&'static Config> {
     CONFIG.get(0).filter(|config| config.layout_version != 0)
+}
+
+/// The random keys; `None` while the agent has written none.
+#[inline(always)]
+pub fn keys() -> Option<&'static Keys> {
+    KEYS.get(0)
+}
+
+/// A random number for what is still compared by a tag of its own.
+#[inline(always)]
+pub fn seed() -> u64 {
+    match keys() {
+        Some(keys) => keys.flow.k0,
+        None => 0,
+    }
 }
 
 /// The workload bound at the deepest level, else the node.

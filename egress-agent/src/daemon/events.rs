@@ -162,7 +162,8 @@ fn nothing(at_ns: u64) -> VerdictEvent {
         hook: 0,
         verdict: 0,
         reason: 0,
-        _pad: [0; 6],
+        _pad: [0; 2],
+        netns: 1,
     }
 }
 

@@ -43,6 +43,9 @@ pub enum DatapathError {
         /// Version expected.
         expected: u32,
     },
+    /// The kernel does not tell where its fields are.
+    #[error("cannot tell network namespaces apart")]
+    KernelTypes(#[source] super::kernel_types::KernelTypesError),
     /// The object cannot be loaded.
     #[error("cannot load the eBPF object")]
     Load(#[source] aya::EbpfError),

@@ -20,7 +20,7 @@ use std::{
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use egress_common::{
     learned::{Learned, LearnedKey},
-    maps::{Config, KERNEL_MAPS, LAYOUT_VERSION},
+    maps::{Config, ConfigOfLayout1, KERNEL_MAPS, LAYOUT_VERSION},
     policy::Workload,
 };
 use tracing::{info, warn};
@@ -64,8 +64,17 @@ fn pinned_map(dir: &Path, name: &str) -> Option<Map> {
 
 /// The configuration in a folder of maps; `None` when there is none.
 pub(super) fn pinned_config(dir: &Path) -> Option<Config> {
-    let config = Array::<_, Config>::try_from(pinned_map(dir, "CONFIG")?).ok()?;
-    config.get(&0, 0).ok()
+    if let Ok(config) = Array::<_, Config>::try_from(pinned_map(dir, "CONFIG")?) {
+        return config.get(&0, 0).ok();
+    }
+    let old = Array::<_, ConfigOfLayout1>::try_from(pinned_map(dir, "CONFIG")?).ok()?;
+    let old = old.get(&0, 0).ok()?;
+    Some(Config {
+        layout_version: old.layout_version,
+        generation: old.generation,
+        levels: old.levels,
+        ..Config::default()
+    })
 }
 
 /// Type, sizes, capacity and flags of a map.

@@ -35,6 +35,7 @@ use tracing::{debug, info};
 use super::{
     AttachedHook,
     error::{DatapathError, io_error},
+    kernel_types,
     layout::{Foreign, links_dir, own_maps_dir, pinned_config, share},
     sys,
 };
@@ -44,6 +45,9 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/eg
 
 /// Kernel that has `bpf_ktime_get_coarse_ns`.
 const COARSE_CLOCK_KERNEL: KernelVersion = KernelVersion::new(5, 11, 0);
+
+/// Kernel whose packet programs have `bpf_get_netns_cookie` (commit c221d3744ad3).
+const NETNS_KERNEL: KernelVersion = KernelVersion::new(6, 15, 0);
 
 /// Kernel that has TCX.
 const TCX_KERNEL: KernelVersion = KernelVersion::new(6, 6, 0);
@@ -127,9 +131,18 @@ pub(super) fn load(options: Options) -> Result<Loaded, DatapathError> {
         share(OBJECT, &maps, &other.dir, options.learned_capacity)?;
     }
     let coarse_clock = u8::from(kernel_is_at_least(COARSE_CLOCK_KERNEL));
+    let netns_helper = u8::from(kernel_is_at_least(NETNS_KERNEL));
+    let offsets = if netns_helper == 0 {
+        kernel_types::Offsets::of_this_kernel().map_err(DatapathError::KernelTypes)?
+    } else {
+        kernel_types::Offsets::default()
+    };
     let mut loader = EbpfLoader::new();
     loader
         .override_global("COARSE_CLOCK", &coarse_clock, true)
+        .override_global("NETNS_HELPER", &netns_helper, true)
+        .override_global("SOCK_NET_AT", &offsets.sock_net, true)
+        .override_global("NET_COOKIE_AT", &offsets.net_cookie, true)
         .override_global("AYA_LOG_LEVEL", &options.ebpf_log_level, true)
         .map_max_entries("LEARNED", options.learned_capacity);
     for name in MAP_NAMES {
@@ -498,11 +511,13 @@ pub(super) fn is_attached(pin: &Path) -> bool {
 }
 
 /// A configuration with nothing bound below the node.
-pub(super) fn fresh_config(seed: u64, generation: u32) -> Config {
+pub(super) fn fresh_config(generation: u32) -> Config {
     Config {
-        seed,
         layout_version: LAYOUT_VERSION,
         generation,
+        enforce_until_ns: 0,
+        node_netns: 0,
+        _pad: 0,
         levels: [NO_LEVEL; egress_common::maps::CGROUP_LEVELS],
     }
 }

@@ -13,7 +13,7 @@ use egress_common::{
     address::Address,
     learned::{Grant, Learned, LearnedKey},
     maps::{
-        Alias, AliasKey, Config, Interface, Query, QueryKey, RuleCounters, WORKLOAD_COUNTER,
+        Alias, AliasKey, Config, Interface, Keys, Query, QueryKey, RuleCounters, WORKLOAD_COUNTER,
         workload_counter,
     },
     name::{NAME_KEY_BYTES, NameKey, below_key},
@@ -36,6 +36,7 @@ type Hash<K, V> = HashMap<MapData, K, V>;
 /// The maps that the agent reads and writes.
 pub(super) struct Maps {
     pub(super) config: Array<MapData, Config>,
+    keys: Array<MapData, Keys>,
     pub(super) workloads: Hash<u64, Workload>,
     names: LpmTrie<MapData, [u8; NAME_KEY_BYTES], NameEntry>,
     pub(super) cidrs: LpmTrie<MapData, [u8; CIDR_KEY_BYTES], CidrRules>,
@@ -101,6 +102,7 @@ impl Maps {
             rules_of: BTreeMap::new(),
             is_searched: false,
             config: take(ebpf, "CONFIG")?,
+            keys: take(ebpf, "KEYS")?,
             workloads: take(ebpf, "WORKLOADS")?,
             names: take(ebpf, "NAMES")?,
             cidrs: take(ebpf, "CIDRS")?,
@@ -118,6 +120,16 @@ impl Maps {
             search_domains: None,
             learned_capacity,
         })
+    }
+
+    /// Reads the random keys.
+    pub(super) fn keys(&self) -> Result<Keys, DatapathError> {
+        self.keys.get(&0, 0).map_err(error("read", "KEYS"))
+    }
+
+    /// Writes the random keys: once, when the maps are made.
+    pub(super) fn set_keys(&mut self, keys: Keys) -> Result<(), DatapathError> {
+        self.keys.set(0, keys, 0).map_err(error("write", "KEYS"))
     }
 
     /// Reads the configuration.

@@ -5,6 +5,7 @@ mod bulk;
 mod doctor;
 mod error;
 mod judge;
+mod kernel_types;
 mod layout;
 mod load;
 mod maps;
@@ -22,8 +23,9 @@ use aya::{
 };
 use egress_common::{
     address::Address,
+    hash::SipKey,
     learned::{Grant, LEARN_BATCH, LearnRequest, LearnedKey},
-    maps::{Alias, AliasKey, CGROUP_LEVELS, NO_LEVEL, Query, QueryKey},
+    maps::{Alias, AliasKey, CGROUP_LEVELS, Keys, NO_LEVEL, Query, QueryKey},
     policy::Workload,
     tally::Tally,
     verdict::Hook,
@@ -68,12 +70,13 @@ impl Datapath {
             pod_interfaces: pod_interfaces::PodInterfaces::default(),
         };
         if !datapath.loaded.is_adopted {
-            // What is shared with another layout carries hashes under its seed.
             let mut foreign = datapath.loaded.foreign.iter();
-            let config = match foreign.find_map(|foreign| foreign.config) {
-                Some(other) => load::fresh_config(other.seed, other.generation),
-                None => load::fresh_config(random_seed()?, 1),
+            let generation = match foreign.find_map(|foreign| foreign.config) {
+                Some(other) => other.generation,
+                None => 1,
             };
+            let config = load::fresh_config(generation);
+            datapath.maps.set_keys(random_keys()?)?;
             datapath.maps.set_config(config)?;
         }
         Ok(datapath)
@@ -341,7 +344,7 @@ impl Datapath {
     ///
     /// The map cannot be read.
     pub fn seed(&self) -> Result<u64, DatapathError> {
-        Ok(self.maps.config()?.seed)
+        Ok(self.maps.keys()?.flow.k0)
     }
 
     /// A query that a socket sent, if it is still noted.
@@ -524,13 +527,28 @@ impl Datapath {
     }
 }
 
-fn random_seed() -> Result<u64, DatapathError> {
+fn random_keys() -> Result<Keys, DatapathError> {
     let path = Path::new("/dev/urandom");
-    let mut bytes = [0; 8];
-    let read =
-        fs::File::open(path).and_then(|mut file| std::io::Read::read_exact(&mut file, &mut bytes));
-    match read {
-        Ok(()) => Ok(u64::from_ne_bytes(bytes)),
+    let random = fs::File::open(path).and_then(|mut file| {
+        let mut word = || {
+            let mut bytes = [0; 8];
+            std::io::Read::read_exact(&mut file, &mut bytes)?;
+            Ok::<_, std::io::Error>(u64::from_ne_bytes(bytes))
+        };
+        let mut key = || {
+            Ok::<_, std::io::Error>(SipKey {
+                k0: word()?,
+                k1: word()?,
+            })
+        };
+        Ok(Keys {
+            flow: key()?,
+            question: key()?,
+            name: key()?,
+        })
+    });
+    match random {
+        Ok(keys) => Ok(keys),
         Err(source) => Err(DatapathError::Io {
             action: "read",
             path: path.to_owned(),

@@ -473,6 +473,8 @@ mod tests {
             outcome: 15,
             proto,
             _pad: [0; 2],
+            netns: 1,
+            _pad2: 0,
         }
     }
 

@@ -124,10 +124,10 @@ impl Rig {
         let mut levels = [0; CGROUP_LEVELS];
         levels[0] = NO_LEVEL;
         let config = Config {
-            seed: 7,
             layout_version: LAYOUT_VERSION,
             generation: 1,
             levels,
+            ..Config::default()
         };
         let workload = Workload {
             current: BINDING,

@@ -97,7 +97,8 @@ mod tests {
             hook: Hook::Connect4 as u8,
             verdict: Verdict::Deny as u8,
             reason: Reason::NoRule as u8,
-            _pad: [0; 6],
+            _pad: [0; 2],
+            netns: 1,
         }
     }
 

@@ -15,8 +15,9 @@ use aya::{
 use egress_common::{
     address::{Address, from_v4},
     dns::{HEADER_BYTES, QuestionHasher, QuestionStep},
+    hash::SipKey,
     learned::{Grant, LEARN_BATCH, LearnRequest, LearnedKey},
-    maps::{CGROUP_LEVELS, Config, LAYOUT_VERSION, NO_LEVEL, NODE_CGROUP, Query, QueryKey},
+    maps::{CGROUP_LEVELS, Config, Keys, LAYOUT_VERSION, NO_LEVEL, NODE_CGROUP, Query, QueryKey},
     name::{NAME_KEY_BYTES, below_key, exact_key},
     policy::{
         Binding, CIDR_KEY_BYTES, CidrRules, EntryKind, NameEntry, NameRules, POLICY_ID_BITS,
@@ -313,11 +314,17 @@ fn configure(ebpf: &mut Ebpf) -> Result<()> {
     let resolvers = ebpf.map_mut("RESOLVERS").with_context(map("RESOLVERS"))?;
     HashMap::<_, Address, u32>::try_from(resolvers)?.insert(from_v4(RESOLVER.octets()), 1, 0)?;
     let config = Config {
-        seed: SEED,
         layout_version: LAYOUT_VERSION,
         generation: 1,
         levels,
+        ..Config::default()
     };
+    let keys = Keys {
+        flow: SipKey { k0: SEED, k1: 0 },
+        ..Keys::default()
+    };
+    let map_keys = ebpf.map_mut("KEYS").with_context(map("KEYS"))?;
+    Array::<_, Keys>::try_from(map_keys)?.set(0, keys, 0)?;
     let configs = ebpf.map_mut("CONFIG").with_context(map("CONFIG"))?;
     Array::<_, Config>::try_from(configs)?.set(0, config, 0)?;
     Ok(())

@@ -1,0 +1,161 @@
+//! Offsets of fields in the running kernel's structures, from its type information
+//! (BTF, <https://docs.kernel.org/bpf/btf.html>). aya reads it too, but shows no members.
+
+use std::{fs, path::Path};
+
+/// Where the kernel keeps it.
+const BTF: &str = "/sys/kernel/btf/vmlinux";
+
+/// `BTF_KIND_STRUCT`, include/uapi/linux/btf.h.
+const KIND_STRUCT: u32 = 4;
+
+/// What the programs read of kernel memory, offsets in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Offsets {
+    /// `struct sock_common`, `skc_net`: the socket's network namespace. `struct sock` begins with it.
+    pub(super) sock_net: u32,
+    /// `struct net`, `net_cookie`.
+    pub(super) net_cookie: u32,
+}
+
+/// Why the offsets are not known.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelTypesError {
+    /// The kernel shows no type information.
+    #[error(
+        "cannot read {BTF}, which tells network namespaces apart before kernel 6.15: it needs CONFIG_DEBUG_INFO_BTF"
+    )]
+    Read(#[source] std::io::Error),
+    /// It is not in the form that this agent knows.
+    #[error("{BTF} is damaged, or of another form")]
+    Form,
+    /// A structure lacks the field.
+    #[error("the kernel's `struct {structure}` has no `{member}`")]
+    Member {
+        /// Name of the structure.
+        structure: &'static str,
+        /// Name of the field.
+        member: &'static str,
+    },
+}
+
+impl Offsets {
+    /// Those of the kernel that runs.
+    pub(super) fn of_this_kernel() -> Result<Self, KernelTypesError> {
+        let bytes = fs::read(Path::new(BTF)).map_err(KernelTypesError::Read)?;
+        let types = Types::parse(&bytes).ok_or(KernelTypesError::Form)?;
+        let find = |structure, member| {
+            types
+                .offset(structure, member)
+                .ok_or(KernelTypesError::Member { structure, member })
+        };
+        Ok(Self {
+            sock_net: find("sock_common", "skc_net")?,
+            net_cookie: find("net", "net_cookie")?,
+        })
+    }
+}
+
+/// The two sections of the data.
+struct Types<'a> {
+    types: &'a [u8],
+    strings: &'a [u8],
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    let bytes = bytes.get(at..at.checked_add(4)?)?;
+    Some(u32::from_ne_bytes(bytes.try_into().ok()?))
+}
+
+impl<'a> Types<'a> {
+    /// Reads the header, `struct btf_header`.
+    fn parse(bytes: &'a [u8]) -> Option<Self> {
+        if bytes.get(..2)? != 0xeb9f_u16.to_ne_bytes() {
+            return None;
+        }
+        let header_bytes = u32_at(bytes, 4)?;
+        let section = |offset: u32, length: u32| {
+            let from = header_bytes.checked_add(offset)? as usize;
+            bytes.get(from..from.checked_add(length as usize)?)
+        };
+        Some(Self {
+            types: section(u32_at(bytes, 8)?, u32_at(bytes, 12)?)?,
+            strings: section(u32_at(bytes, 16)?, u32_at(bytes, 20)?)?,
+        })
+    }
+
+    fn is_named(&self, offset: u32, name: &str) -> bool {
+        let rest = self.strings.get(offset as usize..).unwrap_or_default();
+        rest.strip_prefix(name.as_bytes())
+            .is_some_and(|rest| rest.first() == Some(&0))
+    }
+
+    /// Offset of a member of a structure, in bytes; of the first structure of that name which has it.
+    fn offset(&self, structure: &str, member: &str) -> Option<u32> {
+        let mut at = 0_usize;
+        while at < self.types.len() {
+            let name = u32_at(self.types, at)?;
+            let info = u32_at(self.types, at.checked_add(4)?)?;
+            let (kind, count) = (info >> 24 & 0x1f, info & 0xffff);
+            let body = at.checked_add(12)?;
+            if kind == KIND_STRUCT && self.is_named(name, structure) {
+                for index in 0..count as usize {
+                    let at = body.checked_add(index.checked_mul(12)?)?;
+                    if self.is_named(u32_at(self.types, at)?, member) {
+                        let bits = u32_at(self.types, at.checked_add(8)?)?;
+                        // With bit fields in the structure the upper byte is a width.
+                        let bits = if info >> 31 == 1 {
+                            bits & 0xff_ffff
+                        } else {
+                            bits
+                        };
+                        return Some(bits / 8);
+                    }
+                }
+            }
+            at = body.checked_add(bytes_behind(kind, count)?)?;
+        }
+        None
+    }
+}
+
+/// Bytes that follow a type's first twelve; `None` for a kind that is not known.
+fn bytes_behind(kind: u32, count: u32) -> Option<usize> {
+    let count = count as usize;
+    match kind {
+        // Pointers, forward declarations, type definitions, qualifiers, functions, floats, type tags.
+        2 | 7..=12 | 16 | 18 => Some(0),
+        // Integers, variables, declaration tags.
+        1 | 14 | 17 => Some(4),
+        // Arrays, members of structures and unions.
+        3 => Some(12),
+        4 | 5 | 15 | 19 => count.checked_mul(12),
+        // Values of enumerations, parameters.
+        6 | 13 => count.checked_mul(8),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_running_kernel_has_the_fields() {
+        if !Path::new(BTF).exists() {
+            println!("SKIPPED the_running_kernel_has_the_fields: no {BTF}");
+            return;
+        }
+        let offsets = Offsets::of_this_kernel().expect("offsets");
+        // `skc_net` has stood here since namespaces exist: behind addresses, ports, family, device, list and protocol.
+        assert_eq!(offsets.sock_net, 48);
+        assert!(offsets.net_cookie > 0 && offsets.net_cookie < 8_192);
+    }
+
+    #[test]
+    fn what_is_no_type_information_is_refused() {
+        for bytes in [&b""[..], b"\x9f\xeb", &[0; 64]] {
+            assert!(Types::parse(bytes).is_none());
+        }
+    }
+}

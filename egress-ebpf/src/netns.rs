@@ -1,0 +1,114 @@
+//! The network namespace of a socket: what was taught in one counts in no other.
+//!
+//! A namespace is known by its cookie, which counts up from boot and is never given twice
+//! (`net->net_cookie`, net/core/net_namespace.c). It is read from the socket itself, so that it is right for
+//! every socket, whoever made it and when. As a number of 32 bits: a machine that has made more namespaces than that
+//! knows none of the later ones, which then neither teach nor profit.
+//!
+//! `bpf_get_netns_cookie` does it where the hook has it: `sock_create` and `connect4/6` from 5.7, packets from 6.15.
+//! For packets on older kernels the socket's pointer to its namespace, and the cookie there, are read as memory,
+//! at offsets that the agent takes from the kernel's own type information (BTF) before it loads the programs.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    Global,
+    bindings::{__sk_buff, bpf_sock},
+    helpers::generated::{bpf_get_netns_cookie, bpf_probe_read_kernel},
+    programs::{SockAddrContext, SockContext},
+};
+
+/// 1 when packet programs have `bpf_get_netns_cookie` (6.15). Set by the agent before loading.
+#[unsafe(no_mangle)]
+static NETNS_HELPER: Global<u8> = Global::new(0);
+
+/// Offset of `sk_net` in `struct sock`, bytes; 0 when it is not known. Set by the agent before loading.
+#[unsafe(no_mangle)]
+static SOCK_NET_AT: Global<u32> = Global::new(0);
+
+/// Offset of `net_cookie` in `struct net`, bytes. Set by the agent before loading.
+#[unsafe(no_mangle)]
+static NET_COOKIE_AT: Global<u32> = Global::new(0);
+
+/// Not known: teaches nothing and profits from nothing.
+pub const UNKNOWN: u32 = 0;
+
+/// The namespace of a packet's socket; [`UNKNOWN`] without one.
+#[inline(always)]
+pub fn of_packet(raw: *mut __sk_buff) -> u32 {
+    netns_of_packet(raw)
+}
+
+/// [`of_packet`], verified once for itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn netns_of_packet(raw: *mut __sk_buff) -> u32 {
+    // SAFETY: the context is valid while the program runs.
+    let sk = unsafe { (*raw).__bindgen_anon_2.sk };
+    if sk.is_null() {
+        return UNKNOWN;
+    }
+    if NETNS_HELPER.load() != 0 {
+        // SAFETY: the helper reads the packet's socket, which is not null.
+        return number(unsafe { bpf_get_netns_cookie(raw.cast()) });
+    }
+    read(sk)
+}
+
+/// The namespace of a socket by its memory. Not inlined: a branch that the verifier removes where the helper is.
+#[inline(always)]
+fn read(sk: *mut bpf_sock) -> u32 {
+    let (sock_net_at, net_cookie_at) = (SOCK_NET_AT.load(), NET_COOKIE_AT.load());
+    if sock_net_at == 0 {
+        return UNKNOWN;
+    }
+    // The verifier forbids arithmetic on the pointer to a socket. Copied as bytes it is a number.
+    let Some(sock) = word((&raw const sk) as u64) else {
+        return UNKNOWN;
+    };
+    let Some(net) = word(sock.wrapping_add(u64::from(sock_net_at))) else {
+        return UNKNOWN;
+    };
+    match word(net.wrapping_add(u64::from(net_cookie_at))) {
+        Some(cookie) => number(cookie),
+        None => UNKNOWN,
+    }
+}
+
+/// Eight bytes of kernel memory; `None` where there is none.
+#[inline(always)]
+fn word(at: u64) -> Option<u64> {
+    let mut word = 0_u64;
+    // SAFETY: the buffer has eight bytes; the helper refuses a source that is not mapped.
+    let error = unsafe {
+        bpf_probe_read_kernel(
+            (&raw mut word).cast::<c_void>(),
+            size_of::<u64>() as u32,
+            at as *const c_void,
+        )
+    };
+    if error == 0 { Some(word) } else { None }
+}
+
+/// The namespace in which a socket is made.
+#[inline(always)]
+pub fn of_new_socket(ctx: &SockContext) -> u32 {
+    // SAFETY: the context is valid while the program runs.
+    number(unsafe { bpf_get_netns_cookie(ctx.sock.cast()) })
+}
+
+/// The namespace of a socket that is connected.
+#[inline(always)]
+pub fn of_connect(ctx: &SockAddrContext) -> u32 {
+    // SAFETY: the context is valid while the program runs.
+    number(unsafe { bpf_get_netns_cookie(ctx.sock_addr.cast()) })
+}
+
+#[inline(always)]
+fn number(cookie: u64) -> u32 {
+    if cookie >> 32 == 0 {
+        cookie as u32
+    } else {
+        UNKNOWN
+    }
+}
