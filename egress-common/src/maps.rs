@@ -19,7 +19,8 @@
 use crate::{
     address::Address,
     hash::{SipKey, mix},
-    policy::NameRules,
+    policy::{Binding, NameRules},
+    verdict::Mode,
 };
 
 /// Version of everything in this crate that is stored in maps. A change of any layout raises it.
@@ -81,6 +82,29 @@ pub struct Keys {
     pub name: SipKey,
 }
 const _: () = assert!(size_of::<Keys>() == 48);
+
+impl Config {
+    /// Whether what enforces audits by now. Reads the clock only where enforcing has an end.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_enforcing_over(&self, now_ns: impl FnOnce() -> u64) -> bool {
+        self.enforce_until_ns != 0 && now_ns() >= self.enforce_until_ns
+    }
+
+    /// The binding by which a workload is judged: what enforces audits once that is over.
+    #[inline(always)]
+    #[must_use]
+    pub fn effective(&self, binding: Binding, now_ns: impl FnOnce() -> u64) -> Binding {
+        if self.is_enforcing_over(now_ns) {
+            Binding {
+                mode: Mode::Audit as u8,
+                ..binding
+            }
+        } else {
+            binding
+        }
+    }
+}
 
 /// Most distinct cgroup depths at which workloads can be bound.
 pub const CGROUP_LEVELS: usize = 4;

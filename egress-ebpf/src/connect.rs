@@ -10,7 +10,7 @@ use egress_common::{
     address::{Address, from_v4},
     decision::Decision,
     flow::{Flow, Origin},
-    policy::{Workload, protocol},
+    policy::protocol,
     verdict::{Hook, Reason, Verdict},
 };
 
@@ -76,18 +76,15 @@ fn connect(ctx: &SockAddrContext, hook: Hook, daddr: Address) -> Verdict {
         is_fragment: false,
         origin: Origin::Workload,
     };
-    let found = workload::config().and_then(workload::of_current);
-    let (workload, decision) = match found {
-        Some(workload) => (*workload, judge(&flow, Start::WORKLOAD, &workload.current)),
-        None => (
-            Workload {
-                current: UNCONFIGURED,
-                next: UNCONFIGURED,
-                flags: 0,
-                identity: 0,
-            },
-            Decision::without_rule(Reason::NotConfigured, &UNCONFIGURED),
-        ),
+    let config = workload::config();
+    let found = config.and_then(workload::of_current);
+    let binding = match (config, found) {
+        (Some(config), Some(workload)) => workload::binding(config, workload),
+        _ => UNCONFIGURED,
+    };
+    let decision = match found {
+        Some(_) => judge(&flow, Start::WORKLOAD, &binding),
+        None => Decision::without_rule(Reason::NotConfigured, &binding),
     };
     // Its SYN is dropped without an error, and sent again.
     if matches!(decision.reason, Reason::HeldOff) {
@@ -96,19 +93,17 @@ fn connect(ctx: &SockAddrContext, hook: Hook, daddr: Address) -> Verdict {
     record::count(hook, decision.verdict, decision.reason);
     // What is allowed here, or passes under audit, is judged, counted under its rule and reported with its packet.
     if matches!(decision.verdict, Verdict::Deny) {
-        record::count_decision(&decision, &workload);
+        if let Some(workload) = found {
+            record::count_decision(&decision, workload);
+        }
         // SAFETY: the helper reads the current task only.
         let cgroup_id = unsafe { bpf_get_current_cgroup_id() };
-        record::report(
-            &record::Facts::of(hook, &decision),
-            &workload.current,
-            |event| {
-                event.daddr = daddr;
-                event.dport = dport;
-                event.proto = flow.proto;
-                event.cgroup_id = cgroup_id;
-            },
-        );
+        record::report(&record::Facts::of(hook, &decision), &binding, |event| {
+            event.daddr = daddr;
+            event.dport = dport;
+            event.proto = flow.proto;
+            event.cgroup_id = cgroup_id;
+        });
     }
     debug!(
         ctx,

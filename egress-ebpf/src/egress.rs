@@ -63,7 +63,8 @@ pub fn skb_egress(ctx: &SkBuffContext) -> i32 {
     };
     let header = Header::read(&skb);
     if let Some(reason) = header.refusal() {
-        let binding = workload::of_skb(config, skb.raw).map_or(UNCONFIGURED, |w| w.current);
+        let binding = workload::of_skb(config, skb.raw)
+            .map_or(UNCONFIGURED, |workload| workload::binding(config, workload));
         return refuse(&skb, header, reason, &binding);
     }
     let Some(sk) = full_socket(skb.raw) else {
@@ -83,12 +84,14 @@ pub fn skb_egress(ctx: &SkBuffContext) -> i32 {
         };
         let accepted = socket.listens || (socket.is_stream && state.role == ROLE_PASSIVE);
         if source::is_forged(&skb, header, &socket, accepted, workload) {
-            return refuse(&skb, header, Reason::ForgedSource, &workload.current);
+            let binding = workload::binding(config, workload);
+            return refuse(&skb, header, Reason::ForgedSource, &binding);
         }
     }
     let code = judge_packet(ctx, config, &skb, header, &socket, state);
     if code == Verdict::Allow.cgroup_code() && query::may_be_one(header, &skb, &socket) {
-        let binding = workload::of_skb(config, skb.raw).map_or(UNCONFIGURED, |w| w.current);
+        let binding = workload::of_skb(config, skb.raw)
+            .map_or(UNCONFIGURED, |workload| workload::binding(config, workload));
         let payload = Payload::find(&skb).pack();
         if binding.restricts_queries()
             && query::query_refused(skb.raw, 0, header.pack(), payload, 0) != 0
@@ -152,7 +155,7 @@ fn judge_packet(
     let Some(workload) = workload::of_skb(config, skb.raw) else {
         return refuse(skb, header, Reason::NotConfigured, &UNCONFIGURED);
     };
-    let binding = workload.current;
+    let binding = workload::binding(config, workload);
     if socket.is_raw {
         // A raw socket writes what it likes: only what the kernel's own sockets send is what it seems to be.
         let by_kernel = state.role != ROLE_RAW;

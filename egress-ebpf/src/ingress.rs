@@ -5,6 +5,7 @@ use egress_common::{
     decision::Decision,
     dns::DNS_PORT,
     flow::ROLE_PASSIVE,
+    maps::Config,
     policy::protocol,
     tally::Tally,
     verdict::{Hook, Reason, Verdict},
@@ -51,7 +52,7 @@ pub fn skb_ingress(ctx: &SkBuffContext) -> Verdict {
     if is_tcp && socket.listens {
         // What a listener answers passes as a reply: a call to itself in another's name must not reach it.
         if source::is_looped_and_foreign(&skb, header) {
-            return refuse(&skb, header);
+            return refuse(config, &skb, header);
         }
         // The listener's state is inherited by the socket that it makes of this packet or the next.
         match SOCKETS.get_or_create(sk) {
@@ -81,10 +82,9 @@ pub fn skb_ingress(ctx: &SkBuffContext) -> Verdict {
 
 /// The verdict on a call that came over loopback in the name of a far end.
 #[inline(always)]
-fn refuse(skb: &Skb, header: Header) -> Verdict {
-    let binding = workload::config()
-        .and_then(|config| workload::of_skb(config, skb.raw))
-        .map_or(UNCONFIGURED, |workload| workload.current);
+fn refuse(config: &Config, skb: &Skb, header: Header) -> Verdict {
+    let binding = workload::of_skb(config, skb.raw)
+        .map_or(UNCONFIGURED, |workload| workload::binding(config, workload));
     let decision = Decision::without_rule(Reason::ForgedSource, &binding);
     record::count(Hook::SkbIngress, decision.verdict, decision.reason);
     record::report_packet(skb, Hook::SkbIngress, header, &decision, &binding);

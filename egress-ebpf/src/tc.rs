@@ -270,9 +270,9 @@ pub fn tc_egress(ctx: &TcContext) -> Verdict {
         raw: ctx.skb.skb,
         base: 0,
     };
-    if workload::config().is_none() {
+    let Some(config) = workload::config() else {
         return refuse(&whole, Header::UNREAD, Reason::NotConfigured, &UNCONFIGURED);
-    }
+    };
     if has_inet_socket(ctx) {
         if arrived_here(ctx) {
             frame_note_owner(ctx.skb.skb);
@@ -282,7 +282,7 @@ pub fn tc_egress(ctx: &TcContext) -> Verdict {
     let Some(workload) = workload::bound(frame_cgroup(ctx.skb.skb, 0)) else {
         return refuse(&whole, Header::UNREAD, Reason::NotConfigured, &UNCONFIGURED);
     };
-    let binding = workload.current;
+    let binding = workload::binding(config, workload);
     let skb = match frame(ctx) {
         Frame::Ip(skb) => skb,
         Frame::LinkControl => return pass(Reason::LinkControl),
@@ -293,7 +293,7 @@ pub fn tc_egress(ctx: &TcContext) -> Verdict {
     if let Some(reason) = header.refusal() {
         return refuse(&skb, header, reason, &binding);
     }
-    let verdict = judge_frame(ctx, &skb, workload, header);
+    let verdict = judge_frame(ctx, &skb, workload, &binding, header);
     let may_be_query = header.dport() == DNS_PORT && !header.is_later_fragment();
     if may_be_query && !matches!(verdict, Verdict::Deny) {
         let payload = Payload::find(&skb).pack();
@@ -312,8 +312,13 @@ pub fn tc_egress(ctx: &TcContext) -> Verdict {
 }
 
 #[inline(always)]
-fn judge_frame(ctx: &TcContext, skb: &Skb, workload: &Workload, header: Header) -> Verdict {
-    let binding = &workload.current;
+fn judge_frame(
+    ctx: &TcContext,
+    skb: &Skb,
+    workload: &Workload,
+    binding: &Binding,
+    header: Header,
+) -> Verdict {
     if header.is_link_control() {
         return pass(Reason::LinkControl);
     }

@@ -6,10 +6,13 @@ use aya_ebpf::{
 };
 use egress_common::{
     maps::{Config, Keys, NO_LEVEL, NODE_CGROUP},
-    policy::Workload,
+    policy::{Binding, Workload},
 };
 
-use crate::maps::{CONFIG, KEYS, WORKLOADS};
+use crate::{
+    maps::{CONFIG, KEYS, WORKLOADS},
+    time::now_ns,
+};
 
 /// The configuration; `None` while the agent has written none.
 #[inline(always)]
@@ -30,6 +33,12 @@ pub fn seed() -> u64 {
         Some(keys) => keys.flow.k0,
         None => 0,
     }
+}
+
+/// The binding by which a workload is judged now: audit once its enforcing is over.
+#[inline(always)]
+pub fn binding(config: &Config, workload: &Workload) -> Binding {
+    config.effective(workload.current, now_ns)
 }
 
 /// The workload bound at the deepest level, else the node.

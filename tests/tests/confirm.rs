@@ -189,3 +189,95 @@ fn an_agent_that_is_stopped_before_the_confirmation_leaves_audit_and_a_killed_on
         agent.status()
     );
 }
+
+/// What becomes of an agent while its confirmation is awaited.
+fn send(agent: &Agent, signal: &str) {
+    let status = std::process::Command::new("kill")
+        .args([format!("-{signal}"), agent.pid().to_string()])
+        .status()
+        .unwrap();
+    assert!(status.success(), "kill -{signal}");
+}
+
+#[test]
+fn the_kernel_falls_back_without_the_agent_and_not_once_it_was_confirmed() {
+    if !ready() {
+        return;
+    }
+    let window = Duration::from_secs(6);
+    for is_confirmed in [false, true] {
+        let world = World::new();
+        let mut agent = world
+            .agent(&policy("allow: [{ cidrs: [10.79.0.0/16] }]"))
+            .arg("--confirm")
+            .arg("6s")
+            .start();
+        let client = world.workload("client");
+        if is_confirmed {
+            let output = agent.cli(&["confirm"]).unwrap();
+            assert_eq!(output.code(), Some(0), "{}", output.shown());
+        }
+        agent.kill();
+        refused(&client.connect(FORBIDDEN, 80));
+        std::thread::sleep(window);
+        reached(&client.connect("10.79.0.1", 80));
+        let attempt = client.connect(FORBIDDEN, 80);
+        if is_confirmed {
+            refused(&attempt);
+            continue;
+        }
+        reached(&attempt);
+        // The one that comes after it has a time of its own.
+        agent.start_again();
+        refused(&client.connect(FORBIDDEN, 80));
+        assert_eq!(state(&agent), "awaited");
+    }
+}
+
+#[test]
+fn a_stopped_agent_does_not_keep_the_kernel_from_falling_back() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let agent = world
+        .agent(&policy("allow: [{ cidrs: [10.79.0.0/16] }]"))
+        .arg("--confirm")
+        .arg("5s")
+        .start();
+    let client = world.workload("client");
+    send(&agent, "STOP");
+    refused(&client.connect(FORBIDDEN, 80));
+    std::thread::sleep(Duration::from_secs(5));
+    let attempt = client.connect(FORBIDDEN, 80);
+    send(&agent, "CONT");
+    reached(&attempt);
+    assert!(
+        eventually(Duration::from_secs(5), || state(&agent) == "fell_back"),
+        "{:?}",
+        agent.status()
+    );
+    let status = agent.status();
+    assert_eq!((status.mode.as_str(), status.enforcing), ("audit", false));
+    let explained = agent.explain(&format!("{FORBIDDEN}:80"), None);
+    assert_eq!(explained.verdict, "would_deny");
+}
+
+#[test]
+fn an_agent_without_the_option_enforces_after_one_that_was_not_confirmed() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let rules = policy("allow: [{ cidrs: [10.79.0.0/16] }]");
+    let mut first = world.agent(&rules).arg("--confirm").arg("4s").start();
+    let client = world.workload("client");
+    first.kill();
+    std::thread::sleep(Duration::from_secs(4));
+    reached(&client.connect(FORBIDDEN, 80));
+    let second = world.agent(&rules).start();
+    refused(&client.connect(FORBIDDEN, 80));
+    std::thread::sleep(Duration::from_secs(5));
+    refused(&client.connect(FORBIDDEN, 80));
+    assert_eq!(second.status().mode, "enforce");
+}

@@ -43,9 +43,10 @@ impl AgentState for Shared {
         let generation = datapath.generation()?;
         drop(datapath);
         let in_force = self.in_force();
+        let is_over = self.is_enforcing_over(now_ns());
         let policies = in_force
             .as_ref()
-            .map(|in_force| in_force.policy_facts())
+            .map(|in_force| in_force.policy_facts(is_over))
             .unwrap_or_default();
         let rulesets = in_force
             .as_ref()
@@ -125,7 +126,7 @@ impl AgentState for Shared {
             enforcing: is_attached && refused.is_none() && !fell_back && !is_pod_missed,
             mode: in_force
                 .as_ref()
-                .map_or("open", |in_force| in_force.mode_text())
+                .map_or("open", |in_force| in_force.mode_text(is_over))
                 .to_owned(),
             policy: PolicyStatus {
                 generation,
@@ -210,7 +211,10 @@ impl AgentState for Shared {
 
     fn confirm(&self) -> anyhow::Result<ConfirmationStatus> {
         match self.confirmation.confirm(Moment::now()) {
-            Answer::Confirmed => info!("enforcing is confirmed"),
+            Answer::Confirmed => {
+                self.settle_probation()?;
+                info!("enforcing is confirmed");
+            }
             Answer::EnforceAgain => {
                 self.enforce_again()?;
                 info!("enforcing again, to be confirmed once more");
@@ -308,12 +312,13 @@ impl InForce {
         rules.map(|(rule, source)| (*rule, source)).collect()
     }
 
-    /// The policies of all scopes, each once, with the modes that apply.
-    fn policy_facts(&self) -> Vec<PolicyFacts> {
+    /// The policies of all scopes, each once, with the modes that apply: audit where enforcing is over.
+    fn policy_facts(&self, is_over: bool) -> Vec<PolicyFacts> {
         let mut seen = HashSet::new();
         let mut facts = Vec::new();
         for ruleset in self.rulesets() {
             let of_all = (!ruleset.is_mixed()).then_some(ruleset.compiled.mode);
+            let of_all = is_over.then_some(Mode::Audit).or(of_all);
             for policy in &ruleset.policies {
                 if seen.insert(policy.key()) {
                     facts.push(PolicyFacts {

@@ -47,6 +47,19 @@ pub(super) struct Confirmation {
     /// How long it is awaited; none when it was not asked for.
     window: Option<Duration>,
     state: Mutex<State>,
+    /// The end that the kernel was given; none before it was given any.
+    told_ns: Mutex<Option<u64>>,
+}
+
+/// When enforcing is over, as far as the kernel is to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Over {
+    /// It goes on.
+    Never,
+    /// After this long, if nobody confirms.
+    In(Duration),
+    /// Already.
+    Now,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -72,7 +85,47 @@ impl Confirmation {
         Self {
             window,
             state: Mutex::new(State::Idle),
+            told_ns: Mutex::new(None),
         }
+    }
+
+    /// How long a confirmation is awaited; none when it was not asked for.
+    pub(super) fn window(&self) -> Option<Duration> {
+        self.window
+    }
+
+    /// How long a confirmation will be awaited of the first policy that enforces, if none has yet.
+    pub(super) fn to_come(&self) -> Option<Duration> {
+        match *self.state() {
+            State::Idle => self.window,
+            State::Awaited { .. } | State::Confirmed { .. } | State::FellBack { .. } => None,
+        }
+    }
+
+    /// When enforcing is over, as things stand now.
+    pub(super) fn end_of_enforcing(&self, now: Moment) -> Over {
+        match *self.state() {
+            State::Idle | State::Confirmed { .. } => Over::Never,
+            State::Awaited { deadline, .. } => {
+                let left = deadline.saturating_duration_since(now.instant);
+                if left.is_zero() {
+                    Over::Now
+                } else {
+                    Over::In(left)
+                }
+            }
+            State::FellBack { .. } => Over::Now,
+        }
+    }
+
+    /// The end that the kernel was given.
+    pub(super) fn told_ns(&self) -> Option<u64> {
+        *self.told_ns.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The kernel was given this end.
+    pub(super) fn told(&self, end_ns: u64) {
+        *self.told_ns.lock().unwrap_or_else(PoisonError::into_inner) = Some(end_ns);
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -304,6 +357,28 @@ mod tests {
         confirmation.enforced_again(Mode::Enforce, end);
         assert_eq!(state(&confirmation, end), "awaited");
         assert!(confirmation.expire(after(end, WINDOW)));
+    }
+
+    #[test]
+    fn the_kernel_is_to_audit_from_the_deadline_on_and_never_once_confirmed() {
+        let start = Moment::now();
+        let confirmation = Confirmation::new(Some(WINDOW));
+        assert_eq!(confirmation.to_come(), Some(WINDOW));
+        assert_eq!(confirmation.end_of_enforcing(start), Over::Never);
+        confirmation.in_force(Mode::Enforce, start);
+        assert_eq!(confirmation.to_come(), None, "a reload gives no more time");
+        let last = after(start, WINDOW - Duration::from_millis(1));
+        let left = Over::In(Duration::from_millis(1));
+        assert_eq!(confirmation.end_of_enforcing(last), left);
+        let end = after(start, WINDOW);
+        assert_eq!(confirmation.end_of_enforcing(end), Over::Now);
+        assert!(confirmation.expire(end));
+        assert_eq!(confirmation.end_of_enforcing(end), Over::Now);
+        confirmation.enforced_again(Mode::Enforce, end);
+        assert_eq!(confirmation.end_of_enforcing(end), Over::In(WINDOW));
+        assert_eq!(confirmation.confirm(end), Answer::Confirmed);
+        let late = after(end, 10 * WINDOW);
+        assert_eq!(confirmation.end_of_enforcing(late), Over::Never);
     }
 
     #[test]

@@ -126,7 +126,12 @@ pub(super) fn refused_query(
     let bound = in_force
         .as_ref()
         .and_then(|in_force| in_force.of(copy.scope_id));
-    let verdict = match bound.map_or(Mode::Enforce, |bound| bound.mode()) {
+    let mode = if shared.is_enforcing_over(copy.at_ns) {
+        Mode::Audit
+    } else {
+        bound.map_or(Mode::Enforce, |bound| bound.mode())
+    };
+    let verdict = match mode {
         Mode::Enforce => Verdict::Deny,
         Mode::Audit => Verdict::WouldDeny,
     };

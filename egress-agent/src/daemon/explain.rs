@@ -20,7 +20,7 @@ use crate::{
     },
     datapath::Datapath,
     dns::{Refusal, SeenName},
-    policy::{Destination, Host, Lifeline, PolicySet},
+    policy::{Compiled, Destination, Host, Lifeline, PolicySet},
     workload::cgroup_root,
 };
 
@@ -47,7 +47,16 @@ impl Shared {
         };
         let facts = self.facts(&datapath, &in_force, bound, &query.destination);
         if let Some(compiled) = bound.compiled() {
-            return Ok(explanation(compiled, &query.destination, Some(&facts)));
+            let mode = facts.binding.mode();
+            if compiled.mode == mode {
+                return Ok(explanation(compiled, &query.destination, Some(&facts)));
+            }
+            // Enforcing is over, and not switched to audit yet.
+            let compiled = Compiled {
+                mode,
+                ..Compiled::clone(compiled)
+            };
+            return Ok(explanation(&compiled, &query.destination, Some(&facts)));
         }
         // Its rules are none, or not known: what the kernel decides is all there is to say.
         let nothing = crate::policy::compile(&PolicySet::default(), &Lifeline::new(), None)?;
@@ -62,7 +71,8 @@ impl Shared {
         destination: &Destination,
     ) -> ExplainFacts {
         let now_ns = now_ns();
-        let (scope, binding) = (&*bound.scope, bound.binding);
+        let scope = &*bound.scope;
+        let binding = datapath.effective(bound.binding, now_ns);
         let mut facts = ExplainFacts {
             now_ns,
             scope: scope.name.clone(),

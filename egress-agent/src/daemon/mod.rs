@@ -15,6 +15,7 @@ mod observe;
 mod plan;
 mod pod_interfaces;
 mod pods;
+mod probation;
 mod rulesets;
 mod shared;
 mod switch;

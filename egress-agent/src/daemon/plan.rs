@@ -174,6 +174,8 @@ impl Shared {
     ///
     /// The kernel refuses; the policy is then still enforced.
     pub(super) fn fall_back(&self) -> anyhow::Result<()> {
+        // One write; the switch may take long, or fail.
+        self.settle_probation()?;
         let mut wanted = lock(&self.wanted);
         // While this waited, somebody may have confirmed after all.
         if !self.confirmation.is_fallen_back() {
@@ -194,9 +196,13 @@ impl Shared {
     pub(super) fn enforce_again(&self) -> anyhow::Result<()> {
         let mut wanted = lock(&self.wanted);
         let base = self.load(&mut wanted)?;
-        self.apply(&mut wanted, base)?;
+        let before = self.begin_probation(self.confirmation.window())?;
+        if let Err(error) = self.apply(&mut wanted, base) {
+            self.undo_probation(before)?;
+            return Err(error);
+        }
         self.confirmation.enforced_again(self.mode(), Moment::now());
-        Ok(())
+        self.settle_probation()
     }
 
     /// Switches to what is wanted with this base, which is what is wanted from then on.
@@ -218,14 +224,20 @@ impl Shared {
             let pending = self.options.pending_pods;
             plan.extend(cluster.assignments(&base, mode, pending, &bound, is_in_kernel));
         }
-        self.switch(&plan, &base.facts)
-            .context("cannot write the policy into the kernel")?;
+        let before = self
+            .begin_probation(self.confirmation.to_come())
+            .context("cannot tell the kernel when enforcing ends")?;
+        if let Err(error) = self.switch(&plan, &base.facts) {
+            self.undo_probation(before)?;
+            return Err(error.context("cannot write the policy into the kernel"));
+        }
         if wanted.cluster.is_some() && !is_catalog_same(wanted.base.as_ref(), &base) {
             self.catalog.send_replace(Catalog::clone(&base.catalog));
         }
         wanted.base = Some(base);
         self.confirmation.in_force(self.mode(), Moment::now());
-        Ok(())
+        self.settle_probation()
+            .context("cannot tell the kernel when enforcing ends")
     }
 
     /// The trusted resolvers: those that were given, or those that the node has now and the cluster's DNS service.

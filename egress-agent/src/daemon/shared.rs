@@ -133,7 +133,7 @@ impl Bound {
         self.compiled()?.rules_of_name(name)
     }
 
-    /// The mode that applies.
+    /// The mode that it is bound with.
     pub(super) fn mode(&self) -> Mode {
         self.binding.mode()
     }
@@ -269,9 +269,13 @@ impl InForce {
             .collect()
     }
 
-    /// `enforce`, `audit`, `mixed` where policies differ, or `open` where there are none.
-    pub(super) fn mode_text(&self) -> &'static str {
+    /// `enforce`, `audit`, `mixed` where policies differ, or `open` where there are none. Where enforcing is over, what
+    /// enforces audits.
+    pub(super) fn mode_text(&self, is_over: bool) -> &'static str {
         let rulesets = self.rulesets();
+        if is_over && !rulesets.is_empty() {
+            return Mode::Audit.name();
+        }
         let has = |mode| rulesets.iter().any(|one| one.compiled.mode == mode);
         let is_mixed = |ruleset: &&Arc<Ruleset>| ruleset.is_mixed();
         match (has(Mode::Enforce), has(Mode::Audit)) {

@@ -330,7 +330,7 @@ fn tell(in_force: &InForce, generation: u32, began: Instant) {
         scopes = in_force.bound.len(),
         names = sum(|ruleset| ruleset.compiled.names.len()),
         cidrs = sum(|ruleset| ruleset.compiled.cidrs.len()),
-        mode = in_force.mode_text(),
+        mode = in_force.mode_text(false),
         ms,
         "policy switched"
     );

@@ -108,6 +108,12 @@ fn confirm_or_fall_back(shared: &Shared) {
     if shared.confirmation.expire(Moment::now()) {
         warn!("enforcing was not confirmed in time: falling back to audit");
     }
+    if let Err(error) = shared.settle_probation() {
+        error!(
+            error = format!("{error:#}"),
+            "cannot tell the kernel when enforcing ends"
+        );
+    }
     if shared.confirmation.is_fallen_back()
         && shared.mode() != Mode::Audit
         && let Err(error) = shared.fall_back()

@@ -24,6 +24,12 @@ pub struct Judged {
 }
 
 impl Datapath {
+    /// The binding by which the kernel judges at this moment: audit once its enforcing is over.
+    #[must_use]
+    pub fn effective(&self, binding: Binding, now_ns: u64) -> Binding {
+        self.maps.effective(binding, now_ns)
+    }
+
     /// Decides a flow as the kernel would for the first packet of a socket of this binding.
     #[must_use]
     pub fn judge(&self, flow: &Flow, binding: &Binding, now_ns: u64) -> Judged {
@@ -33,6 +39,7 @@ impl Datapath {
 
 impl Maps {
     fn judge(&self, flow: &Flow, binding: &Binding, now_ns: u64) -> Judged {
+        let binding = &self.effective(*binding, now_ns);
         let key = Key::new(CIDR_KEY_BITS, cidr_key(binding.policy_id, &flow.daddr));
         let cidr = self.cidrs.get(&key, 0).ok();
         let key = LearnedKey::new(binding.scope_id, flow.daddr);
@@ -49,6 +56,13 @@ impl Maps {
         Judged {
             decision,
             grants: own.as_ref().map(used_grants).unwrap_or_default(),
+        }
+    }
+
+    fn effective(&self, binding: Binding, now_ns: u64) -> Binding {
+        match self.config() {
+            Ok(config) => config.effective(binding, || now_ns),
+            Err(_) => binding,
         }
     }
 

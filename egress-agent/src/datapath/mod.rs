@@ -25,7 +25,7 @@ use egress_common::{
     address::Address,
     hash::SipKey,
     learned::{Grant, LEARN_BATCH, LearnRequest, LearnedKey},
-    maps::{Alias, AliasKey, CGROUP_LEVELS, Keys, NO_LEVEL, Query, QueryKey},
+    maps::{Alias, AliasKey, CGROUP_LEVELS, Config, Keys, NO_LEVEL, Query, QueryKey},
     policy::Workload,
     tally::Tally,
     verdict::Hook,
@@ -327,6 +327,28 @@ impl Datapath {
         config.generation = config.generation.wrapping_add(1);
         self.maps.set_config(config)?;
         Ok(config.generation)
+    }
+
+    /// Lets what enforces audit from this moment of the monotonic clock on, whatever becomes of the agent; never for 0.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be written.
+    pub fn set_enforce_until(&mut self, enforce_until_ns: u64) -> Result<(), DatapathError> {
+        let config = self.maps.config()?;
+        self.maps.set_config(Config {
+            enforce_until_ns,
+            ..config
+        })
+    }
+
+    /// The moment from which on what enforces audits; 0 for never.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be read.
+    pub fn enforce_until(&self) -> Result<u64, DatapathError> {
+        Ok(self.maps.config()?.enforce_until_ns)
     }
 
     /// The generation that is in force.
