@@ -1,4 +1,4 @@
-//! What is in `deploy/` and in the README fits the binary: objects, flags, paths, policies.
+//! What is in `deploy/` and in the documents fits the binary: objects, flags, paths, policies.
 
 #![allow(
     clippy::unwrap_used,
@@ -481,21 +481,25 @@ fn blocks(markdown: &str) -> Vec<(String, String)> {
 }
 
 #[test]
-fn policies_in_the_readme_compile() {
-    let policies: Vec<(String, String)> = blocks(&text("README.md"))
-        .into_iter()
-        .filter(|(_, text)| text.contains("kind: EgressPolicy"))
+fn policies_in_the_readme_and_the_page_on_policies_compile() {
+    let policies: Vec<(String, String)> = ["README.md", "docs/policy.md"]
+        .map(text)
+        .iter()
+        .flat_map(|text| blocks(text))
+        .filter(|(_, text)| text.contains("kind: EgressPolicy") && text.contains("serviceTags:"))
         .collect();
-    assert!(
-        policies.len() >= 2,
-        "the short one and the one with all fields"
-    );
-    for (language, text) in &policies {
+    let short = blocks(&text("README.md"))
+        .into_iter()
+        .find(|(_, text)| text.contains("kind: EgressPolicy"))
+        .unwrap();
+    for (language, text) in policies.iter().chain([&short]) {
         assert_eq!(language, "yaml");
-        compiled(&[("README.md", text)], &Lifeline::new());
+        compiled(&[("policy.md", text)], &Lifeline::new());
     }
-    // The last one names every field of the schema.
-    let (_, full) = policies.last().unwrap();
+    // The one with all fields names every field of the schema.
+    let [(_, full)] = policies.as_slice() else {
+        panic!("one policy with all fields: {policies:?}");
+    };
     let written: egress_agent::policy::EgressPolicy = serde_yaml_ng::from_str(full).unwrap();
     let complete = serde_json::to_value(&written.spec).unwrap();
     let raw: serde_json::Value = serde_yaml_ng::from_str(full).unwrap();
@@ -536,7 +540,15 @@ fn shell_words(line: &str) -> Vec<String> {
 #[test]
 fn commands_of_the_agent_in_the_docs_parse() {
     let mut count = 0_usize;
-    let texts = ["README.md", "docs/service-tags.md"].map(text);
+    let texts = [
+        "README.md",
+        "docs/node.md",
+        "docs/cli.md",
+        "docs/policy.md",
+        "docs/kubernetes.md",
+        "docs/service-tags.md",
+    ]
+    .map(text);
     for (language, block) in texts.iter().flat_map(|text| blocks(text)) {
         if language != "console" && language != "sh" {
             continue;
@@ -589,5 +601,5 @@ fn the_documented_query_names_the_set_that_exists() {
         set.metadata.namespace.unwrap(),
         set.metadata.name.unwrap()
     );
-    assert!(text("README.md").contains(&query), "{query}");
+    assert!(text("docs/kubernetes.md").contains(&query), "{query}");
 }

@@ -1,6 +1,6 @@
-//! One test for each way around, as a workload with root in its container would try it.
+//! One test for each bypass, as a workload with root in its container would try it.
 //!
-//! [`table`] is the one list: the tests and the README's table are made from
+//! [`table`] is the one list: the tests and the table of docs/security.md are made from
 //! it (`cargo xtask docs`). Each test has an allowed twin, so that none can
 //! pass by breaking the network, and a watcher at the far end of the node's
 //! wire, which sees what left, whatever the sender was told.
@@ -18,6 +18,6 @@ mod forged;
 mod moved;
 mod networks;
 mod raw;
-mod readme;
+mod page;
 mod sockets;
 mod table;

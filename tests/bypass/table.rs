@@ -1,4 +1,4 @@
-//! The techniques: the one list from which the tests and the README's table are made.
+//! The techniques: the one list from which the tests and the table of docs/security.md are made.
 
 use crate::{forged, moved, networks, raw, sockets};
 
@@ -17,7 +17,7 @@ pub(crate) enum Outcome {
     NotStopped,
 }
 
-/// One way around.
+/// One bypass.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Technique {
     /// What is done.
@@ -127,7 +127,7 @@ techniques! {
     Stopped forged::answers_from_an_untrusted_server: "DNS over TCP to a server that is no trusted resolver", "its answers teach nothing; without a rule it cannot be asked";
     Stopped forged::calls_by_raw_sockets: "calling oneself in the name of a far end, to answer it: raw sockets (TCP, UDP, ping)", "`skb_egress`";
     Stopped forged::calls_by_packet_sockets: "calling oneself in the name of a far end: TCP and UDP, by packet sockets on `lo`", "`skb_ingress`";
-    #[ignore = "known gap (README.md): the kernel answers what a packet socket puts on lo"]
+    #[ignore = "known gap (docs/security.md): the kernel answers what a packet socket puts on lo"]
     Gap forged::questions_to_the_kernel_by_packet_sockets: "making the kernel answer to a far end (pings, closed ports): packet sockets on `lo`", "The kernel's answer, with what was asked, leaves. They need `CAP_NET_RAW`";
     Stopped forged::questions_to_the_kernel_by_transparent_sockets: "making the kernel answer to a far end: `IP_TRANSPARENT` sockets", "`skb_egress`: on loopback nothing is asked in the name of somebody who is not here";
     Stopped forged::questions_to_the_kernel_by_freebind_sockets: "making the kernel answer to a far end: `IPV6_FREEBIND` sockets", "as above";

@@ -42,8 +42,8 @@ const PAGES: &[(&str, &[&str], &str, &str)] = &[
     (
         "egress-tests",
         &["--test", "bypass"],
-        "the_readme_has_the_table",
-        "the README's table of ways around",
+        "the_page_on_security_has_the_table",
+        "the table of docs/security.md",
     ),
 ];
 

@@ -112,7 +112,7 @@ pub(crate) fn wait_for_gap(rig: &mut Rig) -> Result<Gap> {
     })
 }
 
-/// What passed after a boot before the agent was there. It is said and not judged: the README says that it is so.
+/// What passed after a boot before the agent was there. It is said and not judged: docs/security.md says that it is so.
 pub(crate) fn since_boot(rig: &mut Rig) -> Result<String> {
     let now = now(rig)?;
     let [allowed, denied] = counts(rig, 0.0, now)?;
