@@ -78,6 +78,8 @@ fn the_view_is_what_the_server_has_of_this_node_and_follows_its_changes() {
         let annotations =
             json!({ "kubernetes.io/config.mirror": HASH, "kubernetes.io/config.hash": HASH });
         pod["metadata"]["annotations"] = annotations;
+        pod["metadata"]["ownerReferences"] =
+            json!([{ "apiVersion": "v1", "kind": "Node", "name": "n1", "uid": "1" }]);
         pod
     };
     let web = json!({ "podSelector": { "matchLabels": { "app": "web" } }, "allow": [{ "names": ["api.example.com"] }] });

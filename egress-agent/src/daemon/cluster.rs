@@ -8,7 +8,7 @@
 //! rules are the lifeline (or none, `--pending-pods open`), until its policies are known.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -31,12 +31,12 @@ use crate::{
     datapath::readable,
     kube::{
         ClusterView, Feed, LeaseTimes, Pod, PolicyKey, StatusSettings,
-        events::{self, EventLimits},
+        events::{self, Claim, Denials, EventLimits},
         write_status,
     },
     policy::{Catalog, Policy},
     shutdown::Shutdown,
-    workload::{PodEvent, PodTree},
+    workload::{PodEvent, PodTree, PodUid},
 };
 
 /// How soon what failed is tried again.
@@ -62,6 +62,8 @@ pub(super) struct Cluster {
     /// From hearing of a cgroup to its policy, of the last pods.
     delays: Vec<Duration>,
     next_delay: usize,
+    /// Claims of cgroups that events told of.
+    told_claims: BTreeSet<(PodUid, String)>,
     /// Why the last plan was not switched to.
     pub(super) refused: Option<String>,
 }
@@ -82,6 +84,7 @@ impl Cluster {
             waiting: HashMap::new(),
             delays: Vec::new(),
             next_delay: 0,
+            told_claims: BTreeSet::new(),
             refused: None,
         })
     }
@@ -168,6 +171,25 @@ impl Cluster {
         before
     }
 
+    /// Has events tell, once each, of objects that claim a cgroup without a right to it.
+    fn tell_claims(&mut self, denials: &Denials) {
+        let mut claims = BTreeSet::new();
+        for (cgroup, by) in &self.feed.view.contested {
+            for pod in by {
+                let claim = (cgroup.clone(), pod.uid.clone());
+                if !self.told_claims.contains(&claim) {
+                    warn!(%cgroup, namespace = pod.namespace, pod = pod.name, "an object claims the cgroup of another");
+                    denials.tell_claim(Claim {
+                        pod: Arc::clone(pod),
+                        cgroup: cgroup.clone(),
+                    });
+                }
+                claims.insert(claim);
+            }
+        }
+        self.told_claims = claims;
+    }
+
     /// Notes that a plan is in force.
     fn arrived(&mut self) {
         let pods: Vec<u64> = self
@@ -193,6 +215,8 @@ impl Cluster {
     fn status(&self, node: &str) -> KubernetesStatus {
         let mut alarms = self.pods.alarms();
         let is_complete = alarms.is_empty() && self.refused.is_none();
+        let contested = self.feed.view.contested.iter();
+        alarms.extend(contested.map(|(cgroup, by)| claim_alarm(&self.feed.view, cgroup, by)));
         let refused = self.refused.iter();
         alarms.extend(refused.map(|why| format!("pods are not judged as they should be: {why}")));
         let errors = self.rulesets.errors().into_iter();
@@ -417,6 +441,9 @@ impl Shared {
         }
         cluster.take_events(self, events);
         let before = cluster.take_feed(feed);
+        if let Some(denials) = self.denials.get() {
+            cluster.tell_claims(denials);
+        }
         let view = Arc::clone(&cluster.feed.view);
         let is_node_same = node_versions(&before.view) == node_versions(&view)
             && before.view.dns_service == view.dns_service;
@@ -446,6 +473,24 @@ impl Cluster {
         for event in events {
             self.pods.take(event, &shared.memory, &bound);
         }
+    }
+}
+
+/// What an operator reads of objects that claim a cgroup without a right to it.
+fn claim_alarm(view: &ClusterView, cgroup: &PodUid, by: &[Arc<Pod>]) -> String {
+    let by: Vec<String> = by
+        .iter()
+        .map(|pod| format!("{}/{}", pod.namespace, pod.name))
+        .collect();
+    let by = by.join(", ");
+    match view.pods.get(cgroup) {
+        Some(pod) => format!(
+            "{by} claims the cgroup of {}/{} (pod UID {cgroup}), which keeps its own policies: find out who made {by}",
+            pod.namespace, pod.name
+        ),
+        None => format!(
+            "{by} claim the same cgroup (pod UID {cgroup}), which stays pending: delete what kubelet did not make"
+        ),
     }
 }
 

@@ -1,4 +1,5 @@
-//! Events at pods: who is denied a destination for the first time reads it in `kubectl describe pod`.
+//! Events at pods: who is denied a destination for the first time reads it in `kubectl describe pod`, and who owns an
+//! object that claims another pod's cgroup.
 //!
 //! An event of its own for each destination of each pod; that it goes on is told rarely. How many are written is
 //! bounded for each pod and for the node, and so is what is remembered.
@@ -31,7 +32,7 @@ use super::{
     request::{RequestError, answer},
     view::Pod,
 };
-use crate::shutdown::Shutdown;
+use crate::{shutdown::Shutdown, workload::PodUid};
 
 /// Who reports.
 const COMPONENT: &str = "egress-agent";
@@ -62,6 +63,22 @@ pub struct Denial {
     pub rule: Option<String>,
     /// It passed all the same.
     pub is_audit: bool,
+}
+
+/// An object claims the cgroup of a pod, to which it has no right.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    /// The object.
+    pub pod: Arc<Pod>,
+    /// The UID that the cgroup carries.
+    pub cgroup: PodUid,
+}
+
+/// What is told at a pod.
+#[derive(Clone, Debug)]
+enum Report {
+    Denial(Denial),
+    Claim(Claim),
 }
 
 /// How much is written and remembered.
@@ -113,14 +130,23 @@ impl EventCounts {
 /// Where denials are told; never waits.
 #[derive(Clone, Debug)]
 pub struct Denials {
-    sender: mpsc::Sender<Denial>,
+    sender: mpsc::Sender<Report>,
     counts: Arc<EventCounts>,
 }
 
 impl Denials {
     /// Tells of a denial, of each one: which of them are written is decided later.
     pub fn tell(&self, denial: Denial) {
-        if self.sender.try_send(denial).is_err() {
+        self.send(Report::Denial(denial));
+    }
+
+    /// Tells of a claim.
+    pub fn tell_claim(&self, claim: Claim) {
+        self.send(Report::Claim(claim));
+    }
+
+    fn send(&self, report: Report) {
+        if self.sender.try_send(report).is_err() {
             self.counts.not_written.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -135,7 +161,7 @@ impl Denials {
 /// Told denials, for [`run`].
 #[derive(Debug)]
 pub struct Told {
-    receiver: mpsc::Receiver<Denial>,
+    receiver: mpsc::Receiver<Report>,
     counts: Arc<EventCounts>,
 }
 
@@ -161,15 +187,15 @@ pub async fn run(
 ) {
     let mut journal = Journal::new(limits);
     loop {
-        let denial = tokio::select! {
+        let report = tokio::select! {
             biased;
             () = stop.requested() => return,
-            denial = told.receiver.recv() => denial,
+            report = told.receiver.recv() => report,
         };
-        let Some(denial) = denial else {
+        let Some(report) = report else {
             return;
         };
-        let key = Key::of(&denial);
+        let key = report.key();
         let (known, more) = match journal.take(&key, Instant::now()) {
             Taken::Known => continue,
             Taken::TooMany => {
@@ -178,11 +204,11 @@ pub async fn run(
             }
             Taken::Write { known, more } => (known, more),
         };
-        let api = Api::namespaced(client.clone(), &denial.pod.namespace);
+        let api = Api::namespaced(client.clone(), &report.pod().namespace);
         let written = tokio::select! {
             biased;
             () = stop.requested() => return,
-            written = write(&api, event(&denial, &key, &node_name), known, more) => written,
+            written = write(&api, event(&report, &key, &node_name), known, more) => written,
         };
         match written {
             Ok(count) => {
@@ -190,7 +216,8 @@ pub async fn run(
                 told.counts.written.fetch_add(1, Ordering::Relaxed);
             }
             Err(error) => {
-                debug!(pod = denial.pod.name, namespace = denial.pod.namespace, %error, "event not written");
+                let pod = report.pod();
+                debug!(pod = pod.name, namespace = pod.namespace, %error, "event not written");
                 journal.known.remove(&key);
                 told.counts.not_written.fetch_add(1, Ordering::Relaxed);
             }
@@ -232,13 +259,9 @@ async fn write(
     }
 }
 
-fn event(denial: &Denial, key: &Key, node_name: &str) -> Event {
-    let pod = &denial.pod;
-    let (type_, reason) = if denial.is_audit {
-        ("Normal", "EgressWouldBeDenied")
-    } else {
-        ("Warning", "EgressDenied")
-    };
+fn event(report: &Report, key: &Key, node_name: &str) -> Event {
+    let pod = report.pod();
+    let (type_, reason) = report.kind();
     let now = Time(Timestamp::now());
     Event {
         metadata: ObjectMeta {
@@ -256,7 +279,7 @@ fn event(denial: &Denial, key: &Key, node_name: &str) -> Event {
         },
         type_: Some(type_.to_owned()),
         reason: Some(reason.to_owned()),
-        message: Some(denial.message()),
+        message: Some(report.message()),
         source: Some(EventSource {
             component: Some(COMPONENT.to_owned()),
             host: Some(node_name.to_owned()),
@@ -266,6 +289,47 @@ fn event(denial: &Denial, key: &Key, node_name: &str) -> Event {
         first_timestamp: Some(now.clone()),
         last_timestamp: Some(now),
         ..Event::default()
+    }
+}
+
+impl Report {
+    const fn pod(&self) -> &Arc<Pod> {
+        match self {
+            Self::Denial(denial) => &denial.pod,
+            Self::Claim(claim) => &claim.pod,
+        }
+    }
+
+    fn key(&self) -> Key {
+        match self {
+            Self::Denial(denial) => Key::of(denial),
+            Self::Claim(claim) => Key {
+                pod_uid: claim.pod.uid.clone(),
+                destination: format!("cgroup {}", claim.cgroup),
+                is_audit: false,
+            },
+        }
+    }
+
+    /// Type and reason of the event.
+    const fn kind(&self) -> (&'static str, &'static str) {
+        match self {
+            Self::Denial(Denial { is_audit: true, .. }) => ("Normal", "EgressWouldBeDenied"),
+            Self::Denial(_) => ("Warning", "EgressDenied"),
+            Self::Claim(_) => ("Warning", "EgressPodUnknown"),
+        }
+    }
+
+    fn message(&self) -> String {
+        match self {
+            Self::Denial(denial) => denial.message(),
+            // Who reads the events of this namespace is told of no other.
+            Self::Claim(Claim { cgroup, .. }) => format!(
+                "The annotations say that this object stands for a static pod with the UID {cgroup}, but another object \
+                 has or claims that UID: this one has no pod, and its policies are not applied. What to do: delete the \
+                 object if kubelet did not make it"
+            ),
+        }
     }
 }
 
@@ -530,6 +594,19 @@ mod tests {
             "[2001:db8::1]:443/tcp passes in audit, but would be denied: a deny rule covers the destination \
              (shop/base deny[0] 2001:db8::/32). What to do: narrow the deny rule: it beats every rule that allows"
         );
+    }
+
+    #[test]
+    fn a_claim_names_the_uid_and_no_other_pod() {
+        let uid = "0f6c1d2e-3a4b-4c5d-8e6f-708192a3b4c5";
+        let report = Report::Claim(Claim {
+            pod: denial(None, "192.0.2.1").pod,
+            cgroup: PodUid::new(uid).unwrap(),
+        });
+        let event = event(&report, &report.key(), "n1");
+        assert_eq!(event.reason.as_deref(), Some("EgressPodUnknown"));
+        assert_eq!(event.involved_object.name.as_deref(), Some("web-1"));
+        assert!(event.message.is_some_and(|message| message.contains(uid)));
     }
 
     #[test]

@@ -48,7 +48,7 @@ pub(super) struct Follow<K> {
     /// Which of them, by their fields.
     pub(super) fields: Option<String>,
     /// What matters of an object.
-    pub(super) read: fn(K) -> Option<Item>,
+    pub(super) read: Box<dyn Fn(K) -> Option<Item> + Send + Sync>,
     pub(super) notices: mpsc::Sender<(Kind, Notice)>,
 }
 
@@ -151,7 +151,7 @@ where
         let mut items = Vec::new();
         loop {
             let page = answer(self.api.list(&parameters)).await?;
-            items.extend(page.items.into_iter().filter_map(self.read));
+            items.extend(page.items.into_iter().filter_map(&self.read));
             parameters.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
             if parameters.continue_token.is_some() {
                 continue;

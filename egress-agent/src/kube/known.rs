@@ -1,11 +1,6 @@
 //! What the watches told, put together to a view. Pure: no clock, no server.
 
-use std::{
-    collections::{BTreeMap, btree_map::Entry},
-    fmt,
-    net::IpAddr,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
 
 use super::view::{ClusterView, Labels, Pod, PolicyKey, PolicyObject};
 use crate::{api::Timestamp, workload::PodUid};
@@ -55,6 +50,7 @@ impl fmt::Display for Kind {
 /// An object, as far as it matters.
 #[derive(Clone, Debug)]
 pub(super) enum Item {
+    /// With the UID that its cgroup carries: its own, or the one that it says kubelet knows a static pod by.
     Pod(PodUid, Arc<Pod>),
     Namespace(String, Labels),
     Node(Labels),
@@ -90,6 +86,8 @@ struct Watched {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Known {
     view: Arc<ClusterView>,
+    /// Pods of this node by the UIDs of their objects, each with the one that its cgroup is said to carry.
+    objects: BTreeMap<String, (PodUid, Arc<Pod>)>,
     watched: BTreeMap<Kind, Watched>,
     /// Policies that this agent cannot read, and why. What was known of them before stands.
     unreadable: BTreeMap<PolicyKey, String>,
@@ -181,7 +179,7 @@ impl Known {
         let old = &self.view;
         let mut new = ClusterView::clone(old);
         match kind {
-            Kind::Pods => new.pods.clear(),
+            Kind::Pods => self.objects.clear(),
             Kind::Namespaces => new.namespaces.clear(),
             Kind::Node => new.node.clear(),
             Kind::EgressPolicies => {
@@ -199,19 +197,10 @@ impl Known {
         });
         for item in items {
             match item {
-                Item::Pod(uid, pod) => match new.pods.entry(uid) {
-                    Entry::Vacant(entry) => {
-                        let pod = kept_or_new(old.pods.get(entry.key()), pod);
-                        entry.insert(pod);
-                    }
-                    // Two objects for one pod: the one that was known is it, else the first.
-                    Entry::Occupied(mut entry) => {
-                        let known = old.pods.get(entry.key());
-                        if known.is_some_and(|known| known.uid == pod.uid) {
-                            entry.insert(kept_or_new(known, pod));
-                        }
-                    }
-                },
+                Item::Pod(cgroup, pod) => {
+                    let pod = kept_or_new(old.pods.get(&cgroup), pod);
+                    self.objects.insert(pod.uid.clone(), (cgroup, pod));
+                }
                 Item::Namespace(name, labels) => {
                     new.namespaces.insert(name, labels);
                 }
@@ -229,6 +218,9 @@ impl Known {
                 Item::DnsService(addresses) => new.dns_service = addresses,
             }
         }
+        if kind == Kind::Pods {
+            (new.pods, new.contested) = pods_of(&self.objects);
+        }
         if new != **old {
             self.view = Arc::new(new);
         }
@@ -238,11 +230,11 @@ impl Known {
     fn change(&mut self, item: Item) {
         let view = &self.view;
         match item {
-            Item::Pod(uid, pod) => {
-                // Another object for a pod that is known waits until the first is gone and all are listed again.
-                let is_taken = |known: &Arc<Pod>| known.uid != pod.uid || *known == pod;
-                if !view.pods.get(&uid).is_some_and(is_taken) {
-                    Arc::make_mut(&mut self.view).pods.insert(uid, pod);
+            Item::Pod(cgroup, pod) => {
+                let known = self.objects.get(&pod.uid);
+                if known.is_none_or(|(of, known)| (of, known) != (&cgroup, &pod)) {
+                    self.objects.insert(pod.uid.clone(), (cgroup, pod));
+                    self.name_pods();
                 }
             }
             Item::Namespace(name, labels) => {
@@ -275,12 +267,21 @@ impl Known {
         }
     }
 
+    /// Says anew which pod each cgroup is of.
+    fn name_pods(&mut self) {
+        let (pods, contested) = pods_of(&self.objects);
+        let view = &self.view;
+        if (&view.pods, &view.contested) != (&pods, &contested) {
+            let view = Arc::make_mut(&mut self.view);
+            (view.pods, view.contested) = (pods, contested);
+        }
+    }
+
     fn remove(&mut self, item: Item) {
         match item {
-            Item::Pod(uid, pod) => {
-                let known = self.view.pods.get(&uid);
-                if known.is_some_and(|known| known.uid == pod.uid) {
-                    Arc::make_mut(&mut self.view).pods.remove(&uid);
+            Item::Pod(_, pod) => {
+                if self.objects.remove(&pod.uid).is_some() {
+                    self.name_pods();
                 }
             }
             Item::Namespace(name, _) => {
@@ -295,6 +296,33 @@ impl Known {
             Item::DnsService(_) => Arc::make_mut(&mut self.view).dns_service.clear(),
         }
     }
+}
+
+/// The pod of each cgroup, and the objects that claim one without a right to it.
+///
+/// A UID that an object has from the API server is that object's, whatever others say. One that is only said, of a static
+/// pod, has to be said by one object alone: if two say it, neither is believed.
+fn pods_of(
+    objects: &BTreeMap<String, (PodUid, Arc<Pod>)>,
+) -> (BTreeMap<PodUid, Arc<Pod>>, BTreeMap<PodUid, Vec<Arc<Pod>>>) {
+    let mut pods = BTreeMap::new();
+    let mut contested = BTreeMap::<PodUid, Vec<Arc<Pod>>>::new();
+    let mut claims = BTreeMap::<&PodUid, Vec<&Arc<Pod>>>::new();
+    for (uid, (cgroup, pod)) in objects {
+        if cgroup.as_str() == uid {
+            pods.insert(cgroup.clone(), Arc::clone(pod));
+        } else {
+            claims.entry(cgroup).or_default().push(pod);
+        }
+    }
+    for (cgroup, by) in claims {
+        if let ([pod], false) = (by.as_slice(), objects.contains_key(cgroup.as_str())) {
+            pods.insert(cgroup.clone(), Arc::clone(pod));
+        } else {
+            contested.insert(cgroup.clone(), by.into_iter().cloned().collect());
+        }
+    }
+    (pods, contested)
 }
 
 /// What is known, if that is the same as the new.
@@ -502,24 +530,73 @@ mod tests {
         assert_eq!(known.view().node, labels("x"));
     }
 
+    /// Who claims cgroups without a right to them.
+    fn contested(known: &Known) -> String {
+        let shown = |(uid, by): (&PodUid, &Vec<Arc<Pod>>)| {
+            let by: Vec<&str> = by.iter().map(|pod| pod.uid.as_str()).collect();
+            format!("{}:{}", &uid.as_str()[..1], by.join("+"))
+        };
+        let shown: Vec<String> = known.view().contested.iter().map(shown).collect();
+        shown.join(" ")
+    }
+
     #[test]
-    fn the_first_object_of_a_pod_is_the_pod() {
-        let mut known = known();
-        take(
-            &mut known,
-            Kind::Pods,
-            Notice::Changed(pod('a', "9", "evil")),
-        );
-        assert_eq!(pods(&known), "a1x b2x");
-        take(&mut known, Kind::Pods, Notice::Gone(pod('a', "9", "evil")));
-        assert_eq!(pods(&known), "a1x b2x");
-        let list = vec![pod('a', "9", "evil"), pod('a', "1", "x")];
-        take(&mut known, Kind::Pods, Notice::Listed(list));
-        assert_eq!(pods(&known), "a1x");
+    fn a_cgroup_that_two_objects_claim_has_neither_for_its_pod() {
+        let evil = || pod('a', "9", "evil");
+        for is_listed in [false, true] {
+            let mut known = known();
+            let notice = if is_listed {
+                Notice::Listed(vec![evil(), pod('a', "1", "x"), pod('b', "2", "x")])
+            } else {
+                Notice::Changed(evil())
+            };
+            take(&mut known, Kind::Pods, notice);
+            assert_eq!(pods(&known), "b2x");
+            assert_eq!(contested(&known), "a:1+9");
+            // Whichever goes, the other has it.
+            let mut other = known.clone();
+            take(&mut other, Kind::Pods, Notice::Gone(pod('a', "1", "x")));
+            assert_eq!(
+                (pods(&other), contested(&other)),
+                ("a9evil b2x".to_owned(), String::new())
+            );
+            take(&mut known, Kind::Pods, Notice::Gone(evil()));
+            assert_eq!(
+                (pods(&known), contested(&known)),
+                ("a1x b2x".to_owned(), String::new())
+            );
+        }
         // Deleted and made anew.
+        let mut known = known();
         take(&mut known, Kind::Pods, Notice::Gone(pod('a', "1", "x")));
         take(&mut known, Kind::Pods, Notice::Changed(pod('a', "3", "y")));
-        assert_eq!(pods(&known), "a3y");
+        assert_eq!(
+            (pods(&known), contested(&known)),
+            ("a3y b2x".to_owned(), String::new())
+        );
+    }
+
+    #[test]
+    fn a_uid_that_an_object_has_is_its_own_whatever_others_say() {
+        let own = uid('a').to_string();
+        let victim = || pod('a', &own, "x");
+        let evil = || pod('a', "9", "evil");
+        for items in [vec![victim(), evil()], vec![evil(), victim()]] {
+            let mut known = known();
+            take(&mut known, Kind::Pods, Notice::Listed(items.clone()));
+            let listed = (pods(&known), contested(&known));
+            take(&mut known, Kind::Pods, Notice::Listed(Vec::new()));
+            for item in items {
+                take(&mut known, Kind::Pods, Notice::Changed(item));
+            }
+            assert_eq!((pods(&known), contested(&known)), listed);
+            assert_eq!(listed, (format!("a{own}x"), "a:9".to_owned()));
+            take(&mut known, Kind::Pods, Notice::Gone(evil()));
+            assert_eq!(
+                (pods(&known), contested(&known)),
+                (format!("a{own}x"), String::new())
+            );
+        }
     }
 
     #[test]

@@ -24,6 +24,10 @@ pub struct ClusterView {
     pub namespaces: BTreeMap<String, Labels>,
     /// Pods of this node, by the UID that their cgroup carries.
     pub pods: BTreeMap<PodUid, Arc<Pod>>,
+    /// Objects that claim a cgroup without a right to it, by its UID: that of another object, or one that several claim,
+    /// none of which then is its pod.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub contested: BTreeMap<PodUid, Vec<Arc<Pod>>>,
     /// Policies of all namespaces and of the cluster; shared, because pods change often and policies do not.
     pub policies: Arc<Policies>,
     /// Addresses of the cluster's DNS service.

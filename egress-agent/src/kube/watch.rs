@@ -12,7 +12,10 @@ use std::{
 };
 
 use anyhow::Context as _;
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod as PodObject, Service};
+use k8s_openapi::{
+    api::core::v1::{Namespace, Node, Pod as PodObject, Service},
+    apimachinery::pkg::apis::meta::v1::OwnerReference,
+};
 use kube::{
     Api, Client, Config, ResourceExt as _,
     config::{KubeConfigOptions, Kubeconfig},
@@ -332,7 +335,10 @@ fn spawn_watches(
                     kind,
                     api: Api::all(client),
                     fields: Some(format!("spec.nodeName={node_name}")),
-                    read: pod,
+                    read: {
+                        let node_name = node_name.to_owned();
+                        Box::new(move |object| pod(object, &node_name))
+                    },
                     notices,
                 }
                 .run(),
@@ -342,7 +348,7 @@ fn spawn_watches(
                     kind,
                     api: Api::all(client),
                     fields: None,
-                    read: namespace,
+                    read: Box::new(namespace),
                     notices,
                 }
                 .run(),
@@ -352,7 +358,7 @@ fn spawn_watches(
                     kind,
                     api: Api::all(client),
                     fields: Some(format!("metadata.name={node_name}")),
-                    read: node,
+                    read: Box::new(node),
                     notices,
                 }
                 .run(),
@@ -368,7 +374,7 @@ fn spawn_watches(
                         kind,
                         api: Api::all_with(client, &resource),
                         fields: None,
-                        read: policy,
+                        read: Box::new(policy),
                         notices,
                     }
                     .run(),
@@ -379,7 +385,7 @@ fn spawn_watches(
                     kind,
                     api: Api::namespaced(client, dns_namespace),
                     fields: Some(format!("metadata.name={dns_name}")),
-                    read: dns_service,
+                    read: Box::new(dns_service),
                     notices,
                 }
                 .run(),
@@ -388,19 +394,26 @@ fn spawn_watches(
     }
 }
 
-fn pod(mut pod: PartialObjectMeta<PodObject>) -> Option<Item> {
+/// Reads a pod. Annotations anybody can write: they tell the UID of a static pod only where kubelet of this node made the
+/// object, which it says by an owner.
+fn pod(mut pod: PartialObjectMeta<PodObject>, node_name: &str) -> Option<Item> {
     let uid = pod.uid()?;
+    let is_owner = |owner: &OwnerReference| {
+        owner.api_version == "v1" && owner.kind == "Node" && owner.name == node_name
+    };
+    let is_of_node = pod.owner_references().iter().any(is_owner);
     let annotations = pod.annotations();
+    let mirror_of = annotations.get(MIRROR).filter(|_| is_of_node).cloned();
     let of_static = annotations
         .get(MANIFEST_HASH)
-        .filter(|_| annotations.contains_key(MIRROR));
+        .filter(|_| mirror_of.is_some());
     let in_cgroup = of_static
         .and_then(|hash| PodUid::new(hash))
         .or_else(|| PodUid::new(&uid))?;
     let known = Pod {
         namespace: pod.namespace()?,
         name: pod.name_any(),
-        mirror_of: annotations.get(MIRROR).cloned(),
+        mirror_of,
         labels: std::mem::take(pod.labels_mut()),
         uid,
     };
@@ -447,4 +460,56 @@ fn dns_service(service: Service) -> Option<Item> {
         .filter_map(|text| text.parse().ok())
         .collect();
     Some(Item::DnsService(addresses))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const VICTIM: &str = "0f6c1d2e-3a4b-4c5d-8e6f-708192a3b4c5";
+    const OWN: &str = "11111111-1111-4111-8111-111111111111";
+
+    /// The cgroup that an object is of, and whether it stands for a static pod.
+    fn read(owners: Value, annotations: Value) -> (String, bool) {
+        let object = json!({
+            "apiVersion": "meta.k8s.io/v1",
+            "kind": "PartialObjectMetadata",
+            "metadata": {
+                "name": "x", "namespace": "aaa", "uid": OWN,
+                "ownerReferences": owners, "annotations": annotations,
+            },
+        });
+        let Some(Item::Pod(cgroup, pod)) = pod(serde_json::from_value(object).unwrap(), "n1")
+        else {
+            panic!("no pod");
+        };
+        assert_eq!(pod.uid, OWN);
+        (cgroup.to_string(), pod.mirror_of.is_some())
+    }
+
+    #[test]
+    fn annotations_count_only_at_what_this_node_owns() {
+        let marks = json!({ MIRROR: VICTIM, MANIFEST_HASH: VICTIM });
+        let owner = |version: &str, kind: &str, name: &str| json!([{ "apiVersion": version, "kind": kind, "name": name, "uid": "1" }]);
+        assert_eq!(
+            read(owner("v1", "Node", "n1"), marks.clone()),
+            (VICTIM.to_owned(), true)
+        );
+        for (owners, annotations) in [
+            (json!([]), marks.clone()),
+            (owner("v1", "Node", "n2"), marks.clone()),
+            (owner("v1", "ConfigMap", "n1"), marks.clone()),
+            (owner("apps/v1", "Node", "n1"), marks),
+            (owner("v1", "Node", "n1"), json!({ MANIFEST_HASH: VICTIM })),
+        ] {
+            let shown = format!("{owners} {annotations}");
+            assert_eq!(
+                read(owners, annotations),
+                (OWN.to_owned(), false),
+                "{shown}"
+            );
+        }
+    }
 }
