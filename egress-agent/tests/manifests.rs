@@ -345,7 +345,17 @@ fn pods_run_on_every_node_with_the_account_that_exists_and_only_agents_have_its_
             toleration.operator.as_deref() == Some("Exists") && toleration.key.is_none()
         }));
         let security = only_container(&set).security_context.as_ref().unwrap();
-        assert_eq!(security.privileged, Some(true));
+        assert_eq!(security.privileged, Some(false));
+        assert_eq!(security.allow_privilege_escalation, Some(false));
+        let capabilities = security.capabilities.as_ref().unwrap();
+        let three = ["BPF", "NET_ADMIN", "PERFMON"].map(str::to_owned);
+        assert_eq!(capabilities.add.as_deref(), Some(three.as_slice()));
+        assert_eq!(
+            capabilities.drop.as_deref(),
+            Some(["ALL".to_owned()].as_slice())
+        );
+        let seccomp = security.seccomp_profile.as_ref().unwrap();
+        assert_eq!(seccomp.type_, "Unconfined");
         assert_eq!(security.read_only_root_filesystem, Some(true));
         // The pods that the set looks for are those that it makes.
         let spec = set.spec.as_ref().unwrap();

@@ -56,6 +56,7 @@ fn kind(schema: &Value, field: &Value) -> String {
             _ => "texts by name".to_owned(),
         },
         "string" => "text".to_owned(),
+        "boolean" => "`true` or `false`".to_owned(),
         other => panic!("{other}: {field}"),
     }
 }

@@ -283,6 +283,7 @@ fn unknown_fields_are_refused_by_both_kinds_of_apply() {
         ("{ ttl: { minimum: 30s } }", "minimum"),
         ("{ podSelector: { labels: { app: payments } } }", "labels"),
         ("{ nodeSelector: {} }", "nodeSelector"),
+        ("{ ceiling: true }", "ceiling"),
     ]
     .into_iter()
     .enumerate()

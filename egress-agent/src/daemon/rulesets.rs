@@ -8,7 +8,7 @@ use std::{
 use super::shared::{NodeFacts, PolicyInForce, Rules, Ruleset};
 use crate::{
     kube::{self, ClusterView, LastRight, PolicyKey, PolicyObject},
-    policy::{Catalog, Policy, PolicySet, ServiceTagsFacts, compile},
+    policy::{Catalog, Policy, PolicySet, ServiceTagsFacts, Spec, compile},
 };
 use egress_common::verdict::Mode;
 
@@ -66,7 +66,8 @@ impl Rulesets {
         self.made_with = Some((Arc::clone(facts), mode));
     }
 
-    /// The checked policies of these keys; of one that is wrong its last right version, or nothing.
+    /// The checked policies of these keys; of one that is wrong its last right version, or nothing: of a ceiling one that
+    /// is above nothing.
     pub(super) fn policies_of(
         &mut self,
         view: &ClusterView,
@@ -82,8 +83,11 @@ impl Rulesets {
         keys.iter()
             .filter_map(|key| {
                 let object = view.policies.get(key)?;
-                let policy = self.check(key, object, catalog)?;
-                Some(Policy::clone(&policy))
+                match self.check(key, object, catalog) {
+                    Some(policy) => Some(Policy::clone(&policy)),
+                    None if object.spec.ceiling => lowest_ceiling(key, object, catalog),
+                    None => None,
+                }
             })
             .collect()
     }
@@ -219,6 +223,20 @@ impl Rulesets {
     }
 }
 
+/// A ceiling under which rules of namespaces open nothing: nobody knows what the one that is wrong was to leave.
+fn lowest_ceiling(key: &PolicyKey, object: &PolicyObject, catalog: &Catalog) -> Option<Policy> {
+    let spec = Spec {
+        mode: object.spec.mode,
+        ceiling: true,
+        ..Spec::default()
+    };
+    let object = PolicyObject {
+        spec,
+        ..object.clone()
+    };
+    kube::checked(key, &object, catalog).ok()
+}
+
 /// The states of these policies.
 pub(super) fn versions_of(view: &ClusterView, keys: &[&PolicyKey]) -> Vec<Version> {
     let objects = keys.iter().filter_map(|key| {
@@ -288,6 +306,18 @@ mod tests {
         // Right again: it is not needed any more.
         assert_eq!(in_force(&mut next, &view("1", 4, RIGHT)), (1, 0));
         assert_eq!(kept(&last_right), None);
+    }
+
+    #[test]
+    fn under_a_ceiling_that_was_never_right_nothing_of_a_namespace_is_open() {
+        let wrong = "{ ceiling: true, allow: [{ cidrs: [10.0.0.1/8] }] }";
+        let mut rulesets = Rulesets::default();
+        let view = view("1", 1, wrong);
+        let keys: Vec<&PolicyKey> = view.policies.keys().collect();
+        let policies = rulesets.policies_of(&view, &keys, &Catalog::default());
+        assert_eq!(policies.len(), 1);
+        assert!(policies[0].document.spec.ceiling && policies[0].allow.is_empty());
+        assert_eq!(rulesets.errors().len(), 1);
     }
 
     #[test]

@@ -65,6 +65,7 @@ pub struct PolicySpec {
     schema = "disabled",
     derive = "PartialEq",
     printcolumn(name = "Subject", type_ = "string", json_path = ".spec.subject"),
+    printcolumn(name = "Ceiling", type_ = "boolean", json_path = ".spec.ceiling"),
     printcolumn(name = "Mode", type_ = "string", json_path = ".spec.mode"),
     printcolumn(name = "Rules", type_ = "integer", json_path = ".status.rules"),
     printcolumn(name = "Subjects", type_ = "string", json_path = ".status.subjects"),
@@ -118,7 +119,7 @@ pub struct PolicyStatus {
 #[must_use]
 pub fn crds() -> [CustomResourceDefinition; 2] {
     // What an EgressPolicy cannot have: it is for its own namespace.
-    let of_cluster = ["subject", "namespaceSelector", "nodeSelector"];
+    let of_cluster = ["subject", "namespaceSelector", "nodeSelector", "ceiling"];
     [
         define(EgressPolicy::crd(), &of_cluster),
         define(ClusterEgressPolicy::crd(), &[]),
@@ -154,7 +155,8 @@ fn define(mut crd: CustomResourceDefinition, without: &[&str]) -> CustomResource
         }
         _ => {
             "What pods of all namespaces, or the processes of nodes, may reach, beside what the EgressPolicies of the \
-             pods' namespaces say."
+             pods' namespaces say. What it denies no policy opens; with `ceiling: true` its allow list is an upper bound \
+             for theirs."
         }
     };
     let mut name = name_schema().to_value();

@@ -8,12 +8,16 @@
 //! policies may cover it. "The longest wins" makes it the larger of their
 //! minima and the larger of their maxima: for every TTL that is the longest
 //! life that any of them gives.
+//!
+//! What rules of namespaces open is bounded by ceilings first ([`ceiling`]).
 
+mod ceiling;
 mod grants;
 mod patterns;
 
 use std::{collections::HashMap, path::Path};
 
+use ceiling::{AllBounded, Bounded, is_ceiling};
 use egress_common::{
     address::Address,
     hash::rule_identity,
@@ -29,7 +33,7 @@ use patterns::Patterns;
 
 use super::{
     cidr::{Cidr, V4_OFFSET},
-    compiled::{Compiled, RuleList, RuleSource},
+    compiled::{Compiled, Cut, RuleList, RuleSource},
     error::{Place, PolicyErrors, Problem, Report},
     lifeline::{self, Lifeline},
     set::{Policy, PolicySet},
@@ -42,7 +46,7 @@ const ANY_PORT: &[PortRange] = &[PortRange::ANY];
 /// Compiles a set of policies for one workload: a flow is allowed if no policy denies it and one allows it.
 ///
 /// Where some are enforced and others audit, the enforced ones decide. Of those in audit only the deny rules count, and
-/// only for what passes: their allow rules open nothing, and would take nothing away.
+/// only for what passes: their allow rules open nothing, and would take nothing away. A ceiling bounds where it decides.
 ///
 /// # Errors
 /// If more rules meet at one name or CIDR than an entry can hold, or if there are more of them than the kernel's maps
@@ -54,7 +58,8 @@ pub fn compile(
 ) -> Result<Compiled, PolicyErrors> {
     let mut report = Report::default();
     let modes = Modes::of(set, mode_override);
-    let mut all = Items::collect(set, lifeline, modes);
+    let bounded = ceiling::bound(set, modes, &mut report);
+    let mut all = Items::collect(set, lifeline, modes, &bounded);
     let names = all.patterns.compile(&mut report);
     let cidrs = all.cidrs(&mut report);
     for (what, count, capacity) in [
@@ -103,6 +108,7 @@ pub fn compile(
         cidrs,
         rules: all.sources,
         looking_on,
+        cuts: all.cuts,
     })
 }
 
@@ -142,10 +148,16 @@ struct Items<'a> {
     patterns: Patterns<'a>,
     cidrs: HashMap<(Address, u8), Grants<'a>>,
     sources: HashMap<u64, RuleSource>,
+    cuts: Vec<Cut>,
 }
 
 impl<'a> Items<'a> {
-    fn collect(set: &'a PolicySet, lifeline: &'a Lifeline, modes: Modes) -> Self {
+    fn collect(
+        set: &'a PolicySet,
+        lifeline: &'a Lifeline,
+        modes: Modes,
+        bounded: &'a AllBounded,
+    ) -> Self {
         let mut all = Self::default();
         for (index, entry) in lifeline.entries().iter().enumerate() {
             let source = RuleSource {
@@ -171,10 +183,14 @@ impl<'a> Items<'a> {
             };
             all.add_cidr(&entry.cidr, item, EntryKind::Lifeline, &entry.ports);
         }
-        for policy in set.policies() {
+        for (index, policy) in set.policies().iter().enumerate() {
             if modes.decides(policy) {
                 all.collect_rules(policy, RuleList::Deny, EntryKind::Deny);
-                all.collect_rules(policy, RuleList::Allow, EntryKind::Allow);
+                if let Some(bounded) = bounded.get(&index) {
+                    all.collect_bounded(policy, bounded);
+                } else if !is_ceiling(policy) {
+                    all.collect_rules(policy, RuleList::Allow, EntryKind::Allow);
+                }
             } else {
                 all.collect_rules(policy, RuleList::Deny, EntryKind::Audited);
             }
@@ -233,9 +249,87 @@ impl<'a> Items<'a> {
         }
     }
 
+    /// Collects what ceilings leave of the allow rules of a policy.
+    fn collect_bounded(&mut self, policy: &'a Policy, bounded: &'a [Bounded]) {
+        for (rule, left) in policy.allow.iter().zip(bounded) {
+            let source = |text: &str, line| RuleSource {
+                policy: policy.name().to_owned(),
+                list: RuleList::Allow,
+                is_audited: false,
+                index: rule.index,
+                preset: rule.preset.clone(),
+                destination: text.to_owned(),
+                ports: rule.ports.clone(),
+                file: Some(policy.file.clone()),
+                line: Some(line),
+            };
+            let item = |id, field, position, line| Item {
+                id,
+                policy: Some(policy),
+                list: RuleList::Allow,
+                rule: rule.index,
+                field: if rule.preset.is_some() { PRESET } else { field },
+                position,
+                line,
+            };
+            for (position, (name, left)) in rule.names.iter().zip(&left.names).enumerate() {
+                let source = source(&name.text, name.line);
+                for (pattern, ports) in &left.pieces {
+                    let id = self.register_part(source.clone(), &pattern.to_string(), ports);
+                    let item = item(id, "names", position, name.line);
+                    self.patterns.allow(pattern, item, ports, policy.ttl);
+                }
+                self.cut(source, &left.cut_by, Vec::new);
+            }
+            for (position, (cidr, left)) in rule.cidrs.iter().zip(&left.cidrs).enumerate() {
+                let source = source(&cidr.text, cidr.line);
+                for (network, ports) in &left.pieces {
+                    let id = self.register_part(source.clone(), &network.to_string(), ports);
+                    let item = item(id, "cidrs", position, cidr.line);
+                    self.add_cidr(network, item, EntryKind::Allow, ports);
+                }
+                self.cut(source, &left.cut_by, || vec![cidr.value]);
+            }
+            let tags = rule.service_tags.iter().zip(&left.service_tags);
+            for (position, (tag, left)) in tags.enumerate() {
+                let source = source(&tag.text, tag.line);
+                let mut identity = tag.value.identity().to_string();
+                // All that is left of a tag is one rule.
+                if !left.cut_by.is_empty() {
+                    for (network, ports) in &left.pieces {
+                        identity.push_str(&format!("\0{network} {}", ports_text(ports)));
+                    }
+                }
+                let id = self.register(source.clone(), &identity);
+                let item = item(id, "serviceTags", position, tag.line);
+                for (network, ports) in &left.pieces {
+                    self.add_cidr(network, item, EntryKind::Allow, ports);
+                }
+                self.cut(source, &left.cut_by, || tag.value.prefixes.clone());
+            }
+        }
+    }
+
+    /// Notes that ceilings leave less of a rule.
+    fn cut(&mut self, rule: RuleSource, ceilings: &[String], networks: impl FnOnce() -> Vec<Cidr>) {
+        if !ceilings.is_empty() {
+            self.cuts.push(Cut {
+                rule,
+                ceilings: ceilings.to_vec(),
+                networks: networks(),
+            });
+        }
+    }
+
     /// Gives a rule its number: the same content has the same one in every generation.
     fn register(&mut self, source: RuleSource, destination: &str) -> u64 {
-        let mut ports = or_any(&source.ports).to_vec();
+        let ports = source.ports.clone();
+        self.register_part(source, destination, &ports)
+    }
+
+    /// Gives a part of a rule, or all of it, its number, by what it opens.
+    fn register_part(&mut self, source: RuleSource, destination: &str, ports: &[PortRange]) -> u64 {
+        let mut ports = or_any(ports).to_vec();
         ports.sort_unstable();
         let identity = format!(
             "{}\0{}\0{destination}\0{}",

@@ -10,6 +10,7 @@ use egress_common::{
 
 use super::{
     cidr::Cidr,
+    destination::{Destination, Host},
     name::{NamePattern, parse_name_pattern},
     names::Names,
 };
@@ -71,6 +72,42 @@ pub struct Compiled {
     pub rules: HashMap<u64, RuleSource>,
     /// The policies in audit beside those that decide, as they would decide by themselves.
     pub looking_on: Option<Box<Compiled>>,
+    /// Allow rules of namespaces that ceilings leave less of.
+    pub cuts: Vec<Cut>,
+}
+
+/// An allow rule of a namespace of which ceilings do not leave all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// The rule, for one destination.
+    pub rule: RuleSource,
+    /// The ceilings that do not have all of it.
+    pub ceilings: Vec<String>,
+    /// The networks that it names, which those of a service tag are too; none of a rule for names.
+    pub networks: Vec<Cidr>,
+}
+
+impl Cut {
+    /// Whether the rule would allow a destination by itself.
+    #[must_use]
+    pub fn covers(&self, destination: &Destination) -> bool {
+        let ports = &self.rule.ports;
+        let is_port = ports.is_empty()
+            || ports
+                .iter()
+                .any(|range| range.covers(destination.proto, destination.port));
+        let is_host = match &destination.host {
+            Host::Name(name) => {
+                self.networks.is_empty()
+                    && self
+                        .rule
+                        .pattern()
+                        .is_some_and(|pattern| pattern.covers(name))
+            }
+            Host::Address(address) => self.networks.iter().any(|cidr| cidr.holds(address)),
+        };
+        is_port && is_host
+    }
 }
 
 impl Compiled {

@@ -166,6 +166,7 @@ impl Reader<'_> {
             "subject",
             "namespaceSelector",
             "nodeSelector",
+            "ceiling",
         ];
         let fields = self.fields(node, path, KNOWN, "spec: { allow: [] }")?;
         let at = |name| FieldPath::Field(&path, name);
@@ -212,14 +213,22 @@ impl Reader<'_> {
                 *selector = self.selector(node, FieldPath::Field(&path, name));
             }
         }
+        if let Some(node) = fields.get("ceiling") {
+            let path = FieldPath::Field(&path, "ceiling");
+            let choices = [("true", true), ("false", false)];
+            spec.ceiling = self.choice(node, path, &choices, "true or false");
+        }
         for (name, node) in fields {
             let path = FieldPath::Field(&path, name);
-            let of_cluster = ["subject", "namespaceSelector", "nodeSelector"].contains(name);
+            let of_cluster =
+                ["subject", "namespaceSelector", "nodeSelector", "ceiling"].contains(name);
             let of_pods = ["namespaceSelector", "podSelector"].contains(name);
             if of_cluster && kind == KIND {
                 self.wrong(node.line, path, Problem::OnlyOfCluster);
             } else if of_pods && spec.subject == Subject::Node {
                 self.wrong(node.line, path, Problem::SelectsPods);
+            } else if *name == "ceiling" && spec.subject == Subject::Node {
+                self.wrong(node.line, path, Problem::CeilingOfNode);
             }
         }
     }

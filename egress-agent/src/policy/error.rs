@@ -238,6 +238,19 @@ pub enum Problem {
     /// Pods are selected, and nodes are meant.
     #[error("selects pods, but the subject is node; leave it out, or write subject: pods")]
     SelectsPods,
+    /// A ceiling where no policies of namespaces apply.
+    #[error(
+        "bounds policies of namespaces, which are for pods, but the subject is node; leave it out, or write subject: pods"
+    )]
+    CeilingOfNode,
+    /// Rules and ceilings that overlap too much.
+    #[error(
+        "this and the rules with it overlap too much with the ceilings {ceilings} to be compared; use wider patterns and networks"
+    )]
+    CeilingWork {
+        /// The ceilings.
+        ceilings: String,
+    },
     /// A policy for what only a cluster knows.
     #[error(
         "policy {name} is for {subjects}, which only an agent in a cluster can tell; apply it to the cluster with kubectl, and here write a kind: EgressPolicy without podSelector"

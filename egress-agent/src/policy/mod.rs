@@ -45,7 +45,7 @@ mod tests;
 pub use catalog::{Catalog, CatalogSources};
 pub use cidr::{Cidr, CidrError};
 pub use compile::compile;
-pub use compiled::{Compiled, RuleList, RuleSource};
+pub use compiled::{Compiled, Cut, RuleList, RuleSource};
 pub use destination::{Destination, DestinationError, Host};
 pub use diff::{Becomes, Difference, PolicyDiff, SettingDifference, diff};
 pub use error::{Meeting, Place, PolicyError, PolicyErrors, Problem};

@@ -46,6 +46,7 @@ pub(crate) fn name_schema() -> Schema {
         { "required": ["subject"] },
         { "required": ["namespaceSelector"] },
         { "required": ["nodeSelector"] },
+        { "required": ["ceiling"] },
     ] } } } },
 ))]
 pub struct EgressPolicy {
@@ -110,7 +111,7 @@ pub struct Metadata {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(extend("anyOf" = [
     { "properties": { "subject": { "enum": ["pods"] } } },
-    { "not": { "anyOf": [{ "required": ["namespaceSelector"] }, { "required": ["podSelector"] }] } },
+    { "not": { "anyOf": [{ "required": ["namespaceSelector"] }, { "required": ["podSelector"] }, { "required": ["ceiling"] }] } },
 ]))]
 pub struct Spec {
     /// Whether denied packets are dropped.
@@ -129,7 +130,8 @@ pub struct Spec {
     /// What may be reached. An empty list allows nothing.
     #[serde(default)]
     pub allow: Vec<SpecRule>,
-    /// What may not be reached although a rule allows it, here or in another policy. A denied name never teaches an
+    /// What may not be reached although a rule allows it, here or in any other policy, of the cluster or of a namespace: a
+    /// denial always wins. A denied name never teaches an
     /// address; it is denied for all ports.
     #[serde(default)]
     #[schemars(extend("allOf" = [{ "items": { "anyOf": [
@@ -157,6 +159,12 @@ pub struct Spec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Selector")]
     pub node_selector: Option<Selector>,
+    /// Whether the allow list of a ClusterEgressPolicy is an upper bound: it opens nothing by itself, and of what the
+    /// EgressPolicies of the pods' namespaces allow only that part is open which the list has too. Of several ceilings each
+    /// is a bound. What other ClusterEgressPolicies allow is not bounded. An EgressPolicy does not have it, nor does a
+    /// policy with `subject: node`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ceiling: bool,
 }
 
 impl Spec {

@@ -417,6 +417,8 @@ pub(crate) const BAD: &[Case] = &[
         "{ subject: pods, podSelector: {} }",
         "{ subject: node, podSelector: {} }",
     ),
+    cluster("{ ceiling: true }", "{ ceiling: upper }"),
+    cluster("{ ceiling: true }", "{ subject: node, ceiling: true }"),
     cluster(
         "{ namespaceSelector: {} }",
         "{ subject: node, namespaceSelector: {} }",

@@ -44,6 +44,9 @@ causes! {
     AllowedInAudit "allowed_in_audit"
         "a policy in audit allows it, which opens nothing beside policies that are enforced"
         "set that policy to `mode: enforce`, or add the rule to one that is enforced",
+    Ceiling "ceiling"
+        "a rule of a namespace allows it, but the ceiling of a ClusterEgressPolicy does not"
+        "ask who keeps the ClusterEgressPolicy to add it to its allow list",
     OtherPorts "other_ports"
         "a rule allows it, but not on this port and protocol"
         "add the port",

@@ -15,7 +15,8 @@ use crate::{
     api::model::{AddressVerdict, CauseReport, Explanation, RuleReport},
     dns::{Refusal, RefusalKind, SeenName},
     policy::{
-        Compiled, Destination, Host, Nearness, RuleSource, address_text, port_range_text, telling,
+        Compiled, Cut, Destination, Host, Nearness, RuleSource, address_text, port_range_text,
+        telling,
     },
 };
 
@@ -90,6 +91,9 @@ pub fn explanation(
         causes.find(&decision);
     }
     let Causes { found, add, .. } = causes;
+    // Below a ceiling one more rule of a namespace would open nothing.
+    let is_bounded = found.iter().any(|told| told.cause == Cause::Ceiling.name());
+    let add = add.filter(|_| !is_bounded);
     let mode = facts.map_or(compiled.mode, |facts| facts.binding.mode());
     Explanation {
         destination: destination.to_string(),
@@ -259,6 +263,33 @@ impl<'a> Causes<'a> {
         }
     }
 
+    /// Tells of rules of namespaces that would allow it, were it not for a ceiling.
+    fn cut_by_ceilings(&mut self) {
+        let compiled = self.compiled;
+        let names = self.names_there();
+        let named = names.into_iter().map(|name| Destination {
+            host: Host::Name(name),
+            ..*self.destination
+        });
+        let asked: Vec<Destination> = named.chain([self.destination.clone()]).collect();
+        let covers = |cut: &&Cut| {
+            let mut covered = asked.iter().filter(|asked| cut.covers(asked));
+            covered.any(|asked| {
+                let is_denied = matches!(&asked.host, Host::Name(name)
+                    if compiled.rules_of_name(name).is_some_and(|rules| rules.deny != 0));
+                !is_denied && !compiled.judge(asked, &[]).reason.passes()
+            })
+        };
+        for cut in compiled.cuts.iter().filter(covers).take(TOLD) {
+            let ceilings = cut.ceilings.join(", ");
+            let words = format!(
+                "{} allows it, but is bounded by the ceiling of ClusterEgressPolicy {ceilings}, which does not",
+                rule_text(&cut.rule)
+            );
+            self.tell(Cause::Ceiling, words, Some(&cut.rule));
+        }
+    }
+
     fn find(&mut self, decision: &Decision) {
         if decision.reason == Reason::DeniedCidr {
             let rule = self.compiled.rule_of(decision);
@@ -269,6 +300,7 @@ impl<'a> Causes<'a> {
             self.tell(Cause::BeingRead, Cause::BeingRead.words().into(), None);
         } else {
             self.allowed_in_audit();
+            self.cut_by_ceilings();
             match &self.destination.host {
                 Host::Name(name) => self.of_name(name),
                 Host::Address(address) => self.of_address(*address),

@@ -171,7 +171,7 @@ impl<'a> Labels<'a> {
 }
 
 /// Labels that begin with `prefix` and end with `suffix`, and are too short for both.
-fn overlaps(prefix: &str, suffix: &str) -> impl Iterator<Item = String> {
+pub(super) fn overlaps(prefix: &str, suffix: &str) -> impl Iterator<Item = String> {
     let most = prefix.len().min(suffix.len());
     (1..=most).filter_map(move |shared| {
         let (common, rest) = suffix.split_at_checked(shared)?;

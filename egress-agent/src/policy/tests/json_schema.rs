@@ -184,6 +184,7 @@ fn bad_policies_do_not_fit_the_schema() {
         "{ subject: node }",
         "{ namespaceSelector: {} }",
         "{ nodeSelector: {} }",
+        "{ ceiling: true }",
         "{ podSelector: payments }",
         "{ podSelector: { matchLabels: { app: -x } } }",
         "{ podSelector: { matchExpressions: [{ key: a b, operator: Exists }] } }",
@@ -242,6 +243,10 @@ fn the_fields_of_a_cluster_go_with_its_kind() {
         ("{ subject: node, podSelector: {} }", false),
         ("{ subject: node, namespaceSelector: {} }", false),
         ("{ subject: nodes }", false),
+        ("{ ceiling: true, podSelector: {} }", true),
+        ("{ ceiling: false, subject: pods }", true),
+        ("{ ceiling: sometimes }", false),
+        ("{ ceiling: true, subject: node }", false),
     ] {
         let text = policy("node", spec).replace("EgressPolicy", "ClusterEgressPolicy");
         assert_eq!(loads(&text).is_ok(), is_good, "{text}");

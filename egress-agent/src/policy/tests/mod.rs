@@ -1,12 +1,13 @@
 //! Tests of the module as a whole: schema, messages, compiled entries, properties.
 
+mod ceilings;
 mod compiled;
 mod diff;
 mod golden;
 mod json_schema;
 mod judged;
 mod large;
-mod oracle;
+pub(crate) mod oracle;
 mod schema;
 mod service_tags;
 

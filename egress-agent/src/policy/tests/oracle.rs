@@ -37,10 +37,53 @@ struct Made {
 
 #[derive(Clone, Debug)]
 pub(super) struct MadePolicy {
+    part: Part,
     audits: bool,
     ttl: (u32, u32),
     allow: Vec<Made>,
     deny: Vec<Made>,
+}
+
+/// Which part a policy has beside others.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Part {
+    /// Of a namespace: ceilings bound it.
+    Namespace,
+    /// Of the cluster: they do not.
+    Cluster,
+    Ceiling,
+}
+
+/// Flows that tell the port texts apart.
+const FLOWS: [(u8, Option<u16>); 8] = [
+    (TCP, Some(443)),
+    (TCP, Some(400)),
+    (TCP, Some(80)),
+    (TCP, None),
+    (UDP, Some(53)),
+    (UDP, Some(443)),
+    (ICMPV6, None),
+    (47, None),
+];
+
+/// Whether policies allow a flow to what rules cover by themselves, and ceilings are above by their own rules.
+fn is_allowed(
+    deciding: &[&MadePolicy],
+    covers: impl Fn(&Made) -> bool,
+    is_below: impl Fn(&MadePolicy) -> bool,
+) -> bool {
+    let is_bounded = deciding
+        .iter()
+        .filter(|policy| policy.part == Part::Ceiling)
+        .all(|ceiling| is_below(ceiling));
+    deciding.iter().any(|policy| {
+        let is_open = match policy.part {
+            Part::Namespace => is_bounded,
+            Part::Cluster => true,
+            Part::Ceiling => false,
+        };
+        is_open && policy.allow.iter().any(&covers)
+    })
 }
 
 impl Made {
@@ -123,7 +166,7 @@ fn covers_address((network, bits): (IpAddr, u8), address: IpAddr) -> bool {
 }
 
 /// Names over a small alphabet, so that patterns meet.
-pub(super) fn name() -> impl Strategy<Value = String> {
+pub(crate) fn name() -> impl Strategy<Value = String> {
     let first = select(vec![
         "a", "b", "ab", "aa", "aba", "abab", "baab", "c-", "_", "ca_",
     ]);
@@ -134,7 +177,7 @@ pub(super) fn name() -> impl Strategy<Value = String> {
     })
 }
 
-fn pattern() -> impl Strategy<Value = String> {
+pub(crate) fn pattern() -> impl Strategy<Value = String> {
     let plain = (name(), any::<bool>())
         .prop_map(|(name, below)| if below { format!("*.{name}") } else { name });
     let part = || select(vec!["", "a", "b", "ab", "ba", "aa", "c", "_"]);
@@ -217,13 +260,20 @@ fn deny_rule() -> impl Strategy<Value = Made> {
 }
 
 pub(super) fn policies() -> impl Strategy<Value = Vec<MadePolicy>> {
+    let part = prop_oneof![
+        3 => Just(Part::Namespace),
+        1 => Just(Part::Cluster),
+        1 => Just(Part::Ceiling),
+    ];
     let made = (
+        part,
         proptest::bool::weighted(0.3),
         (0_u32..100, 0_u32..100),
         vec(allow_rule(), 0..5),
         vec(deny_rule(), 0..3),
     )
-        .prop_map(|(audits, (min, more), allow, deny)| MadePolicy {
+        .prop_map(|(part, audits, (min, more), allow, deny)| MadePolicy {
+            part,
             audits,
             ttl: (min, min.saturating_add(more).max(1)),
             allow,
@@ -242,10 +292,16 @@ pub(super) fn compile_made(policies: &[MadePolicy], lifeline: &Lifeline) -> Comp
         let (min, max) = made.ttl;
         let (allow, deny) = (rules(&made.allow), rules(&made.deny));
         let mode = if made.audits { "audit" } else { "enforce" };
+        let (kind, ceiling) = match made.part {
+            Part::Namespace => ("EgressPolicy", ""),
+            Part::Cluster => ("ClusterEgressPolicy", ""),
+            Part::Ceiling => ("ClusterEgressPolicy", "ceiling: true, "),
+        };
         let spec = format!(
-            "{{ mode: {mode}, ttl: {{ min: {min}s, max: {max}s }}, allow: [{allow}], deny: [{deny}] }}"
+            "{{ {ceiling}mode: {mode}, ttl: {{ min: {min}s, max: {max}s }}, allow: [{allow}], deny: [{deny}] }}"
         );
-        text.push_str(&format!("---\n{}", policy(&format!("p{index}"), &spec)));
+        let document = policy(&format!("p{index}"), &spec).replace("EgressPolicy", kind);
+        text.push_str(&format!("---\n{document}"));
     }
     let set = PolicySet::from_texts(
         [(Path::new("made.yaml"), text.as_str())],
@@ -338,9 +394,28 @@ proptest! {
                 let source = &compiled.rules[&auditor];
                 prop_assert!(covers_name(&source.destination, name) && source.is_audited);
             }
+            let has_ceiling = deciding.iter().any(|policy| policy.part == Part::Ceiling);
             let mut ranges: BTreeSet<&str> = BTreeSet::new();
             let mut ttl: Option<(u32, u32)> = None;
+            let is_open = |only: Option<&MadePolicy>, (proto, port): (u8, Option<u16>)| {
+                let covers = |rule: &Made| covering(rule) && rule.covers_port(proto, port);
+                let holds_all = |rule: &Made, is_v4: bool| {
+                    let mut cidrs = rule.cidrs.iter();
+                    cidrs.any(|(network, bits)| *bits == 0 && network.is_ipv4() == is_v4) && rule.covers_port(proto, port)
+                };
+                let is_below = |ceiling: &MadePolicy| {
+                    let has = |is_v4| ceiling.allow.iter().any(|rule| holds_all(rule, is_v4));
+                    ceiling.allow.iter().any(covers) || has(true) && has(false)
+                };
+                let policies = deciding.iter().copied().filter(|policy| {
+                    policy.part == Part::Ceiling || only.is_none_or(|only| std::ptr::eq(only, *policy))
+                });
+                is_allowed(&policies.collect::<Vec<_>>(), covers, is_below)
+            };
             for policy in &deciding {
+                if !FLOWS.iter().any(|flow| is_open(Some(policy), *flow)) {
+                    continue;
+                }
                 for rule in policy.allow.iter().filter(|rule| covering(rule)) {
                     ranges.extend(rule.ranges());
                     let (min, max) = ttl.unwrap_or(policy.ttl);
@@ -362,16 +437,20 @@ proptest! {
                 prop_assert_eq!(Some((rules.ttl_min_s, rules.ttl_max_s)), ttl, "{}", name);
             }
             let entries: Vec<_> = rules.entries.iter().take_while(|entry| entry.kind != 0).collect();
+            for (proto, port) in FLOWS {
+                let opens = entries.iter().any(|entry| entry.ports.covers(proto, port));
+                prop_assert_eq!(opens, !denied && is_open(None, (proto, port)), "{} {}/{:?}", name, proto, port);
+            }
             let texts: Vec<String> = entries.iter().map(|entry| port_range_text(&entry.ports)).collect();
-            prop_assert_eq!(texts.len(), ranges.len(), "{}: {:?}", name, &texts);
-            prop_assert!(texts.iter().all(|text| ranges.contains(text.as_str())), "{}: {:?}", name, texts);
+            prop_assert!(has_ceiling || texts.len() == ranges.len(), "{}: {:?}", name, &texts);
+            prop_assert!(has_ceiling || texts.iter().all(|text| ranges.contains(text.as_str())), "{}: {:?}", name, texts);
             for entry in entries {
                 prop_assert_eq!(entry.kind, EntryKind::Allow as u8);
                 let source = &compiled.rules[&entry.rule];
                 prop_assert!(covers_name(&source.destination, name));
                 let is_of_rule = source.ports.contains(&entry.ports)
                     || (source.ports.is_empty() && entry.ports == PortRange::ANY);
-                prop_assert!(is_of_rule);
+                prop_assert!(has_ceiling || is_of_rule);
             }
         }
     }
@@ -392,10 +471,7 @@ proptest! {
         for address in &addresses {
             let rules = lookup_address(&compiled, &address_from(*address));
             prop_assert_eq!(rules, compiled.rules_of_address(&address_from(*address)));
-            for (proto, port) in [
-                (TCP, Some(443)), (TCP, Some(400)), (TCP, Some(80)), (TCP, None), (UDP, Some(53)),
-                (UDP, Some(443)), (ICMPV6, None), (47, None),
-            ] {
+            for (proto, port) in FLOWS {
                 let says = |rule: &Made| {
                     rule.cidrs.iter().any(|network| covers_address(*network, *address))
                         && rule.covers_port(proto, port)
@@ -407,7 +483,7 @@ proptest! {
                     Some(EntryKind::Lifeline as u8)
                 } else if deciding.iter().any(|policy| policy.deny.iter().any(says)) {
                     Some(EntryKind::Deny as u8)
-                } else if deciding.iter().any(|policy| policy.allow.iter().any(says)) {
+                } else if is_allowed(&deciding, says, |ceiling| ceiling.allow.iter().any(says)) {
                     Some(EntryKind::Allow as u8)
                 } else {
                     None

@@ -48,6 +48,39 @@ fn causes(explained: &Explanation) -> Vec<&str> {
     explained.causes.iter().map(|cause| &*cause.cause).collect()
 }
 
+#[test]
+fn a_ceiling_that_takes_a_rule_away_is_told() {
+    let ceiling = "---
+apiVersion: egress.dev/v1alpha1
+kind: ClusterEgressPolicy
+metadata: { name: fence }
+spec: { ceiling: true, allow: [{ names: [a.cdn.example.net] }, { cidrs: [10.1.0.0/16] }] }
+";
+    let compiled = compiled(&format!("{POLICY}{ceiling}"));
+    for (destination, is_cut) in [
+        ("api.example.com", true),
+        ("b.cdn.example.net", true),
+        ("10.2.0.1", true),
+        ("api.example.com:80", false),
+        ("a.cdn.example.net", false),
+        ("10.1.0.1", false),
+        // Denied in any case.
+        ("evil.cdn.example.net", false),
+        ("10.99.0.1", false),
+    ] {
+        let explained = explanation(&compiled, &to(destination), None);
+        assert_eq!(
+            causes(&explained).contains(&"ceiling"),
+            is_cut,
+            "{explained:?}"
+        );
+        if is_cut {
+            let words = &explained.causes[0].words;
+            assert!(words.contains("ClusterEgressPolicy fence"), "{words}");
+        }
+    }
+}
+
 /// What a scope knows: names it resolved with their ends, and what the kernel learned of it.
 struct World {
     memory: Memory,
