@@ -82,6 +82,11 @@ struct Watched {
     error: Option<String>,
 }
 
+/// The pod of each cgroup.
+type Pods = BTreeMap<PodUid, Arc<Pod>>;
+/// Objects that claim a cgroup without a right to it.
+type Contested = BTreeMap<PodUid, Vec<Arc<Pod>>>;
+
 /// All that the watches told.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Known {
@@ -302,11 +307,9 @@ impl Known {
 ///
 /// A UID that an object has from the API server is that object's, whatever others say. One that is only said, of a static
 /// pod, has to be said by one object alone: if two say it, neither is believed.
-fn pods_of(
-    objects: &BTreeMap<String, (PodUid, Arc<Pod>)>,
-) -> (BTreeMap<PodUid, Arc<Pod>>, BTreeMap<PodUid, Vec<Arc<Pod>>>) {
-    let mut pods = BTreeMap::new();
-    let mut contested = BTreeMap::<PodUid, Vec<Arc<Pod>>>::new();
+fn pods_of(objects: &BTreeMap<String, (PodUid, Arc<Pod>)>) -> (Pods, Contested) {
+    let mut pods = Pods::new();
+    let mut contested = Contested::new();
     let mut claims = BTreeMap::<&PodUid, Vec<&Arc<Pod>>>::new();
     for (uid, (cgroup, pod)) in objects {
         if cgroup.as_str() == uid {
