@@ -17,7 +17,7 @@ mod bench;
 mod forged;
 mod moved;
 mod networks;
-mod raw;
 mod page;
+mod raw;
 mod sockets;
 mod table;

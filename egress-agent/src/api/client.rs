@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    marker::PhantomData,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -23,12 +24,12 @@ use super::{
     listener::{Unreachable, is_trusted},
     model::{
         ConfirmationStatus, CountersReport, ErrorReport, Explanation, FlowReport, FollowLine,
-        LearnedReport, Observations, Status,
+        LearnedAddress, Observations, Status,
     },
-    state::FlowFilter,
+    state::{FlowFilter, PodFilter},
 };
 
-/// How long an answer may take.
+/// How long an answer may take, or the next piece of one.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why there is no answer.
@@ -90,6 +91,14 @@ pub enum ClientError {
     /// The agent is not in a state for what it was asked to do.
     #[error("{0}")]
     Conflict(String),
+    /// All places are taken.
+    #[error("the agent is busy: {0}")]
+    Busy(String),
+    /// A list ends before its end.
+    #[error(
+        "the agent broke off the list: read it faster, or see its log (`journalctl -u egress-agent`)"
+    )]
+    BrokenOff,
     /// The question names something that is not there.
     #[error("{0}")]
     BadQuestion(String),
@@ -106,8 +115,11 @@ pub struct Client {
 
 /// A filter as parameters of a request, without its limit.
 fn parameters(filter: &FlowFilter) -> String {
-    let mut text = format!("denied={}", filter.denied);
-    let pods = &filter.pods;
+    format!("denied={}{}", filter.denied, pod_parameters(&filter.pods))
+}
+
+fn pod_parameters(pods: &PodFilter) -> String {
+    let mut text = String::new();
     for (name, value) in [("namespace", &pods.namespace), ("pod", &pods.pod)] {
         if let Some(value) = value {
             text.push_str(&format!("&{name}={}", percent_encoded(value)));
@@ -143,19 +155,19 @@ impl Client {
         self.get("/v1/counters").await
     }
 
-    /// Asks for learned addresses: all, or those of a name or an address.
+    /// Asks for learned addresses: all, or those of a name or an address, of all workloads or of some pods.
     ///
     /// # Errors
     ///
     /// No agent answers, or it cannot.
-    pub async fn learned(&self, query: Option<&str>) -> Result<LearnedReport, ClientError> {
-        match query {
-            None => self.get("/v1/learned").await,
-            Some(query) => {
-                let path = format!("/v1/learned?query={}", percent_encoded(query));
-                self.get(&path).await
-            }
-        }
+    pub async fn learned(
+        &self,
+        query: Option<&str>,
+        pods: &PodFilter,
+    ) -> Result<Listing<LearnedAddress>, ClientError> {
+        let query = percent_encoded(query.unwrap_or_default());
+        let path = format!("/v1/learned?query={query}{}", pod_parameters(pods));
+        self.list(&path).await
     }
 
     /// Asks for the latest verdicts, oldest first.
@@ -168,7 +180,12 @@ impl Client {
         if let Some(limit) = filter.limit {
             path.push_str(&format!("&limit={limit}"));
         }
-        self.get(&path).await
+        let mut list = self.list(&path).await?;
+        let mut flows = Vec::new();
+        while let Some(row) = list.next().await? {
+            flows.push(row.read()?);
+        }
+        Ok(flows)
     }
 
     /// Asks for verdicts as they come.
@@ -179,10 +196,7 @@ impl Client {
     pub async fn follow(&self, filter: FlowFilter) -> Result<Following, ClientError> {
         let path = format!("/v1/flows/follow?{}", parameters(&filter));
         let response = in_time(self.send(Method::GET, &path)).await?;
-        Ok(Following {
-            body: response.into_body(),
-            buffer: Vec::new(),
-        })
+        Ok(Following(TextLines::of(response)))
     }
 
     /// Asks what the kernel decides about a destination, as [`crate::policy::Destination`] reads it.
@@ -224,6 +238,15 @@ impl Client {
         let answer = async { collect(self.send(method, path).await?.into_body()).await };
         let body = in_time(answer).await?;
         serde_json::from_slice(&body).map_err(ClientError::Unreadable)
+    }
+
+    async fn list<T>(&self, path: &str) -> Result<Listing<T>, ClientError> {
+        let response = in_time(self.send(Method::GET, path)).await?;
+        Ok(Listing {
+            lines: TextLines::of(response),
+            is_ended: false,
+            rows: PhantomData,
+        })
     }
 
     async fn connect(&self) -> Result<UnixStream, ClientError> {
@@ -277,6 +300,9 @@ impl Client {
         if status == StatusCode::CONFLICT {
             return Err(ClientError::Conflict(error));
         }
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            return Err(ClientError::Busy(error));
+        }
         if status == StatusCode::BAD_REQUEST {
             return Err(ClientError::BadQuestion(error));
         }
@@ -298,26 +324,39 @@ async fn in_time<T>(
     }
 }
 
-/// Verdicts as they come.
+/// The lines of an answer.
 #[derive(Debug)]
-pub struct Following {
+struct TextLines {
     body: Incoming,
     buffer: Vec<u8>,
+    /// Bytes at the buffer's beginning that were given out.
+    given: usize,
 }
 
-impl Following {
-    /// The next line; `None` when the agent ends.
-    ///
-    /// # Errors
-    ///
-    /// The connection broke, or the line is not what this version expects.
-    pub async fn next(&mut self) -> Result<Option<FollowLine>, ClientError> {
+impl TextLines {
+    fn of(response: Response<Incoming>) -> Self {
+        Self {
+            body: response.into_body(),
+            buffer: Vec::new(),
+            given: 0,
+        }
+    }
+
+    /// The next line without its end; `None` after the last.
+    async fn next(&mut self) -> Result<Option<Vec<u8>>, ClientError> {
+        let mut searched = self.given;
         loop {
-            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
-                let line: Vec<u8> = self.buffer.drain(..=end).collect();
-                let line = serde_json::from_slice(&line).map_err(ClientError::Unreadable)?;
+            let rest = self.buffer.get(searched..).unwrap_or_default();
+            if let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+                let end = searched.saturating_add(end);
+                let line = self.buffer.get(self.given..end).unwrap_or_default();
+                let line = line.to_vec();
+                self.given = end.saturating_add(1);
                 return Ok(Some(line));
             }
+            self.buffer.drain(..self.given);
+            self.given = 0;
+            searched = self.buffer.len();
             match self.body.frame().await {
                 None => return Ok(None),
                 Some(frame) => {
@@ -328,6 +367,82 @@ impl Following {
                 }
             }
         }
+    }
+}
+
+/// Verdicts as they come.
+#[derive(Debug)]
+pub struct Following(TextLines);
+
+impl Following {
+    /// The next line; `None` when the agent ends.
+    ///
+    /// # Errors
+    ///
+    /// The connection broke, or the line is not what this version expects.
+    pub async fn next(&mut self) -> Result<Option<FollowLine>, ClientError> {
+        let line = self.0.next().await?;
+        let line = line.map(|line| serde_json::from_slice(&line));
+        line.transpose().map_err(ClientError::Unreadable)
+    }
+}
+
+/// A list, row by row: it is never whole in memory.
+#[derive(Debug)]
+pub struct Listing<T> {
+    lines: TextLines,
+    is_ended: bool,
+    rows: PhantomData<fn() -> T>,
+}
+
+impl<T> Listing<T> {
+    /// The next row; `None` at the end.
+    ///
+    /// # Errors
+    ///
+    /// The agent breaks the list off, or stops sending.
+    pub async fn next(&mut self) -> Result<Option<Row<T>>, ClientError> {
+        while !self.is_ended {
+            let Some(line) = in_time(self.lines.next()).await? else {
+                return Err(ClientError::BrokenOff);
+            };
+            // A comma is before the end of a row's line, or alone on one.
+            match line.strip_suffix(b",").unwrap_or(&line) {
+                b"" | b"[" => {}
+                b"]" => self.is_ended = true,
+                json => {
+                    return Ok(Some(Row {
+                        json: json.to_vec(),
+                        row: PhantomData,
+                    }));
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// A row of a list as the agent wrote it.
+#[derive(Clone, Debug)]
+pub struct Row<T> {
+    json: Vec<u8>,
+    row: PhantomData<fn() -> T>,
+}
+
+impl<T: DeserializeOwned> Row<T> {
+    /// What it says.
+    ///
+    /// # Errors
+    ///
+    /// It is not what this version expects.
+    pub fn read(&self) -> Result<T, ClientError> {
+        serde_json::from_slice(&self.json).map_err(ClientError::Unreadable)
+    }
+
+    /// Its JSON, on one line.
+    #[must_use]
+    pub fn json(&self) -> &[u8] {
+        &self.json
     }
 }
 

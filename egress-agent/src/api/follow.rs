@@ -1,7 +1,6 @@
 //! Verdicts as they come: one line of JSON each, until the client or the agent leaves.
 
 use std::{
-    convert::Infallible,
     pin::Pin,
     sync::{
         Arc,
@@ -26,28 +25,39 @@ use crate::shutdown::Shutdown;
 /// Lines that wait for a slow client before the broadcast channel has to hold them.
 const LINES: usize = 64;
 
-/// A body that ends when its sender does.
+/// A body that ends when its sender does; with an error, if that is the last that it sends.
 #[derive(Debug)]
 pub(super) struct Lines {
-    receiver: mpsc::Receiver<Bytes>,
+    receiver: mpsc::Receiver<Result<Bytes, Cut>>,
+}
+
+/// An answer that cannot be completed: its client sees a broken connection, and the reason is in the log.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the answer was cut")]
+pub(super) struct Cut;
+
+impl Lines {
+    pub(super) const fn of(receiver: mpsc::Receiver<Result<Bytes, Cut>>) -> Self {
+        Self { receiver }
+    }
 }
 
 impl Body for Lines {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = Cut;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         let line = self.get_mut().receiver.poll_recv(context);
-        line.map(|line| line.map(|line| Ok(Frame::data(line))))
+        line.map(|line| line.map(|line| line.map(Frame::data)))
     }
 }
 
 /// Starts a task that turns verdicts into lines. `lost` counts those that clients were too slow for.
 pub(super) fn follow(
-    flows: broadcast::Receiver<FlowReport>,
+    flows: broadcast::Receiver<Arc<FlowReport>>,
     filter: FlowFilter,
     lost: Arc<AtomicU64>,
     shutdown: Shutdown,
@@ -64,14 +74,14 @@ pub(super) fn follow(
 }
 
 async fn pump(
-    mut flows: broadcast::Receiver<FlowReport>,
+    mut flows: broadcast::Receiver<Arc<FlowReport>>,
     filter: FlowFilter,
     lost: &AtomicU64,
-    lines: &mpsc::Sender<Bytes>,
+    lines: &mpsc::Sender<Result<Bytes, Cut>>,
 ) {
     loop {
         let line = match flows.recv().await {
-            Ok(flow) if filter.shows(&flow) => FollowLine::Flow(Box::new(flow)),
+            Ok(flow) if filter.shows(&flow) => FollowLine::Flow(flow),
             Ok(_) => continue,
             Err(RecvError::Lagged(count)) => {
                 lost.fetch_add(count, Ordering::Relaxed);
@@ -87,7 +97,7 @@ async fn pump(
             }
         };
         bytes.push(b'\n');
-        if lines.send(bytes.into()).await.is_err() {
+        if lines.send(Ok(bytes.into())).await.is_err() {
             return;
         }
     }

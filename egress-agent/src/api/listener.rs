@@ -19,10 +19,13 @@ use nix::{
     unistd::geteuid,
 };
 use thiserror::Error;
-use tokio::{net, sync::Semaphore};
+use tokio::net;
 use tracing::{debug, warn};
 
-use super::peer::{Limits, Peer};
+use super::{
+    peer::{Limits, Peer},
+    seats::Seats,
+};
 
 /// Why the socket cannot be had.
 #[derive(Debug, Error)]
@@ -191,7 +194,7 @@ impl ApiListener {
         let peers = TrustedPeers {
             listener,
             limits,
-            places: Arc::new(Semaphore::new(limits.clients)),
+            seats: Seats::new(limits),
             is_full: false,
         };
         Ok((peers, (self.name, self._lock)))
@@ -304,35 +307,28 @@ impl Drop for SocketFile {
     }
 }
 
-/// Accepts connections of root and of the agent's own user, as many as have a place, and closes all others.
+/// Accepts connections of root and of the agent's own user, and closes all others.
 #[derive(Debug)]
 pub(super) struct TrustedPeers {
     listener: net::UnixListener,
     limits: Limits,
-    places: Arc<Semaphore>,
-    /// Whether the last one found no place: that is told once.
+    seats: Arc<Seats>,
+    /// Whether somebody had to make room for the last one: that is told once.
     is_full: bool,
 }
 
 impl TrustedPeers {
-    /// The connection with its place, if there is one.
-    fn seated(&mut self, stream: net::UnixStream) -> Option<Peer> {
-        match Arc::clone(&self.places).try_acquire_owned() {
-            Ok(place) => {
-                self.is_full = false;
-                Some(Peer::new(stream, self.limits, place))
-            }
-            Err(_) => {
-                if !self.is_full {
-                    warn!(
-                        clients = self.limits.clients,
-                        "too many clients, hanging up"
-                    );
-                }
-                self.is_full = true;
-                None
-            }
+    /// The connection with its place.
+    fn seated(&mut self, stream: net::UnixStream) -> Peer {
+        let (seat, hung_up, is_full) = self.seats.sit_down();
+        if is_full && !self.is_full {
+            warn!(
+                clients = self.limits.asking,
+                "too many clients connect and ask nothing: hanging up on the oldest"
+            );
         }
+        self.is_full = is_full;
+        Peer::new(stream, &self.limits, seat, hung_up)
     }
 }
 
@@ -350,9 +346,7 @@ impl axum::serve::Listener for TrustedPeers {
             match self.listener.accept().await {
                 Ok((stream, address)) => match stream.peer_cred() {
                     Ok(peer) if is_trusted(peer.uid()) => {
-                        if let Some(peer) = self.seated(stream) {
-                            return (peer, address);
-                        }
+                        return (self.seated(stream), address);
                     }
                     Ok(peer) => warn!(uid = peer.uid(), "refused a client that is not root"),
                     Err(error) => warn!(%error, "refused a client that cannot be identified"),

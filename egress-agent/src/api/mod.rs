@@ -8,24 +8,28 @@
 //! | --- | --- |
 //! | `GET /v1/status` | [`model::Status`] |
 //! | `GET /v1/counters` | [`model::CountersReport`] |
-//! | `GET /v1/learned?query=` | [`model::LearnedReport`] |
-//! | `GET /v1/flows?denied=&limit=` | list of [`model::FlowReport`], oldest first |
+//! | `GET /v1/learned?query=&namespace=&pod=` | list of [`model::LearnedAddress`], in the kernel's order |
+//! | `GET /v1/flows?denied=&limit=&namespace=&pod=` | list of [`model::FlowReport`], oldest first |
 //! | `GET /v1/flows/follow?denied=` | [`model::FollowLine`], one line of JSON each, until the client leaves |
 //! | `GET /v1/explain?to=&from=` | [`model::Explanation`] |
 //! | `GET /v1/observations` | [`model::Observations`] |
 //! | `POST /v1/confirm` | [`model::ConfirmationStatus`]; 409 when none is awaited |
 //! | `GET /metrics` | Prometheus text |
 //!
-//! An error is a status of 400, 409 or 500 with `{"error": "…"}`. An answer closes its connection; of clients that are
-//! many or slow, some lose theirs.
+//! An error is a status of 400, 409, 500 or 503 with `{"error": "…"}`. An answer closes its connection. Lists have a row
+//! on each line and are sent in pieces, so that they cost the agent no memory; one that cannot be completed breaks off.
+//! Status, counters, confirm and metrics are answered whoever else reads what; of those who read lists, follow verdicts or
+//! have other questions, so many are served at a time, and 503 says that there is no place ([`seats`]).
 
 pub mod client;
 mod follow;
+mod list;
 mod listener;
 pub mod model;
 mod peer;
 mod recent;
 pub mod report;
+mod seats;
 mod service;
 mod state;
 #[cfg(test)]
@@ -34,11 +38,12 @@ pub(crate) mod testing;
 mod tests;
 mod timestamp;
 
-pub use client::{Client, ClientError};
+pub use client::{Client, ClientError, Listing, Row};
 pub use listener::{ApiListener, Holder, ListenError};
 pub use recent::{RECENT_FLOWS, RecentFlows};
 pub use service::{ServiceError, serve};
 pub use state::{
-    AgentState, BadQuestion, ExplainQuery, FlowFilter, LearnedQuery, NotAwaited, PodFilter,
+    AgentState, BadQuestion, ExplainQuery, FlowFilter, LearnedFilter, LearnedQuery, NotAwaited,
+    PodFilter, Rows,
 };
 pub use timestamp::Timestamp;

@@ -1,6 +1,6 @@
 //! What the socket serves. Field names are an interface: add, never rename.
 
-use std::{borrow::Cow, collections::BTreeMap, net::IpAddr, path::PathBuf};
+use std::{borrow::Cow, collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -401,9 +401,6 @@ pub struct VerdictCount {
     pub count: u64,
 }
 
-/// Answer of `/v1/learned`.
-pub type LearnedReport = Vec<LearnedAddress>;
-
 /// An address that a name taught a scope: one for each name, address and scope.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LearnedAddress {
@@ -590,7 +587,7 @@ pub enum FollowLine {
         lost: u64,
     },
     /// A verdict.
-    Flow(Box<FlowReport>),
+    Flow(Arc<FlowReport>),
 }
 
 /// Body of an answer that is an error.

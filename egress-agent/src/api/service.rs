@@ -12,25 +12,32 @@ use std::{
 use axum::{
     Json, Router,
     body::Body,
-    extract::{Query, State, rejection::QueryRejection},
+    extract::{
+        ConnectInfo, Query, Request, State, connect_info::Connected, rejection::QueryRejection,
+    },
     http::{HeaderValue, StatusCode, Uri, header},
-    middleware::map_response,
+    middleware::{Next, from_fn_with_state, map_response},
     response::{IntoResponse, Response},
     routing::{get, post},
+    serve::IncomingStream,
 };
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use tokio::sync::Semaphore;
 use tracing::{debug, warn};
 
 use super::{
     AgentState, ApiListener,
     follow::follow,
+    list::Lists,
+    listener::TrustedPeers,
     model::{
-        ConfirmationStatus, CountersReport, ErrorReport, Explanation, FlowReport, LearnedReport,
-        Observations, Status,
+        ConfirmationStatus, CountersReport, ErrorReport, Explanation, FlowReport, Observations,
+        Status,
     },
     peer::Limits,
-    state::{BadQuestion, ExplainQuery, FlowFilter, LearnedQuery, NotAwaited, PodFilter},
+    seats::{Full, Kind, Seat},
+    state::{BadQuestion, ExplainQuery, FlowFilter, LearnedFilter, NotAwaited, PodFilter, Rows},
 };
 use crate::{metrics, policy::DestinationError, shutdown::Shutdown};
 
@@ -39,6 +46,13 @@ const GRACE: Duration = Duration::from_secs(2);
 
 /// Name in [`Status::lost`] of verdicts that followers were too slow for.
 const FOLLOWERS_LOST: &str = "flow_followers_lost";
+
+/// Threads that answer questions at a time, and as many that make pieces of lists: the rest of the machine is for what
+/// the agent is there for.
+const READERS: usize = 2;
+
+/// Rows of a list that is in memory anyway, at a time.
+const ROWS: usize = 512;
 
 /// Why the service ended.
 #[derive(Debug, Error)]
@@ -54,6 +68,18 @@ struct Service {
     agent: Arc<dyn AgentState>,
     shutdown: Shutdown,
     followers_lost: Arc<AtomicU64>,
+    questions: Arc<Semaphore>,
+    lists: Lists,
+}
+
+/// A client's place, for its requests.
+#[derive(Clone)]
+struct Client(Arc<Seat>);
+
+impl Connected<IncomingStream<'_, TrustedPeers>> for Client {
+    fn connect_info(stream: IncomingStream<'_, TrustedPeers>) -> Self {
+        Self(stream.io().seat())
+    }
 }
 
 /// Answers requests until the signal is given, then removes the socket.
@@ -66,7 +92,7 @@ pub async fn serve(
     agent: Arc<dyn AgentState>,
     shutdown: Shutdown,
 ) -> Result<(), ServiceError> {
-    serve_within(Limits::default(), listener, agent, shutdown).await
+    serve_within(Limits::DEFAULT, listener, agent, shutdown).await
 }
 
 /// [`serve`] with other bounds.
@@ -77,7 +103,8 @@ pub(super) async fn serve_within(
     shutdown: Shutdown,
 ) -> Result<(), ServiceError> {
     let (listener, _name) = listener.into_parts(limits).map_err(ServiceError::Serve)?;
-    let router = router(agent, shutdown.clone());
+    let router = router(&limits, agent, shutdown.clone());
+    let router = router.into_make_service_with_connect_info::<Client>();
     let requested = {
         let shutdown = shutdown.clone();
         async move { shutdown.requested().await }
@@ -95,24 +122,45 @@ pub(super) async fn serve_within(
     }
 }
 
-fn router(agent: Arc<dyn AgentState>, shutdown: Shutdown) -> Router {
-    Router::new()
+fn router(limits: &Limits, agent: Arc<dyn AgentState>, shutdown: Shutdown) -> Router {
+    let seated = |kind, routes: Router<Service>| routes.route_layer(from_fn_with_state(kind, seat));
+    let control = Router::new()
         .route("/v1/status", get(status))
         .route("/v1/counters", get(counters))
-        .route("/v1/learned", get(learned))
-        .route("/v1/flows", get(flows))
-        .route("/v1/flows/follow", get(flows_follow))
-        .route("/v1/explain", get(explain))
-        .route("/v1/observations", get(observations))
         .route("/v1/confirm", post(confirm))
-        .route("/metrics", get(prometheus))
+        .route("/metrics", get(prometheus));
+    let questions = Router::new()
+        .route("/v1/explain", get(explain))
+        .route("/v1/observations", get(observations));
+    let listings = Router::new()
+        .route("/v1/learned", get(learned))
+        .route("/v1/flows", get(flows));
+    let followers = Router::new().route("/v1/flows/follow", get(flows_follow));
+    Router::new()
+        .merge(seated(Kind::Control, control))
+        .merge(seated(Kind::Question, questions))
+        .merge(seated(Kind::Listing, listings))
+        .merge(seated(Kind::Follower, followers))
         .fallback(not_found)
         .layer(map_response(closing))
         .with_state(Service {
             agent,
-            shutdown,
             followers_lost: Arc::default(),
+            questions: Arc::new(Semaphore::new(READERS)),
+            lists: Lists::new(READERS, limits.listing, shutdown.clone()),
+            shutdown,
         })
+}
+
+/// Takes a place of the kind for the request, or says that there is none.
+async fn seat(
+    State(kind): State<Kind>,
+    ConnectInfo(client): ConnectInfo<Client>,
+    request: Request,
+    next: Next,
+) -> Result<Response, Failure> {
+    client.0.take(kind)?;
+    Ok(next.run(request).await)
 }
 
 /// One request for each connection: an idle one would keep a place.
@@ -134,12 +182,38 @@ impl IntoResponse for Failure {
     }
 }
 
+impl From<Full> for Failure {
+    fn from(full: Full) -> Self {
+        Self {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            error: full.to_string(),
+        }
+    }
+}
+
 impl From<QueryRejection> for Failure {
     fn from(rejection: QueryRejection) -> Self {
         Self {
             status: StatusCode::BAD_REQUEST,
             error: rejection.body_text(),
         }
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        let status = if error.is::<NotAwaited>() {
+            StatusCode::CONFLICT
+        } else if error.is::<BadQuestion>() {
+            StatusCode::BAD_REQUEST
+        } else {
+            StatusCode::INTERNAL_SERVER_ERROR
+        };
+        let error = format!("{error:#}");
+        if status == StatusCode::INTERNAL_SERVER_ERROR {
+            warn!(%error, "cannot answer a request");
+        }
+        Self { status, error }
     }
 }
 
@@ -151,28 +225,28 @@ impl Service {
     ) -> Result<T, Failure> {
         let agent = Arc::clone(&self.agent);
         let answer = tokio::task::spawn_blocking(move || question(&*agent)).await;
-        let error = match answer {
-            Ok(Ok(answer)) => return Ok(answer),
-            Ok(Err(error)) if error.is::<NotAwaited>() => {
-                return Err(Failure {
-                    status: StatusCode::CONFLICT,
-                    error: error.to_string(),
-                });
-            }
-            Ok(Err(error)) if error.is::<BadQuestion>() => {
-                return Err(Failure {
-                    status: StatusCode::BAD_REQUEST,
-                    error: error.to_string(),
-                });
-            }
-            Ok(Err(error)) => format!("{error:#}"),
-            Err(panic) => format!("the agent's own error: {panic}"),
-        };
-        warn!(%error, "cannot answer a request");
-        Err(Failure {
-            status: StatusCode::INTERNAL_SERVER_ERROR,
-            error,
-        })
+        let answer = answer.map_err(|panic| anyhow::anyhow!("the agent's own error: {panic}"))?;
+        Ok(answer?)
+    }
+
+    /// Asks what takes work, a few at a time.
+    async fn ask_in_turn<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&dyn AgentState) -> anyhow::Result<T> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let _turn = self.questions.acquire().await.map_err(anyhow::Error::new)?;
+        self.ask(question).await
+    }
+
+    /// A list of JSON.
+    async fn list<T: Serialize + 'static>(
+        &self,
+        rows: impl FnOnce(Arc<dyn AgentState>) -> anyhow::Result<Rows<T>> + Send + 'static,
+    ) -> Result<Response, Failure> {
+        let lists = self.lists.clone();
+        let list = lists.begin(Arc::clone(&self.agent), rows).await?;
+        let headers = [(header::CONTENT_TYPE, "application/json")];
+        Ok((headers, Body::new(list)).into_response())
     }
 
     async fn status(&self) -> Result<Status, Failure> {
@@ -195,19 +269,26 @@ async fn counters(State(service): State<Service>) -> Result<Json<CountersReport>
 #[serde(deny_unknown_fields)]
 struct LearnedParameters {
     query: Option<String>,
+    namespace: Option<String>,
+    pod: Option<String>,
 }
 
 async fn learned(
     State(service): State<Service>,
     parameters: Result<Query<LearnedParameters>, QueryRejection>,
-) -> Result<Json<LearnedReport>, Failure> {
+) -> Result<Response, Failure> {
     let Query(parameters) = parameters?;
-    let query: Option<LearnedQuery> = match parameters.query.as_deref() {
-        None | Some("") => None,
-        Some(text) => text.parse().ok(),
+    let filter = LearnedFilter {
+        query: match parameters.query.as_deref() {
+            None | Some("") => None,
+            Some(text) => text.parse().ok(),
+        },
+        pods: PodFilter {
+            namespace: parameters.namespace,
+            pod: parameters.pod,
+        },
     };
-    let answer = service.ask(move |agent| agent.learned(query.as_ref()));
-    answer.await.map(Json)
+    service.list(move |agent| agent.learned(filter)).await
 }
 
 #[derive(Deserialize)]
@@ -236,10 +317,16 @@ impl From<FlowParameters> for FlowFilter {
 async fn flows(
     State(service): State<Service>,
     parameters: Result<Query<FlowParameters>, QueryRejection>,
-) -> Result<Json<Vec<FlowReport>>, Failure> {
+) -> Result<Response, Failure> {
     let Query(parameters) = parameters?;
-    let answer = service.ask(|agent| agent.recent_flows(parameters.into()));
-    answer.await.map(Json)
+    let rows = move |agent: Arc<dyn AgentState>| -> anyhow::Result<Rows<Arc<FlowReport>>> {
+        let mut flows = agent.recent_flows(parameters.into())?.into_iter();
+        Ok(Box::new(std::iter::from_fn(move || {
+            let page: Vec<_> = flows.by_ref().take(ROWS).collect();
+            (!page.is_empty()).then_some(Ok(page))
+        })))
+    };
+    service.list(rows).await
 }
 
 async fn flows_follow(
@@ -274,12 +361,13 @@ async fn explain(
         error: error.to_string(),
     })?;
     let query = ExplainQuery { destination, from };
-    let answer = service.ask(move |agent| agent.explain(&query));
+    let answer = service.ask_in_turn(move |agent| agent.explain(&query));
     answer.await.map(Json)
 }
 
 async fn observations(State(service): State<Service>) -> Result<Json<Observations>, Failure> {
-    service.ask(|agent| agent.observations()).await.map(Json)
+    let answer = service.ask_in_turn(|agent| agent.observations());
+    answer.await.map(Json)
 }
 
 async fn confirm(State(service): State<Service>) -> Result<Json<ConfirmationStatus>, Failure> {

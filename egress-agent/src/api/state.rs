@@ -1,14 +1,17 @@
 //! What the service asks of the daemon.
 
-use std::{convert::Infallible, net::IpAddr, str::FromStr};
+use std::{convert::Infallible, net::IpAddr, str::FromStr, sync::Arc};
 
 use tokio::sync::broadcast;
 
 use super::model::{
-    ConfirmationStatus, CountersReport, Explanation, FlowReport, LearnedReport, Observations,
+    ConfirmationStatus, CountersReport, Explanation, FlowReport, LearnedAddress, Observations,
     Status,
 };
 use crate::policy::Destination;
+
+/// Rows of a long answer, some at a time: what has gone out is not kept.
+pub type Rows<T> = Box<dyn Iterator<Item = anyhow::Result<Vec<T>>> + Send>;
 
 /// The daemon as the service sees it.
 ///
@@ -29,19 +32,19 @@ pub trait AgentState: Send + Sync + 'static {
     /// The kernel's maps cannot be read.
     fn counters(&self) -> anyhow::Result<CountersReport>;
 
-    /// Live learned addresses, all or those that `query` is about.
+    /// Live learned addresses, in the kernel's order.
     ///
     /// # Errors
     ///
-    /// The kernel's maps cannot be read.
-    fn learned(&self, query: Option<&LearnedQuery>) -> anyhow::Result<LearnedReport>;
+    /// The kernel's maps cannot be read; the rows may end with that, too.
+    fn learned(self: Arc<Self>, filter: LearnedFilter) -> anyhow::Result<Rows<LearnedAddress>>;
 
     /// Verdicts lately reported by the kernel, oldest first: [`super::RecentFlows::recent`].
     ///
     /// # Errors
     ///
     /// None that the ring itself has.
-    fn recent_flows(&self, filter: FlowFilter) -> anyhow::Result<Vec<FlowReport>>;
+    fn recent_flows(&self, filter: FlowFilter) -> anyhow::Result<Vec<Arc<FlowReport>>>;
 
     /// Explains what the kernel decides about a destination.
     ///
@@ -65,7 +68,7 @@ pub trait AgentState: Send + Sync + 'static {
     fn confirm(&self) -> anyhow::Result<ConfirmationStatus>;
 
     /// Verdicts from now on.
-    fn subscribe(&self) -> broadcast::Receiver<FlowReport>;
+    fn subscribe(&self) -> broadcast::Receiver<Arc<FlowReport>>;
 }
 
 /// A confirmation that nobody waits for, with the reason.
@@ -130,6 +133,24 @@ impl FlowFilter {
 }
 
 /// Which learned addresses to show.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LearnedFilter {
+    /// Only what a name or an address is about.
+    pub query: Option<LearnedQuery>,
+    /// Only of these workloads.
+    pub pods: PodFilter,
+}
+
+impl LearnedFilter {
+    /// Whether an address, learned through a name, is asked for.
+    #[must_use]
+    pub fn shows(&self, name: &str, address: IpAddr) -> bool {
+        let query = self.query.as_ref();
+        query.is_none_or(|query| query.shows(name, address))
+    }
+}
+
+/// A name or an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LearnedQuery {
     /// This address.

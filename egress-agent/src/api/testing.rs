@@ -3,7 +3,10 @@
 use std::{
     net::IpAddr,
     path::PathBuf,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
 };
 
 use egress_common::{
@@ -14,12 +17,12 @@ use egress_common::{
 use tokio::sync::broadcast;
 
 use super::{
-    AgentState, BadQuestion, ExplainQuery, FlowFilter, LearnedQuery, NotAwaited, RecentFlows,
-    Timestamp,
+    AgentState, BadQuestion, ExplainQuery, FlowFilter, LearnedFilter, NotAwaited, RecentFlows,
+    Rows, Timestamp,
     model::{
         AddressVerdict, CauseReport, ConfirmationStatus, CountersReport, Explanation, FlowReport,
-        HookStatus, LearnedAddress, LearnedReport, LifelineStatus, MapStatus, Observation,
-        Observations, ObservedStatus, PolicyFacts, PolicyStatus, RuleReport, ScopeStatus, Status,
+        HookStatus, LearnedAddress, LifelineStatus, MapStatus, Observation, Observations,
+        ObservedStatus, PolicyFacts, PolicyStatus, RuleReport, ScopeStatus, Status,
     },
     report::{Cause, counters_report},
 };
@@ -200,7 +203,7 @@ pub(crate) fn counters() -> CountersReport {
     )
 }
 
-pub(crate) fn learned() -> LearnedReport {
+pub(crate) fn learned() -> Vec<LearnedAddress> {
     let one = |name: &str, at: &str| LearnedAddress {
         name: name.to_owned(),
         address: address(at),
@@ -282,7 +285,15 @@ pub(crate) fn observations() -> Observations {
 pub(crate) struct FakeAgent {
     pub(crate) status: Mutex<Result<Status, String>>,
     pub(crate) recent: Mutex<RecentFlows>,
-    pub(crate) flows: broadcast::Sender<FlowReport>,
+    pub(crate) learned: Mutex<Vec<LearnedAddress>>,
+    /// Pages of them that were made.
+    pub(crate) learned_pages: AtomicUsize,
+    pub(crate) is_learned_broken: AtomicBool,
+    pub(crate) flows: broadcast::Sender<Arc<FlowReport>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Default for FakeAgent {
@@ -290,6 +301,9 @@ impl Default for FakeAgent {
         Self {
             status: Mutex::new(Ok(status())),
             recent: Mutex::default(),
+            learned: Mutex::new(learned()),
+            learned_pages: AtomicUsize::new(0),
+            is_learned_broken: AtomicBool::new(false),
             flows: broadcast::channel(4).0,
         }
     }
@@ -305,15 +319,25 @@ impl AgentState for FakeAgent {
         Ok(counters())
     }
 
-    fn learned(&self, query: Option<&LearnedQuery>) -> anyhow::Result<LearnedReport> {
-        let mut learned = learned();
-        learned.retain(|row| query.is_none_or(|query| query.shows(&row.name, row.address)));
-        Ok(learned)
+    fn learned(self: Arc<Self>, filter: LearnedFilter) -> anyhow::Result<Rows<LearnedAddress>> {
+        let rows = lock(&self.learned).clone();
+        let is_broken = self.is_learned_broken.load(Ordering::Relaxed);
+        let mut rows = rows.into_iter();
+        Ok(Box::new(std::iter::from_fn(move || {
+            let page: Vec<_> = rows.by_ref().take(512).collect();
+            if page.is_empty() {
+                return is_broken.then(|| Err(anyhow::anyhow!("map LEARNED is gone")));
+            }
+            self.learned_pages.fetch_add(1, Ordering::Relaxed);
+            let shown = page.iter().filter(|row| {
+                filter.shows(&row.name, row.address) && filter.pods.shows(&row.scope)
+            });
+            Some(Ok(shown.cloned().collect()))
+        })))
     }
 
-    fn recent_flows(&self, filter: FlowFilter) -> anyhow::Result<Vec<FlowReport>> {
-        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(recent.recent(&filter))
+    fn recent_flows(&self, filter: FlowFilter) -> anyhow::Result<Vec<Arc<FlowReport>>> {
+        Ok(lock(&self.recent).recent(&filter))
     }
 
     fn explain(&self, query: &ExplainQuery) -> anyhow::Result<Explanation> {
@@ -340,7 +364,7 @@ impl AgentState for FakeAgent {
             .ok_or_else(|| NotAwaited("the agent was started without --confirm").into())
     }
 
-    fn subscribe(&self) -> broadcast::Receiver<FlowReport> {
+    fn subscribe(&self) -> broadcast::Receiver<Arc<FlowReport>> {
         self.flows.subscribe()
     }
 }

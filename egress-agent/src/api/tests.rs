@@ -1,6 +1,11 @@
 //! Client and service over a real socket, with a made-up agent behind it.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    path::PathBuf,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use serde_json::Value;
 use tokio::{
@@ -11,7 +16,7 @@ use tokio::{
 };
 
 use super::{
-    model::{ConfirmationStatus, FollowLine},
+    model::{ConfirmationStatus, FollowLine, LearnedAddress},
     peer::Limits,
     service::serve_within,
     testing::{FakeAgent, allowed_flow, counters, denied_flow, learned, status},
@@ -32,7 +37,7 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        Self::within(Limits::default())
+        Self::within(Limits::DEFAULT)
     }
 
     fn within(limits: Limits) -> Self {
@@ -60,13 +65,43 @@ impl World {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.expect("reads");
         let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
-        (head.to_owned(), body.to_owned())
+        let is_chunked = head.contains("transfer-encoding: chunked");
+        let body = if is_chunked {
+            joined(body)
+        } else {
+            body.to_owned()
+        };
+        (head.to_owned(), body)
+    }
+
+    async fn learned(&self, query: Option<&str>) -> Result<Vec<LearnedAddress>, ClientError> {
+        let mut list = self.client.learned(query, &PodFilter::default()).await?;
+        let mut rows = Vec::new();
+        while let Some(row) = list.next().await? {
+            rows.push(row.read()?);
+        }
+        Ok(rows)
     }
 
     async fn json(&self, path: &str) -> Value {
         let (head, body) = self.get(path).await;
         assert!(head.starts_with("HTTP/1.1 200 OK"), "{head}");
         serde_json::from_str(&body).expect("JSON")
+    }
+}
+
+/// A body that is sent in chunks (RFC 9112 section 7.1), which has to be complete.
+fn joined(mut chunks: &str) -> String {
+    let mut body = String::new();
+    loop {
+        let (bytes, rest) = chunks.split_once("\r\n").expect("a length");
+        let bytes = usize::from_str_radix(bytes, 16).expect("a number");
+        if bytes == 0 {
+            return body;
+        }
+        let (chunk, rest) = rest.split_at(bytes);
+        body.push_str(chunk);
+        chunks = rest.strip_prefix("\r\n").expect("an end");
     }
 }
 
@@ -83,18 +118,15 @@ async fn what_the_agent_says_reaches_the_client_unchanged() {
     expected.lost.insert("flow_followers_lost".to_owned(), 0);
     assert_eq!(world.client.status().await.expect("status"), expected);
     assert_eq!(world.client.counters().await.expect("counters"), counters());
-    assert_eq!(world.client.learned(None).await.expect("all"), learned());
+    assert_eq!(world.learned(None).await.expect("all"), learned());
 }
 
 #[tokio::test]
 async fn a_query_is_passed_on() {
     let world = World::new();
-    let found = |query| {
-        let client = world.client.clone();
-        async move {
-            let learned = client.learned(Some(query)).await.expect("learned");
-            learned.into_iter().map(|row| row.name).collect::<Vec<_>>()
-        }
+    let found = async |query| {
+        let learned = world.learned(Some(query)).await.expect("learned");
+        learned.into_iter().map(|row| row.name).collect::<Vec<_>>()
     };
     assert_eq!(found("a.example.com").await, ["a.example.com"]);
     assert_eq!(found("2001:db8::1").await, ["b.example.com"]);
@@ -140,9 +172,9 @@ async fn recent_flows_are_filtered_and_limited() {
     let world = World::new();
     {
         let mut recent = world.agent.recent.lock().expect("not poisoned");
-        recent.push(denied_flow(1));
-        recent.push(allowed_flow(2));
-        recent.push(denied_flow(3));
+        recent.push(denied_flow(1).into());
+        recent.push(allowed_flow(2).into());
+        recent.push(denied_flow(3).into());
     }
     let ports = |filter| {
         let client = world.client.clone();
@@ -176,10 +208,18 @@ async fn a_follower_sees_verdicts_as_they_come_and_the_end() {
     };
     let mut following = world.client.follow(filter).await.expect("follows");
     for port in 1..=3 {
-        world.agent.flows.send(allowed_flow(port)).expect("heard");
-        world.agent.flows.send(denied_flow(port)).expect("heard");
+        world
+            .agent
+            .flows
+            .send(allowed_flow(port).into())
+            .expect("heard");
+        world
+            .agent
+            .flows
+            .send(denied_flow(port).into())
+            .expect("heard");
         let line = timeout(SOON, following.next()).await.expect("in time");
-        let expected = FollowLine::Flow(Box::new(denied_flow(port)));
+        let expected = FollowLine::Flow(denied_flow(port).into());
         assert_eq!(line.expect("a line"), Some(expected));
     }
     world.trigger.shut_down();
@@ -200,12 +240,16 @@ async fn a_follower_is_told_what_it_missed_and_status_counts_it() {
     let mut following = world.client.follow(filter).await.expect("follows");
     // The channel holds four, and this thread does not let the service run in between.
     for port in 1..=10 {
-        world.agent.flows.send(denied_flow(port)).expect("heard");
+        world
+            .agent
+            .flows
+            .send(denied_flow(port).into())
+            .expect("heard");
     }
     let line = timeout(SOON, following.next()).await.expect("in time");
     assert_eq!(line.expect("a line"), Some(FollowLine::Lost { lost: 6 }));
     let line = timeout(SOON, following.next()).await.expect("in time");
-    let expected = FollowLine::Flow(Box::new(denied_flow(7)));
+    let expected = FollowLine::Flow(denied_flow(7).into());
     assert_eq!(line.expect("a line"), Some(expected));
     let lost = world.client.status().await.expect("status").lost;
     assert_eq!(lost.get("flow_followers_lost"), Some(&6));
@@ -374,7 +418,12 @@ async fn every_field_that_is_promised_is_there() {
     assert!(seen["losses"].is_array());
 
     let flow = denied_flow(443);
-    world.agent.recent.lock().expect("not poisoned").push(flow);
+    world
+        .agent
+        .recent
+        .lock()
+        .expect("not poisoned")
+        .push(flow.into());
     let flows = world.json("/v1/flows?denied=true").await;
     let fields = [
         "at",
@@ -397,13 +446,14 @@ async fn every_field_that_is_promised_is_there() {
 
 /// Small bounds, so that a test is quick.
 const TIGHT: Limits = Limits {
-    clients: 4,
+    asking: 4,
     request: Duration::from_millis(200),
     stalled: Duration::from_millis(200),
+    ..Limits::DEFAULT
 };
 
 #[tokio::test]
-async fn clients_are_bounded_and_idle_ones_lose_their_place() {
+async fn idle_clients_lose_their_place_and_keep_nobody_out() {
     let world = World::within(TIGHT);
     let mut idle = Vec::new();
     for number in 0..20 {
@@ -414,21 +464,166 @@ async fn clients_are_bounded_and_idle_ones_lose_their_place() {
         }
         idle.push(stream);
     }
-    // Those without a place are hung up on before the others are late.
+    // Who asks is answered before any of them is late.
+    world.json("/v1/status").await;
     let mut hung_up = 0;
     for stream in &mut idle {
-        let read = timeout(Duration::from_millis(20), stream.read(&mut [0; 16])).await;
+        let read = timeout(Duration::from_millis(10), stream.read(&mut [0; 16])).await;
         hung_up += usize::from(read.is_ok());
     }
-    assert!(hung_up >= 12, "{hung_up} of 20");
-    // Then the others; the twin is a client that asks.
+    assert!(hung_up >= 16, "{hung_up} of 20");
+    // Then the others are late, too.
     tokio::time::sleep(TIGHT.request * 2).await;
-    world.json("/v1/status").await;
     for stream in &mut idle {
         let mut answer = Vec::new();
         let read = timeout(SOON, stream.read_to_end(&mut answer)).await;
         // A 408 or nothing; a connection with unread bytes is reset.
         assert!(read.is_ok(), "still open");
+    }
+}
+
+#[tokio::test]
+async fn two_hundred_idle_clients_and_all_followers_keep_nobody_out() {
+    let world = World::new();
+    let mut following = Vec::new();
+    let refused = loop {
+        match world.client.follow(FlowFilter::default()).await {
+            Ok(one) => following.push(one),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(following.len(), Limits::DEFAULT.followers);
+    let text = "the agent is busy: 48 clients follow verdicts already, which is as many as the \
+                agent serves: try again when one has ended";
+    assert_eq!(refused.to_string(), text);
+    let mut idle = Vec::new();
+    for _ in 0..200 {
+        idle.push(UnixStream::connect(&world.socket).await.expect("connects"));
+    }
+    world.json("/v1/status").await;
+    world.json("/v1/counters").await;
+    let (head, _) = world.get("/metrics").await;
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    let error = world.client.confirm().await.expect_err("none is awaited");
+    assert!(matches!(error, ClientError::Conflict(_)), "{error:?}");
+    // A place that is given back is somebody else's.
+    following.pop();
+    let again = async {
+        while world.client.follow(FlowFilter::default()).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(SOON, again).await.expect("in time");
+    // And those who follow hear of everything still.
+    world
+        .agent
+        .flows
+        .send(denied_flow(9).into())
+        .expect("heard");
+    for one in &mut following {
+        let line = timeout(SOON, one.next()).await.expect("in time");
+        assert!(matches!(line, Ok(Some(FollowLine::Flow(_)))), "{line:?}");
+    }
+}
+
+fn many(count: u32) -> Vec<LearnedAddress> {
+    let one = learned().remove(0);
+    let numbered = |number: u32| LearnedAddress {
+        name: format!("{number}.example.com"),
+        address: IpAddr::V6(Ipv6Addr::from_bits(number.into())),
+        ..one.clone()
+    };
+    (0..count).map(numbered).collect()
+}
+
+#[tokio::test]
+async fn a_long_list_is_whole_and_is_made_as_fast_as_it_is_read() {
+    let world = World::new();
+    let rows = many(20_000);
+    *world.agent.learned.lock().expect("not poisoned") = rows.clone();
+    let pages = || world.agent.learned_pages.load(Ordering::Relaxed);
+    let pods = PodFilter::default();
+    let mut slow = world.client.learned(None, &pods).await.expect("a list");
+    let mut count = usize::from(slow.next().await.expect("a row").is_some());
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    // What waits for the client is a few pieces and what the socket holds, of five megabytes.
+    let made = pages();
+    assert!((1..20).contains(&made), "{made} of 40 pages");
+    // Meanwhile somebody else reads all of it.
+    assert_eq!(world.learned(None).await.expect("all"), rows);
+    assert_eq!(pages(), made + 40);
+    while slow.next().await.expect("a row").is_some() {
+        count += 1;
+    }
+    assert_eq!(count, rows.len());
+    let answer: Vec<LearnedAddress> =
+        serde_json::from_value(world.json("/v1/learned").await).expect("rows");
+    assert_eq!(answer, rows);
+    // Nobody is told of pods that he has not asked for.
+    let other = PodFilter {
+        namespace: Some("shop".to_owned()),
+        pod: None,
+    };
+    let mut none = world.client.learned(None, &other).await.expect("a list");
+    assert!(none.next().await.expect("no error").is_none());
+}
+
+#[tokio::test]
+async fn a_list_that_breaks_off_is_no_list() {
+    let world = World::new();
+    *world.agent.learned.lock().expect("not poisoned") = many(5_000);
+    world.agent.is_learned_broken.store(true, Ordering::Relaxed);
+    let error = world.learned(None).await.map(|rows| rows.len());
+    let error = error.expect_err("breaks off");
+    assert!(
+        matches!(error, ClientError::Broken(_) | ClientError::BrokenOff),
+        "{error:?}"
+    );
+    // What is broken from the beginning is an error with its reason.
+    world.agent.learned.lock().expect("not poisoned").clear();
+    let error = world.learned(None).await.expect_err("fails");
+    assert!(
+        error.to_string().ends_with("map LEARNED is gone"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn who_does_not_read_a_list_loses_his_place_and_harms_nobody() {
+    let limits = Limits {
+        listings: 2,
+        stalled: Duration::from_millis(300),
+        ..Limits::DEFAULT
+    };
+    let world = World::within(limits);
+    *world.agent.learned.lock().expect("not poisoned") = many(20_000);
+    let pods = PodFilter::default();
+    let mut stuck = Vec::new();
+    for _ in 0..2 {
+        stuck.push(world.client.learned(None, &pods).await.expect("a list"));
+    }
+    let error = world.client.learned(None, &pods).await;
+    let error = error.expect_err("both places are taken").to_string();
+    assert!(
+        error.starts_with("the agent is busy: 2 lists are being read"),
+        "{error}"
+    );
+    world.json("/v1/status").await;
+    let again = async {
+        while world.learned(None).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(SOON, again).await.expect("in time");
+    for mut list in stuck {
+        let broken = loop {
+            match list.next().await {
+                Ok(Some(_)) => {}
+                Ok(None) => break false,
+                Err(_) => break true,
+            }
+        };
+        assert!(broken);
     }
 }
 
@@ -441,7 +636,11 @@ async fn a_follower_that_reads_keeps_its_place_for_as_long_as_it_likes() {
         .await
         .expect("follows");
     tokio::time::sleep(TIGHT.request * 3).await;
-    world.agent.flows.send(denied_flow(9)).expect("is followed");
+    world
+        .agent
+        .flows
+        .send(denied_flow(9).into())
+        .expect("is followed");
     let line = timeout(SOON, following.next()).await.expect("in time");
     assert!(matches!(
         line.expect("a line"),

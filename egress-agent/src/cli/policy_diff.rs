@@ -5,6 +5,7 @@ use std::{
     fs, io,
     net::IpAddr,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use anyhow::Context;
@@ -234,7 +235,7 @@ fn flows_of(file: &Path) -> anyhow::Result<Vec<SeenFlow>> {
         let read = serde_json::from_str(text)
             .with_context(|| format!("{name}:{line}: is no flow; {right}"))?;
         if let FollowLine::Flow(flow) = read {
-            flows.push(SeenFlow::from(*flow));
+            flows.push(SeenFlow::from(Arc::unwrap_or_clone(flow)));
         }
     }
     Ok(flows)

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     path::PathBuf,
+    sync::Arc,
     time::SystemTime,
 };
 
@@ -12,20 +13,20 @@ use tracing::info;
 
 use super::{
     confirm::{Answer, Moment},
-    dns,
+    learned::LearnedRows,
     observe::NAMES_EVICTED,
     shared::{InForce, Shared, lock},
     time::now_ns,
 };
 use crate::{
     api::{
-        AgentState, ExplainQuery, FlowFilter, LearnedQuery, NotAwaited, Timestamp,
+        AgentState, ExplainQuery, FlowFilter, LearnedFilter, NotAwaited, Rows, Timestamp,
         model::{
             ConfirmationStatus, CountersReport, Explanation, FlowReport, HookStatus,
-            KubernetesStatus, LearnedReport, LifelineStatus, MapStatus, Observations, PolicyFacts,
+            KubernetesStatus, LearnedAddress, LifelineStatus, MapStatus, Observations, PolicyFacts,
             PolicyStatus, ScopeStatus, ServiceTagsStatus, Status,
         },
-        report::{LearnedContext, counters_report, learned_report, lost},
+        report::{counters_report, lost},
     },
     observed::DROPPED,
     policy::{Compiled, RuleSource, ServiceTagsFacts, port_range_text},
@@ -34,14 +35,27 @@ use crate::{
 /// Fill of a map, in percent, that raises an alarm.
 const FILL_ALARM_PERCENT: u64 = 90;
 
+/// The order in which maps are shown.
+const MAPS: &[&str] = &[
+    "LEARNED",
+    "ALIASES",
+    "NAMES",
+    "CIDRS",
+    "RULES",
+    "RULE_COUNTERS",
+    "WORKLOADS",
+];
+
 impl AgentState for Shared {
     fn status(&self) -> anyhow::Result<Status> {
+        let counters = self.reader.counters()?;
+        let mut fill = self.reader.fill()?;
         let datapath = self.datapath();
-        let counters = datapath.counters()?;
         let hooks = datapath.hooks();
-        let fill = datapath.fill();
+        fill.extend(datapath.fill());
         let generation = datapath.generation()?;
         drop(datapath);
+        fill.sort_by_key(|map| MAPS.iter().position(|name| *name == map.name));
         let in_force = self.in_force();
         let is_over = self.is_enforcing_over(now_ns());
         let policies = in_force
@@ -161,7 +175,7 @@ impl AgentState for Shared {
     }
 
     fn counters(&self) -> anyhow::Result<CountersReport> {
-        let counters = self.datapath().counters()?;
+        let counters = self.reader.counters()?;
         let in_force = self.in_force();
         let rules = in_force.as_deref().map(InForce::rules).unwrap_or_default();
         let bound = in_force.iter().flat_map(|in_force| &in_force.bound);
@@ -175,37 +189,25 @@ impl AgentState for Shared {
         ))
     }
 
-    fn learned(&self, query: Option<&LearnedQuery>) -> anyhow::Result<LearnedReport> {
-        let entries = self.datapath().learned()?;
-        let in_force = self.in_force();
-        let rules = in_force.as_deref().map(InForce::rules).unwrap_or_default();
-        let now_ns = now_ns();
-        let context = LearnedContext {
-            now_ns,
-            names: &|scope_id, address| {
-                let Some(scope) = self.scope_of(scope_id) else {
-                    return Vec::new();
-                };
-                let names = self.memory.names_of(scope.number, address, now_ns);
-                names.iter().map(|seen| seen.name.to_string()).collect()
-            },
-            scope: &|scope_id| self.scope_of(scope_id).map(|scope| scope.name.clone()),
-            rule: &|rule| rules.get(&rule).copied(),
-        };
-        Ok(learned_report(&entries, query, &context))
+    fn learned(self: Arc<Self>, filter: LearnedFilter) -> anyhow::Result<Rows<LearnedAddress>> {
+        Ok(Box::new(LearnedRows::new(self, filter)))
     }
 
-    fn recent_flows(&self, filter: FlowFilter) -> anyhow::Result<Vec<FlowReport>> {
+    fn recent_flows(&self, filter: FlowFilter) -> anyhow::Result<Vec<Arc<FlowReport>>> {
+        self.catch_up();
         Ok(lock(&self.recent).recent(&filter))
     }
 
     fn explain(&self, query: &ExplainQuery) -> anyhow::Result<Explanation> {
         // What was looked up just before is open, and is to be found under its name.
-        dns::catch_up(self);
+        self.dns_looks.catch_up();
         self.explanation(query)
     }
 
     fn observations(&self) -> anyhow::Result<Observations> {
+        self.catch_up();
+        // The answers that name them were read before.
+        self.observe_waiting(u64::MAX);
         Ok(self.observed())
     }
 
@@ -225,7 +227,7 @@ impl AgentState for Shared {
         Ok(status.unwrap_or_default())
     }
 
-    fn subscribe(&self) -> broadcast::Receiver<FlowReport> {
+    fn subscribe(&self) -> broadcast::Receiver<Arc<FlowReport>> {
         self.followers.subscribe()
     }
 }

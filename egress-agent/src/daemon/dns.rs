@@ -1,9 +1,6 @@
 //! Copies of DNS answers: remembered, and learned from where the kernel could not.
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
 use egress_common::{
@@ -39,22 +36,6 @@ pub(super) const LOOK: Duration = Duration::from_millis(50);
 /// Life of what is remembered of names that no rule allows, at least; seconds.
 const REMEMBER_S: u32 = 300;
 
-/// Waits until the answers that the kernel has learned by now are remembered, at most a second.
-pub(super) fn catch_up(shared: &Shared) {
-    let before = shared.dns_looks.load(Ordering::Acquire);
-    let end = Instant::now().checked_add(Duration::from_secs(1));
-    // The look that is under way may have begun before.
-    while shared
-        .dns_looks
-        .load(Ordering::Acquire)
-        .wrapping_sub(before)
-        < 2
-        && end.is_some_and(|end| Instant::now() < end)
-    {
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
 /// Reads copies until it is told to stop.
 ///
 /// # Errors
@@ -71,11 +52,13 @@ pub(super) async fn run(shared: Arc<Shared>, ring: DnsRing, stop: Shutdown) -> a
             guard = ring.readable_mut() => Some(guard.context("cannot wait for DNS copies")?),
             // The kernel does not tell of answers that it has learned by itself.
             _ = look.tick() => None,
+            () = shared.dns_looks.asked() => None,
             () = stop.requested() => return Ok(()),
         };
         if let Some(mut guard) = guard {
             guard.clear_ready();
         }
+        let this = shared.dns_looks.begin();
         let mut messages = Vec::new();
         let mut is_empty = false;
         for _ in 0..BATCH {
@@ -93,7 +76,7 @@ pub(super) async fn run(shared: Arc<Shared>, ring: DnsRing, stop: Shutdown) -> a
             take(&shared, &message, &mut raised);
         }
         if is_empty {
-            shared.dns_looks.fetch_add(1, Ordering::Release);
+            shared.dns_looks.end(this);
         } else {
             look.reset_immediately();
         }

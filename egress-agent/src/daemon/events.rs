@@ -54,28 +54,39 @@ pub(super) async fn run(
             guard = ring.readable_mut() => Some(guard.context("cannot wait for events")?),
             // The kernel does not tell of allowed flows.
             _ = look.tick() => None,
+            () = shared.event_looks.asked() => None,
             () = stop.requested() => return Ok(()),
         };
         if let Some(mut guard) = guard {
             guard.clear_ready();
         }
+        let this = shared.event_looks.begin();
         let mut events = Vec::new();
         while events.len() < BATCH
             && let Some(event) = ring.get_mut().next_event()
         {
             events.push(event);
         }
-        if events.len() == BATCH {
+        let is_end = events.len() < BATCH;
+        if !is_end {
             // There is more: who is behind does not wait for names.
             look.reset_immediately();
+        } else if this.is_asked {
+            // Who asked has had the answers read before.
         } else if events.iter().any(|event| is_nameless(&shared, event)) {
             // The answer that names an address may still be on its way through the other ring.
-            tokio::time::sleep(NAME_WAIT).await;
+            tokio::select! {
+                () = tokio::time::sleep(NAME_WAIT) => {}
+                () = shared.event_looks.asked() => look.reset_immediately(),
+            }
         }
         for event in &events {
             take(&shared, event, &mut logged);
         }
         shared.observe_waiting(now_ns());
+        if is_end {
+            shared.event_looks.end(this);
+        }
     }
 }
 
@@ -199,8 +210,9 @@ fn publish(shared: &Shared, event: &VerdictEvent, flow: FlowReport, logged: &mut
     if is_denied {
         tell_pod(shared, event, &flow);
     }
+    let flow = Arc::new(flow);
     // Nobody may be following.
-    let _ = shared.followers.send(flow.clone());
+    let _ = shared.followers.send(Arc::clone(&flow));
     lock(&shared.recent).push(flow);
 }
 

@@ -1,6 +1,7 @@
 //! What the kernel decides about a destination now, and what the agent knows of it.
 
 use std::{
+    collections::HashMap,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -29,6 +30,47 @@ const ADDRESSES: usize = 64;
 /// Most scopes that an error names.
 const NAMES: usize = 20;
 
+/// What the agent remembers of a destination.
+struct Remembered {
+    now_ns: u64,
+    /// The addresses to look at, with the names that lead the scope there.
+    addresses: Vec<(Address, Vec<SeenName>)>,
+    elsewhere: Vec<Elsewhere>,
+    refusals: Vec<Refusal>,
+}
+
+/// What the kernel decides now, beside what is remembered.
+fn judged(
+    datapath: &Datapath,
+    bound: &Bound,
+    destination: &Destination,
+    remembered: Remembered,
+) -> ExplainFacts {
+    let now_ns = remembered.now_ns;
+    let binding = datapath.effective(bound.binding, now_ns);
+    let addresses = remembered.addresses.into_iter().map(|(address, names)| {
+        let judged = datapath.judge(&destination.at(address).flow(address), &binding, now_ns);
+        AddressFacts {
+            address,
+            decision: judged.decision,
+            grants: judged.grants,
+            is_own: match &destination.host {
+                Host::Name(name) => names.iter().any(|seen| *seen.name == **name),
+                Host::Address(_) => true,
+            },
+            names,
+        }
+    });
+    ExplainFacts {
+        now_ns,
+        scope: bound.scope.name.clone(),
+        binding,
+        addresses: addresses.collect(),
+        elsewhere: remembered.elsewhere,
+        refusals: remembered.refusals,
+    }
+}
+
 impl Shared {
     /// Explains what the kernel decides about a destination.
     ///
@@ -36,16 +78,22 @@ impl Shared {
     ///
     /// [`BadQuestion`] for a scope or cgroup that is not there or not judged; a map that cannot be read.
     pub(super) fn explanation(&self, query: &ExplainQuery) -> anyhow::Result<Explanation> {
-        // Under the lock, so that no switch comes between binding and maps.
-        let datapath = self.datapath();
-        let Some(in_force) = self.in_force() else {
-            anyhow::bail!("no policy is in force yet");
-        };
+        let no_policy = || anyhow::anyhow!("no policy is in force yet");
+        let in_force = self.in_force().ok_or_else(no_policy)?;
         let bound = match &query.from {
             None => in_force.node().context("the node's own scope is missing")?,
             Some(from) => self.bound_from(&in_force, from)?,
         };
-        let facts = self.facts(&datapath, &in_force, bound, &query.destination);
+        let scope = Arc::clone(&bound.scope);
+        // Looking through all that is remembered takes a while, for which nobody waits.
+        let remembered = self.remembered(&in_force, &scope, &query.destination);
+        // Under the lock, so that no switch comes between binding and maps.
+        let datapath = self.datapath();
+        let in_force = self.in_force().ok_or_else(no_policy)?;
+        let bound = in_force.of_scope(&scope);
+        let bound = bound.with_context(|| format!("{} has just ended", scope.name))?;
+        let facts = judged(&datapath, bound, &query.destination, remembered);
+        drop(datapath);
         if let Some(compiled) = bound.compiled() {
             let mode = facts.binding.mode();
             if compiled.mode == mode {
@@ -63,38 +111,22 @@ impl Shared {
         Ok(explanation(&nothing, &query.destination, Some(&facts)))
     }
 
-    fn facts(
+    /// What the agent remembers of a destination.
+    fn remembered(
         &self,
-        datapath: &Datapath,
         in_force: &InForce,
-        bound: &Bound,
+        scope: &Scope,
         destination: &Destination,
-    ) -> ExplainFacts {
+    ) -> Remembered {
         let now_ns = now_ns();
-        let scope = &*bound.scope;
-        let binding = datapath.effective(bound.binding, now_ns);
-        let mut facts = ExplainFacts {
+        let mut remembered = Remembered {
             now_ns,
-            scope: scope.name.clone(),
-            binding,
             addresses: Vec::new(),
             elsewhere: self.elsewhere(in_force, scope, destination, now_ns),
             refusals: self.refusals_of(scope, destination),
         };
-        for (address, names) in self.addresses_of(scope, destination, &facts) {
-            let judged = datapath.judge(&destination.at(address).flow(address), &binding, now_ns);
-            facts.addresses.push(AddressFacts {
-                address,
-                decision: judged.decision,
-                grants: judged.grants,
-                is_own: match &destination.host {
-                    Host::Name(name) => names.iter().any(|seen| *seen.name == **name),
-                    Host::Address(_) => true,
-                },
-                names,
-            });
-        }
-        facts
+        remembered.addresses = self.addresses_of(scope, destination, &remembered);
+        remembered
     }
 
     /// The addresses to look at, with the names that lead the scope there.
@@ -102,7 +134,7 @@ impl Shared {
         &self,
         scope: &Scope,
         destination: &Destination,
-        facts: &ExplainFacts,
+        facts: &Remembered,
     ) -> Vec<(Address, Vec<SeenName>)> {
         let mut addresses: Vec<Address> = match &destination.host {
             Host::Address(address) => vec![*address],
@@ -137,11 +169,15 @@ impl Shared {
         now_ns: u64,
     ) -> Vec<Elsewhere> {
         let scopes = in_force.bound.iter().map(|bound| &bound.scope);
+        let mut by_scope = match &destination.host {
+            Host::Name(name) => self.memory.addresses_by_scope(name, now_ns),
+            Host::Address(_) => HashMap::new(),
+        };
         let mut found = Vec::new();
         for other in scopes.filter(|one| one.number != scope.number) {
             let live: Vec<(String, Address)> = match &destination.host {
                 Host::Name(name) => {
-                    let addresses = self.memory.addresses_of(other.number, name, now_ns);
+                    let addresses = by_scope.remove(&other.number).unwrap_or_default();
                     addresses
                         .into_iter()
                         .filter(|(_, ends_ns)| *ends_ns > now_ns)

@@ -11,6 +11,8 @@ mod confirm;
 mod dns;
 mod events;
 mod explain;
+mod learned;
+mod looks;
 mod observe;
 mod plan;
 mod pod_interfaces;

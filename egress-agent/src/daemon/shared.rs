@@ -4,10 +4,7 @@ use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,
     path::PathBuf,
-    sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
-        atomic::{AtomicU32, AtomicU64},
-    },
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, atomic::AtomicU32},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -20,14 +17,14 @@ use egress_common::{
 };
 use tokio::sync::{broadcast, watch};
 
-use super::{confirm::Confirmation, observe::Observer, plan::Wanted};
+use super::{confirm::Confirmation, looks::Looks, observe::Observer, plan::Wanted};
 use crate::{
     api::{
-        RECENT_FLOWS, RecentFlows, Timestamp,
+        RecentFlows, Timestamp,
         model::{FlowReport, KubernetesStatus, PodInterfacesStatus},
     },
     cli::{RunOptions, UsageError, run::NODE_SCOPE},
-    datapath::{Datapath, cgroup_facts},
+    datapath::{Datapath, Reader, cgroup_facts},
     dns::{Memory, MemoryLimits, Refusals, ScopeNumber},
     kube::{Feed, Pod, events::Denials},
     policy::{Catalog, Compiled, Lifeline, Policy, ServiceTagsFacts},
@@ -308,6 +305,8 @@ pub(super) struct Shared {
     pub(super) refusals: Refusals,
     pub(super) started: Instant,
     datapath: Mutex<Datapath>,
+    /// Reads maps for those who ask: nobody waits for the lock of the datapath, or holds it, to read.
+    pub(super) reader: Arc<Reader>,
     in_force: RwLock<Option<Arc<InForce>>>,
     /// Whether enforcing was confirmed.
     pub(super) confirmation: Confirmation,
@@ -330,14 +329,16 @@ pub(super) struct Shared {
     pub(super) recent: Mutex<RecentFlows>,
     /// What is kept of the flows that were seen.
     pub(super) observer: Observer,
-    pub(super) followers: broadcast::Sender<FlowReport>,
+    pub(super) followers: broadcast::Sender<Arc<FlowReport>>,
     pub(super) cgroup_paths: Mutex<CgroupPaths>,
     /// What the agent itself lost: names and streams thrown out for lack of room.
     pub(super) dns_lost: Mutex<HashMap<&'static str, u64>>,
     /// The host's ends of pods' interfaces; none without `--pod-interfaces`, and before the first look.
     pub(super) pod_interfaces: Mutex<Option<PodInterfacesStatus>>,
-    /// How often all copies of answers that were there have been read.
-    pub(super) dns_looks: AtomicU64,
+    /// Looks at the ring of copies of answers.
+    pub(super) dns_looks: Looks,
+    /// Looks at the ring of verdicts.
+    pub(super) event_looks: Looks,
 }
 
 /// Locks; a task that panicked has left nothing half done that matters here.
@@ -389,6 +390,7 @@ impl Shared {
             memory,
             refusals: Refusals::default(),
             started: Instant::now(),
+            reader: datapath.reader(),
             datapath: Mutex::new(datapath),
             in_force: RwLock::new(None),
             confirmation,
@@ -400,19 +402,27 @@ impl Shared {
             dns_service: Mutex::default(),
             last_scope_id: AtomicU32::new(0),
             refused: Mutex::new(None),
-            recent: Mutex::new(RecentFlows::new(RECENT_FLOWS)),
+            recent: Mutex::new(RecentFlows::default()),
             observer,
             followers,
             cgroup_paths: Mutex::default(),
             dns_lost: Mutex::default(),
             pod_interfaces: Mutex::default(),
-            dns_looks: AtomicU64::new(0),
+            dns_looks: Looks::default(),
+            event_looks: Looks::default(),
         })
     }
 
     /// The kernel side, for one caller at a time.
     pub(super) fn datapath(&self) -> MutexGuard<'_, Datapath> {
         lock(&self.datapath)
+    }
+
+    /// Waits until the answers and verdicts are known that the kernel has written by now; blocks.
+    pub(super) fn catch_up(&self) {
+        // In this order: verdicts are reported with the names that answers gave.
+        self.dns_looks.catch_up();
+        self.event_looks.catch_up();
     }
 
     /// The policy that is in force; none before the first switch.

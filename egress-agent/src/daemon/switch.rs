@@ -24,7 +24,6 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use egress_common::{
-    learned::LearnedKey,
     maps::{AliasKey, CGROUP_LEVELS},
     policy::{ANSWERS_DNS, Binding, IS_NODE, SEARCH_POLICY, Workload},
     verdict::Mode,
@@ -247,14 +246,13 @@ impl Shared {
     ) -> anyhow::Result<u32> {
         let mut last = self.last_scope_id.load(Ordering::Relaxed);
         if last == 0 {
-            let learned = datapath.learned()?;
-            let in_use = learned.iter().map(|entry| entry.scope_id);
+            let mut learned = 0;
+            datapath.for_each_learned(|key, _| learned = key.scope_id.max(learned))?;
             let bound = known.values().flat_map(|one| [one.current, one.next]);
-            last = in_use
-                .chain(bound.map(|binding| binding.scope_id))
+            last = bound
+                .map(|binding| binding.scope_id)
                 .chain(datapath.foreign_scope_ids())
-                .max()
-                .unwrap_or(0);
+                .fold(learned, u32::max);
         }
         // Wraps after four thousand million scopes; 0 is none.
         let next = last.wrapping_add(1).max(1);
@@ -349,15 +347,14 @@ pub(super) fn sweep(
         .chain(datapath.foreign_scope_ids())
         .collect();
     let (mut gone, mut ended) = (Vec::new(), Vec::new());
-    for entry in datapath.learned()? {
-        let key = LearnedKey::new(entry.scope_id, entry.address);
-        let mut grants = entry.grants.iter();
-        if !live.contains(&entry.scope_id) {
-            gone.push(key);
+    datapath.for_each_learned(|key, learned| {
+        let mut grants = learned.grants.iter();
+        if !live.contains(&key.scope_id) {
+            gone.push(*key);
         } else if grants.all(|grant| grant.expires_at_ns <= ended_before_ns) {
-            ended.push(key);
+            ended.push(*key);
         }
-    }
+    })?;
     // No grant ends later than this: all of them go.
     datapath.sweep(&gone, u64::MAX)?;
     datapath.sweep(&ended, ended_before_ns)?;

@@ -28,26 +28,76 @@ const CHUNK: usize = 4_096;
 
 /// `union bpf_attr` for one element.
 #[repr(C)]
-struct Element {
-    map: u32,
-    _pad: u32,
-    key: u64,
-    value: u64,
-    flags: u64,
+pub(super) struct Element {
+    pub(super) map: u32,
+    pub(super) _pad: u32,
+    pub(super) key: u64,
+    pub(super) value: u64,
+    pub(super) flags: u64,
 }
 
 /// `union bpf_attr` for a batch.
 #[repr(C)]
-struct Batch {
-    in_batch: u64,
-    out_batch: u64,
-    keys: u64,
-    values: u64,
-    /// Entries given; after an error, those that were done.
-    count: u32,
-    map: u32,
-    element_flags: u64,
-    flags: u64,
+pub(super) struct Batch {
+    pub(super) in_batch: u64,
+    pub(super) out_batch: u64,
+    pub(super) keys: u64,
+    pub(super) values: u64,
+    /// Entries given; afterwards, those that were done.
+    pub(super) count: u32,
+    pub(super) map: u32,
+    pub(super) element_flags: u64,
+    pub(super) flags: u64,
+}
+
+/// An attribute of the commands above, which points to nothing but memory of the caller's.
+pub(super) trait Attribute {}
+impl Attribute for Element {}
+impl Attribute for Batch {}
+
+/// Runs a command.
+///
+/// # Safety
+///
+/// What the attribute points to outlives the call, and is as many keys and values as it says, of the sizes that
+/// [`own_descriptor`] checked.
+pub(super) unsafe fn call<A: Attribute>(command: libc::c_long, attr: &mut A) -> io::Result<()> {
+    // SAFETY: the attribute is initialised, and the caller vouches for what it points to.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            std::ptr::from_mut(attr),
+            size_of::<A>(),
+        )
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// A descriptor of a map with these keys and values, beside the one that somebody holds.
+pub(super) fn own_descriptor<K: Pod, V: Pod>(
+    data: &MapData,
+    name: &'static str,
+) -> Result<OwnedFd, DatapathError> {
+    let info = data.info().map_err(|source| DatapathError::Map {
+        action: "open",
+        map: name,
+        source,
+    })?;
+    let has_size = |bytes: u32, size| usize::try_from(bytes).is_ok_and(|bytes| bytes == size);
+    if !has_size(info.key_size(), size_of::<K>()) || !has_size(info.value_size(), size_of::<V>()) {
+        return Err(DatapathError::Missing { what: "map", name });
+    }
+    let fd = data.fd().as_fd().try_clone_to_owned();
+    fd.map_err(|source| DatapathError::Bulk {
+        action: "open",
+        map: name,
+        source,
+    })
 }
 
 /// A map that is written by the thousand.
@@ -66,26 +116,9 @@ impl<K: Pod, V: Pod> Bulk<K, V> {
             Some(Map::HashMap(data) | Map::LpmTrie(data)) => data,
             _ => return Err(DatapathError::Missing { what: "map", name }),
         };
-        let failed = |source| DatapathError::Map {
-            action: "open",
-            map: name,
-            source,
-        };
-        let info = data.info().map_err(failed)?;
-        let has_size = |bytes: u32, size| usize::try_from(bytes).is_ok_and(|bytes| bytes == size);
-        if !has_size(info.key_size(), size_of::<K>())
-            || !has_size(info.value_size(), size_of::<V>())
-        {
-            return Err(DatapathError::Missing { what: "map", name });
-        }
-        let fd = data.fd().as_fd().try_clone_to_owned();
         Ok(Self {
             name,
-            fd: fd.map_err(|source| DatapathError::Bulk {
-                action: "open",
-                map: name,
-                source,
-            })?,
+            fd: own_descriptor::<K, V>(data, name)?,
             has_batches: true,
             entries: PhantomData,
         })
@@ -182,57 +215,40 @@ impl<K: Pod, V: Pod> Bulk<K, V> {
             keys: keys.as_ptr() as u64,
             values: values.map_or(0, |values| values.as_ptr() as u64),
             count,
-            map: self.raw(),
+            map: raw(&self.fd),
             element_flags: 0,
             flags: 0,
         };
-        // SAFETY: the attribute is initialised; it names `count` keys and, to write, as many values, of the sizes that `open` checked.
-        let result = unsafe {
-            libc::syscall(
-                libc::SYS_bpf,
-                command,
-                std::ptr::from_mut(&mut attr),
-                size_of::<Batch>(),
-            )
-        };
+        // SAFETY: there are `count` keys and, to write, as many values.
+        let result = unsafe { call(command, &mut attr) };
         let done = usize::try_from(attr.count).unwrap_or(usize::MAX);
-        (done, outcome(result))
+        (done, result)
     }
 
     fn one(&self, command: libc::c_long, key: &K, value: Option<&V>) -> io::Result<()> {
-        let attr = Element {
-            map: self.raw(),
+        let mut attr = Element {
+            map: raw(&self.fd),
             _pad: 0,
             key: std::ptr::from_ref(key) as u64,
             value: value.map_or(0, |value| std::ptr::from_ref(value) as u64),
             flags: 0,
         };
-        // SAFETY: the attribute is initialised; key and value are of the sizes that `open` checked.
-        let result = unsafe {
-            libc::syscall(
-                libc::SYS_bpf,
-                command,
-                std::ptr::from_ref(&attr),
-                size_of::<Element>(),
-            )
-        };
-        outcome(result)
-    }
-
-    fn raw(&self) -> u32 {
-        // A descriptor is never negative.
-        u32::try_from(self.fd.as_raw_fd()).unwrap_or(u32::MAX)
+        // SAFETY: key and value are borrowed, and of the map's types.
+        unsafe { call(command, &mut attr) }
     }
 }
 
-fn outcome(result: libc::c_long) -> io::Result<()> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+/// The number of a descriptor.
+pub(super) fn raw(fd: &OwnedFd) -> u32 {
+    // A descriptor is never negative.
+    u32::try_from(fd.as_raw_fd()).unwrap_or(u32::MAX)
 }
 
-fn is_missing(error: &io::Error) -> bool {
+pub(super) fn is_missing(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::ENOENT)
+}
+
+/// Whether the kernel has no batches for a map: it knows no such command before 5.6, and some kinds of maps learned it later.
+pub(super) fn is_unsupported(error: &io::Error) -> bool {
+    [Some(ENOTSUPP), Some(libc::EINVAL)].contains(&error.raw_os_error())
 }

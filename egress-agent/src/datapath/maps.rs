@@ -22,12 +22,14 @@ use egress_common::{
         RuleEntry, RuleKey, SEARCH_POLICY, Workload, cidr_key,
     },
     tally::Tally,
-    verdict::{Hook, Reason, Verdict, counter_index},
 };
 
 use super::{
-    Counter, Counters, LearnedEntry, MapFill, RuleCounter, WorkloadCounter, bulk::Bulk,
+    LearnedEntry, MapFill,
+    bulk::Bulk,
     error::DatapathError,
+    reader::{error, learned_entry, sum},
+    walk::Walk,
 };
 use crate::policy::Compiled;
 
@@ -48,10 +50,11 @@ pub(super) struct Maps {
     pub(super) holds: Hash<u32, u64>,
     pub(super) queries: Hash<QueryKey, Query>,
     aliases: Hash<AliasKey, Alias>,
-    counters: PerCpuArray<MapData, u64>,
     tallies: PerCpuArray<MapData, u64>,
     rule_counters: Hash<u64, RuleCounters>,
-    learned_capacity: u32,
+    /// The same as `learned`, to be read as a whole.
+    all_learned: Walk<LearnedKey, Learned>,
+    all_aliases: Walk<AliasKey, Alias>,
     /// The search domains that this agent has written.
     search_domains: Option<Vec<String>>,
     bulk_names: Bulk<Key<[u8; NAME_KEY_BYTES]>, NameEntry>,
@@ -63,14 +66,6 @@ pub(super) struct Maps {
     rules_of: BTreeMap<u16, BTreeSet<u64>>,
     /// Whether nothing else is in the maps.
     is_searched: bool,
-}
-
-fn error(action: &'static str, map: &'static str) -> impl FnOnce(MapError) -> DatapathError {
-    move |source| DatapathError::Map {
-        action,
-        map,
-        source,
-    }
 }
 
 /// Takes a map out of the object.
@@ -93,11 +88,13 @@ pub(super) fn take_ring(
 }
 
 impl Maps {
-    pub(super) fn take(ebpf: &mut Ebpf, learned_capacity: u32) -> Result<Self, DatapathError> {
+    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, DatapathError> {
         Ok(Self {
             bulk_names: Bulk::open(ebpf, "NAMES")?,
             bulk_cidrs: Bulk::open(ebpf, "CIDRS")?,
             bulk_rules: Bulk::open(ebpf, "RULES")?,
+            all_learned: Walk::open(ebpf, "LEARNED")?,
+            all_aliases: Walk::open(ebpf, "ALIASES")?,
             installed: BTreeMap::new(),
             rules_of: BTreeMap::new(),
             is_searched: false,
@@ -114,11 +111,9 @@ impl Maps {
             holds: take(ebpf, "HOLDS")?,
             queries: take(ebpf, "QUERIES")?,
             aliases: take(ebpf, "ALIASES")?,
-            counters: take(ebpf, "COUNTERS")?,
             tallies: take(ebpf, "TALLIES")?,
             rule_counters: take(ebpf, "RULE_COUNTERS")?,
             search_domains: None,
-            learned_capacity,
         })
     }
 
@@ -316,9 +311,12 @@ impl Maps {
         let _ = self.interfaces.remove(&index);
     }
 
-    /// Every learned address.
-    pub(super) fn learned(&self) -> Result<Vec<LearnedEntry>, DatapathError> {
-        learned_entries(&self.learned).map_err(error("read", "LEARNED"))
+    /// Calls `visit` for every learned address.
+    pub(super) fn for_each_learned(
+        &self,
+        visit: impl FnMut(&LearnedKey, &Learned),
+    ) -> Result<(), DatapathError> {
+        self.all_learned.for_each(visit)
     }
 
     /// Whether a policy has a rule that names teach.
@@ -329,13 +327,8 @@ impl Maps {
     /// Every noted alias.
     pub(super) fn aliases(&self) -> Result<Vec<(AliasKey, Alias)>, DatapathError> {
         let mut entries = Vec::new();
-        for item in self.aliases.iter() {
-            match item {
-                Ok(item) => entries.push(item),
-                Err(MapError::KeyNotFound) => {}
-                Err(source) => return Err(error("read", "ALIASES")(source)),
-            }
-        }
+        self.all_aliases
+            .for_each(|key, alias| entries.push((*key, *alias)))?;
         Ok(entries)
     }
 
@@ -372,54 +365,6 @@ impl Maps {
         sum(&self.tallies, u32::from(tally as u8), "TALLIES")
     }
 
-    /// Everything that the kernel counts.
-    pub(super) fn counters(&self) -> Result<Counters, DatapathError> {
-        let mut counters = Counters::default();
-        for hook in Hook::ALL {
-            for verdict in Verdict::ALL {
-                for reason in Reason::ALL {
-                    let index = counter_index(*hook, *verdict, *reason);
-                    let count = sum(&self.counters, index, "COUNTERS")?;
-                    if count != 0 {
-                        counters.verdicts.push(Counter {
-                            hook: *hook,
-                            verdict: *verdict,
-                            reason: *reason,
-                            count,
-                        });
-                    }
-                }
-            }
-        }
-        for tally in Tally::ALL {
-            counters.tallies.push((*tally, self.tally(*tally)?));
-        }
-        for item in self.rule_counters.iter() {
-            let (rule, value) = match item {
-                Ok(item) => item,
-                Err(MapError::KeyNotFound) => continue,
-                Err(source) => return Err(error("read", "RULE_COUNTERS")(source)),
-            };
-            let [allowed, denied, would_deny, _] = value.decisions;
-            if rule & WORKLOAD_COUNTER != 0 {
-                counters.workloads.push(WorkloadCounter {
-                    identity: identity_of(rule),
-                    allowed,
-                    denied,
-                    would_deny,
-                });
-                continue;
-            }
-            counters.rules.push(RuleCounter {
-                rule,
-                allowed,
-                denied,
-                would_deny,
-            });
-        }
-        Ok(counters)
-    }
-
     /// The workloads that have counters.
     pub(super) fn counted_workloads(&self) -> Result<Vec<u32>, DatapathError> {
         let mut found = Vec::new();
@@ -438,7 +383,7 @@ impl Maps {
         ignore_missing(self.rule_counters.remove(&key), "RULE_COUNTERS")
     }
 
-    /// Fill of the maps that can fill up.
+    /// Fill of the maps that policies fill. Walking the tries takes the kernel long; the agent alone writes them.
     pub(super) fn fill(&self) -> Vec<MapFill> {
         use egress_common::maps as limits;
         let fill = |name, entries: usize, capacity: u32| MapFill {
@@ -446,7 +391,6 @@ impl Maps {
             entries: entries as u64,
             capacity: u64::from(capacity),
         };
-        // Walking the tries takes the kernel long; the agent alone writes them.
         let written = |count: fn(&Compiled) -> usize| {
             let counts = self.installed.values().map(|compiled| count(compiled));
             counts.fold(0, usize::saturating_add)
@@ -454,16 +398,6 @@ impl Maps {
         let rules = self.rules_of.values().map(BTreeSet::len);
         let rules = rules.fold(0, usize::saturating_add);
         vec![
-            fill(
-                "LEARNED",
-                self.learned.keys().count(),
-                self.learned_capacity,
-            ),
-            fill(
-                "ALIASES",
-                self.aliases.keys().count(),
-                limits::ALIASES_CAPACITY,
-            ),
             fill(
                 "NAMES",
                 written(|compiled| compiled.names.len()),
@@ -475,22 +409,12 @@ impl Maps {
                 limits::CIDRS_CAPACITY,
             ),
             fill("RULES", rules, limits::RULES_CAPACITY),
-            fill(
-                "RULE_COUNTERS",
-                self.rule_counters.keys().count(),
-                limits::RULE_COUNTERS_CAPACITY,
-            ),
-            fill(
-                "WORKLOADS",
-                self.workloads.keys().count(),
-                limits::WORKLOADS_CAPACITY,
-            ),
         ]
     }
 }
 
 /// The workload that counters with this key are of.
-const fn identity_of(key: u64) -> u32 {
+pub(super) const fn identity_of(key: u64) -> u32 {
     let [_, _, _, _, a, b, c, d] = key.to_be_bytes();
     u32::from_be_bytes([a, b, c, d])
 }
@@ -506,11 +430,7 @@ pub(super) fn learned_entries(
             Err(MapError::KeyNotFound) => continue,
             Err(error) => return Err(error),
         };
-        entries.push(LearnedEntry {
-            scope_id: key.scope_id,
-            address: key.address,
-            grants: used_grants(&value),
-        });
+        entries.push(learned_entry(&key, &value));
     }
     Ok(entries)
 }
@@ -553,17 +473,6 @@ pub(super) fn used_grants(value: &Learned) -> Vec<Grant> {
         .take_while(|grant| grant.expires_at_ns != 0)
         .copied()
         .collect()
-}
-
-fn sum(
-    map: &PerCpuArray<MapData, u64>,
-    index: u32,
-    name: &'static str,
-) -> Result<u64, DatapathError> {
-    let values = map.get(&index, 0).map_err(error("read", name))?;
-    Ok(values
-        .iter()
-        .fold(0, |sum, value| sum.saturating_add(*value)))
 }
 
 fn stale_keys<K>(

@@ -10,10 +10,12 @@ mod layout;
 mod load;
 mod maps;
 mod pod_interfaces;
+mod reader;
 mod rings;
 mod snapshot;
 mod sys;
 mod unload;
+mod walk;
 
 use std::{collections::BTreeSet, fs, os::unix::fs::MetadataExt, path::Path, sync::Arc};
 
@@ -24,7 +26,7 @@ use aya::{
 use egress_common::{
     address::Address,
     hash::SipKey,
-    learned::{Grant, LEARN_BATCH, LearnRequest, LearnedKey},
+    learned::{Grant, LEARN_BATCH, LearnRequest, Learned, LearnedKey},
     maps::{Alias, AliasKey, CGROUP_LEVELS, Config, Keys, NO_LEVEL, Query, QueryKey},
     policy::Workload,
     tally::Tally,
@@ -35,6 +37,7 @@ pub use doctor::{Check, doctor};
 pub use error::DatapathError;
 pub use judge::Judged;
 pub use load::Options;
+pub use reader::{LearnedPages, Reader};
 pub use rings::{DnsRing, EventRing, Ring, readable};
 pub use snapshot::{
     AttachedHook, Counter, Counters, LearnedEntry, MapFill, RuleCounter, WorkloadCounter,
@@ -51,6 +54,7 @@ const BATCH_HEAD_BYTES: usize = 16;
 pub struct Datapath {
     loaded: load::Loaded,
     maps: maps::Maps,
+    reader: Arc<Reader>,
     pod_interfaces: pod_interfaces::PodInterfaces,
 }
 
@@ -61,12 +65,13 @@ impl Datapath {
     ///
     /// The step that failed; another agent on the same directory.
     pub fn open(options: Options) -> Result<Self, DatapathError> {
-        let learned_capacity = options.learned_capacity;
         let mut loaded = load::load(options)?;
-        let maps = maps::Maps::take(&mut loaded.ebpf, learned_capacity)?;
+        let reader = Arc::new(Reader::open(&loaded.ebpf)?);
+        let maps = maps::Maps::take(&mut loaded.ebpf)?;
         let mut datapath = Self {
             loaded,
             maps,
+            reader,
             pod_interfaces: pod_interfaces::PodInterfaces::default(),
         };
         if !datapath.loaded.is_adopted {
@@ -402,13 +407,33 @@ impl Datapath {
         self.maps.set_search_domains(wanted)
     }
 
+    /// What reads for those who ask.
+    #[must_use]
+    pub fn reader(&self) -> Arc<Reader> {
+        Arc::clone(&self.reader)
+    }
+
+    /// Calls `visit` for every learned address, expired ones included.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be read.
+    pub fn for_each_learned(
+        &self,
+        visit: impl FnMut(&LearnedKey, &Learned),
+    ) -> Result<(), DatapathError> {
+        self.maps.for_each_learned(visit)
+    }
+
     /// Every learned address, expired ones included.
     ///
     /// # Errors
     ///
     /// The map cannot be read.
     pub fn learned(&self) -> Result<Vec<LearnedEntry>, DatapathError> {
-        self.maps.learned()
+        let mut entries = Vec::new();
+        self.for_each_learned(|key, value| entries.push(reader::learned_entry(key, value)))?;
+        Ok(entries)
     }
 
     /// Every noted alias.
@@ -447,15 +472,6 @@ impl Datapath {
         self.maps.remove_aliases(keys)
     }
 
-    /// Everything that the kernel counts.
-    ///
-    /// # Errors
-    ///
-    /// A map cannot be read.
-    pub fn counters(&self) -> Result<Counters, DatapathError> {
-        self.maps.counters()
-    }
-
     /// One count that is not a verdict.
     ///
     /// # Errors
@@ -465,7 +481,7 @@ impl Datapath {
         self.maps.tally(tally)
     }
 
-    /// Fill of the maps that can fill up.
+    /// Fill of the maps that policies fill.
     #[must_use]
     pub fn fill(&self) -> Vec<MapFill> {
         self.maps.fill()

@@ -278,20 +278,31 @@ impl Memory {
     /// The addresses of a name with their ends, the latest first. Looks at every address: for a user's question.
     #[must_use]
     pub fn addresses_of(&self, scope: ScopeNumber, name: &str, now_ns: u64) -> Vec<(Address, u64)> {
-        let mut found = Vec::new();
+        let mut by_scope = self.addresses_by_scope(name, now_ns);
+        by_scope.remove(&scope).unwrap_or_default()
+    }
+
+    /// The same for every scope, with one look at every address.
+    #[must_use]
+    pub fn addresses_by_scope(
+        &self,
+        name: &str,
+        now_ns: u64,
+    ) -> HashMap<ScopeNumber, Vec<(Address, u64)>> {
+        let mut found: HashMap<_, Vec<_>> = HashMap::new();
         for entry in &self.entries {
-            let (of, address) = entry.key();
-            if *of != scope {
-                continue;
-            }
+            let (scope, address) = *entry.key();
             let mut names = entry.value().as_slice().iter();
             if let Some(seen) = names.find(|seen| *seen.name == *name)
                 && self.is_kept(seen, now_ns)
             {
-                found.push((*address, seen.expires_at_ns));
+                let addresses = found.entry(scope).or_default();
+                addresses.push((address, seen.expires_at_ns));
             }
         }
-        found.sort_by_key(|(address, ends)| (std::cmp::Reverse(*ends), *address));
+        for addresses in found.values_mut() {
+            addresses.sort_by_key(|(address, ends)| (std::cmp::Reverse(*ends), *address));
+        }
         found
     }
 

@@ -20,10 +20,11 @@ use std::{
 use anyhow::Context as _;
 use egress_agent::{
     api::{
-        AgentState, ApiListener, BadQuestion, ExplainQuery, FlowFilter, LearnedQuery, NotAwaited,
+        AgentState, ApiListener, BadQuestion, ExplainQuery, FlowFilter, LearnedFilter, NotAwaited,
+        Rows,
         model::{
             ConfirmationStatus, CountersReport, Explanation, FlowReport, LearnedAddress,
-            LearnedReport, Observations, Status,
+            Observations, Status,
         },
         serve,
     },
@@ -60,7 +61,7 @@ static PANICS: AtomicU64 = AtomicU64::new(0);
 
 /// An agent that only has a state.
 struct Stateless {
-    flows: broadcast::Sender<FlowReport>,
+    flows: broadcast::Sender<Arc<FlowReport>>,
 }
 
 impl AgentState for Stateless {
@@ -72,7 +73,7 @@ impl AgentState for Stateless {
         Ok(CountersReport::default())
     }
 
-    fn learned(&self, query: Option<&LearnedQuery>) -> anyhow::Result<LearnedReport> {
+    fn learned(self: Arc<Self>, filter: LearnedFilter) -> anyhow::Result<Rows<LearnedAddress>> {
         let one = LearnedAddress {
             name: "a.example.com".to_owned(),
             address: "192.0.2.1".parse()?,
@@ -81,11 +82,12 @@ impl AgentState for Stateless {
             scope: "node".to_owned(),
             rules: Vec::new(),
         };
-        let is_shown = query.is_none_or(|query| query.shows(&one.name, one.address));
-        Ok(if is_shown { vec![one] } else { Vec::new() })
+        let is_shown = filter.shows(&one.name, one.address) && filter.pods.shows(&one.scope);
+        let rows = if is_shown { vec![one] } else { Vec::new() };
+        Ok(Box::new(std::iter::once(Ok(rows))))
     }
 
-    fn recent_flows(&self, _filter: FlowFilter) -> anyhow::Result<Vec<FlowReport>> {
+    fn recent_flows(&self, _filter: FlowFilter) -> anyhow::Result<Vec<Arc<FlowReport>>> {
         Ok(Vec::new())
     }
 
@@ -107,7 +109,7 @@ impl AgentState for Stateless {
         Err(NotAwaited("there is no kernel").into())
     }
 
-    fn subscribe(&self) -> broadcast::Receiver<FlowReport> {
+    fn subscribe(&self) -> broadcast::Receiver<Arc<FlowReport>> {
         self.flows.subscribe()
     }
 }

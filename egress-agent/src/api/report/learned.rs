@@ -1,7 +1,7 @@
 //! Learned addresses.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     net::IpAddr,
 };
@@ -10,12 +10,10 @@ use egress_common::{address::Address, learned::Grant};
 
 use super::rule::{gone_rule_text, rule_text};
 use crate::{
-    api::{
-        LearnedQuery,
-        model::{LearnedAddress, LearnedReport},
-    },
+    api::{LearnedFilter, model::LearnedAddress},
     datapath::LearnedEntry,
-    policy::{RuleSource, address_text, port_range_text},
+    dns::SeenName,
+    policy::{NamePattern, RuleSource, address_text, port_range_text},
 };
 
 /// Stands for a name that the agent did not see resolved.
@@ -27,12 +25,12 @@ const NS_PER_S: u64 = 1_000_000_000;
 pub struct LearnedContext<'a> {
     /// Now, nanoseconds of the monotonic clock.
     pub now_ns: u64,
-    /// Names that a scope resolved to an address: lower case, without the final dot.
-    pub names: &'a dyn Fn(u32, &Address) -> Vec<String>,
+    /// Names that a scope resolved to an address.
+    pub names: &'a dyn Fn(u32, &Address) -> Vec<SeenName>,
     /// Name of a scope; `None` for a scope that is gone, whose entries are left out.
-    pub scope: &'a dyn Fn(u32) -> Option<String>,
-    /// Source of a rule, if a loaded policy holds it.
-    pub rule: &'a dyn Fn(u64) -> Option<&'a RuleSource>,
+    pub scope: &'a dyn Fn(u32) -> Option<&'a str>,
+    /// Source of a rule that a scope has.
+    pub rule: &'a dyn Fn(u32, u64) -> Option<&'a RuleSource>,
 }
 
 impl fmt::Debug for LearnedContext<'_> {
@@ -40,6 +38,28 @@ impl fmt::Debug for LearnedContext<'_> {
         f.debug_struct("LearnedContext")
             .field("now_ns", &self.now_ns)
             .finish_non_exhaustive()
+    }
+}
+
+/// What rows say of rules, made once for each.
+#[derive(Debug, Default)]
+pub struct RuleTexts(HashMap<u64, RuleWords>);
+
+#[derive(Debug)]
+struct RuleWords {
+    text: String,
+    pattern: Option<NamePattern>,
+}
+
+impl RuleTexts {
+    fn of<'a>(&mut self, rule: u64, source: impl FnOnce() -> Option<&'a RuleSource>) -> &RuleWords {
+        self.0.entry(rule).or_insert_with(|| {
+            let source = source();
+            RuleWords {
+                text: source.map_or_else(|| gone_rule_text(rule), rule_text),
+                pattern: source.and_then(RuleSource::pattern),
+            }
+        })
     }
 }
 
@@ -63,44 +83,43 @@ impl Share {
     }
 }
 
-/// Makes the report of learned addresses: live grants only, by name, address and scope.
+/// Makes rows of learned addresses: live grants only, an entry's by name.
 ///
 /// A grant belongs to those known names that its rule covers.
 #[must_use]
-pub fn learned_report(
+pub fn learned_rows(
     entries: &[LearnedEntry],
-    query: Option<&LearnedQuery>,
+    filter: &LearnedFilter,
     context: &LearnedContext<'_>,
-) -> LearnedReport {
-    let mut report = LearnedReport::new();
+    texts: &mut RuleTexts,
+) -> Vec<LearnedAddress> {
+    let mut rows = Vec::with_capacity(entries.len());
     for entry in entries {
         let address = address_text(&entry.address);
-        if matches!(query, Some(LearnedQuery::Address(wanted)) if *wanted != address) {
-            continue;
-        }
-        let Some(scope) = (context.scope)(entry.scope_id) else {
+        let scope = (context.scope)(entry.scope_id);
+        let Some(scope) = scope.filter(|scope| filter.pods.shows(scope)) else {
             continue;
         };
-        for (name, share) in shares(entry, context) {
-            if query.is_none_or(|query| query.shows(&name, address)) {
-                report.push(learned_address(
-                    name,
-                    address,
-                    &scope,
-                    share,
-                    context.now_ns,
-                ));
+        for (name, share) in shares(entry, context, texts) {
+            if filter.shows(&name, address) {
+                rows.push(learned_address(name, address, scope, share, context.now_ns));
             }
         }
     }
-    report.sort_by(|a, b| {
-        let order = |learned: &LearnedAddress| (learned.address, learned.scope.clone());
-        a.name.cmp(&b.name).then_with(|| order(a).cmp(&order(b)))
-    });
-    report
+    rows
 }
 
-fn shares(entry: &LearnedEntry, context: &LearnedContext<'_>) -> BTreeMap<String, Share> {
+/// The order in which people read learned addresses: by name, address and scope.
+pub fn sort_learned(rows: &mut [LearnedAddress]) {
+    let key = |row: &LearnedAddress| (row.name.clone(), row.address, row.scope.clone());
+    rows.sort_by_cached_key(key);
+}
+
+fn shares(
+    entry: &LearnedEntry,
+    context: &LearnedContext<'_>,
+    texts: &mut RuleTexts,
+) -> BTreeMap<String, Share> {
     let mut shares: BTreeMap<String, Share> = BTreeMap::new();
     let live = entry
         .grants
@@ -109,20 +128,21 @@ fn shares(entry: &LearnedEntry, context: &LearnedContext<'_>) -> BTreeMap<String
     let mut names = None;
     for grant in live {
         let known = names.get_or_insert_with(|| (context.names)(entry.scope_id, &entry.address));
-        let source = (context.rule)(grant.rule);
-        let text = source.map_or_else(|| gone_rule_text(grant.rule), rule_text);
-        let pattern = source.and_then(RuleSource::pattern);
+        let rule = texts.of(grant.rule, || (context.rule)(entry.scope_id, grant.rule));
         let mut covered = known
             .iter()
-            .filter(|name| pattern.as_ref().is_some_and(|pattern| pattern.covers(name)))
+            .filter(|seen| {
+                let pattern = rule.pattern.as_ref();
+                pattern.is_some_and(|pattern| pattern.covers(&seen.name))
+            })
             .peekable();
         if covered.peek().is_none() {
             let share = shares.entry(UNKNOWN_NAME.to_owned()).or_default();
-            share.add(grant, &text);
+            share.add(grant, &rule.text);
         }
-        for name in covered {
-            let share = shares.entry(name.clone()).or_default();
-            share.add(grant, &text);
+        for seen in covered {
+            let share = shares.entry(seen.name.to_string()).or_default();
+            share.add(grant, &rule.text);
         }
     }
     shares
@@ -150,6 +170,8 @@ fn learned_address(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use egress_common::{
         address::from_v4,
         policy::{PortRange, protocol::TCP},
@@ -178,19 +200,33 @@ mod tests {
         }
     }
 
-    fn report(entries: &[LearnedEntry], names: &[&str], query: Option<&str>) -> LearnedReport {
+    fn report(
+        entries: &[LearnedEntry],
+        names: &[&str],
+        query: Option<&str>,
+    ) -> Vec<LearnedAddress> {
         let rules = [
             rule(RuleList::Allow, "*.example.com"),
             rule(RuleList::Allow, "www.example.net"),
         ];
-        let query = query.map(|text| text.parse().expect("infallible"));
+        let filter = LearnedFilter {
+            query: query.map(|text| text.parse().expect("infallible")),
+            ..LearnedFilter::default()
+        };
+        let seen = |name: &&str| SeenName {
+            name: Arc::from(*name),
+            alias: None,
+            at_ns: NOW_NS,
+            expires_at_ns: NOW_NS,
+            allowed: true,
+        };
         let context = LearnedContext {
             now_ns: NOW_NS,
-            names: &|_, _| names.iter().map(|name| (*name).to_owned()).collect(),
-            scope: &|scope| (scope == 1).then(|| "node".to_owned()),
-            rule: &|number| rules.get(usize::try_from(number).expect("small")),
+            names: &|_, _| names.iter().map(seen).collect(),
+            scope: &|scope| (scope == 1).then_some("node"),
+            rule: &|_, number| rules.get(usize::try_from(number).expect("small")),
         };
-        learned_report(entries, query.as_ref(), &context)
+        learned_rows(entries, &filter, &context, &mut RuleTexts::default())
     }
 
     #[test]
