@@ -6,6 +6,7 @@ pub mod cli;
 pub mod daemon;
 pub mod datapath;
 pub mod dns;
+pub mod exec;
 #[cfg(test)]
 mod golden;
 pub mod kube;

@@ -1,10 +1,12 @@
 //! The `egress-agent` program: parse, start tracing, do, exit.
 
-use clap::Parser;
 use egress_agent::cli::{Cli, ExitCode, say, start_logging};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::read() {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
     start_logging(&cli);
     let result = cli.execute();
     if let Err(error) = &result {

@@ -6,19 +6,20 @@ use thiserror::Error;
 
 /// How the program ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
 pub enum ExitCode {
     /// It did what it was asked to.
-    Ok = 0,
+    Ok,
     /// It could not, or what it reports is not as it should be.
-    Failure = 1,
+    Failure,
     /// The command line, a policy or the environment is not usable: nothing was changed.
-    Usage = 2,
+    Usage,
+    /// It ran a command, with this status.
+    Command(u8),
 }
 
 impl Termination for ExitCode {
     fn report(self) -> std::process::ExitCode {
-        std::process::ExitCode::from(self as u8)
+        std::process::ExitCode::from(self.number())
     }
 }
 
@@ -36,6 +37,20 @@ impl UsageError {
 }
 
 impl ExitCode {
+    /// Status of `exec` when it failed itself, as `env` and `nice` have it.
+    pub const EXEC_FAILED: u8 = 125;
+
+    /// The number that the program ends with.
+    #[must_use]
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Ok => 0,
+            Self::Failure => 1,
+            Self::Usage => 2,
+            Self::Command(status) => status,
+        }
+    }
+
     /// The code of a result's end.
     #[must_use]
     pub fn of(result: &anyhow::Result<Self>) -> Self {
@@ -73,11 +88,12 @@ mod tests {
         }
         assert_eq!(
             [
-                ExitCode::Ok as u8,
-                ExitCode::Failure as u8,
-                ExitCode::Usage as u8
+                ExitCode::Ok.number(),
+                ExitCode::Failure.number(),
+                ExitCode::Usage.number(),
+                ExitCode::Command(137).number(),
             ],
-            [0, 1, 2]
+            [0, 1, 2, 137]
         );
     }
 }

@@ -4,6 +4,7 @@ mod catalog;
 mod confirm;
 mod counters;
 mod doctor;
+mod exec;
 mod exit;
 mod explain;
 mod flows;
@@ -39,6 +40,7 @@ Examples:
   egress-agent policy import groups.json          what an Azure Firewall allows
   egress-agent preset show aks/azure-global --with location=eastus
   egress-agent doctor                             what this node lacks
+  sudo egress-agent exec --allow '*.npmjs.org:443' -- npm ci
   egress-agent run --policy /etc/egress/policies --mode audit
   egress-agent run --policy /etc/egress/policies --confirm 60s
   egress-agent confirm                            or it falls back to audit
@@ -74,6 +76,8 @@ pub struct Cli {
 pub enum Command {
     /// Enforce policies on this node until told to end
     Run(Box<run::Run>),
+    /// Run one command with all that it starts, and let it reach only what is allowed
+    Exec(Box<exec::Exec>),
     /// Show what is attached, loaded, filled and lost; exit 1 when not all is enforced
     Status(status::Status),
     /// Confirm that enforcing left the node reachable, after `run --confirm`
@@ -97,13 +101,35 @@ pub enum Command {
 }
 
 impl Cli {
+    /// Reads the command line. What is wrong with it is said; then this is the exit code.
+    ///
+    /// # Errors
+    ///
+    /// It is wrong, or asks for help, which was given.
+    pub fn read() -> Result<Self, ExitCode> {
+        Self::try_parse().map_err(|error| {
+            // Nobody is left to be told that stderr is gone.
+            let _gone = error.print();
+            let is_exec = std::env::args_os()
+                .nth(1)
+                .is_some_and(|word| word == "exec");
+            match error.exit_code() {
+                0 => ExitCode::Ok,
+                // A command's own status may be 2.
+                _ if is_exec => ExitCode::Command(ExitCode::EXEC_FAILED),
+                _ => ExitCode::Usage,
+            }
+        })
+    }
+
     /// What to log when neither option nor variable says.
     #[must_use]
     pub const fn default_log(&self) -> &'static str {
         match self.command {
             // What fails of its requests is told by those who make them.
             Command::Run(_) => "info,kube_client=off",
-            Command::Status(_)
+            Command::Exec(_)
+            | Command::Status(_)
             | Command::Confirm(_)
             | Command::Counters(_)
             | Command::Learned(_)
@@ -124,6 +150,7 @@ impl Cli {
     pub fn execute(self) -> anyhow::Result<ExitCode> {
         match self.command {
             Command::Run(run) => run.execute(),
+            Command::Exec(exec) => exec.execute(),
             Command::Status(status) => status.execute(),
             Command::Confirm(confirm) => confirm.execute(),
             Command::Counters(counters) => counters.execute(),

@@ -107,6 +107,13 @@ impl Screen {
         Self::of(io::stdout().is_terminal(), variable)
     }
 
+    /// What stderr can show, likewise.
+    #[must_use]
+    pub fn of_stderr() -> Self {
+        let variable = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
+        Self::of(io::stderr().is_terminal(), variable)
+    }
+
     fn of(is_terminal: bool, variable: impl Fn(&str) -> Option<String>) -> Self {
         if !is_terminal {
             return Self::PLAIN;

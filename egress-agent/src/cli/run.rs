@@ -400,17 +400,22 @@ impl Run {
             confirm: self.confirm,
             scopes: self.scope,
             resolver_scopes: self.resolver_scope,
-            search_domains: if self.search_domain.is_empty() {
-                workload::search_domains()
-            } else {
-                search_domains(&self.search_domain)?
-            },
+            search_domains: found_search_domains(&self.search_domain)?,
             lifeline_cidrs: self.lifeline_cidr,
             api_server: self.api_server,
             no_lifeline: self.no_lifeline,
             max_learned: self.max_learned,
             ebpf_log: self.ebpf_log,
         })
+    }
+}
+
+/// The search domains that are given, else the system's.
+pub(super) fn found_search_domains(given: &[String]) -> anyhow::Result<Vec<String>> {
+    if given.is_empty() {
+        Ok(workload::search_domains())
+    } else {
+        search_domains(given)
     }
 }
 

@@ -171,7 +171,11 @@ fn wrong_command_lines_are_usage_errors() {
         let error = Cli::try_parse_from([&["egress-agent"], arguments].concat());
         let error = error.expect_err("is wrong");
         assert_eq!(error.kind(), kind, "{arguments:?}");
-        assert_eq!(error.exit_code(), ExitCode::Usage as i32, "{arguments:?}");
+        assert_eq!(
+            error.exit_code(),
+            i32::from(ExitCode::Usage.number()),
+            "{arguments:?}"
+        );
     }
 }
 

@@ -7,6 +7,7 @@
 mod api;
 mod carry;
 mod cluster;
+mod command;
 mod confirm;
 mod dns;
 mod events;
@@ -39,6 +40,7 @@ use crate::{
     workload::Interfaces,
 };
 use cluster::Cluster;
+pub use command::Session;
 use confirm::Moment;
 use plan::Base;
 use shared::Shared;

@@ -7,7 +7,7 @@
 
 use std::{
     collections::VecDeque,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Mutex,
     time::{Duration, Instant, SystemTime},
 };
@@ -50,7 +50,8 @@ pub(super) const NAMES_EVICTED: &str = "names_evicted";
 pub(super) struct Observer {
     waiting: Mutex<VecDeque<Waiting>>,
     table: Mutex<Table>,
-    store: Store,
+    /// None where nothing is kept.
+    store: Option<Store>,
     kept: Mutex<Kept>,
 }
 
@@ -97,8 +98,18 @@ impl Observer {
         Self {
             waiting: Mutex::default(),
             table: Mutex::new(table),
-            store,
+            store: Some(store),
             kept: Mutex::new(kept),
+        }
+    }
+
+    /// Keeps nothing beyond this process.
+    pub(super) fn in_memory() -> Self {
+        Self {
+            waiting: Mutex::default(),
+            table: Mutex::new(Table::new(TableLimits::default())),
+            store: None,
+            kept: Mutex::default(),
         }
     }
 
@@ -112,7 +123,10 @@ impl Observer {
             observations,
             capacity,
             dropped,
-            file: self.store.file().to_owned(),
+            file: self
+                .store
+                .as_ref()
+                .map_or_else(PathBuf::new, |store| store.file().to_owned()),
             saved_at: kept.saved_at,
             error: kept.not_saved.clone().or_else(|| kept.not_loaded.clone()),
         }
@@ -128,6 +142,7 @@ impl Observer {
 
     /// Writes what changed.
     fn save(&self) {
+        let Some(store) = &self.store else { return };
         let now = Timestamp::from(SystemTime::now());
         let mut table = lock(&self.table);
         let change = table.take_change();
@@ -136,7 +151,7 @@ impl Observer {
         }
         let stored = Stored::new(now, table.observations(), table.totals());
         drop(table);
-        let saved = self.store.save(&stored);
+        let saved = store.save(&stored);
         let mut kept = lock(&self.kept);
         kept.last_try = Some(Instant::now());
         match saved {

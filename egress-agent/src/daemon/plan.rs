@@ -84,11 +84,25 @@ impl Base {
             policies.extend(files.policies().iter().cloned());
         }
         let set: PolicySet = policies.into_iter().collect();
+        Self::of_set(options, resolvers, Arc::new(catalog), &set)
+    }
+
+    /// Compiles policies that were read already.
+    ///
+    /// # Errors
+    ///
+    /// They cannot apply together.
+    pub(super) fn of_set(
+        options: &RunOptions,
+        resolvers: &[IpAddr],
+        catalog: Arc<Catalog>,
+        set: &PolicySet,
+    ) -> Result<Self, PolicyErrors> {
         let lifeline = lifeline(options, resolvers);
         let rules = if set.policies().is_empty() {
             Rules::Open
         } else {
-            let compiled = crate::policy::compile(&set, &lifeline, options.mode)?;
+            let compiled = crate::policy::compile(set, &lifeline, options.mode)?;
             Rules::Of(Arc::new(Ruleset {
                 compiled: Arc::new(compiled),
                 policies: set.policies().iter().map(PolicyInForce::of).collect(),
@@ -102,7 +116,7 @@ impl Base {
                 resolvers: resolvers.to_vec(),
                 local: own_addresses().into_iter().map(address_from).collect(),
             }),
-            catalog: Arc::new(catalog),
+            catalog,
         })
     }
 
@@ -161,6 +175,11 @@ impl Shared {
 
     /// What the files, and the cluster for the node, say now.
     fn load(&self, wanted: &mut Wanted) -> anyhow::Result<Base> {
+        if let Some(fixed) = &self.fixed {
+            let catalog = Arc::clone(&fixed.catalog);
+            return Base::of_set(&self.options, &self.resolvers(), catalog, &fixed.policies)
+                .map_err(anyhow::Error::new);
+        }
         let of_cluster = |catalog: &Catalog| {
             let cluster = wanted.cluster.as_mut();
             cluster.map_or_else(Vec::new, |cluster| cluster.node_policies(catalog))

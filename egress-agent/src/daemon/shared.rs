@@ -27,7 +27,7 @@ use crate::{
     datapath::{Datapath, Reader, cgroup_facts},
     dns::{Memory, MemoryLimits, Refusals, ScopeNumber},
     kube::{Feed, Pod, events::Denials},
-    policy::{Catalog, Compiled, Lifeline, Policy, ServiceTagsFacts},
+    policy::{Catalog, Compiled, Lifeline, Policy, PolicySet, ServiceTagsFacts},
     workload::CgroupPaths,
 };
 
@@ -339,6 +339,15 @@ pub(super) struct Shared {
     pub(super) dns_looks: Looks,
     /// Looks at the ring of verdicts.
     pub(super) event_looks: Looks,
+    /// Policies that stay as they are: files are not looked at.
+    pub(super) fixed: Option<Fixed>,
+}
+
+/// Policies that no file changes any more, and what their rules refer to.
+#[derive(Debug)]
+pub(super) struct Fixed {
+    pub(super) policies: PolicySet,
+    pub(super) catalog: Arc<Catalog>,
 }
 
 /// Locks; a task that panicked has left nothing half done that matters here.
@@ -382,7 +391,12 @@ impl Shared {
             }));
         }
         let confirmation = Confirmation::new(options.confirm);
-        let observer = Observer::open(&options.state_dir);
+        // An empty path: nothing is kept.
+        let observer = if options.state_dir.as_os_str().is_empty() {
+            Observer::in_memory()
+        } else {
+            Observer::open(&options.state_dir)
+        };
         let (followers, _) = broadcast::channel(FOLLOW_FLOWS);
         Ok(Self {
             options,
@@ -410,6 +424,7 @@ impl Shared {
             pod_interfaces: Mutex::default(),
             dns_looks: Looks::default(),
             event_looks: Looks::default(),
+            fixed: None,
         })
     }
 

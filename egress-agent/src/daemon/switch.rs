@@ -134,7 +134,9 @@ impl Shared {
 
         let is_beginning = before.is_none();
         let policy_ids = steps.policy_ids();
-        if is_beginning || !steps.moved.is_empty() {
+        // Maps that are as new as the agent hold nothing of anybody else.
+        let is_adopting = is_beginning && datapath.is_adopted();
+        if is_adopting || !steps.moved.is_empty() {
             std::thread::sleep(PAUSE);
             sweep(&mut datapath, &steps.bound, 0)?;
         }

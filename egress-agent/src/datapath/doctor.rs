@@ -41,6 +41,12 @@ pub fn doctor(cgroup: &Path, pin_dir: &Path) -> Vec<Check> {
     ]
 }
 
+/// Looks at what programs need that pin nothing.
+#[must_use]
+pub fn doctor_unpinned(cgroup: &Path) -> Vec<Check> {
+    vec![kernel(), btf(), capabilities(), cgroup_v2(cgroup)]
+}
+
 fn check(
     name: &'static str,
     needed: &'static str,

@@ -41,7 +41,8 @@ use super::{
 };
 
 /// The object that `cargo xtask build-ebpf` made; empty when there was none.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/egress-ebpf"));
+pub(super) static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/egress-ebpf"));
 
 /// Kernel that has `bpf_ktime_get_coarse_ns`.
 const COARSE_CLOCK_KERNEL: KernelVersion = KernelVersion::new(5, 11, 0);
@@ -76,8 +77,8 @@ pub struct Options {
 pub(super) struct Loaded {
     pub(super) ebpf: Ebpf,
     pub(super) options: Options,
-    /// Held as long as the agent runs: only one agent writes the maps.
-    _lock: Flock<File>,
+    /// Held as long as the agent runs: only one agent writes the maps. None where nothing is pinned.
+    pub(super) _lock: Option<Flock<File>>,
     /// clsact hooks, which have no link to pin.
     pub(super) clsact: Vec<AttachedHook>,
     /// Whether maps of an earlier agent of this layout were found.
@@ -130,21 +131,8 @@ pub(super) fn load(options: Options) -> Result<Loaded, DatapathError> {
         info!(from = %other.dir.display(), to = %maps.display(), "taking over from another layout");
         share(OBJECT, &maps, &other.dir, options.learned_capacity)?;
     }
-    let coarse_clock = u8::from(kernel_is_at_least(COARSE_CLOCK_KERNEL));
-    let netns_helper = u8::from(kernel_is_at_least(NETNS_KERNEL));
-    let offsets = if netns_helper == 0 {
-        kernel_types::Offsets::of_this_kernel().map_err(DatapathError::KernelTypes)?
-    } else {
-        kernel_types::Offsets::default()
-    };
-    let mut loader = EbpfLoader::new();
-    loader
-        .override_global("COARSE_CLOCK", &coarse_clock, true)
-        .override_global("NETNS_HELPER", &netns_helper, true)
-        .override_global("SOCK_NET_AT", &offsets.sock_net, true)
-        .override_global("NET_COOKIE_AT", &offsets.net_cookie, true)
-        .override_global("AYA_LOG_LEVEL", &options.ebpf_log_level, true)
-        .map_max_entries("LEARNED", options.learned_capacity);
+    let facts = KernelFacts::of_this_kernel()?;
+    let mut loader = facts.loader(&options);
     for name in MAP_NAMES {
         loader.map_pin_path(name, maps.join(name));
     }
@@ -158,11 +146,47 @@ pub(super) fn load(options: Options) -> Result<Loaded, DatapathError> {
     Ok(Loaded {
         ebpf,
         options,
-        _lock: lock,
+        _lock: Some(lock),
         clsact: Vec::new(),
         is_adopted: found == Some(LAYOUT_VERSION),
         foreign,
     })
+}
+
+/// What the programs are told of the kernel that runs.
+pub(super) struct KernelFacts {
+    coarse_clock: u8,
+    netns_helper: u8,
+    offsets: kernel_types::Offsets,
+}
+
+impl KernelFacts {
+    pub(super) fn of_this_kernel() -> Result<Self, DatapathError> {
+        let has_netns_helper = kernel_is_at_least(NETNS_KERNEL);
+        let offsets = if has_netns_helper {
+            kernel_types::Offsets::default()
+        } else {
+            kernel_types::Offsets::of_this_kernel().map_err(DatapathError::KernelTypes)?
+        };
+        Ok(Self {
+            coarse_clock: u8::from(kernel_is_at_least(COARSE_CLOCK_KERNEL)),
+            netns_helper: u8::from(has_netns_helper),
+            offsets,
+        })
+    }
+
+    /// A loader of the object, which pins nothing yet.
+    pub(super) fn loader<'a>(&'a self, options: &'a Options) -> EbpfLoader<'a> {
+        let mut loader = EbpfLoader::new();
+        loader
+            .override_global("COARSE_CLOCK", &self.coarse_clock, true)
+            .override_global("NETNS_HELPER", &self.netns_helper, true)
+            .override_global("SOCK_NET_AT", &self.offsets.sock_net, true)
+            .override_global("NET_COOKIE_AT", &self.offsets.net_cookie, true)
+            .override_global("AYA_LOG_LEVEL", &options.ebpf_log_level, true)
+            .map_max_entries("LEARNED", options.learned_capacity);
+        loader
+    }
 }
 
 fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), DatapathError> {
@@ -170,6 +194,11 @@ fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), DatapathError
         what: "program",
         name,
     })?;
+    verify(program, name)
+}
+
+/// Lets the kernel verify a program.
+pub(super) fn verify(program: &mut Program, name: &'static str) -> Result<(), DatapathError> {
     let loaded = match program {
         Program::CgroupSkb(program) => program.load(),
         Program::CgroupSockAddr(program) => program.load(),
@@ -461,7 +490,7 @@ fn attach_clsact(
     Ok(())
 }
 
-fn program_of<'a>(
+pub(super) fn program_of<'a>(
     ebpf: &'a mut Ebpf,
     name: &'static str,
 ) -> Result<&'a mut Program, DatapathError> {

@@ -15,6 +15,7 @@ mod rings;
 mod snapshot;
 mod sys;
 mod unload;
+mod unpinned;
 mod walk;
 
 use std::{collections::BTreeSet, fs, os::unix::fs::MetadataExt, path::Path, sync::Arc};
@@ -33,7 +34,7 @@ use egress_common::{
     verdict::Hook,
 };
 
-pub use doctor::{Check, doctor};
+pub use doctor::{Check, doctor, doctor_unpinned};
 pub use error::DatapathError;
 pub use judge::Judged;
 pub use load::Options;
@@ -65,7 +66,20 @@ impl Datapath {
     ///
     /// The step that failed; another agent on the same directory.
     pub fn open(options: Options) -> Result<Self, DatapathError> {
-        let mut loaded = load::load(options)?;
+        Self::over(load::load(options)?)
+    }
+
+    /// Loads the programs over maps of their own, with nothing pinned: all of it ends with this process and its copies.
+    /// Nothing is attached yet.
+    ///
+    /// # Errors
+    ///
+    /// The step that failed.
+    pub fn open_unpinned(options: Options) -> Result<Self, DatapathError> {
+        Self::over(unpinned::load(options)?)
+    }
+
+    fn over(mut loaded: load::Loaded) -> Result<Self, DatapathError> {
         let reader = Arc::new(Reader::open(&loaded.ebpf)?);
         let maps = maps::Maps::take(&mut loaded.ebpf)?;
         let mut datapath = Self {
@@ -182,6 +196,15 @@ impl Datapath {
             Hook::TcEgress,
         ])?;
         self.loaded.replace_other(Hook::TcEgress)
+    }
+
+    /// Attaches the hooks to the cgroup, those that learn first, by links that end with this process and its copies.
+    ///
+    /// # Errors
+    ///
+    /// The hook that cannot be attached.
+    pub fn attach_unpinned(&mut self) -> Result<(), DatapathError> {
+        self.loaded.attach_unpinned()
     }
 
     /// Every hook that should be there, and whether the kernel still has it.
