@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Args;
 
 use super::{
@@ -44,8 +44,11 @@ Exit status: 0 allowed; 1 denied, also if audit mode lets it pass;
 #[command(after_help = EXAMPLES)]
 pub struct Explain {
     /// Name or address, and its port: without one 443/tcp; `:53/udp`, `:icmp`
-    #[arg(value_name = "DESTINATION[:PORT[/PROTOCOL]]")]
-    pub destination: Destination,
+    #[arg(
+        value_name = "DESTINATION[:PORT[/PROTOCOL]]",
+        required_unless_present = "policy"
+    )]
+    pub destination: Option<Destination>,
     /// Who sends: a scope, a process id, or the path of a cgroup [default: the node's own processes]
     #[arg(long, value_name = "SCOPE|PID|CGROUP", conflicts_with = "policy")]
     pub from: Option<String>,
@@ -55,7 +58,7 @@ pub struct Explain {
     /// The namespace of that pod
     #[arg(long, value_name = "NAME", default_value = "default", requires = "pod")]
     pub namespace: String,
-    /// Ask these policy files or folders instead of the agent; may be repeated
+    /// Ask these policy files or folders instead of the agent; may be repeated. The destination may come behind them
     #[arg(long, num_args = 1.., value_name = "PATH")]
     pub policy: Vec<PathBuf>,
     /// What rules may refer to.
@@ -73,10 +76,11 @@ impl Explain {
     ///
     /// The policies are not usable; no agent answers, or it knows no such scope.
     pub fn execute(self) -> anyhow::Result<ExitCode> {
-        let explained = if self.policy.is_empty() {
-            self.ask()
+        let (destination, policies) = self.asked().map_err(UsageError::new)?;
+        let explained = if policies.is_empty() {
+            self.ask(&destination)
         } else {
-            self.read()
+            self.read(&destination, policies)
         };
         let explained = explained.map_err(UsageError::new)?;
         let output = self.remote.output;
@@ -88,18 +92,35 @@ impl Explain {
         })
     }
 
-    fn ask(&self) -> anyhow::Result<Explanation> {
+    /// The destination and the policy files: without a destination of its own it is what comes last behind `--policy`.
+    fn asked(&self) -> anyhow::Result<(Destination, &[PathBuf])> {
+        match (&self.destination, self.policy.split_last()) {
+            (Some(destination), _) => Ok((destination.clone(), &self.policy)),
+            (None, Some((last, policies))) if !policies.is_empty() && !last.exists() => {
+                let text = last.to_string_lossy();
+                let destination = text
+                    .parse()
+                    .with_context(|| format!("{text} is no destination, and no file"))?;
+                Ok((destination, policies))
+            }
+            (None, _) => {
+                bail!("the destination is missing; write `explain api.example.com --policy FILE`")
+            }
+        }
+    }
+
+    fn ask(&self, destination: &Destination) -> anyhow::Result<Explanation> {
         let from = match &self.pod {
             Some(pod) => Some(format!("{}/{pod}", self.namespace)),
             None => self.from.as_deref().map(sender).transpose()?,
         };
-        let to = format!("{:#}", self.destination);
+        let to = format!("{destination:#}");
         wait_for(self.remote.client().explain(&to, from.as_deref()))
     }
 
-    fn read(&self) -> anyhow::Result<Explanation> {
-        let compiled = compiled(&self.policy, &self.catalog)?;
-        Ok(explanation(&compiled, &self.destination, None))
+    fn read(&self, destination: &Destination, policies: &[PathBuf]) -> anyhow::Result<Explanation> {
+        let compiled = compiled(policies, &self.catalog)?;
+        Ok(explanation(&compiled, destination, None))
     }
 }
 
@@ -207,6 +228,44 @@ fn causes(explained: &Explanation) -> Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_destination_may_come_behind_the_policies() {
+        use clap::Parser as _;
+        #[derive(Debug, clap::Parser)]
+        struct Cli {
+            #[command(flatten)]
+            explain: Explain,
+        }
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("a.yaml");
+        fs::write(&file, "").expect("written");
+        let file = file.to_str().expect("text");
+        for words in [
+            vec!["api.example.com:80", "--policy", file, "b.yaml"],
+            vec!["--policy", file, "b.yaml", "api.example.com:80"],
+            vec!["--policy", file, "--policy", "b.yaml", "api.example.com:80"],
+        ] {
+            let words = [vec!["explain"], words].concat();
+            let explain = Cli::try_parse_from(&words).expect("parses").explain;
+            let (destination, policies) = explain.asked().expect("is all there");
+            assert_eq!(
+                (destination.to_string().as_str(), policies.len()),
+                ("api.example.com:80/tcp", 2),
+                "{words:?}"
+            );
+        }
+        for words in [
+            vec!["--policy", file],
+            vec!["--policy", "b.yaml", file],
+            vec!["--policy", file, "a b"],
+        ] {
+            let words = [vec!["explain"], words].concat();
+            let explain = Cli::try_parse_from(&words).expect("parses").explain;
+            assert!(explain.asked().is_err(), "{words:?}");
+        }
+        assert!(Cli::try_parse_from(["explain"]).is_err());
+    }
 
     #[test]
     fn a_process_is_known_by_its_cgroup() {

@@ -306,6 +306,14 @@ pub enum Problem {
     /// Nothing in the files can be imported.
     #[error("holds nothing that can be imported; {IMPORTED}")]
     NothingToImport,
+    /// The source of what can be imported, which another program makes it of.
+    #[error("is {what}, not what it makes; {instead}")]
+    SourceOf {
+        /// What it is.
+        what: &'static str,
+        /// What to import instead.
+        instead: &'static str,
+    },
     /// A document of no format that can be imported.
     #[error("is of no format that can be imported; {IMPORTED}")]
     UnknownFormat,

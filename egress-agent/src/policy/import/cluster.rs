@@ -116,11 +116,18 @@ fn head(spec: &Item<'_>, draft: &mut Draft, sink: &mut Sink) -> bool {
         let text = "ingress: only egress is carried over";
         sink.note(draft, Note::new(&ingress, NoteKind::LeftOut, text));
     }
+    for (name, field) in spec.fields() {
+        let is_known = ["tier", "priority", "subject", "egress", "ingress"].contains(&name);
+        if !is_known && !field.says_nothing() {
+            let text = format!("the field {name} is not known here");
+            sink.note(draft, Note::new(&field, NoteKind::LeftOut, text));
+        }
+    }
     !of_all_pods
 }
 
 fn rules<'n>(spec: &Item<'n>, policy: &str, sink: &mut Sink) -> Vec<Carried<'n>> {
-    let items = sink.list(spec, "egress");
+    let items = sink.maps(spec, "egress");
     items
         .into_iter()
         .map(|item| rule(item, policy, sink))
@@ -135,9 +142,8 @@ fn rule<'n>(item: Item<'n>, policy: &str, sink: &mut Sink) -> Carried<'n> {
     match action_text {
         Some("Accept" | "Allow" | "Deny") => {}
         Some("Pass") => {
-            let at = action.as_ref().unwrap_or(&item);
             rule.left_out(
-                at,
+                &item,
                 "Pass leaves the decision to the policies behind it, which do not exist here",
             );
             return rule;
@@ -150,13 +156,13 @@ fn rule<'n>(item: Item<'n>, policy: &str, sink: &mut Sink) -> Carried<'n> {
             return rule;
         }
     }
-    for peer in sink.list(&item, "to") {
+    for peer in sink.maps(&item, "to") {
         peer_of(&peer, &mut rule, sink);
     }
-    for protocols in sink.list(&item, "protocols") {
+    for protocols in sink.maps(&item, "protocols") {
         protocol_of(&protocols, &mut rule, sink);
     }
-    for port in sink.list(&item, "ports") {
+    for port in sink.maps(&item, "ports") {
         port_of(&port, &mut rule, sink);
     }
     for (name, field) in item.fields() {

@@ -43,6 +43,11 @@ impl<'n> Item<'n> {
         &self.node.value
     }
 
+    /// The field that it is, or its place in a list.
+    pub(super) fn name(&self) -> &str {
+        self.path.rsplit('.').next().unwrap_or(&self.path)
+    }
+
     /// Where it is.
     pub(super) fn place(&self) -> Place {
         Place::field(self.file, self.node.line, self.path.clone())

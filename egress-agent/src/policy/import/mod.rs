@@ -10,15 +10,15 @@ mod cluster;
 mod dependencies;
 mod hosts;
 mod input;
+mod json;
 mod order;
 mod rule;
 mod sink;
+mod sources;
 #[cfg(test)]
 mod tests;
 
 use std::path::{Path, PathBuf};
-
-use serde::de::IgnoredAny;
 
 pub use self::{
     hosts::HostError,
@@ -83,6 +83,10 @@ pub fn import<'a>(
     let mut sink = Sink::default();
     let mut files: Vec<(PathBuf, Vec<Node>)> = Vec::new();
     for (file, text) in texts {
+        if let Some((line, problem)) = sources::problem(file, text) {
+            sink.report.add(Place::field(file, line, ""), problem);
+            continue;
+        }
         let is_list = match format {
             Some(format) => format == ImportFormat::Hosts,
             None => hosts::is_list(text),
@@ -91,12 +95,22 @@ pub fn import<'a>(
             hosts::import(file, text, &mut sink);
             continue;
         }
+        let text = match json::without_comments(file, text) {
+            Ok(text) => text,
+            Err((line, problem)) => {
+                sink.report.add(Place::field(file, line, ""), problem);
+                continue;
+            }
+        };
+        let text = text.as_ref();
         let (documents, wrong) = yaml::documents(text);
         match wrong {
             Some((line, problem)) => {
-                let (line, problem) = wrong_json(text).unwrap_or((line, problem));
+                let (line, problem) = json::wrong(text).unwrap_or((line, problem));
                 sink.report.add(Place::field(file, line, ""), problem);
             }
+            // Lines of text, the first of which is no destination.
+            None if format.is_none() && is_text(&documents) => hosts::import(file, text, &mut sink),
             None => files.push((file.to_owned(), documents)),
         }
     }
@@ -117,8 +131,10 @@ pub fn import<'a>(
     let has_none = sink.drafts.is_empty();
     for (object, kind) in &sorted.others {
         if has_none {
-            sink.wrong(object, Problem::UnknownKind(input::named(kind)));
+            let kind = with_group(object, kind);
+            sink.wrong(object, Problem::UnknownKind(input::named(&kind)));
         } else {
+            let kind = with_group(object, kind);
             let text = format!("a {kind} is not imported");
             sink.notes.push(Note::new(object, NoteKind::LeftOut, text));
         }
@@ -134,14 +150,11 @@ pub fn import<'a>(
     })
 }
 
-/// What is wrong with a text that is meant as JSON. JSON is read as YAML, but its errors are better in its own words.
-fn wrong_json(text: &str) -> Option<(usize, Problem)> {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    text.trim_start().starts_with(['{', '[']).then_some(())?;
-    let error = serde_json::from_str::<IgnoredAny>(text).err()?;
-    let words = error.to_string();
-    let words = words.split(" at line ").next().unwrap_or(&words);
-    Some((error.line(), Problem::Json(words.to_owned())))
+/// Whether a file holds text alone.
+fn is_text(documents: &[Node]) -> bool {
+    let mut documents = documents.iter().map(|document| &document.value);
+    let is_text = |value: &Value| matches!(value, Value::Text(text) if !text.starts_with("<"));
+    documents.len() > 0 && documents.all(is_text)
 }
 
 /// Documents by format.
@@ -170,7 +183,10 @@ impl<'n> Sorted<'n> {
             match item.word("kind") {
                 // A dump of a cluster holds many kinds.
                 Some(kind) if wanted.is_none() => self.others.push((item.clone(), kind)),
-                Some(kind) => sink.wrong(&item, Problem::UnknownKind(input::named(kind))),
+                Some(kind) => {
+                    let kind = with_group(&item, kind);
+                    sink.wrong(&item, Problem::UnknownKind(input::named(&kind)));
+                }
                 None => sink.wrong(&item, Problem::UnknownFormat),
             }
             return;
@@ -190,6 +206,17 @@ impl<'n> Sorted<'n> {
             // No document is one.
             ImportFormat::Hosts => {}
         }
+    }
+}
+
+/// A kind, with its group if it is not one of Kubernetes' own: others have kinds of the same names.
+fn with_group(item: &Item<'_>, kind: &str) -> String {
+    let group = item
+        .word("apiVersion")
+        .and_then(|version| version.split_once('/'));
+    match group {
+        Some((group, _)) if group.contains('.') => format!("{group}/{kind}"),
+        Some(_) | None => kind.to_owned(),
     }
 }
 

@@ -220,7 +220,12 @@ impl<'n> Carried<'n> {
                     let at = self.at.clone();
                     self.left_out(&at, "names no ports");
                 }
-                return Vec::new();
+                let cidrs = unique(&self.cidrs);
+                let all = [unique(&self.names), cidrs, unique(&self.service_tags)].concat();
+                if all.is_empty() {
+                    return Vec::new();
+                }
+                return vec![Entry::Comment(format!("Not in force: {}", all.join(", ")))];
             }
             Ports::Of(ports) => merged(ports),
         };

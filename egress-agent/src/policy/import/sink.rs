@@ -126,6 +126,16 @@ impl Sink {
         list.items().collect()
     }
 
+    /// The items of a field that is a list of mappings.
+    pub(super) fn maps<'n>(&mut self, of: &Item<'n>, name: &str) -> Vec<Item<'n>> {
+        let items = self.list(of, name);
+        let (maps, others): (Vec<_>, Vec<_>) = items.into_iter().partition(Item::is_map);
+        for other in others {
+            self.shape(&other, "a mapping", "{ field: value }");
+        }
+        maps
+    }
+
     /// The items of a field that is a list of texts.
     pub(super) fn texts<'n>(&mut self, of: &Item<'n>, name: &str) -> Vec<(Item<'n>, &'n str)> {
         let mut texts = Vec::new();

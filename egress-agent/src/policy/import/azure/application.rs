@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{
     super::input::{Item, named},
-    groups::is_open,
+    groups::{is_open, unknown_field, unknown_fields},
     rules::Reader,
 };
 use crate::policy::PresetValue;
@@ -159,6 +159,9 @@ impl Reader<'_, '_> {
     }
 
     fn application_protocol(&mut self, item: &Item<'_>) {
+        for field in unknown_fields(item, &["protocolType", "type", "port"]) {
+            self.rule.left_out(&field, unknown_field(&field));
+        }
         let kind = item.get("protocolType").or(item.get("type"));
         let default = match kind
             .as_ref()

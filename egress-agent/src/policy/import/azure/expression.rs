@@ -11,6 +11,8 @@ pub(super) enum Expression {
     Field(Box<Expression>, String),
     /// `of[0]`
     Item(Box<Expression>, usize),
+    /// `of[key]`, where an expression makes the key.
+    Key(Box<Expression>, Box<Expression>),
 }
 
 /// Most levels of an expression.
@@ -60,16 +62,16 @@ impl Parser<'_> {
                 let field = self.word()?;
                 expression = Expression::Field(Box::new(expression), field);
             } else if self.take('[') {
-                let key = self.primary(depth)?;
+                let key = self.expression(depth.saturating_add(1))?;
                 if !self.take(']') {
                     return None;
                 }
-                let Expression::Text(key) = key else {
-                    return None;
-                };
-                expression = match key.parse() {
-                    Ok(index) => Expression::Item(Box::new(expression), index),
-                    Err(_) => Expression::Field(Box::new(expression), key),
+                expression = match key {
+                    Expression::Text(key) => match key.parse() {
+                        Ok(index) => Expression::Item(Box::new(expression), index),
+                        Err(_) => Expression::Field(Box::new(expression), key),
+                    },
+                    key => Expression::Key(Box::new(expression), Box::new(key)),
                 };
             } else {
                 break;
@@ -84,10 +86,13 @@ impl Parser<'_> {
             self.rest = rest;
             return self.quoted().map(Expression::Text);
         }
-        let word = self.word()?;
-        if !self.take('(') {
+        self.skip_space();
+        let sign = if self.rest.starts_with('-') { "-" } else { "" };
+        self.rest = self.rest.strip_prefix('-').unwrap_or(self.rest);
+        let word = format!("{sign}{}", self.word()?);
+        if !sign.is_empty() || !self.take('(') {
             // Other bare words are no values.
-            let is_number = word.bytes().all(|byte| byte.is_ascii_digit());
+            let is_number = word.parse::<i64>().is_ok();
             return is_number.then_some(Expression::Text(word));
         }
         let mut arguments = Vec::new();
@@ -161,6 +166,14 @@ mod tests {
             ("variables('a').b", field.clone()),
             ("variables('a')['b']", field.clone()),
             ("variables('a').b[2]", Expression::Item(Box::new(field), 2)),
+            (
+                "variables('a')[copyIndex('x')]",
+                Expression::Key(
+                    Box::new(of("a")),
+                    Box::new(call("copyIndex", vec![text("x")])),
+                ),
+            ),
+            ("add(-1, 2)", call("add", vec![text("-1"), text("2")])),
         ] {
             assert_eq!(parse(source), Some(expression), "{source}");
         }
@@ -177,7 +190,10 @@ mod tests {
             "a('b' 'c')",
             "a()b",
             "a().",
-            "a()[b()]",
+            "a()[b]",
+            "a()[b()",
+            "-a()",
+            "-",
             "a()[0",
         ] {
             assert_eq!(parse(source), None, "{source}");

@@ -88,15 +88,28 @@ impl<'n> Collector<'_, 'n> {
         let name = group.word("name").unwrap_or_default();
         let name = name.rsplit('/').next().unwrap_or(name);
         for special in ["copy", "condition"] {
-            if let Some(field) = group.get(special) {
-                let text = format!("{special} is not looked at: taken as it stands, once");
-                self.say(
-                    name,
-                    (false, 0, 0),
-                    |rule| rule.differs(&field, text),
-                    &field,
-                );
+            let Some(field) = group.get(special) else {
+                continue;
+            };
+            let rank = (false, 0, 0);
+            match (special, field.text().map(str::to_lowercase).as_deref()) {
+                ("condition", Some("true")) => {}
+                ("condition", Some("false")) => {
+                    let text = "Its condition is false, so that it is not deployed.";
+                    self.say(name, rank, |rule| rule.remark(text), &field);
+                    return;
+                }
+                _ => {
+                    let text = format!(
+                        "the value of {special} does not stand here: taken as it stands, once"
+                    );
+                    self.say(name, rank, |rule| rule.differs(&field, text), &field);
+                }
             }
+        }
+        self.others(group, name, GROUP);
+        if group.get("properties").is_some() {
+            self.others(&properties, name, GROUP);
         }
         if group
             .get("type")
@@ -127,6 +140,19 @@ impl<'n> Collector<'_, 'n> {
             for item in self.list(&properties, list, name, 0) {
                 self.collection(&item, name, 0, Some(kind));
             }
+        }
+    }
+
+    /// Says which fields of an object are not known here.
+    fn others(&mut self, of: &Item<'n>, title: &str, known: &[&str]) {
+        for field in unknown_fields(of, known) {
+            let text = unknown_field(&field);
+            self.say(
+                title,
+                (false, 0, 0),
+                |rule| rule.left_out(&field, text),
+                &field,
+            );
         }
     }
 
@@ -176,6 +202,10 @@ impl<'n> Collector<'_, 'n> {
         let properties = item.get("properties").unwrap_or_else(|| item.clone());
         let priority = rules::priority(&properties, self.sink).unwrap_or(LAST);
         let rank = (false, group_priority, priority);
+        self.others(item, &title, COLLECTION);
+        if item.get("properties").is_some() {
+            self.others(&properties, &title, COLLECTION);
+        }
         let is_nat = properties
             .word("ruleCollectionType")
             .is_some_and(|kind| kind.contains("Nat"));
@@ -185,9 +215,12 @@ impl<'n> Collector<'_, 'n> {
             return;
         }
         let action = properties.at("action", "type").or(properties.get("action"));
+        if let Some(action) = properties.get("action").filter(Item::is_map) {
+            self.others(&action, &title, &["type"]);
+        }
         if let Some(action) = action.as_ref().filter(|action| is_open(action)) {
             let text = unknown(action);
-            self.say(&title, rank, |rule| rule.left_out(action, text), item);
+            self.say(&title, rank, |rule| rule.left_out(item, text), item);
             return;
         }
         let is_deny = match action.as_ref().and_then(Item::text) {
@@ -215,6 +248,82 @@ impl<'n> Collector<'_, 'n> {
             }
         }
     }
+}
+
+/// Fields of a group, and of a classic firewall.
+const GROUP: &[&str] = &[
+    "apiVersion",
+    "applicationRuleCollections",
+    "comments",
+    "condition",
+    "copy",
+    "dependsOn",
+    "etag",
+    "extendedLocation",
+    "id",
+    "identity",
+    "location",
+    "managedBy",
+    "metadata",
+    "name",
+    "natRuleCollections",
+    "networkRuleCollections",
+    "priority",
+    "properties",
+    "provisioningState",
+    "resourceGroup",
+    "resourceGuid",
+    "ruleCollectionType",
+    "ruleCollections",
+    "action",
+    "rules",
+    "scope",
+    "size",
+    "sku",
+    "subscriptionId",
+    "systemData",
+    "tags",
+    "tenantId",
+    "type",
+    "zones",
+    // Of a classic firewall.
+    "additionalProperties",
+    "autoscaleConfiguration",
+    "firewallPolicy",
+    "hubIPAddresses",
+    "hubIpAddresses",
+    "ipConfigurations",
+    "ipGroups",
+    "managementIpConfiguration",
+    "threatIntelMode",
+    "virtualHub",
+];
+
+/// Fields of a collection.
+const COLLECTION: &[&str] = &[
+    "action",
+    "etag",
+    "id",
+    "name",
+    "priority",
+    "properties",
+    "provisioningState",
+    "resourceGroup",
+    "ruleCollectionType",
+    "rules",
+    "type",
+];
+
+/// The fields of an object that are none of these and say something.
+pub(super) fn unknown_fields<'n>(of: &Item<'n>, known: &[&str]) -> Vec<Item<'n>> {
+    let fields = of.fields();
+    let unknown = fields.filter(|(name, field)| !known.contains(name) && !field.says_nothing());
+    unknown.map(|(_, field)| field).collect()
+}
+
+/// What is said of such a field.
+pub(super) fn unknown_field(field: &Item<'_>) -> String {
+    format!("the field {} is not known here", field.name())
 }
 
 /// Whether it is an expression, whose value then is not known.

@@ -6,6 +6,7 @@
 
 mod application;
 mod expression;
+mod functions;
 mod groups;
 mod network;
 mod rules;
@@ -14,7 +15,7 @@ mod template;
 use std::collections::HashMap;
 
 use self::{
-    groups::{Collector, policy_notes, region_of},
+    groups::{Collector, policy_notes, region_of, unknown_field, unknown_fields},
     rules::Context,
     template::Values,
 };
@@ -22,7 +23,7 @@ use super::{
     input::Item,
     order::first_match_to_deny_wins,
     rule::Carried,
-    sink::{Note, Sink},
+    sink::{Note, NoteKind, Sink},
 };
 use crate::policy::yaml::Node;
 
@@ -58,6 +59,86 @@ pub(super) fn is_resource(document: &Item<'_>) -> bool {
         || parts.iter().any(has)
 }
 
+/// Fields of a template.
+const TEMPLATE: &[&str] = &[
+    "$schema",
+    "apiProfile",
+    "asserts",
+    "contentVersion",
+    "definitions",
+    "extensions",
+    "functions",
+    "imports",
+    "languageVersion",
+    "metadata",
+    "outputs",
+    "parameters",
+    "resources",
+    "variables",
+];
+
+/// Fields of a deployment inside of a template, and of its properties.
+const DEPLOYMENT: &[&str] = &[
+    "apiVersion",
+    "comments",
+    "condition",
+    "debugSetting",
+    "dependsOn",
+    "expressionEvaluationOptions",
+    "location",
+    "metadata",
+    "mode",
+    "name",
+    "parameters",
+    "properties",
+    "resourceGroup",
+    "scope",
+    "subscriptionId",
+    "tags",
+    "template",
+    "type",
+];
+
+/// Fields of a firewall policy, and of its properties.
+const POLICY: &[&str] = &[
+    "apiVersion",
+    "basePolicy",
+    "childPolicies",
+    "comments",
+    "condition",
+    "dependsOn",
+    "dnsSettings",
+    "etag",
+    "explicitProxy",
+    "firewalls",
+    "id",
+    "identity",
+    "insights",
+    "intrusionDetection",
+    "location",
+    "metadata",
+    "name",
+    "properties",
+    "provisioningState",
+    "resourceGroup",
+    "resourceGuid",
+    "resources",
+    "ruleCollectionGroups",
+    "scope",
+    "size",
+    "sku",
+    "snat",
+    "sql",
+    "subscriptionId",
+    "systemData",
+    "tags",
+    "tenantId",
+    "threatIntelMode",
+    "threatIntelWhitelist",
+    "transportSecurity",
+    "type",
+];
+
 /// Makes policies of all documents together: groups, IP groups and parameters may stand in different files.
 pub(super) fn import(documents: &[Item<'_>], sink: &mut Sink) {
     let mut given = Values::new();
@@ -80,6 +161,7 @@ pub(super) fn import(documents: &[Item<'_>], sink: &mut Sink) {
     for (item, node) in &resolved {
         let item = item.with_node(node);
         if is_template(&item) {
+            found.unknown_fields(&item, TEMPLATE);
             found.resources(&item, None, 0);
         } else {
             found.resource(item, None, 0);
@@ -93,6 +175,8 @@ pub(super) fn import(documents: &[Item<'_>], sink: &mut Sink) {
 struct Found<'n> {
     /// IP groups, by the last part of their id in lower case.
     ip_groups: HashMap<String, Vec<Item<'n>>>,
+    /// What is said where no policy says it.
+    notes: Vec<Note>,
     /// Policies in the order in which they were found.
     policies: Vec<FirewallPolicy<'n>>,
 }
@@ -109,13 +193,21 @@ struct FirewallPolicy<'n> {
 impl<'n> Found<'n> {
     /// The resources of a template or of a resource.
     fn resources(&mut self, of: &Item<'n>, parent: Option<&str>, depth: usize) {
-        let Some(list) = of.get("resources").filter(|_| depth < DEPTH) else {
+        let Some(list) = of.get("resources") else {
             return;
         };
+        if depth >= DEPTH {
+            let text = "lies too deep: more templates in templates than can be read";
+            self.notes.push(Note::new(&list, NoteKind::LeftOut, text));
+            return;
+        }
         // Since language version 2.0 they may have names of their own.
         let by_name = list.fields().map(|(_, item)| item);
-        for resource in list.items().chain(by_name).filter(Item::is_map) {
-            if resource.word("existing") != Some("true") {
+        for resource in list.items().chain(by_name) {
+            // What only refers to something that exists says nothing itself.
+            let is_reference =
+                resource.word("existing") == Some("true") && resource.get("properties").is_none();
+            if !is_reference {
                 self.resource(resource, parent, depth.saturating_add(1));
             }
         }
@@ -134,9 +226,20 @@ impl<'n> Found<'n> {
             self.ip_groups
                 .insert(last_part(name), addresses.items().collect());
         } else if kind == "microsoft.resources/deployments" {
-            if let Some(template) = properties.get("template") {
-                self.resources(&template, None, depth);
+            match properties.get("template").filter(Item::is_map) {
+                Some(template) => {
+                    self.unknown_fields(&template, TEMPLATE);
+                    self.resources(&template, None, depth);
+                }
+                None => {
+                    let text =
+                        "a deployment whose template does not stand here; give that file too";
+                    self.notes
+                        .push(Note::new(&resource, NoteKind::LeftOut, text));
+                }
             }
+            self.unknown_fields(&resource, DEPLOYMENT);
+            self.unknown_fields(&properties, DEPLOYMENT);
         } else if kind.ends_with("/firewallpolicies")
             || properties.get("ruleCollectionGroups").is_some()
         {
@@ -144,6 +247,21 @@ impl<'n> Found<'n> {
             let policy = self.policy(&name, &resource);
             policy.location = properties_location(&resource);
             policy.notes.extend(policy_notes(&properties));
+            for of in [&resource, &properties] {
+                let unknown = unknown_fields(of, POLICY).into_iter();
+                let notes = unknown
+                    .map(|field| Note::new(&field, NoteKind::LeftOut, unknown_field(&field)));
+                policy.notes.extend(notes);
+            }
+            let ids = properties.get("ruleCollectionGroups");
+            for group in ids.iter().flat_map(Item::items) {
+                if group.fields().any(|(name, _)| name != "id") {
+                    let text = "a group inside of its policy; export the groups by themselves";
+                    policy
+                        .notes
+                        .push(Note::new(&group, NoteKind::LeftOut, text));
+                }
+            }
             self.resources(&resource, Some(&name), depth);
         } else if is_group(&kind, &properties) {
             let name = policy_of_group(&resource)
@@ -151,6 +269,23 @@ impl<'n> Found<'n> {
                 .unwrap_or_default()
                 .to_owned();
             self.policy(&name, &resource).groups.push(resource);
+        } else if !resource.says_nothing() {
+            let what = match resource.word("type") {
+                Some(kind) => format!("a {kind} is not imported"),
+                None => "is no resource that can be imported".to_owned(),
+            };
+            self.notes
+                .push(Note::new(&resource, NoteKind::LeftOut, what));
+            // It may hold what can.
+            self.resources(&resource, None, depth);
+        }
+    }
+
+    /// Notes fields that are not known here.
+    fn unknown_fields(&mut self, of: &Item<'n>, known: &[&str]) {
+        for field in unknown_fields(of, known) {
+            let note = Note::new(&field, NoteKind::LeftOut, unknown_field(&field));
+            self.notes.push(note);
         }
     }
 
@@ -186,6 +321,7 @@ impl<'n> Found<'n> {
     }
 
     fn import(self, sink: &mut Sink) {
+        sink.notes.extend(self.notes);
         let ip_groups = self.ip_groups;
         for policy in self.policies {
             let mut draft = sink.draft(&policy.name);

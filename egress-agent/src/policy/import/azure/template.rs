@@ -2,20 +2,20 @@
 
 use std::{cell::Cell, collections::HashMap};
 
-use super::expression::{Expression, inside, parse};
+use super::{
+    expression::{Expression, inside, parse},
+    functions::{self, null_node, text_node, text_of, truth, union},
+};
 use crate::policy::{
     import::input::Item,
     yaml::{Node, Value},
 };
 
 /// Most steps on the way from an expression to its value.
-const DEPTH: usize = 16;
+const DEPTH: usize = 32;
 
 /// Most values that the expressions of one template may stand for, and most steps to them.
 const VALUES: usize = 100_000;
-
-/// Longest text that an expression may make.
-const TEXT_BYTES: usize = 16 * 1024;
 
 /// Values by name in lower case, for ARM does not tell cases apart.
 pub(super) type Values = HashMap<String, Node>;
@@ -24,6 +24,8 @@ pub(super) type Values = HashMap<String, Node>;
 struct Scope<'a> {
     parameters: Values,
     variables: Values,
+    /// Variables that a loop makes: a mapping with that loop.
+    loops: Values,
     left: &'a Cell<usize>,
 }
 
@@ -49,7 +51,7 @@ fn inner(template: &Node, given: &Values, left: &Cell<usize>, depth: usize) -> N
     if let Value::Map(pairs) = &mut resolved.value {
         for (key, value) in pairs {
             if matches!(&key.value, Value::Text(name) if name == "resources") {
-                *value = scope.resolve_resources(value, depth);
+                *value = scope.resolve_resources(value, Env::new(depth));
             }
         }
     }
@@ -83,7 +85,6 @@ fn field_mut<'n>(node: &'n mut Node, name: &str) -> Option<&'n mut Node> {
 impl<'a> Scope<'a> {
     fn new(template: &Node, given: &Values, left: &'a Cell<usize>) -> Self {
         let mut parameters = Values::new();
-        let mut variables = Values::new();
         if let Some(Value::Map(pairs)) = field(template, "parameters").map(|node| &node.value) {
             for (key, value) in pairs {
                 let Value::Text(name) = &key.value else {
@@ -95,33 +96,56 @@ impl<'a> Scope<'a> {
                 }
             }
         }
+        let mut scope = Self {
+            parameters,
+            variables: Values::new(),
+            loops: Values::new(),
+            left,
+        };
         if let Some(Value::Map(pairs)) = field(template, "variables").map(|node| &node.value) {
             for (key, value) in pairs {
-                if let Value::Text(name) = &key.value {
-                    variables.insert(name.to_lowercase(), value.clone());
+                match (&key.value, &value.value) {
+                    (Value::Text(name), Value::List(loops)) if name == "copy" => {
+                        for one in loops {
+                            // Its input may need variables that follow: it is a variable of one loop.
+                            if let Some(name) = field(one, "name").and_then(text_of) {
+                                let list = Node {
+                                    line: one.line,
+                                    value: Value::List(vec![one.clone()]),
+                                };
+                                let map = Value::Map(vec![(key.clone(), list)]);
+                                let value = Node {
+                                    line: one.line,
+                                    value: map,
+                                };
+                                scope.loops.insert(name.to_lowercase(), value);
+                            }
+                        }
+                    }
+                    (Value::Text(name), _) => {
+                        scope.variables.insert(name.to_lowercase(), value.clone());
+                    }
+                    _ => {}
                 }
             }
         }
-        Self {
-            parameters,
-            variables,
-            left,
-        }
+        scope
     }
 
     /// Resolves resources, and templates inside of them in their own scope if they have one.
-    fn resolve_resources(&self, resources: &Node, depth: usize) -> Node {
+    fn resolve_resources(&self, resources: &Node, env: Env<'_>) -> Node {
         let value = match &resources.value {
             Value::List(items) => Value::List(
                 items
                     .iter()
-                    .map(|item| self.resolve_resource(item, depth))
+                    .flat_map(|item| self.resolve_copies(item, env))
                     .collect(),
             ),
             Value::Map(pairs) => {
-                let pairs = pairs.iter();
-                let resolved =
-                    pairs.map(|(key, item)| (key.clone(), self.resolve_resource(item, depth)));
+                let resolved = pairs.iter().flat_map(|(key, item)| {
+                    let copies = self.resolve_copies(item, env);
+                    copies.into_iter().map(|item| (key.clone(), item))
+                });
                 Value::Map(resolved.collect())
             }
             Value::Null | Value::Text(_) => resources.value.clone(),
@@ -132,7 +156,39 @@ impl<'a> Scope<'a> {
         }
     }
 
-    fn resolve_resource(&self, resource: &Node, depth: usize) -> Node {
+    /// A resource as often as its `copy` says. If that is not known it stays, with its `copy`.
+    fn resolve_copies(&self, resource: &Node, env: Env<'_>) -> Vec<Node> {
+        let copy = field(resource, "copy").filter(|copy| matches!(copy.value, Value::Map(_)));
+        let Some(copy) = copy else {
+            return vec![self.resolve_resource(resource, env)];
+        };
+        let name = field(copy, "name").and_then(text_of).unwrap_or_default();
+        let Some(count) = self.count_of(copy, env) else {
+            return vec![self.resolve_resource(resource, env)];
+        };
+        let mut one = resource.clone();
+        if let Value::Map(pairs) = &mut one.value {
+            pairs.retain(|(key, _)| text_of(key) != Some("copy"));
+        }
+        let copies = (0..count).map(|index| {
+            let of = Loop {
+                name,
+                index,
+                is_of_resource: true,
+                around: env.around,
+            };
+            self.resolve_resource(
+                &one,
+                Env {
+                    around: Some(&of),
+                    ..env
+                },
+            )
+        });
+        copies.collect()
+    }
+
+    fn resolve_resource(&self, resource: &Node, env: Env<'_>) -> Node {
         let properties = field(resource, "properties");
         let options = properties.and_then(|node| field(node, "expressionEvaluationOptions"));
         let scope = options.and_then(|node| field(node, "scope"));
@@ -140,33 +196,96 @@ impl<'a> Scope<'a> {
             |scope| matches!(&scope.value, Value::Text(text) if text.eq_ignore_ascii_case("inner")),
         );
         let template = properties.and_then(|node| field(node, "template"));
-        let Some(template) = template.filter(|_| is_inner && depth < DEPTH) else {
-            return self.resolve(resource, depth);
+        let Some(template) = template.filter(|_| is_inner && env.depth < DEPTH) else {
+            let mut resolved = self.resolve_with_children(resource, env);
+            // A template that shares what names stand for.
+            if let Some(resources) = template.and_then(|template| field(template, "resources"))
+                && env.depth < DEPTH
+            {
+                let env = Env {
+                    depth: env.depth.saturating_add(1),
+                    ..env
+                };
+                let resources = self.resolve_resources(resources, env);
+                let place = field_mut(&mut resolved, "properties");
+                let place = place.and_then(|node| field_mut(node, "template"));
+                if let Some(place) = place.and_then(|node| field_mut(node, "resources")) {
+                    *place = resources;
+                }
+            }
+            return resolved;
         };
         let mut given = Values::new();
         let parameters = properties.and_then(|node| field(node, "parameters"));
         if let Some(Value::Map(pairs)) = parameters.map(|node| &node.value) {
             for (key, value) in pairs {
                 if let (Value::Text(name), Some(value)) = (&key.value, field(value, "value")) {
-                    given.insert(name.to_lowercase(), self.resolve(value, depth));
+                    given.insert(name.to_lowercase(), self.resolve(value, env));
                 }
             }
         }
-        let template = inner(template, &given, self.left, depth.saturating_add(1));
+        let template = inner(template, &given, self.left, env.depth.saturating_add(1));
         let mut resolved = resource.clone();
         let place = field_mut(&mut resolved, "properties");
         if let Some(place) = place.and_then(|node| field_mut(node, "template")) {
             *place = template;
         }
+        if let Some(condition) = field_mut(&mut resolved, "condition") {
+            *condition = self.resolve(condition, env);
+        }
         resolved
     }
 
-    fn resolve(&self, node: &Node, depth: usize) -> Node {
+    /// A resource, and those inside of it with loops of their own.
+    fn resolve_with_children(&self, resource: &Node, env: Env<'_>) -> Node {
+        let Value::Map(pairs) = &resource.value else {
+            return self.resolve(resource, env);
+        };
+        let copy = field(resource, "copy").cloned();
+        let rest = Node {
+            line: resource.line,
+            value: Value::Map(
+                pairs
+                    .iter()
+                    .filter(|(key, _)| !matches!(text_of(key), Some("copy" | "resources")))
+                    .cloned()
+                    .collect(),
+            ),
+        };
+        let mut resolved = self.resolve(&rest, env);
+        if let Value::Map(fields) = &mut resolved.value {
+            for (key, value) in pairs {
+                match text_of(key) {
+                    Some("copy") => fields.extend(copy.clone().map(|copy| (key.clone(), copy))),
+                    Some("resources") if env.depth < DEPTH => {
+                        let env = Env {
+                            depth: env.depth.saturating_add(1),
+                            ..env
+                        };
+                        fields.push((key.clone(), self.resolve_resources(value, env)));
+                    }
+                    Some("resources") => fields.push((key.clone(), value.clone())),
+                    _ => {}
+                }
+            }
+        }
+        resolved
+    }
+
+    /// How often a `copy` repeats. `None` if it is not known, or too much.
+    fn count_of(&self, copy: &Node, env: Env<'_>) -> Option<usize> {
+        let count = self.resolve(field(copy, "count")?, env);
+        let count: usize = text_of(&count)?.parse().ok()?;
+        let weight = values_in(copy);
+        self.spend(count.checked_mul(weight)?).then_some(count)
+    }
+
+    fn resolve(&self, node: &Node, env: Env<'_>) -> Node {
         let value = match &node.value {
             Value::Null => Value::Null,
             Value::Text(text) => match inside(text) {
                 Some(expression) => {
-                    let value = parse(expression).and_then(|parsed| self.value_of(&parsed, depth));
+                    let value = parse(expression).and_then(|parsed| self.value_of(&parsed, env));
                     match value {
                         Some(value) => placed(value, node.line).value,
                         None => node.value.clone(),
@@ -178,12 +297,19 @@ impl<'a> Scope<'a> {
                 },
             },
             Value::List(items) => {
-                Value::List(items.iter().map(|item| self.resolve(item, depth)).collect())
+                Value::List(items.iter().map(|item| self.resolve(item, env)).collect())
             }
             Value::Map(pairs) => {
-                let pairs = pairs.iter();
-                let resolved = pairs.map(|(key, value)| (key.clone(), self.resolve(value, depth)));
-                Value::Map(resolved.collect())
+                let mut resolved = Vec::with_capacity(pairs.len());
+                for (key, value) in pairs {
+                    match &value.value {
+                        Value::List(loops) if text_of(key) == Some("copy") => {
+                            resolved.extend(loops.iter().map(|one| self.looped(key, one, env)));
+                        }
+                        _ => resolved.push((key.clone(), self.resolve(value, env))),
+                    }
+                }
+                Value::Map(resolved)
             }
         };
         Node {
@@ -192,68 +318,123 @@ impl<'a> Scope<'a> {
         }
     }
 
+    /// The field that a loop makes. If it is not known how often, the field is the expression that says so.
+    fn looped(&self, key: &Node, copy: &Node, env: Env<'_>) -> (Node, Node) {
+        let parts = (
+            field(copy, "name").and_then(text_of),
+            field(copy, "count"),
+            field(copy, "input"),
+        );
+        let (Some(name), Some(count), Some(input)) = parts else {
+            // No loop, and nothing that is known.
+            return (key.clone(), copy.clone());
+        };
+        let value = match self.count_of(copy, env) {
+            Some(times) => {
+                let items = (0..times).map(|index| {
+                    let of = Loop {
+                        name,
+                        index,
+                        is_of_resource: false,
+                        around: env.around,
+                    };
+                    self.resolve(
+                        input,
+                        Env {
+                            around: Some(&of),
+                            ..env
+                        },
+                    )
+                });
+                Value::List(items.collect())
+            }
+            None => {
+                let shown = text_of(count).and_then(inside).unwrap_or("copy()");
+                Value::Text(format!("[{shown}]"))
+            }
+        };
+        let key = Node {
+            line: copy.line,
+            value: Value::Text(name.to_owned()),
+        };
+        let line = copy.line;
+        (key, Node { line, value })
+    }
+
     /// The value of an expression. `None` if it is not known here.
-    fn value_of(&self, expression: &Expression, depth: usize) -> Option<Node> {
-        let depth = depth.saturating_add(1);
-        if depth > DEPTH || !self.spend(1) {
-            return None;
-        }
+    fn value_of(&self, expression: &Expression, env: Env<'_>) -> Option<Node> {
+        let env = env.deeper()?;
+        self.spend(1).then_some(())?;
         match expression {
             Expression::Text(text) => Some(text_node(text.clone())),
             Expression::Field(of, name) => {
-                let of = self.value_of(of, depth)?;
-                field(&of, name).cloned()
+                let of = self.value_of(of, env)?;
+                field_of_any_case(&of, name).cloned()
             }
-            Expression::Item(of, index) => match self.value_of(of, depth)?.value {
-                Value::List(items) => items.into_iter().nth(*index),
-                Value::Null | Value::Text(_) | Value::Map(_) => None,
-            },
-            Expression::Call(name, arguments) => self.call(&name.to_lowercase(), arguments, depth),
+            Expression::Item(of, index) => item(self.value_of(of, env)?, *index),
+            Expression::Key(of, key) => {
+                let (of, key) = (self.value_of(of, env)?, self.value_of(key, env)?);
+                match &of.value {
+                    Value::List(_) => item(of, text_of(&key)?.parse().ok()?),
+                    Value::Null | Value::Text(_) | Value::Map(_) => {
+                        field_of_any_case(&of, text_of(&key)?).cloned()
+                    }
+                }
+            }
+            Expression::Call(name, arguments) => self.call(&name.to_lowercase(), arguments, env),
         }
     }
 
-    fn call(&self, name: &str, arguments: &[Expression], depth: usize) -> Option<Node> {
+    fn call(&self, name: &str, arguments: &[Expression], env: Env<'_>) -> Option<Node> {
+        // These do not need all that they name.
+        match (name, arguments) {
+            ("if", [condition, yes, no]) => {
+                let condition = truth(&self.value_of(condition, env)?)?;
+                return self.value_of(if condition { yes } else { no }, env);
+            }
+            ("coalesce", arguments) => {
+                for argument in arguments {
+                    let value = self.value_of(argument, env)?;
+                    if !matches!(value.value, Value::Null) {
+                        return Some(value);
+                    }
+                }
+                return Some(null_node());
+            }
+            _ => {}
+        }
         let values = arguments
             .iter()
-            .map(|argument| self.value_of(argument, depth));
+            .map(|argument| self.value_of(argument, env));
         let values: Option<Vec<Node>> = values.collect();
         let values = values?;
         match (name, values.as_slice()) {
-            ("parameters", [name]) => self.named(&self.parameters, name, depth),
-            ("variables", [name]) => self.named(&self.variables, name, depth),
-            ("concat", [first, ..]) if matches!(first.value, Value::List(_)) => {
-                let lists = values.into_iter().map(|node| match node.value {
-                    Value::List(items) => Some(items),
-                    Value::Null | Value::Text(_) | Value::Map(_) => None,
-                });
-                let lists: Option<Vec<Vec<Node>>> = lists.collect();
-                Some(list_node(lists?.into_iter().flatten().collect()))
+            ("parameters", [name]) => self.named(&self.parameters, name, env),
+            ("variables", [name]) => {
+                let value = self.named(&self.variables, name, env);
+                value.or_else(|| {
+                    let of_loop = self.named(&self.loops, name, env)?;
+                    let Value::Map(mut pairs) = of_loop.value else {
+                        return None;
+                    };
+                    let (_, list) = pairs.pop()?;
+                    matches!(list.value, Value::List(_)).then_some(list)
+                })
             }
-            ("concat", values) => {
-                let texts: Option<Vec<&str>> = values.iter().map(text_of).collect();
-                bounded(texts?.concat())
+            ("copyindex", values) => copy_index(values, env),
+            ("union", _) => {
+                let values = union(values)?;
+                self.spend(values_in(&values)).then_some(values)
             }
-            ("format", [form, values @ ..]) => {
-                let mut text = text_of(form)?.to_owned();
-                for (index, value) in values.iter().enumerate() {
-                    text = bounded_text(text.replace(&format!("{{{index}}}"), text_of(value)?))?;
-                }
-                bounded(text)
-            }
-            ("tolower", [text]) => bounded(text_of(text)?.to_lowercase()),
-            ("createarray", _) => Some(list_node(values)),
-            // What counts is the last part, by which groups are found.
-            ("resourceid", [.., kind, name]) => {
-                bounded(format!("{}/{}", text_of(kind)?, text_of(name)?))
-            }
-            _ => None,
+            _ => functions::call(name, values),
         }
     }
 
-    fn named(&self, values: &Values, name: &Node, depth: usize) -> Option<Node> {
+    fn named(&self, values: &Values, name: &Node, env: Env<'_>) -> Option<Node> {
         let value = values.get(&text_of(name)?.to_lowercase())?;
         self.spend(values_in(value)).then_some(())?;
-        let value = self.resolve(value, depth);
+        // Loops around the name are none of the value's.
+        let value = self.resolve(value, Env::new(env.depth));
         let is_open = matches!(&value.value, Value::Text(text) if inside(text).is_some());
         (!is_open).then_some(value)
     }
@@ -270,33 +451,78 @@ impl<'a> Scope<'a> {
     }
 }
 
-fn text_of(node: &Node) -> Option<&str> {
-    match &node.value {
-        Value::Text(text) => Some(text),
-        Value::Null | Value::List(_) | Value::Map(_) => None,
+/// Where an expression stands.
+#[derive(Clone, Copy)]
+struct Env<'l> {
+    /// Steps on the way to it.
+    depth: usize,
+    around: Option<&'l Loop<'l>>,
+}
+
+impl Env<'_> {
+    const fn new(depth: usize) -> Self {
+        Self {
+            depth,
+            around: None,
+        }
+    }
+
+    fn deeper(self) -> Option<Self> {
+        let depth = self.depth.saturating_add(1);
+        (depth <= DEPTH).then_some(Self { depth, ..self })
     }
 }
 
-fn text_node(text: String) -> Node {
-    Node {
-        line: 0,
-        value: Value::Text(text),
+/// A pass of a `copy`.
+struct Loop<'l> {
+    name: &'l str,
+    index: usize,
+    is_of_resource: bool,
+    around: Option<&'l Loop<'l>>,
+}
+
+/// `copyIndex()`, `copyIndex(offset)`, `copyIndex('loop')` or `copyIndex('loop', offset)`.
+fn copy_index(values: &[Node], env: Env<'_>) -> Option<Node> {
+    let (name, offset) = match values {
+        [] => (None, 0),
+        [one] => match text_of(one)?.parse::<i64>() {
+            Ok(offset) => (None, offset),
+            Err(_) => (Some(text_of(one)?), 0),
+        },
+        [name, offset] => (Some(text_of(name)?), text_of(offset)?.parse().ok()?),
+        _ => return None,
+    };
+    let mut around = env.around;
+    while let Some(pass) = around {
+        let is_it = match name {
+            Some(name) => pass.name.eq_ignore_ascii_case(name),
+            None => pass.is_of_resource,
+        };
+        if is_it {
+            let index = i64::try_from(pass.index).ok()?.checked_add(offset)?;
+            return Some(text_node(index.to_string()));
+        }
+        around = pass.around;
+    }
+    None
+}
+
+fn item(list: Node, index: usize) -> Option<Node> {
+    match list.value {
+        Value::List(items) => items.into_iter().nth(index),
+        Value::Null | Value::Text(_) | Value::Map(_) => None,
     }
 }
 
-fn list_node(items: Vec<Node>) -> Node {
-    Node {
-        line: 0,
-        value: Value::List(items),
-    }
-}
-
-fn bounded_text(text: String) -> Option<String> {
-    (text.len() <= TEXT_BYTES).then_some(text)
-}
-
-fn bounded(text: String) -> Option<Node> {
-    bounded_text(text).map(text_node)
+/// A field, whose name ARM reads in any case.
+fn field_of_any_case<'n>(node: &'n Node, name: &str) -> Option<&'n Node> {
+    let Value::Map(pairs) = &node.value else {
+        return None;
+    };
+    let found = pairs
+        .iter()
+        .find(|(key, _)| text_of(key).is_some_and(|key| key.eq_ignore_ascii_case(name)));
+    found.map(|(_, value)| value)
 }
 
 /// The value with a line for what an expression made.
