@@ -595,7 +595,10 @@ fn pointers_of(node: &serde_json::Value, at: String, pointers: &mut Vec<String>)
                 pointers_of(item, format!("{at}/{index}"), pointers);
             }
         }
-        _ => {}
+        serde_json::Value::Null
+        | serde_json::Value::Bool(_)
+        | serde_json::Value::Number(_)
+        | serde_json::Value::String(_) => {}
     }
 }
 
@@ -648,7 +651,7 @@ fn destinations(node: &serde_json::Value, at: &str, found: &mut Vec<(String, Str
                 found.push((at.to_owned(), text.clone()));
             }
         }
-        _ => {}
+        serde_json::Value::Null | serde_json::Value::Bool(_) | serde_json::Value::Number(_) => {}
     }
 }
 

@@ -32,6 +32,7 @@ pub(super) const EMBEDDED: &[(&str, &str)] = &[
     embedded!("aks/azure-global"),
     embedded!("aks/china-21vianet"),
     embedded!("aks/network-isolated"),
+    embedded!("aks/node"),
     embedded!("aks/us-government"),
     embedded!("azureml/basic"),
     embedded!("azureml/compute-no-public-ip"),
@@ -45,4 +46,6 @@ pub(super) const EMBEDDED: &[(&str, &str)] = &[
     embedded!("azureml/storage"),
     embedded!("azureml/training"),
     embedded!("azureml/vscode"),
+    embedded!("eks/node"),
+    embedded!("gke/node"),
 ];

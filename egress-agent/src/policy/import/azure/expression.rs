@@ -71,7 +71,10 @@ impl Parser<'_> {
                         Ok(index) => Expression::Item(Box::new(expression), index),
                         Err(_) => Expression::Field(Box::new(expression), key),
                     },
-                    key => Expression::Key(Box::new(expression), Box::new(key)),
+                    key @ (Expression::Call(..)
+                    | Expression::Field(..)
+                    | Expression::Item(..)
+                    | Expression::Key(..)) => Expression::Key(Box::new(expression), Box::new(key)),
                 };
             } else {
                 break;

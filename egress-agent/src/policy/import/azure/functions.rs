@@ -50,8 +50,10 @@ pub(super) fn call(name: &str, values: Vec<Node>) -> Option<Node> {
                     let signs: Option<Vec<char>> = signs.iter().map(sign).collect();
                     texts(text_of(text)?.split(signs?.as_slice()))
                 }
-                _ if text_of(signs)?.is_empty() => return None,
-                _ => texts(text_of(text)?.split(text_of(signs)?)),
+                Value::Null | Value::Text(_) | Value::Map(_) => {
+                    let sign = text_of(signs).filter(|sign| !sign.is_empty())?;
+                    texts(text_of(text)?.split(sign))
+                }
             };
             Some(parts)
         }

@@ -302,11 +302,10 @@ impl<'a> Scope<'a> {
             Value::Map(pairs) => {
                 let mut resolved = Vec::with_capacity(pairs.len());
                 for (key, value) in pairs {
-                    match &value.value {
-                        Value::List(loops) if text_of(key) == Some("copy") => {
-                            resolved.extend(loops.iter().map(|one| self.looped(key, one, env)));
-                        }
-                        _ => resolved.push((key.clone(), self.resolve(value, env))),
+                    if let (Value::List(loops), Some("copy")) = (&value.value, text_of(key)) {
+                        resolved.extend(loops.iter().map(|one| self.looped(key, one, env)));
+                    } else {
+                        resolved.push((key.clone(), self.resolve(value, env)));
                     }
                 }
                 Value::Map(resolved)

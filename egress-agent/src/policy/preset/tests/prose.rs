@@ -206,3 +206,109 @@ pub(super) const NO_DESTINATIONS: &[(&str, &str)] = &[
     ),
     ("name privatelink.azurecr.io", "a private DNS zone"),
 ];
+
+/// Documents that are not among the seeds: newer editions, and pages about nodes.
+pub(super) const LATER_DOCUMENTS: &[&str] = &[
+    "What is IP address 168.63.129.16? (Azure virtual network)",
+    "Azure Instance Metadata Service for virtual machines",
+    "Deploy private clusters with limited internet access (Amazon EKS)",
+    "Work with the instance metadata service (Amazon EC2)",
+    "Amazon Time Sync Service (Amazon EC2)",
+    "Automatically created firewall rules (Google Kubernetes Engine)",
+    "About VM metadata (Compute Engine)",
+];
+
+/// What the presets have of them: preset, edition or time of reading, which stands in each entry's note, destinations and ports.
+pub(super) const LATER: &[(&str, &str, &[(&str, &str)])] = &[
+    (
+        "aks/addon/defender",
+        "2026-06-18",
+        &[("name *.cloud.defender.microsoft.com", "443/tcp")],
+    ),
+    (
+        "azureml/python-packages",
+        "2026-11",
+        &[("name files.pythonhosted.org", "443/tcp")],
+    ),
+    (
+        "azureml/kubernetes-compute",
+        "2026-03-19",
+        &[
+            ("name *.kusto.windows.net", "443/tcp"),
+            ("name *.table.core.windows.net", "443/tcp"),
+            ("name *.queue.core.windows.net", "443/tcp"),
+            ("name <region>.experiments.azureml.net", "443/tcp"),
+            ("name *.workspace.<region>.api.azureml.ms", "443/tcp"),
+            ("name pypi.org", "443/tcp"),
+            ("name archive.ubuntu.com", "80/tcp"),
+            ("name security.ubuntu.com", "80/tcp"),
+            ("name ppa.launchpad.net", "80/tcp"),
+        ],
+    ),
+    (
+        "azureml/kubernetes-compute",
+        "2026-11",
+        &[("name files.pythonhosted.org", "443/tcp")],
+    ),
+    (
+        "aks/node",
+        "2019-05-15",
+        &[
+            ("cidrs 168.63.129.16/32", "80/tcp"),
+            ("cidrs 168.63.129.16/32", "32526/tcp"),
+        ],
+    ),
+    (
+        "aks/node",
+        "2026-11",
+        &[("cidrs 169.254.169.254/32", "80/tcp")],
+    ),
+    (
+        "eks/node",
+        "2026-11",
+        &[
+            ("cidrs 169.254.169.254/32", "80/tcp"),
+            ("cidrs fd00:ec2::254/128", "80/tcp"),
+            ("cidrs 169.254.169.123/32", "123/udp"),
+            ("cidrs fd00:ec2::123/128", "123/udp"),
+            ("name *.<region>.eks.amazonaws.com", "443/tcp"),
+            ("name eks.<region>.amazonaws.com", "443/tcp"),
+            ("name eks-auth.<region>.api.aws", "443/tcp"),
+            ("name ec2.<region>.amazonaws.com", "443/tcp"),
+            ("name api.ecr.<region>.amazonaws.com", "443/tcp"),
+            ("name *.dkr.ecr.<region>.amazonaws.com", "443/tcp"),
+            (
+                "name prod-<region>-starport-layer-bucket.s3.<region>.amazonaws.com",
+                "443/tcp",
+            ),
+            ("name sts.<region>.amazonaws.com", "443/tcp"),
+            (
+                "name elasticloadbalancing.<region>.amazonaws.com",
+                "443/tcp",
+            ),
+            ("name autoscaling.<region>.amazonaws.com", "443/tcp"),
+            ("name logs.<region>.amazonaws.com", "443/tcp"),
+            ("name ssm.<region>.amazonaws.com", "443/tcp"),
+            ("name ssmmessages.<region>.amazonaws.com", "443/tcp"),
+            ("name ec2messages.<region>.amazonaws.com", "443/tcp"),
+        ],
+    ),
+    (
+        "gke/node",
+        "2026-11",
+        &[
+            ("cidrs 169.254.169.254/32", "80/tcp"),
+            ("cidrs fd20:ce::254/128", "80/tcp"),
+            ("cidrs 169.254.169.254/32", "123/udp"),
+            ("name container.googleapis.com", "443/tcp"),
+            ("name storage.googleapis.com", "443/tcp"),
+            ("name logging.googleapis.com", "443/tcp"),
+            ("name monitoring.googleapis.com", "443/tcp"),
+            ("name oauth2.googleapis.com", "443/tcp"),
+            ("name iamcredentials.googleapis.com", "443/tcp"),
+            ("name gcr.io", "443/tcp"),
+            ("name *.gcr.io", "443/tcp"),
+            ("names <artifactRegistry>", "443/tcp"),
+        ],
+    ),
+];
