@@ -218,8 +218,15 @@ pub(super) const LATER_DOCUMENTS: &[&str] = &[
     "About VM metadata (Compute Engine)",
 ];
 
+/// Preset, edition, destinations and ports.
+type Later = (
+    &'static str,
+    &'static str,
+    &'static [(&'static str, &'static str)],
+);
+
 /// What the presets have of them: preset, edition or time of reading, which stands in each entry's note, destinations and ports.
-pub(super) const LATER: &[(&str, &str, &[(&str, &str)])] = &[
+pub(super) const LATER: &[Later] = &[
     (
         "aks/addon/defender",
         "2026-06-18",
