@@ -5,8 +5,7 @@
 
 use crate::{
     address::is_loopback,
-    flow::{Flow, Origin},
-    hash::RULE_BITS,
+    flow::{Flow, Starter},
     learned::{Found, Learned},
     policy::{Binding, CidrRules, EntryKind, HAS_AUDITORS, KEEP_PREEXISTING},
     verdict::{Reason, Verdict},
@@ -52,11 +51,28 @@ impl Decision {
         self.rule != 0 && self.reason.passes()
     }
 
-    /// The decision as one number, which is all that a global function in the kernel can return.
+    /// The verdict on what could not be judged by its flow: who is not restricted may send what cannot be read; in
+    /// another's name it may not.
     #[inline(always)]
     #[must_use]
-    pub const fn pack(&self) -> u64 {
-        (self.reason as u64) << RULE_BITS | self.rule
+    pub const fn refusal(reason: Reason, binding: &Binding) -> Self {
+        if binding.policy_id == 0 && !matches!(reason, Reason::ForgedSource) {
+            Self::without_rule(Reason::NoPolicy, binding)
+        } else {
+            Self::without_rule(reason, binding)
+        }
+    }
+
+    /// Return code of a cgroup_skb program. What is deferred is dropped without an error: TCP sends it again, and so do
+    /// resolvers.
+    #[inline(always)]
+    #[must_use]
+    pub const fn packet_code(&self) -> i32 {
+        if matches!(self.verdict, Verdict::Deny) && matches!(self.reason, Reason::HeldOff) {
+            Verdict::SILENT_DROP
+        } else {
+            self.verdict.cgroup_code()
+        }
     }
 }
 
@@ -82,8 +98,14 @@ pub fn decide<'a>(
     if let Some(rules) = cidr() {
         is_audited =
             binding.flags & HAS_AUDITORS != 0 && rules.auditor(flow.proto, flow.dport) != 0;
-        if let Some(entry) = rules.find(flow.proto, flow.dport) {
-            let reason = if entry.kind == EntryKind::Lifeline as u8 {
+        // For a sender in the node's own namespace its addresses are on loopback, or somebody else's.
+        let counts_local = flow.way.is_outside || flow.way.is_unrouted;
+        if let Some(entry) = rules.find(flow.proto, flow.dport, counts_local) {
+            let reason = if entry.kind == EntryKind::Local as u8 && !flow.way.is_outside {
+                return Decision::without_rule(Reason::Loopback, binding);
+            } else if entry.kind == EntryKind::Lifeline as u8
+                || entry.kind == EntryKind::Local as u8
+            {
                 Reason::Lifeline
             } else if entry.kind != EntryKind::Allow as u8 {
                 Reason::DeniedCidr
@@ -95,7 +117,8 @@ pub fn decide<'a>(
             return Decision::new(reason, entry.rule, binding);
         }
     }
-    if let Origin::Resting(rule) = flow.origin {
+    if matches!(flow.origin.starter, Starter::Resting) {
+        let rule = flow.origin.rule;
         let reason = if is_audited {
             Reason::AuditedCidr
         } else {
@@ -143,16 +166,16 @@ const fn unknown(flow: &Flow, binding: &Binding, found: Found, trouble: Trouble)
     match found {
         Found::Expired(rule) => Decision::new(Reason::Expired, rule, binding),
         Found::OtherPorts => Decision::without_rule(Reason::PortNotAllowed, binding),
-        Found::Live(_) | Found::Audited(_) | Found::Unknown => match flow.origin {
-            Origin::WorkloadServing => Decision::without_rule(Reason::ReplyForgotten, binding),
+        Found::Live(_) | Found::Audited(_) | Found::Unknown => match flow.origin.starter {
+            Starter::Serving => Decision::without_rule(Reason::ReplyForgotten, binding),
             _ if matches!(trouble, Trouble::Full) => {
                 Decision::without_rule(Reason::TableFull, binding)
             }
-            Origin::Workload
-            | Origin::FarEnd
-            | Origin::Preexisting
-            | Origin::Kernel
-            | Origin::Resting(_) => Decision::without_rule(Reason::NoRule, binding),
+            Starter::Workload
+            | Starter::Remote
+            | Starter::Preexisting
+            | Starter::Kernel
+            | Starter::Resting => Decision::without_rule(Reason::NoRule, binding),
         },
     }
 }
@@ -163,18 +186,21 @@ const fn standing_reason(flow: &Flow, binding: &Binding) -> Option<Reason> {
     if binding.policy_id == 0 {
         return Some(Reason::NoPolicy);
     }
+    // What is on the loopback device was passed before. On another one it leaves, and a neighbour may take it in.
     if is_loopback(&flow.daddr) {
-        return Some(Reason::Loopback);
+        return Some(if flow.way.is_unrouted {
+            Reason::Loopback
+        } else {
+            Reason::LoopbackElsewhere
+        });
     }
-    match flow.origin {
-        Origin::FarEnd => Some(Reason::Reply),
-        Origin::Kernel => Some(Reason::KernelReply),
-        Origin::Preexisting if binding.flags & KEEP_PREEXISTING != 0 => {
+    match flow.origin.starter {
+        Starter::Remote => Some(Reason::Reply),
+        Starter::Kernel => Some(Reason::KernelReply),
+        Starter::Preexisting if binding.flags & KEEP_PREEXISTING != 0 => {
             Some(Reason::PreexistingFlow)
         }
-        Origin::Preexisting | Origin::Workload | Origin::WorkloadServing | Origin::Resting(_) => {
-            None
-        }
+        Starter::Preexisting | Starter::Workload | Starter::Serving | Starter::Resting => None,
     }
 }
 
@@ -183,6 +209,7 @@ mod tests {
     use super::*;
     use crate::{
         address::{Address, from_v4},
+        flow::{Origin, Way},
         learned::{Grant, LearnedKey},
         policy::{PortRange, RuleEntry, protocol::TCP},
     };
@@ -201,6 +228,7 @@ mod tests {
             dport: Some(443),
             proto: TCP,
             is_fragment: false,
+            way: Way::default(),
             origin,
         }
     }
@@ -247,7 +275,7 @@ mod tests {
     #[test]
     fn without_a_rule_the_flow_is_denied() {
         let decision = decide(
-            &flow(Origin::Workload),
+            &flow(Origin::WORKLOAD),
             &ENFORCED,
             100,
             || None,
@@ -260,7 +288,7 @@ mod tests {
 
     #[test]
     fn a_learned_address_is_allowed_on_its_port_until_its_end() {
-        let flow = flow(Origin::Workload);
+        let flow = flow(Origin::WORKLOAD);
         assert_eq!(
             reason(&flow, None, Some(&learned(443, 101))),
             Reason::NameRule
@@ -277,7 +305,7 @@ mod tests {
 
     #[test]
     fn a_denied_cidr_beats_a_learned_grant_and_the_lifeline_beats_both() {
-        let flow = flow(Origin::Workload);
+        let flow = flow(Origin::WORKLOAD);
         let grant = learned(443, 101);
         assert_eq!(
             reason(&flow, Some(&cidr(EntryKind::Deny)), Some(&grant)),
@@ -297,18 +325,18 @@ mod tests {
     fn a_reply_passes_even_to_a_denied_cidr() {
         let deny = cidr(EntryKind::Deny);
         assert_eq!(
-            reason(&flow(Origin::FarEnd), Some(&deny), None),
+            reason(&flow(Origin::REMOTE), Some(&deny), None),
             Reason::Reply
         );
         assert_eq!(
-            reason(&flow(Origin::Kernel), Some(&deny), None),
+            reason(&flow(Origin::KERNEL), Some(&deny), None),
             Reason::KernelReply
         );
     }
 
     #[test]
     fn a_preexisting_flow_is_kept_or_judged_as_the_policy_says() {
-        let flow = flow(Origin::Preexisting);
+        let flow = flow(Origin::PREEXISTING);
         assert_eq!(reason(&flow, None, None), Reason::PreexistingFlow);
         let judged = Binding {
             flags: 0,
@@ -323,7 +351,7 @@ mod tests {
         let fragment = Flow {
             dport: None,
             is_fragment: true,
-            ..flow(Origin::Workload)
+            ..flow(Origin::WORKLOAD)
         };
         assert_eq!(
             reason(&fragment, None, Some(&learned(443, 101))),
@@ -332,13 +360,13 @@ mod tests {
     }
 
     #[test]
-    fn no_policy_and_loopback_need_no_lookup() {
+    fn no_policy_and_loopback_addresses_need_no_lookup() {
         let free = Binding {
             policy_id: 0,
             ..ENFORCED
         };
         let decision = decide(
-            &flow(Origin::Workload),
+            &flow(Origin::WORKLOAD),
             &free,
             100,
             || unreachable!(),
@@ -348,22 +376,94 @@ mod tests {
         assert_eq!(decision.reason, Reason::NoPolicy);
         let local = Flow {
             daddr: from_v4([127, 0, 0, 1]),
-            ..flow(Origin::Workload)
+            ..flow(Origin::WORKLOAD)
         };
-        let decision = decide(
-            &local,
-            &ENFORCED,
-            100,
-            || unreachable!(),
-            || unreachable!(),
-            || unreachable!(),
+        // Which device carries it counts, whoever started it: before there is one it may go on.
+        for (is_unrouted, origin, expected) in [
+            (true, Origin::WORKLOAD, Reason::Loopback),
+            (false, Origin::WORKLOAD, Reason::LoopbackElsewhere),
+            (false, Origin::REMOTE, Reason::LoopbackElsewhere),
+            (false, Origin::KERNEL, Reason::LoopbackElsewhere),
+            (false, Origin::PREEXISTING, Reason::LoopbackElsewhere),
+            (false, Origin::resting(5), Reason::LoopbackElsewhere),
+        ] {
+            let local = Flow {
+                way: Way {
+                    is_outside: false,
+                    is_unrouted,
+                },
+                origin,
+                ..local
+            };
+            let decision = decide(
+                &local,
+                &ENFORCED,
+                100,
+                || unreachable!(),
+                || unreachable!(),
+                || unreachable!(),
+            );
+            assert_eq!(decision.reason, expected);
+        }
+    }
+
+    #[test]
+    fn an_address_of_the_node_is_a_remote_for_other_namespaces_alone() {
+        let mut rules = cidr(EntryKind::Local);
+        rules.entries[1] = cidr(EntryKind::Deny).entries[0];
+        let at = |is_outside, is_unrouted| Flow {
+            way: Way {
+                is_outside,
+                is_unrouted,
+            },
+            ..flow(Origin::WORKLOAD)
+        };
+        let grant = learned(443, 101);
+        for (flow, cidr, expected) in [
+            (at(true, false), &rules, Reason::Lifeline),
+            (at(true, true), &rules, Reason::Lifeline),
+            (at(false, true), &rules, Reason::Loopback),
+            // On a device other than loopback it is somebody else: the other rules decide.
+            (at(false, false), &rules, Reason::DeniedCidr),
+            (at(false, false), &cidr(EntryKind::Local), Reason::NameRule),
+        ] {
+            assert_eq!(reason(&flow, Some(cidr), Some(&grant)), expected);
+        }
+        assert_eq!(
+            reason(&at(false, false), Some(&cidr(EntryKind::Local)), None),
+            Reason::NoRule
         );
-        assert_eq!(decision.reason, Reason::Loopback);
+        // Only on its ports: elsewhere the next entry.
+        let other = Flow {
+            dport: Some(80),
+            ..at(true, false)
+        };
+        assert_eq!(reason(&other, Some(&rules), None), Reason::NoRule);
+    }
+
+    #[test]
+    fn who_is_not_restricted_may_send_what_cannot_be_read_but_not_in_anothers_name() {
+        let free = Binding {
+            policy_id: 0,
+            ..ENFORCED
+        };
+        let refusal = Decision::refusal;
+        assert_eq!(refusal(Reason::Malformed, &free).reason, Reason::NoPolicy);
+        assert_eq!(refusal(Reason::ForgedSource, &free).verdict, Verdict::Deny);
+        assert_eq!(
+            refusal(Reason::Malformed, &ENFORCED).reason,
+            Reason::Malformed
+        );
+        let code = |reason| Decision::without_rule(reason, &ENFORCED).packet_code();
+        assert_eq!(
+            [Reason::HeldOff, Reason::NoRule, Reason::Reply].map(code),
+            [2, 0, 1]
+        );
     }
 
     #[test]
     fn a_flow_outlives_its_ttl_but_not_a_deny_rule() {
-        let resting = flow(Origin::Resting(5));
+        let resting = flow(Origin::resting(5));
         assert_eq!(
             reason(&resting, None, Some(&learned(443, 100))),
             Reason::EstablishedFlow
@@ -398,7 +498,7 @@ mod tests {
 
     #[test]
     fn what_only_an_audit_denies_passes_by_the_rule_that_allows_it() {
-        let new = flow(Origin::Workload);
+        let new = flow(Origin::WORKLOAD);
         let grant = learned(443, 101);
         let looks_on = audited(CidrRules::default());
         for (cidr, learned, expected) in [
@@ -430,7 +530,7 @@ mod tests {
                 expected.0.is_audited()
             );
         }
-        let resting = flow(Origin::Resting(5));
+        let resting = flow(Origin::resting(5));
         let decision = mixed(&resting, Some(&looks_on), None);
         assert_eq!((decision.reason, decision.rule), (Reason::AuditedCidr, 5));
     }
@@ -439,7 +539,7 @@ mod tests {
     fn an_audited_name_is_told_unless_another_one_leads_there_too() {
         let (mut entry, owner) = learned(443, 200);
         entry.grants[0].auditor = 77;
-        let new = flow(Origin::Workload);
+        let new = flow(Origin::WORKLOAD);
         let told = |entry: Learned| mixed(&new, None, Some(&(entry, owner)));
         assert_eq!(told(entry).reason, Reason::AuditedName);
         assert_eq!(
@@ -468,7 +568,7 @@ mod tests {
     #[test]
     fn a_serving_socket_is_told_that_its_peer_was_forgotten() {
         assert_eq!(
-            reason(&flow(Origin::WorkloadServing), None, None),
+            reason(&flow(Origin::SERVING), None, None),
             Reason::ReplyForgotten
         );
     }
@@ -476,7 +576,7 @@ mod tests {
     #[test]
     fn an_unknown_address_may_have_found_no_room() {
         let decision = decide(
-            &flow(Origin::Workload),
+            &flow(Origin::WORKLOAD),
             &ENFORCED,
             100,
             || None,
@@ -486,7 +586,7 @@ mod tests {
         assert_eq!(decision.reason, Reason::TableFull);
         let (entry, owner) = learned(443, 100);
         let decision = decide(
-            &flow(Origin::Workload),
+            &flow(Origin::WORKLOAD),
             &ENFORCED,
             100,
             || None,
@@ -501,7 +601,7 @@ mod tests {
         let judged = |learned: Option<&(Learned, u64)>, cidr: Option<&CidrRules>| {
             let learned = || learned.map(|(entry, owner)| (entry, *owner));
             decide(
-                &flow(Origin::Workload),
+                &flow(Origin::WORKLOAD),
                 &ENFORCED,
                 100,
                 || cidr,

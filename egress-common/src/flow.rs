@@ -2,27 +2,78 @@
 
 use crate::{
     address::Address,
-    hash::{mix, mix_address},
+    hash::{Sip, SipKey},
+    learned::bpf_spin_lock,
+    packed::AddressWords,
 };
 
-/// Who started the flow.
+/// Who started a flow.
+#[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Origin {
+pub enum Starter {
     /// This workload, as far as is known.
-    Workload,
-    /// The far end: the packet is a reply.
-    FarEnd,
+    Workload = 0,
+    /// The remote: the packet is a reply.
+    Remote = 1,
     /// A TCP flow older than the programs.
-    Preexisting,
+    Preexisting = 2,
     /// The kernel itself, in answer to a packet.
-    Kernel,
+    Kernel = 3,
     /// This workload by a UDP socket that has also served inbound flows.
-    WorkloadServing,
+    Serving = 4,
     /// This workload, and it was allowed under a name rule that the policy still has.
-    Resting(u64),
+    Resting = 5,
 }
 
-/// What is judged: the far end of a flow.
+/// Who started a flow, and the rule that it is granted by where one is known.
+///
+/// Not an enum with a payload: the payload of a variant that has none is a hole, and verifiers before 6.3 refuse to copy
+/// a hole. Here every byte is written whatever the case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// Who.
+    pub starter: Starter,
+    /// The rule of [`Starter::Resting`]; else 0.
+    pub rule: u64,
+}
+
+impl Origin {
+    /// [`Starter::Workload`].
+    pub const WORKLOAD: Self = Self::new(Starter::Workload);
+    /// [`Starter::Remote`].
+    pub const REMOTE: Self = Self::new(Starter::Remote);
+    /// [`Starter::Preexisting`].
+    pub const PREEXISTING: Self = Self::new(Starter::Preexisting);
+    /// [`Starter::Kernel`].
+    pub const KERNEL: Self = Self::new(Starter::Kernel);
+    /// [`Starter::Serving`].
+    pub const SERVING: Self = Self::new(Starter::Serving);
+
+    const fn new(starter: Starter) -> Self {
+        Self { starter, rule: 0 }
+    }
+
+    /// [`Starter::Resting`] under this rule.
+    #[inline(always)]
+    #[must_use]
+    pub const fn resting(rule: u64) -> Self {
+        Self {
+            starter: Starter::Resting,
+            rule,
+        }
+    }
+}
+
+/// What is known of the way that a flow takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Way {
+    /// The sender is in another network namespace than the node's: for it, an address of the node is a remote.
+    pub is_outside: bool,
+    /// No device is known yet, and the socket is bound to none: what is local will be on loopback, and its packets decide.
+    pub is_unrouted: bool,
+}
+
+/// What is judged: the peer of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flow {
     /// Destination address.
@@ -33,59 +84,171 @@ pub struct Flow {
     pub proto: u8,
     /// Whether this is a fragment whose ports are out of sight.
     pub is_fragment: bool,
+    /// Which way it takes.
+    pub way: Way,
     /// Who started it.
     pub origin: Origin,
 }
 
-impl Flow {
-    /// A tag that only this flow has, in this generation, resting on this rule.
-    ///
-    /// Sockets remember an allowed flow as one 64-bit tag: a single word is
-    /// written and read at once, so two threads that race on one socket can
-    /// never make a mixture of two flows pass for a third.
+/// Address and port of a flow's peer, in three parts of 48 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer([u64; 3]);
+
+/// Bits of a word of [`SocketState::words`] that hold content; those below hold the version.
+const CONTENT_BITS: u32 = 48;
+const CONTENT: u64 = (1 << CONTENT_BITS) - 1;
+const VERSION_BITS: u32 = 64 - CONTENT_BITS;
+const VERSION: u64 = (1 << VERSION_BITS) - 1;
+
+impl Peer {
+    /// The parts of an address and a port.
     #[inline(always)]
     #[must_use]
-    pub const fn tag(&self, seed: u64, generation: u32, rule: u64) -> u64 {
-        let port = match self.dport {
-            Some(port) => 1 << 16 | port as u64,
-            None => 0,
-        };
-        let word = (generation as u64) << 32 | (self.proto as u64) << 24 | port;
-        // Zero means "no tag".
-        mix(mix(mix_address(seed, &self.daddr), word), rule) | 1
+    pub const fn new(address: AddressWords, port: u16) -> Self {
+        let [first, second] = address;
+        Self([
+            first & CONTENT,
+            first >> CONTENT_BITS | (second & 0xffff_ffff) << VERSION_BITS,
+            second >> 32 | (port as u64) << 32,
+        ])
+    }
+}
+
+impl Peer {
+    /// Mark of a flow that audit mode reports: grants nothing, but who could make two flows have one would send the
+    /// second unreported.
+    #[inline(always)]
+    #[must_use]
+    pub const fn mark(self, secret: &SipKey, proto: u8, generation: u32, reason: u8) -> u64 {
+        let Self([first, second, third]) = self;
+        let facts = (generation as u64) << 16 | (proto as u64) << 8 | reason as u64;
+        Sip::new(secret)
+            .word(first)
+            .word(second)
+            .word(third)
+            .word(facts)
+            .finish()
+    }
+}
+
+/// What [`SocketState::words`] hold when they are whole: an allowed flow, and what it was allowed by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Remembered {
+    /// Generation in which it was allowed.
+    pub generation: u32,
+    /// Rule by which it was; 0 for nothing remembered.
+    pub rule: u64,
+}
+
+impl Remembered {
+    /// Nothing.
+    pub const NOTHING: Self = Self {
+        generation: 0,
+        rule: 0,
+    };
+}
+
+/// Words of a socket's memory, see [`SocketState::words`].
+pub type Words = [u64; 5];
+
+/// The last version: a state that has come so far remembers nothing more.
+pub const LAST_VERSION: u16 = u16::MAX;
+
+/// The words for a flow; `version` is 1 or more, and no other write to this state has it.
+#[inline(always)]
+#[must_use]
+pub const fn words_of(peer: Peer, proto: u8, remembered: Remembered, version: u16) -> Words {
+    let Peer([first, second, third]) = peer;
+    let version = version as u64;
+    let fourth =
+        (proto as u64) << 40 | (remembered.generation as u64) << 8 | remembered.rule >> 48 & 0xff;
+    [
+        first << VERSION_BITS | version,
+        second << VERSION_BITS | version,
+        third << VERSION_BITS | version,
+        fourth << VERSION_BITS | version,
+        (remembered.rule & CONTENT) << VERSION_BITS | version,
+    ]
+}
+
+/// What the words say of a flow: each was loaded once, in any order.
+#[inline(always)]
+#[must_use]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the generation is cut out of a word"
+)]
+pub const fn recall(words: Words, peer: Peer, proto: u8) -> Remembered {
+    let [first, second, third, fourth, fifth] = words;
+    let Peer([a, b, c]) = peer;
+    let version = first & VERSION;
+    let differs = first ^ (a << VERSION_BITS | version)
+        | second ^ (b << VERSION_BITS | version)
+        | third ^ (c << VERSION_BITS | version)
+        | (fourth ^ first) & VERSION
+        | (fifth ^ first) & VERSION
+        | fourth >> 56 ^ proto as u64;
+    if differs != 0 || version == 0 {
+        return Remembered::NOTHING;
+    }
+    Remembered {
+        generation: (fourth >> 24) as u32,
+        rule: (fourth >> VERSION_BITS & 0xff) << CONTENT_BITS | fifth >> VERSION_BITS,
     }
 }
 
 /// Role of a TCP socket: nothing is known yet.
 pub const ROLE_UNKNOWN: u8 = 0;
-/// Its SYN left through the hook.
+/// It called `connect`, or its SYN left through the hook.
 pub const ROLE_ACTIVE: u8 = 1;
 /// It is or was made by a listener.
 pub const ROLE_PASSIVE: u8 = 2;
 /// It was connected before the programs were attached.
 pub const ROLE_PREEXISTING: u8 = 3;
 
-/// A raw socket that a process made; the kernel's own are raw too, and unknown.
-pub const ROLE_RAW: u8 = 4;
+/// The role of a TCP socket that sends a packet.
+#[inline(always)]
+#[must_use]
+pub const fn role_after(role: u8, opens_tcp: bool) -> u8 {
+    if opens_tcp {
+        ROLE_ACTIVE
+    } else if role == ROLE_UNKNOWN {
+        // `connect` marks every socket that it lets go on: this one connected before.
+        ROLE_PREEXISTING
+    } else {
+        role
+    }
+}
 
 /// Value of `SOCKETS`, the socket storage. A socket that a listener makes inherits it (`BPF_F_CLONE`).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct SocketState {
-    /// [`Flow::tag`] of the flow that was allowed last; 0 for none.
-    pub tag: u64,
-    /// Rule that the tag was made with. Without a tag: mark of the flow that audit mode reported last.
-    pub rule: u64,
-    /// Generation that the tag was made with.
-    pub generation: u32,
-    /// A `ROLE_` constant; meaningful for TCP and raw sockets.
+    /// The flow that was allowed last, whole: 48 bits of content in each word, and below it the version of the write.
+    /// Address and port fill the first three; then protocol, generation and the upper 8 bits of the rule; then the rest
+    /// of the rule.
+    ///
+    /// Every word proves which write it is of, and every write has a version of its own: writers count it up under the
+    /// lock, and at [`LAST_VERSION`] the state is closed, so that none ever comes again. A reader takes no lock: it
+    /// loads each word once and accepts five of one version alone. In whatever order it sees the stores, on any
+    /// architecture, words of two writes differ in their version, and are no flow. Version 0: never written.
+    pub words: Words,
+    /// Mark of the flow that audit mode reported last; grants nothing.
+    pub audited: u64,
+    /// Guards `words` and `version` against other writers.
+    pub lock: bpf_spin_lock,
+    /// Version of the last write.
+    pub version: u16,
+    /// Tick of the last [`LIVE_FLOW_NS`] stamp, or report of an audit.
+    pub stamp: u16,
+    /// A `ROLE_` constant; meaningful for TCP sockets.
     pub role: u8,
     /// 1 when a UDP packet arrived that this socket had not asked for.
     pub serves: u8,
-    /// Tick of the last [`LIVE_FLOW_NS`] stamp.
-    pub stamp: u16,
+    /// Padding, always zero.
+    pub _pad: [u8; 6],
 }
-const _: () = assert!(size_of::<SocketState>() == 24);
+const _: () = assert!(size_of::<SocketState>() == 64 && align_of::<SocketState>() == 8);
 
 /// A flow that a name rule allowed keeps its address open for new flows this long after its last stamp.
 pub const LIVE_FLOW_NS: u64 = 180 * 1_000_000_000;
@@ -105,16 +268,18 @@ pub const fn is_stamp_due(last: u16, now: u16) -> bool {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FlowKey {
-    /// Far end.
-    pub far: Address,
-    /// Near end; zero where the owner is a scope and the socket may send from any of its addresses.
-    pub near: Address,
-    /// Owner: a scope, or an interface.
+    /// The remote's address.
+    pub remote: AddressWords,
+    /// The local address; zero where the owner is a workload and the socket may send from any of its addresses.
+    pub local: AddressWords,
+    /// Owner: the identity of a workload, or an interface.
     pub owner: u32,
-    /// Port of the far end, host byte order.
-    pub far_port: u16,
-    /// Port of the near end, host byte order.
-    pub near_port: u16,
+    /// Network namespace of the socket; 0 for packets of an interface.
+    pub netns: u32,
+    /// Port of the remote, host byte order.
+    pub remote_port: u16,
+    /// Local port, host byte order.
+    pub local_port: u16,
     /// IANA protocol number.
     pub proto: u8,
     /// 1 when `owner` is an interface index.
@@ -122,10 +287,19 @@ pub struct FlowKey {
     /// Padding, always zero: the kernel hashes every byte of a key.
     pub _pad: [u8; 2],
 }
-const _: () = assert!(size_of::<FlowKey>() == 44);
+const _: () = assert!(size_of::<FlowKey>() == 48 && align_of::<FlowKey>() == 8);
 
-/// The far end spoke first.
-pub const STARTED_BY_FAR_END: u8 = 1;
+impl FlowKey {
+    /// Whether flows of this key may be remembered: a socket whose network namespace is not known could be anywhere.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_placed(&self) -> bool {
+        self.netns != 0 || self.by_interface != 0
+    }
+}
+
+/// The remote spoke first.
+pub const STARTED_BY_REMOTE: u8 = 1;
 /// The workload spoke first.
 pub const STARTED_BY_WORKLOAD: u8 = 2;
 
@@ -133,13 +307,13 @@ pub const STARTED_BY_WORKLOAD: u8 = 2;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct FlowState {
-    /// [`Flow::tag`] of the allowed flow; for flows of the far end the tag in generation 0 under rule 0.
+    /// [`FlowState::tag_for`] its key.
     pub tag: u64,
-    /// Rule that the tag was made with.
+    /// Rule by which the workload's flow was allowed; 0 for the remote's.
     pub rule: u64,
     /// Last packet, nanoseconds of the monotonic clock.
     pub last_seen_ns: u64,
-    /// Generation that the tag was made with.
+    /// Generation in which it was allowed; 0 for the remote's.
     pub generation: u32,
     /// Tick of the last [`LIVE_FLOW_NS`] stamp.
     pub stamp: u16,
@@ -150,46 +324,37 @@ pub struct FlowState {
 }
 const _: () = assert!(size_of::<FlowState>() == 32);
 
+impl FlowState {
+    /// What proves that this content was written under this key.
+    ///
+    /// The kernel compares the full key when it looks an entry up. But an entry of an LRU map may be given to another key
+    /// while a reader still has it, and the reader then sees that key's content, or a part of it. The whole key once
+    /// more (48 bytes) would prove it only if it could not be read half-written either; a pseudorandom function of key
+    /// and content under a key that nobody knows does both in one word. `stamp` and `last_seen_ns` grant nothing.
+    #[inline(always)]
+    #[must_use]
+    pub const fn tag_for(&self, key: &FlowKey, secret: &SipKey) -> u64 {
+        let [remote_first, remote_second] = key.remote;
+        let [local_first, local_second] = key.local;
+        let ports = (key.remote_port as u64) << 48 | (key.local_port as u64) << 32;
+        let kinds =
+            (key.proto as u64) << 24 | (key.by_interface as u64) << 16 | self.started_by as u64;
+        // Word by word: an array would take its place on the kernel's small stack.
+        Sip::new(secret)
+            .word(remote_first)
+            .word(remote_second)
+            .word(local_first)
+            .word(local_second)
+            .word((key.owner as u64) << 32 | key.netns as u64)
+            .word(ports | kinds)
+            .word(self.rule)
+            .word(self.generation as u64)
+            .finish()
+    }
+}
+
 /// A UDP flow without a packet for this long is over.
 pub const FLOW_IDLE_NS: u64 = 180 * 1_000_000_000;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::address::from_v4;
-
-    #[test]
-    fn a_tag_depends_on_every_part_of_the_flow() {
-        let flow = Flow {
-            daddr: from_v4([192, 0, 2, 1]),
-            dport: Some(443),
-            proto: 6,
-            is_fragment: false,
-            origin: Origin::Workload,
-        };
-        let tag = flow.tag(1, 2, 3);
-        let others = [
-            Flow {
-                daddr: from_v4([192, 0, 2, 2]),
-                ..flow
-            }
-            .tag(1, 2, 3),
-            Flow {
-                dport: Some(444),
-                ..flow
-            }
-            .tag(1, 2, 3),
-            Flow {
-                dport: None,
-                ..flow
-            }
-            .tag(1, 2, 3),
-            Flow { proto: 17, ..flow }.tag(1, 2, 3),
-            flow.tag(2, 2, 3),
-            flow.tag(1, 3, 3),
-            flow.tag(1, 2, 4),
-        ];
-        assert!(others.iter().all(|other| *other != tag));
-        assert_ne!(tag, 0);
-    }
-}
+mod tests;

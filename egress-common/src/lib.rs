@@ -27,6 +27,8 @@ pub mod hash;
 pub mod learned;
 pub mod maps;
 pub mod name;
+pub mod origin;
+pub mod packed;
 pub mod packet;
 pub mod policy;
 pub mod tally;

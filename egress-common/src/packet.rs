@@ -5,7 +5,7 @@
 //! turns into a denial.
 
 use crate::{
-    address::{Address, from_v4, is_multicast},
+    address::{Address, from_v4, is_multicast, is_v4},
     policy::protocol,
     verdict::Reason,
 };
@@ -14,6 +14,23 @@ use crate::{
 pub trait PacketBytes {
     /// The `N` bytes at `at`, counted from the network header; `None` where the packet ends before.
     fn load<const N: usize>(&self, at: u32) -> Option<[u8; N]>;
+
+    /// Reads both addresses, which stand one behind the other.
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "an address has 4 or 16 bytes"
+    )]
+    fn addresses<const N: usize>(&self, at: u32, packet: &mut Packet) -> Option<()> {
+        let at_end = |address: &mut Address, bytes: [u8; N]| {
+            *address.last_chunk_mut::<N>()? = bytes;
+            Some(())
+        };
+        at_end(&mut packet.saddr, self.load::<N>(at)?)?;
+        at_end(
+            &mut packet.daddr,
+            self.load::<N>(at.wrapping_add(N as u32))?,
+        )
+    }
 
     /// [`walk_options`]; the kernel puts it into a function of its own.
     fn options(&self, header_bytes: u32) -> Option<Reason> {
@@ -214,7 +231,9 @@ fn parse_v4<B: PacketBytes + ?Sized>(bytes: &B, packet: &mut Packet) -> Result<(
         hop_limit,
         proto,
     ] = bytes.load::<10>(0).ok_or(Reason::Malformed)?;
-    let [s0, s1, s2, s3, d0, d1, d2, d3] = bytes.load::<8>(12).ok_or(Reason::Malformed)?;
+    packet.saddr = from_v4([0; 4]);
+    packet.daddr = from_v4([0; 4]);
+    bytes.addresses::<4>(12, packet).ok_or(Reason::Malformed)?;
     let header_bytes = u32::from(first & 0xf).wrapping_mul(4);
     let length = u32::from(u16::from_be_bytes([length_high, length_low]));
     // A total length of zero is a GSO packet above 64 KiB (BIG TCP): its end is not known here.
@@ -227,8 +246,6 @@ fn parse_v4<B: PacketBytes + ?Sized>(bytes: &B, packet: &mut Packet) -> Result<(
     {
         return Err(reason);
     }
-    packet.saddr = from_v4([s0, s1, s2, s3]);
-    packet.daddr = from_v4([d0, d1, d2, d3]);
     packet.payload_at = header_bytes;
     packet.end = end;
     packet.proto = proto;
@@ -339,8 +356,11 @@ pub fn walk_extensions<B: PacketBytes + ?Sized>(bytes: &B, first: u8) -> Extensi
 fn parse_v6<B: PacketBytes + ?Sized>(bytes: &B, packet: &mut Packet) -> Result<(), Reason> {
     let [_, _, _, _, length_high, length_low, next, hop_limit] =
         bytes.load::<8>(0).ok_or(Reason::Malformed)?;
-    packet.saddr = bytes.load::<16>(8).ok_or(Reason::Malformed)?;
-    packet.daddr = bytes.load::<16>(24).ok_or(Reason::Malformed)?;
+    bytes.addresses::<16>(8, packet).ok_or(Reason::Malformed)?;
+    // IPv4-mapped addresses never are on a wire (RFC 4291 section 2.5.5.2), and rules would take them for IPv4.
+    if is_v4(&packet.saddr) || is_v4(&packet.daddr) {
+        return Err(Reason::Malformed);
+    }
     let length = u32::from(u16::from_be_bytes([length_high, length_low]));
     // A payload length of zero is a jumbogram (RFC 2675) or BIG TCP: its end is not known here.
     packet.end = if length == 0 {

@@ -87,10 +87,13 @@ impl PortRange {
     }
 }
 
-/// What an entry of a CIDR says. Lower numbers come first in an entry list and win.
+/// What an entry of a CIDR says. [`EntryKind::ORDER`] is the order in an entry list: what comes first wins.
 #[repr(u8)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EntryKind {
+    /// An address of the node, part of the lifeline: counts for senders in other network namespaces alone. In the node's
+    /// own, what is local is on the loopback device; what is on another one goes to somebody else with this address.
+    Local = 5,
     /// What the node needs to stay manageable: beats deny rules.
     Lifeline = 1,
     /// A deny rule: beats every grant.
@@ -99,6 +102,35 @@ pub enum EntryKind {
     Allow = 3,
     /// A deny rule of a policy in audit, beside policies that are enforced: decides nothing.
     Audited = 4,
+}
+
+impl EntryKind {
+    /// Every kind, in the order of an entry list.
+    pub const ORDER: [Self; 5] = [
+        Self::Local,
+        Self::Lifeline,
+        Self::Deny,
+        Self::Allow,
+        Self::Audited,
+    ];
+
+    /// Place in [`EntryKind::ORDER`].
+    #[must_use]
+    pub const fn rank(self) -> u8 {
+        match self {
+            Self::Local => 0,
+            Self::Lifeline => 1,
+            Self::Deny => 2,
+            Self::Allow => 3,
+            Self::Audited => 4,
+        }
+    }
+
+    /// Whether it is a part of the lifeline.
+    #[must_use]
+    pub const fn is_lifeline(self) -> bool {
+        matches!(self, Self::Local | Self::Lifeline)
+    }
 }
 
 /// One rule for one port range.
@@ -120,14 +152,16 @@ impl RuleEntry {
     /// Whether it opens its ports.
     #[must_use]
     pub const fn opens(&self) -> bool {
-        self.kind == EntryKind::Allow as u8 || self.kind == EntryKind::Lifeline as u8
+        self.kind == EntryKind::Allow as u8
+            || self.kind == EntryKind::Lifeline as u8
+            || self.kind == EntryKind::Local as u8
     }
 }
 
 /// Most entries that one CIDR can hold.
 pub const CIDR_ENTRIES: usize = 16;
 
-/// Value of the CIDR trie: every rule that covers the prefix, ordered by [`EntryKind`].
+/// Value of the CIDR trie: every rule that covers the prefix, in the order of [`EntryKind::ORDER`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct CidrRules {
@@ -137,13 +171,17 @@ pub struct CidrRules {
 const _: () = assert!(size_of::<CidrRules>() == 256);
 
 impl CidrRules {
-    /// The first entry that covers the port, policies in audit left aside. Not inlined: the kernel's stack is small.
+    /// The first entry that covers the port, policies in audit left aside, and addresses of the node unless
+    /// `counts_local`. Not inlined: the kernel's stack is small.
     #[inline(never)]
     #[must_use]
-    pub fn find(&self, proto: u8, port: Option<u16>) -> Option<&RuleEntry> {
+    pub fn find(&self, proto: u8, port: Option<u16>, counts_local: bool) -> Option<&RuleEntry> {
         for entry in &self.entries {
             if entry.kind == 0 || entry.kind == EntryKind::Audited as u8 {
                 return None;
+            }
+            if !counts_local && entry.kind == EntryKind::Local as u8 {
+                continue;
             }
             if entry.ports.covers(proto, port) {
                 return Some(entry);
@@ -286,29 +324,6 @@ impl Binding {
         self.flags & ONLY_ALLOWED_QUERIES != 0
     }
 
-    /// The binding as one number: what a global function in the kernel can take.
-    #[inline(always)]
-    #[must_use]
-    pub const fn pack(&self) -> u64 {
-        (self.flags as u64) << 56
-            | (self.mode as u64) << 48
-            | (self.policy_id as u64) << 32
-            | self.scope_id as u64
-    }
-
-    /// Undoes [`Binding::pack`].
-    #[inline(always)]
-    #[must_use]
-    pub const fn unpack(word: u64) -> Self {
-        let [s0, s1, s2, s3, p0, p1, mode, flags] = word.to_le_bytes();
-        Self {
-            scope_id: u32::from_le_bytes([s0, s1, s2, s3]),
-            policy_id: u16::from_le_bytes([p0, p1]),
-            mode,
-            flags,
-        }
-    }
-
     /// The mode that applies.
     #[inline(always)]
     #[must_use]
@@ -410,19 +425,14 @@ mod tests {
         };
         rules.entries[0] = entry(1, 2, PortRange::new(protocol::TCP, 22, 22));
         rules.entries[1] = entry(2, 3, PortRange::ANY);
-        assert_eq!(rules.find(protocol::TCP, Some(22)).map(|e| e.rule), Some(1));
-        assert_eq!(rules.find(protocol::TCP, Some(23)).map(|e| e.rule), Some(2));
-    }
-
-    #[test]
-    fn a_binding_survives_packing() {
-        let binding = Binding {
-            scope_id: 0x0102_0304,
-            policy_id: 0x0506,
-            mode: 7,
-            flags: 8,
-        };
-        assert_eq!(Binding::unpack(binding.pack()), binding);
+        assert_eq!(
+            rules.find(protocol::TCP, Some(22), true).map(|e| e.rule),
+            Some(1)
+        );
+        assert_eq!(
+            rules.find(protocol::TCP, Some(23), true).map(|e| e.rule),
+            Some(2)
+        );
     }
 
     #[test]

@@ -204,7 +204,7 @@ reasons! {
         "no policy restricts this workload"
         "nothing, or write a policy and start the agent with it",
     1 Loopback "loopback"
-        "the destination is loopback, which is always allowed"
+        "it stays on the loopback device, which is always allowed"
         "nothing: it does not leave the machine",
     2 Lifeline "lifeline"
         "the lifeline allows what the node needs to stay manageable"
@@ -290,6 +290,9 @@ reasons! {
     50 AuditedName "audited_name"
         "it passes, but a policy in audit denies the name that led to the destination"
         "nothing, or set the policy to `mode: enforce`: then it is denied",
+    51 LoopbackElsewhere "loopback_elsewhere"
+        "the destination is a loopback address, but the packet is on its way to another device, where a neighbour could take it in"
+        "send it over loopback: do not bind the socket to another device (or VRF), and route 127.0.0.0/8 and ::1 nowhere else",
 }
 
 /// Numbers from this one on deny.

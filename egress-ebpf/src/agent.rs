@@ -10,7 +10,7 @@ use egress_common::{
 
 use crate::{
     learn::{learn_grant, sweep_entry},
-    record,
+    netns, record,
     scratch::{AGENT, Scratch},
     skb::Skb,
 };
@@ -31,6 +31,13 @@ fn take(skb: &Skb, index: u32) -> bool {
     // SAFETY: any bytes are a request, and the array has its size.
     scratch.request = unsafe { core::ptr::read_unaligned(bytes.as_ptr().cast()) };
     scratch.request.key.scope_id != 0
+}
+
+/// Number of the network namespace in which the program is run: a run without traffic has a socket of its caller's
+/// namespace (`bpf_prog_test_run_skb`, net/bpf/test_run.c).
+#[inline(always)]
+pub fn own_netns(ctx: &TcContext) -> i32 {
+    netns::of_packet(ctx.skb.skb) as i32
 }
 
 /// Learns a batch of grants; returns how many were stored.

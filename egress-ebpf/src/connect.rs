@@ -7,18 +7,18 @@
 use aya_ebpf::{helpers::bpf_get_current_cgroup_id, programs::SockAddrContext};
 use aya_log_ebpf::debug;
 use egress_common::{
-    address::{Address, from_v4},
+    address::is_loopback,
     decision::Decision,
-    flow::{Flow, Origin},
+    flow::{Flow, Origin, ROLE_ACTIVE, Way},
+    maps::Config,
+    packed::{AddressWords, Facts, address_of, v4_words},
     policy::protocol,
+    tally::Tally,
     verdict::{Hook, Reason, Verdict},
 };
 
 use crate::{
-    egress::UNCONFIGURED,
-    lookup::{Start, judge},
-    record,
-    skb::address_of_words,
+    egress::UNCONFIGURED, lookup::judge, netns, record, skb::LOOPBACK_IFINDEX, state::State,
     workload,
 };
 
@@ -32,7 +32,7 @@ const MPTCP: u32 = 262;
 pub fn connect4(ctx: &SockAddrContext) -> Verdict {
     // SAFETY: the context is valid while the program runs.
     let v4 = unsafe { (*ctx.sock_addr).user_ip4 };
-    connect(ctx, Hook::Connect4, from_v4(v4.to_ne_bytes()))
+    connect(ctx, Hook::Connect4, v4_words(v4))
 }
 
 /// Judges a connect to an IPv6 address.
@@ -49,12 +49,56 @@ pub fn connect6(ctx: &SockAddrContext) -> Verdict {
     connect(
         ctx,
         Hook::Connect6,
-        address_of_words([first, second, third, last]),
+        [half(first, second), half(third, last)],
     )
 }
 
 #[inline(always)]
-fn connect(ctx: &SockAddrContext, hook: Hook, daddr: Address) -> Verdict {
+fn half(low: u32, high: u32) -> u64 {
+    u64::from(low) | u64::from(high) << 32
+}
+
+/// Which way the connection will take. No route is chosen yet: what is local will be on loopback, unless the socket is
+/// bound to another device (or to a VRF, which is one). Its packets decide.
+#[inline(always)]
+fn way(ctx: &SockAddrContext, config: Option<&Config>, netns: u32) -> Way {
+    // SAFETY: the context is valid while the program runs.
+    let sk = unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk };
+    let device = if sk.is_null() {
+        0
+    } else {
+        // SAFETY: not null; a full socket, which the verifier checks.
+        unsafe { (*sk).bound_dev_if }
+    };
+    Way {
+        is_outside: config.is_some_and(|config| netns::is_outside(config, netns)),
+        is_unrouted: device == 0 || device == LOOPBACK_IFINDEX,
+    }
+}
+
+/// Marks a socket that may connect: if its SYN is never seen (`TCP_REPAIR`), its flow is still not one that is older than
+/// the programs. Costs nothing more: a SYN would make the state anyway, and what goes to loopback needs none.
+#[inline(always)]
+fn mark(ctx: &SockAddrContext) -> bool {
+    // SAFETY: the context is valid while the program runs.
+    let sk = unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk };
+    if sk.is_null() {
+        return false;
+    }
+    match State::get_or_create(sk) {
+        Some(state) => {
+            state.enter(ROLE_ACTIVE, true);
+            true
+        }
+        None => {
+            record::tally(Tally::SocketStateFailed);
+            false
+        }
+    }
+}
+
+#[inline(always)]
+fn connect(ctx: &SockAddrContext, hook: Hook, destination: AddressWords) -> Verdict {
     // SAFETY: the context is valid while the program runs.
     let kind = unsafe { (*ctx.sock_addr).type_ };
     // SAFETY: as above.
@@ -65,6 +109,9 @@ fn connect(ctx: &SockAddrContext, hook: Hook, daddr: Address) -> Verdict {
     // SAFETY: as above.
     let port = unsafe { (*ctx.sock_addr).user_port };
     let dport = u16::from_be(port as u16);
+    let netns = netns::of_connect(ctx);
+    let config = workload::config();
+    let daddr = address_of(destination);
     let flow = Flow {
         daddr,
         dport: Some(dport),
@@ -74,20 +121,27 @@ fn connect(ctx: &SockAddrContext, hook: Hook, daddr: Address) -> Verdict {
             proto as u8
         },
         is_fragment: false,
-        origin: Origin::Workload,
+        way: way(ctx, config, netns),
+        origin: Origin::WORKLOAD,
     };
-    let config = workload::config();
+    let facts = Facts::of_flow(&flow, netns);
     let found = config.and_then(workload::of_current);
     let binding = match (config, found) {
         (Some(config), Some(workload)) => workload::binding(config, workload),
         _ => UNCONFIGURED,
     };
-    let decision = match found {
-        Some(_) => judge(&flow, Start::WORKLOAD, &binding),
+    let mut decision = match found {
+        Some(_) => judge(destination, facts, Origin::WORKLOAD, &binding),
         None => Decision::without_rule(Reason::NotConfigured, &binding),
     };
-    // Its SYN is dropped without an error, and sent again.
-    if matches!(decision.reason, Reason::HeldOff) {
+    let is_deferred = matches!(decision.reason, Reason::HeldOff);
+    if (is_deferred || !matches!(decision.verdict, Verdict::Deny))
+        && !is_loopback(&daddr)
+        && !mark(ctx)
+    {
+        decision = Decision::refusal(Reason::StateUnavailable, &binding);
+    } else if is_deferred {
+        // Its SYN is dropped without an error, and sent again.
         return Verdict::Allow;
     }
     record::count(hook, decision.verdict, decision.reason);
@@ -103,6 +157,7 @@ fn connect(ctx: &SockAddrContext, hook: Hook, daddr: Address) -> Verdict {
             event.dport = dport;
             event.proto = flow.proto;
             event.cgroup_id = cgroup_id;
+            event.netns = netns;
         });
     }
     debug!(

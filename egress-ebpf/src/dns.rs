@@ -29,7 +29,7 @@ use crate::{
     netns,
     record::{self, forget, opaque},
     scratch::{BY_ALIAS, HOOK, NEXT, SETS, Scratch},
-    skb::{Header, Payload, Skb, packet_sequence},
+    skb::{FindPayload as _, Header, Payload, ReadHeader as _, Skb, packet_sequence},
     time::now_ns,
     workload,
 };

@@ -1,54 +1,56 @@
 //! The packets that need no decision: almost all of them.
 //!
-//! What is read here is read again on the long way (`egress.rs`), which says why. This is the same judgement on plain
-//! packets of connected sockets, without a helper call for each header field; everything else takes the long way.
+//! Plain packets of sockets that remember their flow are read here without a helper call for each header field, and
+//! [`at_once`] says whether they pass; everything else takes the long way (`egress.rs`), which runs the same function
+//! again and more.
 
 use aya_ebpf::bindings::__sk_buff;
 use egress_common::{
-    address::{Address, from_v4},
     dns::DNS_PORT,
-    flow::{Flow, Origin, ROLE_PASSIVE, is_stamp_due},
-    packet::TCP_SYN,
+    flow::Peer,
+    origin::{Do, Known, Socket, at_once},
+    packed::{AddressWords, Header, v4_words},
     policy::protocol,
     verdict::Reason,
 };
 
-use crate::{
-    maps::SOCKETS,
-    skb::{Skb, Socket, full_socket},
-    source::is_on_loopback,
-    time::stamp_now,
-    workload,
-};
+use crate::{skb::is_on_loopback, state::State, workload};
 
-/// Take the long way.
-pub const UNKNOWN: u32 = u32::MAX;
-
+/// Port 53 as it lies in a packet: queries are noted, and who answers in a resolver's name is looked at.
+const DNS_PORT_BE: u16 = DNS_PORT.to_be();
 /// Bytes of an IPv4 header without options, and of an IPv6 header.
 const V4_BYTES: usize = 20;
 const V6_BYTES: usize = 40;
 /// Bytes of a TCP or UDP header that are read: ports, and TCP's flags at 13.
 const L4_BYTES: usize = 14;
-/// More fragments, and the fragment offset, in an IPv4 header (RFC 791 section 3.1).
-const FRAGMENT_BITS: u16 = 0x3fff;
+/// More fragments, and the fragment offset, in an IPv4 header (RFC 791 section 3.1), as they lie in it.
+const FRAGMENT_BITS_BE: u16 = 0x3fff_u16.to_be();
 
 /// What a plain packet says.
 #[derive(Clone, Copy)]
 struct Plain {
     /// Whether the source is in 127.0.0.0/8.
     is_from_loopback: bool,
-    daddr: Address,
+    destination: AddressWords,
     proto: u8,
-    sport: u16,
-    dport: u16,
+    sport_be: u16,
+    dport_be: u16,
     tcp_flags: u8,
 }
 
-/// Reads `N` bytes at `at`, which the caller has compared with the packet's end.
+/// Reads a number at `at`, which the caller has compared with the packet's end.
 #[inline(always)]
-fn bytes<const N: usize>(data: usize, at: usize) -> [u8; N] {
-    // SAFETY: the caller's comparison, which the verifier checks; byte arrays have no alignment.
-    unsafe { *((data + at) as *const [u8; N]) }
+fn read<T: Copy>(data: usize, at: usize) -> T {
+    // SAFETY: the caller's comparison, which the verifier checks. A packet's network header is aligned to four bytes
+    // where the machine needs that, and no field is read that is wider.
+    unsafe { *((data + at) as *const T) }
+}
+
+/// Two words of an IPv6 packet as one.
+#[inline(always)]
+fn read_half(data: usize, at: usize) -> u64 {
+    let (low, high): (u32, u32) = (read(data, at), read(data, at + 4));
+    u64::from(low) | u64::from(high) << 32
 }
 
 /// Reads a packet without options, extension headers and fragments, out of the linear part of the buffer.
@@ -61,83 +63,89 @@ fn plain(raw: *mut __sk_buff) -> Option<Plain> {
     if data + V4_BYTES + L4_BYTES > end {
         return None;
     }
-    let [first] = bytes::<1>(data, 0);
+    let first: u8 = read(data, 0);
     if first == 0x45 {
-        if u16::from_be_bytes(bytes(data, 6)) & FRAGMENT_BITS != 0 {
+        if read::<u16>(data, 6) & FRAGMENT_BITS_BE != 0 {
             return None;
         }
-        let [proto] = bytes::<1>(data, 9);
         return Some(Plain {
-            is_from_loopback: bytes::<1>(data, 12)[0] == 127,
-            daddr: from_v4(bytes(data, 16)),
-            proto,
-            sport: u16::from_be_bytes(bytes(data, V4_BYTES)),
-            dport: u16::from_be_bytes(bytes(data, V4_BYTES + 2)),
-            tcp_flags: bytes::<1>(data, V4_BYTES + 13)[0],
+            is_from_loopback: read::<u8>(data, 12) == 127,
+            destination: v4_words(read(data, 16)),
+            proto: read(data, 9),
+            sport_be: read(data, V4_BYTES),
+            dport_be: read(data, V4_BYTES + 2),
+            tcp_flags: read(data, V4_BYTES + 13),
         });
     }
     if first >> 4 != 6 || data + V6_BYTES + L4_BYTES > end {
         return None;
     }
-    let [proto] = bytes::<1>(data, 6);
+    let destination = [read_half(data, 24), read_half(data, 32)];
+    let [upper, _] = destination;
+    // Addresses that only look like IPv6 (`::ffff:0:0/96`) are refused on the long way.
+    if upper == 0 {
+        return None;
+    }
     Some(Plain {
         is_from_loopback: false,
-        daddr: bytes(data, 24),
-        proto,
-        sport: u16::from_be_bytes(bytes(data, V6_BYTES)),
-        dport: u16::from_be_bytes(bytes(data, V6_BYTES + 2)),
-        tcp_flags: bytes::<1>(data, V6_BYTES + 13)[0],
+        destination,
+        proto: read(data, 6),
+        sport_be: read(data, V6_BYTES),
+        dport_be: read(data, V6_BYTES + 2),
+        tcp_flags: read(data, V6_BYTES + 13),
     })
 }
 
-/// The reason to pass a plain packet at once, as a number, or [`UNKNOWN`]. Verified once for itself.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn fast_reason(raw: *mut __sk_buff) -> u32 {
-    let Some(config) = workload::config() else {
-        return UNKNOWN;
-    };
-    let Some(sk) = full_socket(raw) else {
-        return UNKNOWN;
-    };
-    let socket = Socket::read(sk);
-    // Queries are noted, and packets from port 53 looked at, on the long way.
-    if socket.is_raw || socket.listens || socket.peer_port == 0 || socket.peer_port == DNS_PORT {
-        return UNKNOWN;
+/// The reason to pass a plain packet at once.
+#[inline(always)]
+pub fn reason(raw: *mut __sk_buff) -> Option<Reason> {
+    let packet = plain(raw)?;
+    if packet.sport_be == DNS_PORT_BE || packet.dport_be == DNS_PORT_BE {
+        return None;
     }
-    let Some(packet) = plain(raw) else {
-        return UNKNOWN;
+    if packet.proto != protocol::TCP && packet.proto != protocol::UDP {
+        return None;
+    }
+    let header = Header::plain(
+        u16::from_be(packet.sport_be),
+        u16::from_be(packet.dport_be),
+        packet.proto,
+        packet.tcp_flags,
+        packet.is_from_loopback,
+    );
+    // What opens a flow, and the answer to it.
+    if header.has_syn() {
+        return None;
+    }
+    let config = workload::config()?;
+    // SAFETY: the context is valid while the program runs.
+    let sk = unsafe { (*raw).__bindgen_anon_2.sk };
+    if sk.is_null() {
+        return None;
+    }
+    // SAFETY: `sk` is not null; every kind of socket has the field.
+    let peer_port = u16::from_be(unsafe { (*sk).dst_port });
+    let is_on_loopback = is_on_loopback(raw);
+    // A query whose destination was translated: its socket asked port 53, or a stub at a loopback address.
+    if peer_port == DNS_PORT || (is_on_loopback && peer_port == 0) {
+        return None;
+    }
+    let known = if is_on_loopback {
+        Known::NOTHING
+    } else {
+        let peer = Peer::new(packet.destination, header.dport());
+        let state = State::get(sk)?;
+        Known {
+            role: state.role(),
+            serves: false,
+            recalled: state.recall(peer, packet.proto, config.generation),
+        }
     };
-    let is_tcp = packet.proto == protocol::TCP && socket.is_stream;
-    if (!is_tcp && packet.proto != protocol::UDP)
-        || packet.sport == DNS_PORT
-        || (is_tcp && packet.tcp_flags & TCP_SYN != 0)
-    {
-        return UNKNOWN;
+    let socket = Socket::by_memory(known.role, peer_port);
+    let step = at_once(&socket, &known, header, is_on_loopback)?;
+    if matches!(step.to, Do::Pass) {
+        Some(step.reason)
+    } else {
+        None
     }
-    if packet.is_from_loopback && is_on_loopback(&Skb { raw, base: 0 }) {
-        return Reason::Loopback as u32;
-    }
-    let Some(state) = SOCKETS.get_or_create(sk) else {
-        return UNKNOWN;
-    };
-    // SAFETY: the storage lives as long as the socket; as on the long way, other CPUs may change it.
-    let state = unsafe { *state };
-    if is_tcp && state.role == ROLE_PASSIVE {
-        return Reason::Reply as u32;
-    }
-    let flow = Flow {
-        daddr: packet.daddr,
-        dport: Some(packet.dport),
-        proto: packet.proto,
-        is_fragment: false,
-        origin: Origin::Workload,
-    };
-    if state.tag == 0
-        || state.tag != flow.tag(workload::seed(), config.generation, state.rule)
-        || is_stamp_due(state.stamp, stamp_now())
-    {
-        return UNKNOWN;
-    }
-    Reason::EstablishedFlow as u32
 }

@@ -14,10 +14,11 @@ use egress_common::{
 use crate::{
     dns,
     egress::UNCONFIGURED,
-    maps::SOCKETS,
     record,
-    skb::{Header, Skb, Socket, full_socket},
-    source, udp, workload,
+    skb::{Header, ReadHeader as _, ReadSocket as _, Skb, Socket, full_socket},
+    source,
+    state::State,
+    udp, workload,
 };
 
 /// Notes who started a flow, and learns from DNS answers.
@@ -30,7 +31,7 @@ pub fn skb_ingress(ctx: &SkBuffContext) -> Verdict {
     let Some(config) = workload::config() else {
         return Verdict::Allow;
     };
-    // A connected socket chose its far end, and only port 53 teaches: most packets end here.
+    // A connected socket chose its peer, and only port 53 teaches: most packets end here.
     if let Some(sk) = full_socket(skb.raw) {
         let socket = Socket::read(sk);
         if socket.peer_port != 0 && socket.peer_port != DNS_PORT && !socket.listens {
@@ -55,9 +56,8 @@ pub fn skb_ingress(ctx: &SkBuffContext) -> Verdict {
             return refuse(config, &skb, header);
         }
         // The listener's state is inherited by the socket that it makes of this packet or the next.
-        match SOCKETS.get_or_create(sk) {
-            // SAFETY: the storage lives as long as the socket; one byte is written.
-            Some(state) => unsafe { (*state).role = ROLE_PASSIVE },
+        match State::get_or_create(sk) {
+            Some(state) => state.set_role(ROLE_PASSIVE),
             None => record::tally(Tally::SocketStateFailed),
         }
         return Verdict::Allow;
@@ -80,7 +80,7 @@ pub fn skb_ingress(ctx: &SkBuffContext) -> Verdict {
     Verdict::Allow
 }
 
-/// The verdict on a call that came over loopback in the name of a far end.
+/// The verdict on a call that came over loopback in the name of somebody who is not here.
 #[inline(always)]
 fn refuse(config: &Config, skb: &Skb, header: Header) -> Verdict {
     let binding = workload::of_skb(config, skb.raw)

@@ -22,7 +22,7 @@ use crate::{
     maps::LEARNED,
     record::{self, NO_EXIST},
     scratch::Scratch,
-    skb::{Header, Skb},
+    skb::{Header, ReadHeader as _, Skb},
     time::now_ns,
 };
 

@@ -9,7 +9,7 @@
 //! | `skb_egress`, `skb_ingress` | cgroup, `BPF_CGROUP_INET_EGRESS`, `BPF_CGROUP_INET_INGRESS` | 5.10 |
 //! | `sock_create` | cgroup, `BPF_CGROUP_INET_SOCK_CREATE` | 5.10 |
 //! | `tc_egress`, `tc_ingress` | interface, TCX (6.6) or clsact | 5.10 |
-//! | `learn`, `sweep` | nothing: the agent runs them | 5.10 |
+//! | `learn`, `sweep`, `own_netns` | nothing: the agent runs them | 5.10 |
 
 #![no_std]
 #![no_main]
@@ -32,6 +32,7 @@ mod record;
 mod scratch;
 mod skb;
 mod source;
+mod state;
 mod tc;
 mod time;
 mod udp;
@@ -83,6 +84,11 @@ fn tc_ingress(ctx: TcContext) -> i32 {
 #[classifier]
 fn learn(ctx: TcContext) -> i32 {
     agent::learn(&ctx)
+}
+
+#[classifier]
+fn own_netns(ctx: TcContext) -> i32 {
+    agent::own_netns(&ctx)
 }
 
 #[classifier]

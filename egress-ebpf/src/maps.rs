@@ -133,19 +133,23 @@ pub static SOCKETS: Sockets = Sockets {
 };
 
 impl Sockets {
+    /// The state of a socket, if it has one. What is no full socket has none.
+    #[inline(always)]
+    pub fn get(&self, sk: *mut bpf_sock) -> Option<*mut SocketState> {
+        self.find(sk, 0)
+    }
+
     /// The state of a full socket, made when it has none; `None` when there is no memory for it.
     #[inline(always)]
     pub fn get_or_create(&self, sk: *mut bpf_sock) -> Option<*mut SocketState> {
+        self.find(sk, u64::from(BPF_SK_STORAGE_GET_F_CREATE))
+    }
+
+    #[inline(always)]
+    fn find(&self, sk: *mut bpf_sock, flags: u64) -> Option<*mut SocketState> {
         let map = core::ptr::from_ref(self).cast_mut().cast();
-        // SAFETY: `sk` is a full socket, which the verifier checks.
-        let state = unsafe {
-            bpf_sk_storage_get(
-                map,
-                sk.cast(),
-                core::ptr::null_mut(),
-                u64::from(BPF_SK_STORAGE_GET_F_CREATE),
-            )
-        };
+        // SAFETY: `sk` is a socket, which the verifier checks.
+        let state = unsafe { bpf_sk_storage_get(map, sk.cast(), core::ptr::null_mut(), flags) };
         if state.is_null() {
             None
         } else {

@@ -17,6 +17,7 @@ use aya_ebpf::{
     helpers::generated::{bpf_get_netns_cookie, bpf_probe_read_kernel},
     programs::{SockAddrContext, SockContext},
 };
+use egress_common::maps::Config;
 
 /// 1 when packet programs have `bpf_get_netns_cookie` (6.15). Set by the agent before loading.
 #[unsafe(no_mangle)]
@@ -29,6 +30,14 @@ static SOCK_NET_AT: Global<u32> = Global::new(0);
 /// Offset of `net_cookie` in `struct net`, bytes. Set by the agent before loading.
 #[unsafe(no_mangle)]
 static NET_COOKIE_AT: Global<u32> = Global::new(0);
+
+/// Offset of the byte with `sk_kern_sock` in `struct sock`; 0 when it is not known. Set by the agent before loading.
+#[unsafe(no_mangle)]
+static KERN_SOCK_AT: Global<u32> = Global::new(0);
+
+/// Its bit in that byte, from the lowest. Set by the agent before loading.
+#[unsafe(no_mangle)]
+static KERN_SOCK_BIT: Global<u32> = Global::new(0);
 
 /// Not known: teaches nothing and profits from nothing.
 pub const UNKNOWN: u32 = 0;
@@ -55,24 +64,52 @@ pub extern "C" fn netns_of_packet(raw: *mut __sk_buff) -> u32 {
     read(sk)
 }
 
-/// The namespace of a socket by its memory. Not inlined: a branch that the verifier removes where the helper is.
+/// The namespace of a socket by its memory: a branch that the verifier removes where the helper is.
 #[inline(always)]
 fn read(sk: *mut bpf_sock) -> u32 {
     let (sock_net_at, net_cookie_at) = (SOCK_NET_AT.load(), NET_COOKIE_AT.load());
     if sock_net_at == 0 {
         return UNKNOWN;
     }
-    // The verifier forbids arithmetic on the pointer to a socket. Copied as bytes it is a number.
-    let Some(sock) = word((&raw const sk) as u64) else {
-        return UNKNOWN;
-    };
-    let Some(net) = word(sock.wrapping_add(u64::from(sock_net_at))) else {
+    let Some(net) = field(sk, sock_net_at) else {
         return UNKNOWN;
     };
     match word(net.wrapping_add(u64::from(net_cookie_at))) {
         Some(cookie) => number(cookie),
         None => UNKNOWN,
     }
+}
+
+/// Whether the kernel made a packet's socket for itself, as it does the raw sockets by which it answers (`inet_ctl_sock_create`,
+/// net/ipv4/af_inet.c): read from the socket (`sk_kern_sock`), so that it is right for sockets older than the programs, too. No
+/// where the kernel does not say where it keeps that. Verified once for itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn is_kernel_socket(raw: *mut __sk_buff) -> u32 {
+    // SAFETY: the context is valid while the program runs.
+    let sk = unsafe { (*raw).__bindgen_anon_2.sk };
+    let at = KERN_SOCK_AT.load();
+    if sk.is_null() || at == 0 {
+        return 0;
+    }
+    match field(sk, at) {
+        Some(byte) => (byte >> (KERN_SOCK_BIT.load() & 7) & 1) as u32,
+        None => 0,
+    }
+}
+
+/// Whether a sender is in another network namespace than the node; no where either is not known.
+#[inline(always)]
+pub fn is_outside(config: &Config, netns: u32) -> bool {
+    netns != UNKNOWN && config.node_netns != UNKNOWN && netns != config.node_netns
+}
+
+/// Eight bytes of a socket.
+#[inline(always)]
+fn field(sk: *mut bpf_sock, at: u32) -> Option<u64> {
+    // The verifier forbids arithmetic on the pointer to a socket. Copied as bytes it is a number.
+    let sock = word((&raw const sk) as u64)?;
+    word(sock.wrapping_add(u64::from(at)))
 }
 
 /// Eight bytes of kernel memory; `None` where there is none.

@@ -20,8 +20,10 @@ use crate::{
     maps::{QUERIES, RESOLVERS},
     netns, record,
     scratch::{QUERY, SETS, Scratch},
-    skb::{Header, Payload, Skb, Socket, full_socket, peer_address},
-    source::is_on_loopback,
+    skb::{
+        Header, Payload, ReadHeader as _, ReadSocket as _, Skb, Socket, full_socket,
+        is_on_loopback, peer_address,
+    },
     time::now_ns,
     workload,
 };
@@ -95,7 +97,7 @@ const REFUSED: u32 = 1;
 /// Whether a packet leaves for the DNS port of somebody who is no trusted resolver.
 #[inline(always)]
 fn asks_a_stranger(skb: &Skb, header: Header) -> bool {
-    header.dport() == DNS_PORT && header.sport() != DNS_PORT && !is_on_loopback(skb)
+    header.dport() == DNS_PORT && header.sport() != DNS_PORT && !is_on_loopback(skb.raw)
 }
 
 /// Judges a packet for port 53 under a policy that restricts queries; returns [`REFUSED`] or 0. What cannot be read as one

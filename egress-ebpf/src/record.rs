@@ -12,8 +12,8 @@ use aya_ebpf::{
 use egress_common::{
     decision::Decision,
     event::{EVENTS_PER_SECOND, VerdictEvent},
-    hash::RULE_BITS,
     maps::{RuleCounters, workload_counter},
+    packed::Place,
     policy::{Binding, Workload},
     tally::Tally,
     verdict::{Hook, Reason, Verdict, counter_index, verdict_of},
@@ -22,7 +22,7 @@ use egress_common::{
 use crate::{
     maps::{COUNTERS, EVENT_BUDGETS, EVENTS, RULE_COUNTERS, TALLIES},
     netns,
-    skb::{Header, Skb},
+    skb::{Header, ReadHeader as _, Skb},
     time::now_ns,
 };
 
@@ -213,18 +213,14 @@ pub fn report_packet(
     decision: &Decision,
     binding: &Binding,
 ) {
-    let place = skb.base | (hook as u32) << HOOK_SHIFT;
     report_packet_number(
         skb.raw,
-        place,
+        Place::new(hook, skb.base).pack(),
         header.pack(),
         decision.pack(),
         binding.pack(),
     );
 }
-
-/// Where the hook lies in `place`, above the bytes before the network header.
-const HOOK_SHIFT: u32 = 16;
 
 /// [`report_packet`], verified once for itself. The verdict follows from reason and mode.
 #[unsafe(no_mangle)]
@@ -236,11 +232,8 @@ pub extern "C" fn report_packet_number(
     decision: u64,
     binding: u64,
 ) -> u32 {
-    let skb = Skb {
-        raw,
-        base: place & ((1 << HOOK_SHIFT) - 1),
-    };
-    let hook = (place >> HOOK_SHIFT) as u8;
+    let Place { base, hook } = Place::unpack(place);
+    let skb = Skb { raw, base };
     let header = Header::unpack(header);
     let binding = Binding::unpack(binding);
     let cgroup_id = if hook == Hook::SkbEgress as u8 {
@@ -249,12 +242,12 @@ pub extern "C" fn report_packet_number(
     } else {
         0
     };
-    let reason = (decision >> RULE_BITS) as u8;
+    let reason = Decision::packed_reason(decision);
     let facts = Facts {
         hook,
         verdict: verdict_of(reason, binding.mode()) as u8,
         reason,
-        rule: decision & ((1 << RULE_BITS) - 1),
+        rule: Decision::packed_rule(decision),
     };
     report(&facts, &binding, |event| {
         event.cgroup_id = cgroup_id;

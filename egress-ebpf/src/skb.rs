@@ -7,15 +7,20 @@ use aya_ebpf::{
     helpers::{bpf_sk_fullsock, bpf_skb_load_bytes},
 };
 use egress_common::{
-    address::{Address, from_v4, is_link_scoped, is_loopback},
+    address::{Address, is_loopback},
+    packed::{AddressWords, address_of, v4_words},
     packet::{Extensions, Packet, PacketBytes, parse_into, walk_extensions, walk_options},
     verdict::Reason,
+};
+pub use egress_common::{
+    origin::Socket,
+    packed::{Header, Payload},
 };
 
 /// `SOCK_STREAM`, include/linux/net.h.
 const SOCK_STREAM: u32 = 1;
 /// `SOCK_RAW`.
-pub const SOCK_RAW: u32 = 3;
+const SOCK_RAW: u32 = 3;
 /// `TCP_LISTEN`, include/net/tcp_states.h.
 const TCP_LISTEN: u32 = 10;
 /// `AF_INET`, include/linux/socket.h.
@@ -48,6 +53,20 @@ impl PacketBytes for Skb {
     }
 
     #[inline(always)]
+    fn addresses<const N: usize>(&self, at: u32, packet: &mut Packet) -> Option<()> {
+        let load = |at: u32, address: &mut Address| {
+            let bytes = address.last_chunk_mut::<N>()?;
+            if load_into(self, at, bytes) {
+                Some(())
+            } else {
+                None
+            }
+        };
+        load(at, &mut packet.saddr)?;
+        load(at.wrapping_add(N as u32), &mut packet.daddr)
+    }
+
+    #[inline(always)]
     fn options(&self, header_bytes: u32) -> Option<Reason> {
         match packet_options(self.raw, self.base, header_bytes) {
             0 => None,
@@ -58,36 +77,16 @@ impl PacketBytes for Skb {
 
     #[inline(always)]
     fn extensions(&self, first: u8) -> Extensions {
-        let packed = if matches!(first, 0 | 43 | 44 | 51 | 60) {
-            packet_extensions(self.raw, self.base, u32::from(first))
-        } else {
-            pack(40, first, false, Reason::NoPolicy)
-        };
-        let refusal = (packed >> 16) as u8;
+        if matches!(first, 0 | 43 | 44 | 51 | 60) {
+            return Extensions::unpack(packet_extensions(self.raw, self.base, u32::from(first)));
+        }
         Extensions {
-            at: (packed >> 32) as u32,
-            next: packed as u8,
-            is_later_fragment: packed >> 8 & 1 == 1,
-            refusal: if refusal == 0 {
-                Reason::NoPolicy
-            } else if refusal == Reason::SourceRouted as u8 {
-                Reason::SourceRouted
-            } else if refusal == Reason::TooManyHeaders as u8 {
-                Reason::TooManyHeaders
-            } else {
-                Reason::Malformed
-            },
+            at: 40,
+            next: first,
+            is_later_fragment: false,
+            refusal: Reason::NoPolicy,
         }
     }
-}
-
-/// A walk's result as one number, which is all that a global function can return.
-#[inline(always)]
-fn pack(at: u32, next: u8, is_later_fragment: bool, refusal: Reason) -> u64 {
-    u64::from(at) << 32
-        | u64::from(refusal as u8) << 16
-        | u64::from(is_later_fragment) << 8
-        | u64::from(next)
 }
 
 /// [`walk_options`], verified once for itself; returns a [`Reason`] as a number, 0 for none.
@@ -100,17 +99,21 @@ pub extern "C" fn packet_options(raw: *mut __sk_buff, base: u32, header_bytes: u
     }
 }
 
-/// [`walk_extensions`], verified once for itself; returns what [`pack`] makes of it.
+/// [`walk_extensions`], verified once for itself; returns [`Extensions`] packed.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn packet_extensions(raw: *mut __sk_buff, base: u32, first: u32) -> u64 {
-    let walked = walk_extensions(&Skb { raw, base }, first as u8);
-    pack(
-        walked.at,
-        walked.next,
-        walked.is_later_fragment,
-        walked.refusal,
-    )
+    walk_extensions(&Skb { raw, base }, first as u8).pack()
+}
+
+/// `LOOPBACK_IFINDEX`, include/net/flow.h: `lo` has this index in every network namespace.
+pub const LOOPBACK_IFINDEX: u32 = 1;
+
+/// Whether the packet is on the loopback device: it never leaves this network namespace.
+#[inline(always)]
+pub fn is_on_loopback(raw: *mut __sk_buff) -> bool {
+    // SAFETY: the context is valid while the program runs.
+    unsafe { (*raw).ifindex == LOOPBACK_IFINDEX }
 }
 
 /// The full socket of a packet: for a packet that a listener answers, the listener.
@@ -126,23 +129,15 @@ pub fn full_socket(raw: *mut __sk_buff) -> Option<*mut bpf_sock> {
     if sk.is_null() { None } else { Some(sk) }
 }
 
-/// What a verdict needs to know of a socket.
-#[derive(Clone, Copy)]
-pub struct Socket {
-    /// `SOCK_STREAM`.
-    pub is_stream: bool,
-    /// `SOCK_RAW`, as the kernel's own sockets are too.
-    pub is_raw: bool,
-    /// Whether it listens.
-    pub listens: bool,
-    /// Port of the peer that it is connected to, host byte order; 0 for none.
-    pub peer_port: u16,
+/// Reads a [`Socket`].
+pub trait ReadSocket {
+    /// Reads a full socket.
+    fn read(sk: *mut bpf_sock) -> Self;
 }
 
-impl Socket {
-    /// Reads a full socket.
+impl ReadSocket for Socket {
     #[inline(always)]
-    pub fn read(sk: *mut bpf_sock) -> Self {
+    fn read(sk: *mut bpf_sock) -> Self {
         // SAFETY: `sk` is a full socket, which the verifier checks.
         let kind = unsafe { (*sk).type_ };
         // SAFETY: as above.
@@ -166,7 +161,7 @@ pub fn peer_address(sk: *mut bpf_sock) -> Address {
     if family == AF_INET {
         // SAFETY: as above.
         let v4 = unsafe { (*sk).dst_ip4 };
-        return from_v4(v4.to_ne_bytes());
+        return address_of(v4_words(v4));
     }
     // SAFETY: as above.
     let first = unsafe { (*sk).dst_ip6[0] };
@@ -190,142 +185,53 @@ pub fn address_of_words(words: [u32; 4]) -> Address {
     [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
 }
 
-/// What the headers of a packet say, in one number: what a global function
-/// returns. To the verifier it is any number, so that the kinds of packets are
-/// one path for the programs that use it.
-#[derive(Clone, Copy)]
-pub struct Header(u64);
-
-impl Header {
-    /// A packet whose headers were not read.
-    pub const UNREAD: Self = Self((Reason::Malformed as u64) << 56);
-}
-
-const IS_V4: u64 = 1 << 48;
-const HAS_PORTS: u64 = 1 << 49;
-const IS_LATER_FRAGMENT: u64 = 1 << 50;
-const IS_LINK_CONTROL: u64 = 1 << 51;
-const IS_KERNEL_ANSWER: u64 = 1 << 52;
-const OPENS_TCP: u64 = 1 << 53;
-const IS_LINK_SCOPED: u64 = 1 << 54;
-
-impl Header {
+/// Reads what a [`Header`] says, and the addresses that it leaves in the packet.
+pub trait ReadHeader: Sized {
     /// Reads the headers.
-    #[inline(always)]
-    pub fn read(skb: &Skb) -> Self {
-        Self(packet_header(skb.raw, skb.base))
-    }
-
-    /// The reason to deny the packet, if it cannot be read.
-    #[inline(always)]
-    pub fn refusal(self) -> Option<Reason> {
-        reason_of((self.0 >> 56) as u8)
-    }
-
-    /// Destination port, host byte order; 0 without ports.
-    #[inline(always)]
-    pub fn dport(self) -> u16 {
-        self.0 as u16
-    }
-
-    /// Source port, host byte order; 0 without ports.
-    #[inline(always)]
-    pub fn sport(self) -> u16 {
-        (self.0 >> 16) as u16
-    }
-
-    /// IANA protocol number behind all extension headers.
-    #[inline(always)]
-    pub fn proto(self) -> u8 {
-        (self.0 >> 32) as u8
-    }
-
-    /// The destination port as rules see it.
-    #[inline(always)]
-    pub fn rule_port(self) -> Option<u16> {
-        if self.has_ports() {
-            Some(self.dport())
-        } else {
-            None
-        }
-    }
-
-    /// Whether the ports are there.
-    #[inline(always)]
-    pub fn has_ports(self) -> bool {
-        self.0 & HAS_PORTS != 0
-    }
-
-    /// Whether this is a fragment other than the first.
-    #[inline(always)]
-    pub fn is_later_fragment(self) -> bool {
-        self.0 & IS_LATER_FRAGMENT != 0
-    }
-
-    /// [`Packet::is_link_control`].
-    #[inline(always)]
-    pub fn is_link_control(self) -> bool {
-        self.0 & IS_LINK_CONTROL != 0
-    }
-
-    /// [`Packet::is_kernel_answer`].
-    #[inline(always)]
-    pub fn is_kernel_answer(self) -> bool {
-        self.0 & IS_KERNEL_ANSWER != 0
-    }
-
-    /// [`Packet::opens_tcp`].
-    #[inline(always)]
-    pub fn opens_tcp(self) -> bool {
-        self.0 & OPENS_TCP != 0
-    }
-
-    /// Whether no router forwards packets to the destination.
-    #[inline(always)]
-    pub fn stays_on_link(self) -> bool {
-        self.0 & IS_LINK_SCOPED != 0
-    }
-
+    fn read(skb: &Skb) -> Self;
+    /// Source address, as words.
+    fn source(self, skb: &Skb) -> AddressWords;
+    /// Destination address, as words.
+    fn destination(self, skb: &Skb) -> AddressWords;
     /// Whether the destination is loopback.
-    #[inline(always)]
-    pub fn is_to_loopback(self, skb: &Skb) -> bool {
-        packet_is_to_loopback(skb.raw, skb.base, self.pack()) != 0
-    }
+    fn is_to_loopback(self, skb: &Skb) -> bool;
 
     /// Source address.
     #[inline(always)]
-    pub fn saddr(self, skb: &Skb) -> Address {
-        self.address(skb, 12, 8)
+    fn saddr(self, skb: &Skb) -> Address {
+        address_of(self.source(skb))
     }
 
     /// Destination address.
     #[inline(always)]
-    pub fn daddr(self, skb: &Skb) -> Address {
-        self.address(skb, 16, 24)
-    }
-
-    #[inline(always)]
-    fn address(self, skb: &Skb, v4_at: u32, v6_at: u32) -> Address {
-        let is_v4 = self.0 & IS_V4 != 0;
-        let mut address = [0; 16];
-        load_address(skb, is_v4, if is_v4 { v4_at } else { v6_at }, &mut address);
-        address
-    }
-
-    /// The header as a number: what global functions take.
-    #[inline(always)]
-    pub fn pack(self) -> u64 {
-        self.0
-    }
-
-    /// Undoes [`Header::pack`].
-    #[inline(always)]
-    pub fn unpack(word: u64) -> Self {
-        Self(word)
+    fn daddr(self, skb: &Skb) -> Address {
+        address_of(self.destination(skb))
     }
 }
 
-/// [`Header::is_to_loopback`], verified once for itself.
+impl ReadHeader for Header {
+    #[inline(always)]
+    fn read(skb: &Skb) -> Self {
+        Self::unpack(packet_header(skb.raw, skb.base))
+    }
+
+    #[inline(always)]
+    fn source(self, skb: &Skb) -> AddressWords {
+        load_address(skb, self.is_v4(), if self.is_v4() { 12 } else { 8 })
+    }
+
+    #[inline(always)]
+    fn destination(self, skb: &Skb) -> AddressWords {
+        load_address(skb, self.is_v4(), if self.is_v4() { 16 } else { 24 })
+    }
+
+    #[inline(always)]
+    fn is_to_loopback(self, skb: &Skb) -> bool {
+        packet_is_to_loopback(skb.raw, skb.base, self.pack()) != 0
+    }
+}
+
+/// [`ReadHeader::is_to_loopback`], verified once for itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn packet_is_to_loopback(raw: *mut __sk_buff, base: u32, header: u64) -> u32 {
@@ -333,90 +239,61 @@ pub extern "C" fn packet_is_to_loopback(raw: *mut __sk_buff, base: u32, header: 
     u32::from(is_loopback(&Header::unpack(header).daddr(&skb)))
 }
 
-/// Loads an address; in a stack frame of its own. What was read once can be read again: this does not fail.
-#[inline(never)]
-fn load_address(skb: &Skb, is_v4: bool, at: u32, address: &mut Address) {
-    if is_v4 {
-        *address = from_v4(skb.load::<4>(at).unwrap_or_default());
-    } else {
-        *address = skb.load::<16>(at).unwrap_or_default();
-    }
-}
-
+/// Loads an address. What was read once can be read again: this does not fail.
 #[inline(always)]
-fn reason_of(number: u8) -> Option<Reason> {
-    if number == 0 {
-        None
-    } else if number == Reason::SourceRouted as u8 {
-        Some(Reason::SourceRouted)
-    } else if number == Reason::TooManyHeaders as u8 {
-        Some(Reason::TooManyHeaders)
+fn load_address(skb: &Skb, is_v4: bool, at: u32) -> AddressWords {
+    if is_v4 {
+        let mut v4 = 0_u32;
+        load_into(skb, at, &mut v4);
+        v4_words(v4)
     } else {
-        Some(Reason::Malformed)
+        let mut words = [0_u64; 2];
+        load_into(skb, at, &mut words);
+        words
     }
 }
 
-/// Reads the headers; returns what [`Header`] holds. Verified once for itself.
+/// Loads bytes of the packet over a number or an array of numbers; `false` where the packet ends before.
+#[inline(always)]
+fn load_into<T>(skb: &Skb, at: u32, into: &mut T) -> bool {
+    let at = skb.base.wrapping_add(at);
+    // SAFETY: the buffer has the size of T, and T is made of numbers, for which any bytes are valid.
+    unsafe {
+        bpf_skb_load_bytes(
+            skb.raw.cast(),
+            at,
+            core::ptr::from_mut(into).cast(),
+            size_of::<T>() as u32,
+        ) == 0
+    }
+}
+
+/// Reads the headers; returns a [`Header`] packed. Verified once for itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn packet_header(raw: *mut __sk_buff, base: u32) -> u64 {
     let mut packet = Packet::EMPTY;
-    if let Err(reason) = parse_into(&Skb { raw, base }, &mut packet) {
-        return u64::from(reason as u8) << 56;
-    }
-    let flag = |is_set: bool, flag: u64| if is_set { flag } else { 0 };
-    u64::from(packet.dport)
-        | u64::from(packet.sport) << 16
-        | u64::from(packet.proto) << 32
-        | u64::from(packet.flags) << 40
-        | flag(is_v4_packet(raw, base), IS_V4)
-        | flag(packet.has_ports, HAS_PORTS)
-        | flag(packet.is_later_fragment, IS_LATER_FRAGMENT)
-        | flag(packet.is_link_control(), IS_LINK_CONTROL)
-        | flag(packet.is_kernel_answer(), IS_KERNEL_ANSWER)
-        | flag(packet.opens_tcp(), OPENS_TCP)
-        | flag(is_link_scoped(&packet.daddr), IS_LINK_SCOPED)
+    let header = match parse_into(&Skb { raw, base }, &mut packet) {
+        Ok(()) => Header::new(&packet),
+        Err(reason) => Header::refused(reason),
+    };
+    header.pack()
 }
 
-#[inline(always)]
-fn is_v4_packet(raw: *mut __sk_buff, base: u32) -> bool {
-    let first = Skb { raw, base }.load::<1>(0);
-    matches!(first, Some([byte]) if byte >> 4 == 4)
-}
-
-/// Where the payload of a packet lies.
-#[derive(Clone, Copy)]
-pub struct Payload {
-    /// Where it begins, from the network header.
-    pub at: u32,
-    /// How long it is.
-    pub bytes: u32,
-}
-
-impl Payload {
-    /// As one number: what global functions take.
-    #[inline(always)]
-    pub fn pack(self) -> u64 {
-        u64::from(self.at) << 32 | u64::from(self.bytes)
-    }
-
-    /// Undoes [`Payload::pack`].
-    #[inline(always)]
-    pub fn unpack(word: u64) -> Self {
-        Self {
-            at: (word >> 32) as u32,
-            bytes: word as u32,
-        }
-    }
-
+/// Finds a [`Payload`].
+pub trait FindPayload {
     /// Finds the payload of a packet that could be read.
+    fn find(skb: &Skb) -> Self;
+}
+
+impl FindPayload for Payload {
     #[inline(always)]
-    pub fn find(skb: &Skb) -> Self {
+    fn find(skb: &Skb) -> Self {
         Self::unpack(packet_payload(skb.raw, skb.base))
     }
 }
 
-/// Finds the payload; returns its place (upper half) and length. Verified once for itself.
+/// Finds the payload; returns a [`Payload`] packed. Verified once for itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn packet_payload(raw: *mut __sk_buff, base: u32) -> u64 {
@@ -424,7 +301,11 @@ pub extern "C" fn packet_payload(raw: *mut __sk_buff, base: u32) -> u64 {
     if parse_into(&Skb { raw, base }, &mut packet).is_err() {
         return 0;
     }
-    u64::from(packet.payload_at) << 32 | u64::from(packet.payload_bytes())
+    let payload = Payload {
+        at: packet.payload_at,
+        bytes: packet.payload_bytes(),
+    };
+    payload.pack()
 }
 
 /// TCP: the sequence number of a packet that could be read.

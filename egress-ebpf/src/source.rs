@@ -2,30 +2,16 @@
 //!
 //! A process with a raw, transparent or packet socket writes any source address
 //! into its packets. Sent to an address of its own machine, such a packet comes
-//! back in over the loopback device and looks like the far end's: like its call,
+//! back in over the loopback device and looks like the remote's: like its call,
 //! which may be answered, or like an answer of a resolver, which is learned from.
 
 use aya_ebpf::bindings::__sk_buff;
-use egress_common::{
-    address::is_loopback,
-    dns::DNS_PORT,
-    policy::{Workload, protocol},
-};
+use egress_common::address::is_loopback;
 
 use crate::{
     maps::{LOCAL, RESOLVERS},
-    skb::{Header, Skb, Socket},
+    skb::{Header, ReadHeader as _, Skb, is_on_loopback},
 };
-
-/// `LOOPBACK_IFINDEX`, include/net/flow.h: `lo` has this index in every network namespace.
-const LOOPBACK_IFINDEX: u32 = 1;
-
-/// Whether the packet is on the loopback device: it never leaves this network namespace.
-#[inline(always)]
-pub fn is_on_loopback(skb: &Skb) -> bool {
-    // SAFETY: the context is valid while the program runs.
-    unsafe { (*skb.raw).ifindex == LOOPBACK_IFINDEX }
-}
 
 /// `PACKET_LOOPBACK`, include/uapi/linux/if_packet.h: the kernel's own copy of what leaves to a group.
 const PACKET_LOOPBACK: u32 = 5;
@@ -34,59 +20,30 @@ const PACKET_LOOPBACK: u32 = 5;
 #[inline(always)]
 pub fn is_looped(skb: &Skb) -> bool {
     // SAFETY: the context is valid while the program runs.
-    is_on_loopback(skb) || unsafe { (*skb.raw).pkt_type == PACKET_LOOPBACK }
+    is_on_loopback(skb.raw) || unsafe { (*skb.raw).pkt_type == PACKET_LOOPBACK }
 }
 
 /// Whether a packet was sent in this network namespace in the name of somebody who is not here.
 #[inline(always)]
 pub fn is_looped_and_foreign(skb: &Skb, header: Header) -> bool {
-    is_looped(skb) && source_is_local(skb.raw, header.pack()) == 0
+    is_looped(skb) && is_local(skb.raw, header.pack()) == 0
 }
 
 /// Whether a packet's source is loopback, an address of the node, or the packet's own destination (an address of this
 /// network namespace, which the node may not know). Verified once for itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn source_is_local(raw: *mut __sk_buff, header: u64) -> u32 {
+pub extern "C" fn is_local(raw: *mut __sk_buff, header: u64) -> u32 {
     let skb = Skb { raw, base: 0 };
     let header = Header::unpack(header);
     let saddr = header.saddr(&skb);
     u32::from(is_loopback(&saddr) || LOCAL.get_ptr(&saddr).is_some() || saddr == header.daddr(&skb))
 }
 
-/// Whether a packet that leaves may claim a source that is not its sender's: a first look, for every packet.
-#[inline(always)]
-pub fn may_be_forged(skb: &Skb, header: Header, socket: &Socket) -> bool {
-    socket.is_raw || header.sport() == DNS_PORT || is_on_loopback(skb)
-}
-
-/// Whether it does: a call of its own machine in another's name, which the kernel might answer; or an answer in the name
-/// of a trusted resolver by somebody who is none. (Proxies that accept connections for others do answer in their name.)
-#[inline(always)]
-pub fn is_forged(
-    skb: &Skb,
-    header: Header,
-    socket: &Socket,
-    accepted: bool,
-    workload: &Workload,
-) -> bool {
-    if !accepted && is_on_loopback(skb) && source_is_local(skb.raw, header.pack()) == 0 {
-        return true;
-    }
-    let may_answer = !socket.is_raw && workload.may_answer();
-    // What the kernel itself sends over TCP (resets) carries no answer.
-    let is_answer = header.proto() == protocol::UDP
-        || header.proto() == protocol::TCP && !header.is_kernel_answer();
-    header.sport() == DNS_PORT
-        && is_answer
-        && !may_answer
-        && source_is_resolver(skb.raw, header.pack()) != 0
-}
-
 /// Whether a packet's source is a trusted resolver. Verified once for itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn source_is_resolver(raw: *mut __sk_buff, header: u64) -> u32 {
+pub extern "C" fn is_resolver(raw: *mut __sk_buff, header: u64) -> u32 {
     let skb = Skb { raw, base: 0 };
     let saddr = Header::unpack(header).saddr(&skb);
     u32::from(RESOLVERS.get_ptr(&saddr).is_some())

@@ -13,9 +13,11 @@ use aya_log_ebpf::debug;
 use egress_common::{
     decision::Decision,
     dns::DNS_PORT,
-    flow::{FLOW_IDLE_NS, FlowKey},
+    flow::{FLOW_IDLE_NS, FlowKey, Way},
     hash::{mix, mix_address},
     maps::{Config, LEADS_TO_POD, NODE_CGROUP},
+    origin::{Ask, Do, classify_frame},
+    packed::{Facts, Recalled},
     packet::PacketBytes,
     policy::{Binding, Workload, protocol},
     verdict::{Hook, Reason, Verdict},
@@ -25,10 +27,12 @@ use crate::{
     dns,
     egress::UNCONFIGURED,
     learn::keep_open,
-    lookup::{Start, has_rule, judge, reported},
+    lookup::{has_rule, judge, reported},
     maps::{INTERFACES, RESOLVERS},
     query, record,
-    skb::{AF_INET, AF_INET6, Header, Payload, Skb},
+    skb::{
+        AF_INET, AF_INET6, FindPayload as _, Header, Payload, ReadHeader as _, Skb, is_on_loopback,
+    },
     udp, workload,
 };
 
@@ -138,6 +142,13 @@ fn owner(raw: *mut __sk_buff) -> Option<*mut u64> {
     Some(unsafe { &raw mut (*interface).owner })
 }
 
+/// Whether a packet has left a pod by its interface. Verified once for itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn is_from_pod(raw: *mut __sk_buff) -> u32 {
+    u32::from(owner(raw).is_some())
+}
+
 /// On a pod's interface, notes whose sockets send there. Nobody else's do: a socket belongs to the network namespace
 /// that it was made in, and only pods that the node trusts with all others can go there.
 #[unsafe(no_mangle)]
@@ -187,23 +198,25 @@ fn arrived_here(ctx: &TcContext) -> bool {
 #[inline(always)]
 fn key(skb: &Skb, header: Header, leaves: bool) -> FlowKey {
     let raw = skb.raw;
-    let (far_port, near_port) = if leaves {
+    let (remote_port, local_port) = if leaves {
         (header.dport(), header.sport())
     } else {
         (header.sport(), header.dport())
     };
-    let (far, near) = if leaves {
-        (header.daddr(skb), header.saddr(skb))
+    let (remote, local) = if leaves {
+        (header.destination(skb), header.source(skb))
     } else {
-        (header.saddr(skb), header.daddr(skb))
+        (header.source(skb), header.destination(skb))
     };
     FlowKey {
-        far,
-        near,
+        remote,
+        local,
         // SAFETY: the context is valid while the program runs.
         owner: unsafe { (*raw).ifindex },
-        far_port,
-        near_port,
+        // The interface is of one network namespace.
+        netns: 0,
+        remote_port,
+        local_port,
         proto: header.proto(),
         by_interface: 1,
         _pad: [0; 2],
@@ -220,8 +233,7 @@ pub extern "C" fn frame_recall(raw: *mut __sk_buff, base: u32, header: u64) -> u
     let skb = Skb { raw, base };
     let header = Header::unpack(header);
     let key = key(&skb, header, true);
-    let idle_ns = idle_ns(header.proto());
-    udp::find(config, &key, &udp::flow_of(header, &skb), idle_ns).pack()
+    udp::find(config.generation, &key, idle_ns(header.proto())).pack()
 }
 
 /// Stores an allowed flow.
@@ -239,7 +251,7 @@ pub extern "C" fn frame_remember(
     let skb = Skb { raw, base };
     let header = Header::unpack(header);
     let key = key(&skb, header, true);
-    udp::store_allowed(config, &key, &udp::flow_of(header, &skb), decision);
+    udp::store_allowed(config.generation, &key, decision);
     0
 }
 
@@ -311,6 +323,42 @@ pub fn tc_egress(ctx: &TcContext) -> Verdict {
     verdict
 }
 
+/// What is read of a frame and its owner before it is classified.
+struct Sent<'a> {
+    skb: Skb,
+    header: Header,
+    binding: &'a Binding,
+}
+
+impl Ask for Sent<'_> {
+    /// Frames claim what they like; nothing is believed of them.
+    #[inline(always)]
+    fn is_source_foreign(&self) -> bool {
+        true
+    }
+
+    #[inline(always)]
+    fn is_source_resolver(&self) -> bool {
+        true
+    }
+
+    #[inline(always)]
+    fn is_kernel_socket(&self) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn recall(&self) -> Recalled {
+        let Skb { raw, base } = self.skb;
+        Recalled::unpack(frame_recall(raw, base, self.header.pack()))
+    }
+
+    #[inline(always)]
+    fn has_rule(&self, rule: u64) -> bool {
+        has_rule(self.binding, rule)
+    }
+}
+
 #[inline(always)]
 fn judge_frame(
     ctx: &TcContext,
@@ -319,30 +367,38 @@ fn judge_frame(
     binding: &Binding,
     header: Header,
 ) -> Verdict {
-    if header.is_link_control() {
-        return pass(Reason::LinkControl);
-    }
-    let flow = udp::flow_of(header, skb);
-    let mut start = Start::WORKLOAD;
-    if !header.is_later_fragment() && !header.opens_tcp() {
-        match udp::Recalled::unpack(frame_recall(skb.raw, skb.base, header.pack())) {
-            udp::Recalled::Started => start = Start::FAR_END,
-            udp::Recalled::Allowed => return pass(Reason::EstablishedFlow),
-            udp::Recalled::Unstamped(rule) => {
-                keep_open(skb.raw, skb.base, header.pack(), binding.scope_id, rule);
-                return pass(Reason::EstablishedFlow);
-            }
-            udp::Recalled::Rested(rule) if has_rule(binding, rule) => {
-                start = Start::resting(rule);
-            }
-            udp::Recalled::Rested(_) | udp::Recalled::Nothing => {}
+    let sent = Sent {
+        skb: *skb,
+        header,
+        binding,
+    };
+    let step = classify_frame(header, is_on_loopback(skb.raw), &sent);
+    match step.to {
+        Do::Pass => return pass(step.reason),
+        Do::Refuse => return refuse(skb, header, step.reason, binding),
+        Do::KeepOpen => {
+            keep_open(
+                skb.raw,
+                skb.base,
+                header.pack(),
+                binding.scope_id,
+                step.origin.rule,
+            );
+            return pass(step.reason);
         }
+        Do::Judge => {}
     }
-    let decision = judge(&flow, start, binding);
+    let destination = header.destination(skb);
+    let way = Way {
+        is_outside: is_from_pod(skb.raw) != 0,
+        is_unrouted: false,
+    };
+    let facts = Facts::of_packet(header, way, 0);
+    let decision = judge(destination, facts, step.origin, binding);
     if decision.is_remembered() && header.has_ports() {
         frame_remember(skb.raw, skb.base, header.pack(), decision.pack());
     }
-    let decision = reported(decision, &flow, binding);
+    let decision = reported(decision, destination, facts, binding);
     record::count(Hook::TcEgress, decision.verdict, decision.reason);
     record::count_decision(&decision, workload);
     if decision.rule != 0 || !decision.reason.allows() {
@@ -414,7 +470,7 @@ pub fn tc_ingress(ctx: &TcContext) {
     }
 }
 
-/// Stores that the far end spoke first, unless the flow is known already.
+/// Stores that the remote spoke first, unless the flow is known already.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn frame_note_flow(raw: *mut __sk_buff, base: u32, header: u64) -> u32 {
@@ -424,7 +480,7 @@ pub extern "C" fn frame_note_flow(raw: *mut __sk_buff, base: u32, header: u64) -
     let skb = Skb { raw, base };
     let header = Header::unpack(header);
     let key = key(&skb, header, false);
-    udp::store_far_end(config, &key, idle_ns(header.proto()));
+    udp::store_remote(config.generation, &key, idle_ns(header.proto()));
     0
 }
 
@@ -438,11 +494,10 @@ fn pass(reason: Reason) -> Verdict {
 /// The verdict on a frame that could not be judged by its flow.
 #[inline(always)]
 fn refuse(skb: &Skb, header: Header, reason: Reason, binding: &Binding) -> Verdict {
-    if binding.policy_id == 0 {
-        return pass(Reason::NoPolicy);
+    let decision = Decision::refusal(reason, binding);
+    record::count(Hook::TcEgress, decision.verdict, decision.reason);
+    if !decision.reason.allows() {
+        record::report_packet(skb, Hook::TcEgress, header, &decision, binding);
     }
-    let decision = Decision::without_rule(reason, binding);
-    record::count(Hook::TcEgress, decision.verdict, reason);
-    record::report_packet(skb, Hook::TcEgress, header, &decision, binding);
     decision.verdict
 }

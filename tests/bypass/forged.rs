@@ -620,6 +620,44 @@ fn asks(bench: &Bench) -> Running {
     running
 }
 
+pub(crate) fn calls_in_another_namespace() {
+    let Some(bench) = with_a_pair_of_its_own(crate::bench::RULES, |agent| agent) else {
+        return;
+    };
+    let _server = serving(&bench);
+    let gateway = bench.world.hardware_address(Role::Pod, "in0");
+    // The same scope, in the node's network namespace.
+    let accomplice = bench.world.workload("accomplice");
+    for (family, denied) in DENIED.into_iter().enumerate() {
+        let ends = Ends::new(denied, zone::POD[family]);
+        let packet = to_hex(&ends.packet(UDP, &ends.udp(CALLER, 7001, b"call")));
+        let kind = ["0800", "86dd"][family];
+        let args = [
+            "emit-frame",
+            &packet,
+            "--interface",
+            "out0",
+            "--gateway",
+            &gateway,
+        ];
+        let before = bench.left_to(denied);
+        let called: Attempt = bench
+            .client
+            .probe(&[&args[..], &["--ethertype", kind]].concat());
+        reached(&called);
+        // The twin: where the call arrived it is answered.
+        let answered = eventually(Duration::from_secs(2), || bench.left_to(denied) > before);
+        assert!(answered, "{called:?}");
+        let after = bench.left_to(denied);
+        let port = CALLER.to_string();
+        let from = ["0.0.0.0:7001", "[::]:7001"][family];
+        let args = ["exchange", denied, &port, "--from", from, "--no-echo"];
+        refused(&accomplice.probe(&args));
+        bench.settle();
+        assert_eq!(bench.left_to(denied), after);
+    }
+}
+
 pub(crate) fn calls_over_a_device_of_ones_own() {
     for interface in [true, false] {
         let judging = |agent: AgentOptions| {

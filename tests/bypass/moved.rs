@@ -3,14 +3,16 @@
 use std::{path::PathBuf, time::Duration};
 
 use egress_tests::{
-    Agent, Workload, World,
+    Agent, Workload, World, eventually,
     expect::{counted, policy, reached, refused},
+    packets::{Ends, to_hex},
     ready,
     report::Attempt,
+    world::Role,
     zone,
 };
 
-use crate::bench::{ALLOWED, Bench, DENIED, RULES};
+use crate::bench::{ALLOWED, Bench, DENIED, RULES, node_like};
 
 /// Two scopes of which one has resolved the name.
 struct Scopes {
@@ -168,6 +170,55 @@ pub(crate) fn connections_opened_before() {
             assert!(flow.is_alive(), "{:?}", flow.lines());
         }
         counted(&agent.counters(), "no_rule");
+    }
+}
+
+pub(crate) fn raw_sockets_opened_before() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let client = world.workload("client");
+    let mut wire = world.outsider(Role::Web).background(&["watch", "node"]);
+    wire.wait_for_line(0, Duration::from_secs(5), |line| line == "ready")
+        .unwrap();
+    let gate = world.dir().join("go");
+    let secret = |kind: u8, to: &str| format!("by an old socket {kind} to {to}.");
+    // What the kernel answers by itself: echo replies and errors.
+    let mut waiting = Vec::new();
+    for (protocol, kind) in [("1", 0_u8), ("1", 3), ("58", 129), ("58", 1)] {
+        for addresses in [DENIED, ALLOWED] {
+            let to = addresses[usize::from(protocol == "58")];
+            let ends = Ends::new(node_like(to), to);
+            let packet = to_hex(&ends.icmp(kind, secret(kind, to).as_bytes()));
+            let once = gate.to_str().unwrap();
+            let mut running =
+                client.background(&["emit", to, &packet, "--protocol", protocol, "--once", once]);
+            running
+                .wait_for_line(0, Duration::from_secs(5), |line| line == "open")
+                .unwrap();
+            waiting.push((running, to, to_hex(secret(kind, to).as_bytes())));
+        }
+    }
+    let agent = world.agent(&policy(RULES)).start();
+    let (_, moved) = agent.counted(|| {
+        std::fs::write(&gate, "").unwrap();
+        for (running, ..) in &mut waiting {
+            running.wait(Duration::from_secs(5)).unwrap();
+        }
+    });
+    counted(&moved, "no_rule");
+    for (_, to, secret) in &waiting {
+        let left = || wire.lines().iter().any(|line| line.contains(secret));
+        let is_allowed = ALLOWED.contains(to);
+        let seen = eventually(Duration::from_secs(if is_allowed { 3 } else { 1 }), left);
+        assert_eq!(seen, is_allowed, "{to}");
+    }
+    // The twin: what the kernel itself answers passes, to anybody.
+    let stranger = world.outsider(Role::Web);
+    for address in zone::NODE {
+        let ping = stranger.run("ping", &["-c", "1", "-W", "2", address]);
+        assert_eq!(ping.code(), Some(0), "{}", ping.shown());
     }
 }
 

@@ -5,7 +5,7 @@ use std::{process::Command, time::Duration};
 use egress_tests::{
     World, eventually,
     expect::{counted, reached},
-    packets::{Ends, UDP, to_hex},
+    packets::{Ends, IPIP, UDP, to_hex},
     programs,
     report::Attempt,
     skip::skip,
@@ -131,6 +131,40 @@ pub(crate) fn packet_sockets() {
     assert!(!bench.leaves(b"tagged"));
     assert_eq!(tagged(ALLOWED[0], "0005").denied, 0);
     assert!(bench.leaves(b"tagged"));
+    // To loopback addresses, which a neighbour could take in: also as a later fragment, and around another packet. And
+    // to an IPv4 address inside of an IPv6 one, which no rule for IPv4 is about.
+    let raw = |packet: &[u8], kind: &str| {
+        let gateway = bench.world.gateway();
+        let packet = to_hex(packet);
+        let args = [
+            "emit-frame",
+            &packet,
+            "--gateway",
+            &gateway,
+            "--ethertype",
+            kind,
+        ];
+        bench
+            .agent
+            .counted(|| bench.client.probe::<Attempt>(&args))
+            .1
+    };
+    let v4 = Ends::new(zone::NODE[0], "127.0.0.1");
+    let v6 = Ends::new(zone::NODE[1], "::1");
+    let mut fragment = v4.packet(UDP, &v4.udp(7, 9000, b"to loopback"));
+    fragment[7] = 3;
+    for (packet, kind) in [
+        (v4.packet(UDP, &v4.udp(7, 9000, b"to loopback")), "0800"),
+        (fragment, "0800"),
+        (v4.packet(IPIP, &v4.packet(UDP, b"to loopback")), "0800"),
+        (v6.packet(UDP, &v6.udp(7, 9000, b"to loopback")), "86dd"),
+    ] {
+        counted(&raw(&packet, kind), "loopback_elsewhere");
+    }
+    let mapped = Ends::new(zone::NODE[1], &format!("::ffff:{}", ALLOWED[0]));
+    let packet = mapped.packet(UDP, &mapped.udp(7, 9000, b"to loopback"));
+    counted(&raw(&packet, "86dd"), "malformed");
+    assert!(!bench.leaves(b"to loopback"));
     // Neither IPv4, IPv6 nor ARP.
     let other = [
         "emit-frame",

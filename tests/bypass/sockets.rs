@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use egress_tests::{
-    eventually,
-    expect::{counted, reached, refused},
+    World, eventually,
+    expect::{counted, policy, reached, refused},
     packets::{Ends, RST, SYN, TCP, to_hex},
     report::Attempt,
     skip::skip,
@@ -12,7 +12,7 @@ use egress_tests::{
     zone,
 };
 
-use crate::bench::{ALLOWED, Bench, DENIED, emit};
+use crate::bench::{ALLOWED, Bench, DENIED, RULES, emit};
 
 /// A second allowed address of the family of `address`.
 fn friend_of(address: &str) -> &'static str {
@@ -74,6 +74,72 @@ pub(crate) fn bind_to_device() {
     for denied in DENIED {
         assert!(!bench.exchange(denied, "443", &["--device", "lo"]).ok);
         assert!(!bench.leaves_to(denied));
+    }
+}
+
+pub(crate) fn loopback_addresses_over_a_device() {
+    let rules = "allow: [{ cidrs: [10.79.0.0/16, \"fd79::/32\"] }]";
+    let Some(bench) = Bench::under(rules) else {
+        return;
+    };
+    for (family, address) in [(0, "127.0.0.1"), (0, "127.77.1.2"), (1, "::1")] {
+        let secret = to_hex(format!("over a device to {address}").as_bytes());
+        let ways = [
+            &["--device", "eth0"][..],
+            &["--unicast-device", "eth0"],
+            &[
+                "--packet-info",
+                zone::NODE[family],
+                "--packet-info-device",
+                "eth0",
+            ],
+        ];
+        for way in ways {
+            let options = [way, &["--no-echo", "--bytes", &secret]].concat();
+            let (attempt, moved) = bench
+                .agent
+                .counted(|| bench.exchange(address, "9000", &options));
+            assert!(!attempt.ok, "{way:?}: {attempt:?}");
+            counted(&moved, "loopback_elsewhere");
+        }
+        // `connect` knows the device of a bound socket.
+        refused(&bench.exchange(address, "9000", &["--tcp", "--device", "eth0"]));
+        assert!(!bench.leaves_to(address));
+        // The twin: over loopback.
+        let (attempt, moved) = bench
+            .agent
+            .counted(|| bench.exchange(address, "9000", &["--no-echo"]));
+        reached(&attempt);
+        counted(&moved, "loopback");
+    }
+}
+
+pub(crate) fn the_nodes_own_address_over_a_device() {
+    let Some(bench) = Bench::with(RULES, World::builder(), |agent| agent.interface("eth0")) else {
+        return;
+    };
+    // An address of another device; the agent reads them with the policy.
+    let node = bench.world.namespace(Role::Node);
+    node.ip("link add own0 type bridge\nlink set own0 up\naddress add 10.99.0.1/24 dev own0\n")
+        .unwrap();
+    node.ip("address add fd99::1/64 dev own0 nodad\n").unwrap();
+    let more = RULES.replace("10.79.0.0/16", "10.79.0.0/16, 10.80.0.0/16");
+    bench.agent.reload(&policy(&more));
+    for address in ["10.99.0.1", "fd99::1"] {
+        // Whether it leaves by UDP, or answers by TCP.
+        let (attempt, moved) = bench
+            .agent
+            .counted(|| bench.exchange(address, "9000", &["--device", "eth0", "--no-echo"]));
+        refused(&attempt);
+        counted(&moved, "no_rule");
+        refused(&bench.exchange(address, "9000", &["--tcp", "--device", "eth0"]));
+        assert!(!bench.leaves_to(address));
+        // The twin: the same address, where it is.
+        let (attempt, moved) = bench
+            .agent
+            .counted(|| bench.exchange(address, "9000", &["--no-echo"]));
+        reached(&attempt);
+        counted(&moved, "loopback");
     }
 }
 

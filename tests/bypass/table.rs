@@ -70,6 +70,21 @@ pub(crate) const UNTRIED: &[Technique] = &[
         why: "are not looked at; seccomp is the tool against them.",
     },
     Technique {
+        name: "a raw packet to an allowed address, handed to a neighbour on the link (`IP_HDRINCL`, and `sendto` the neighbour)",
+        outcome: Outcome::NotStopped,
+        why: "The header counts, and a rule allows it. The kernel keeps the neighbour in the packet's route, as it does a gateway: nothing there tells the one from the other. It needs `CAP_NET_RAW`.",
+    },
+    Technique {
+        name: "IGMP and multicast listener reports with data in them",
+        outcome: Outcome::NotStopped,
+        why: "pass as link control, like ARP: they go to a group, with hop limit 1, and no router forwards them. Only a neighbour on the same link can read them. They need `CAP_NET_RAW`.",
+    },
+    Technique {
+        name: "an address of the node from another network namespace, over a second device of a pod",
+        outcome: Outcome::NotStopped,
+        why: "For a pod the node's addresses are in the lifeline, whichever of its devices leads there. Leave them out with `--no-lifeline node-addresses` where pods have devices of other networks.",
+    },
+    Technique {
         name: "before the agent's first start",
         outcome: Outcome::NotStopped,
         why: "After a reboot nothing is enforced until the agent has started. The systemd unit starts it before the network; a DaemonSet's pod comes later.",
@@ -87,6 +102,8 @@ techniques! {
     Stopped sockets::packet_info: "`IP_PKTINFO`, `IPV6_PKTINFO`", "`skb_egress`";
     Stopped sockets::socket_mark: "`SO_MARK`", "`skb_egress`: marks mean nothing to it";
     Stopped sockets::bind_to_device: "`SO_BINDTODEVICE`", "`skb_egress`";
+    Stopped sockets::loopback_addresses_over_a_device: "127.0.0.0/8 and ::1 over another device than loopback (`SO_BINDTODEVICE`, `IP_PKTINFO`, `IPV6_PKTINFO`, `IP_UNICAST_IF`)", "`skb_egress`: the device counts, not the address. A neighbour could take it in";
+    Stopped sockets::the_nodes_own_address_over_a_device: "an address of the node, over a device that does not have it", "`skb_egress`: in the node's network namespace what is local is on loopback; on another device it is judged like any address";
     Stopped sockets::mapped_addresses: "IPv4 through an IPv6 socket (`::ffff:a.b.c.d`)", "judged as the IPv4 address that it is";
     Stopped sockets::embedded_ipv4_addresses: "IPv6 addresses with an allowed IPv4 address inside (NAT64, 6to4, compatible, translated)", "judged as the IPv6 addresses that they are";
     Stopped sockets::link_local_addresses: "link-local neighbours", "judged like any address";
@@ -140,6 +157,7 @@ techniques! {
     NotStopped forged::calls_by_a_neighbour: "a call in the name of a far end from another container, to answer it (`IPV6_FREEBIND` takes no right)", "It looks like the far end's. Checks of sources at the containers' links stop it (the CNI's, `rp_filter`, an `rpfilter` rule for IPv6).";
     NotStopped forged::answers_from_a_neighbour: "a forged answer from a neighbour of the node that was told the query (packet sockets in another container)", "It looks like the resolver's. Reverse-path filters (`rp_filter`, the CNI's) stop it. It needs `CAP_NET_RAW`.";
     NotStopped forged::answers_over_a_device_of_ones_own: "a forged answer over a device of one's own (veth, tun) in a network namespace of one's own", "It looks like the resolver's, and teaches its own scope. It needs `CAP_NET_ADMIN`.";
+    Stopped forged::calls_in_another_namespace: "calling oneself in the name of a remote: in a network namespace of one's own (with a user namespace it takes no right), to answer from the real one", "`skb_egress`: a call counts in the network namespace where it arrived, and in no other";
     AtInterface forged::calls_over_a_device_of_ones_own: "calling oneself in the name of a far end: over a device of one's own (veth, tun) in a network namespace of one's own", "`tc_egress` on the node's interface has seen no call. It needs `CAP_NET_ADMIN`";
     NotStopped forged::dns_tunnels: "DNS tunnelling", "open: any name may be asked of the trusted resolvers, and a question can carry data. `status` says so.";
 
@@ -147,6 +165,7 @@ techniques! {
     Stopped moved::processes_moved_to_another_cgroup: "using a socket after moving to the cgroup of a process that may more", "`skb_egress`: a socket stays where it was made";
     Stopped moved::new_cgroups_below: "new cgroups below one's own", "belong to the scope above them";
     Stopped moved::connections_opened_before: "connections opened before the programs were attached", "UDP is judged at its next packet. TCP is kept, unless the policy says `preexisting: judge`";
+    Stopped moved::raw_sockets_opened_before: "raw sockets opened before the programs were attached", "`skb_egress` reads from the socket whether the kernel made it for itself, and judges all others";
     NotStopped moved::writing_another_scopes_cgroup_procs: "moving to the cgroup of a process that may more, and making a socket there", "Whoever may write its `cgroup.procs` belongs to it. Containers cannot, with a cgroup namespace or a read-only mount.";
     NotStopped moved::sockets_from_outside_of_what_is_judged: "a socket from a process outside of the cgroup that the agent is attached to", "Attached to the root cgroup, as by default, there is no outside.";
 

@@ -40,6 +40,12 @@ const PAGES: &[(&str, &[&str], &str, &str)] = &[
         "deploy/crds/*.yaml",
     ),
     (
+        "egress-common",
+        &["--lib"],
+        "the_page_about_security_has_the_table",
+        "docs/security.md",
+    ),
+    (
         "egress-tests",
         &["--test", "bypass"],
         "the_page_on_security_has_the_table",

@@ -49,7 +49,10 @@ fn judged(
     let now_ns = remembered.now_ns;
     let binding = datapath.effective(bound.binding, now_ns);
     let addresses = remembered.addresses.into_iter().map(|(address, names)| {
-        let judged = datapath.judge(&destination.at(address).flow(address), &binding, now_ns);
+        let mut flow = destination.at(address).flow(address);
+        // A pod has a network namespace of its own; for all others an address of the node is on loopback.
+        flow.way.is_outside = bound.scope.pod.is_some();
+        let judged = datapath.judge(&flow, &binding, now_ns);
         AddressFacts {
             address,
             decision: judged.decision,

@@ -16,6 +16,10 @@ pub(super) struct Offsets {
     pub(super) sock_net: u32,
     /// `struct net`, `net_cookie`.
     pub(super) net_cookie: u32,
+    /// `struct sock`, `sk_kern_sock`: the byte that holds it; 0 where the kernel has no such field.
+    pub(super) kern_sock: u32,
+    /// Its bit in that byte, from the lowest.
+    pub(super) kern_sock_bit: u32,
 }
 
 /// Why the offsets are not known.
@@ -49,9 +53,12 @@ impl Offsets {
                 .offset(structure, member)
                 .ok_or(KernelTypesError::Member { structure, member })
         };
+        let kern_sock = types.bits("sock", "sk_kern_sock").unwrap_or(0);
         Ok(Self {
             sock_net: find("sock_common", "skc_net")?,
             net_cookie: find("net", "net_cookie")?,
+            kern_sock: kern_sock / 8,
+            kern_sock_bit: kern_sock % 8,
         })
     }
 }
@@ -92,6 +99,11 @@ impl<'a> Types<'a> {
 
     /// Offset of a member of a structure, in bytes; of the first structure of that name which has it.
     fn offset(&self, structure: &str, member: &str) -> Option<u32> {
+        Some(self.bits(structure, member)? / 8)
+    }
+
+    /// The same in bits: of a bit field, those before its lowest one.
+    fn bits(&self, structure: &str, member: &str) -> Option<u32> {
         let mut at = 0_usize;
         while at < self.types.len() {
             let name = u32_at(self.types, at)?;
@@ -109,7 +121,7 @@ impl<'a> Types<'a> {
                         } else {
                             bits
                         };
-                        return Some(bits / 8);
+                        return Some(bits);
                     }
                 }
             }
@@ -150,6 +162,8 @@ mod tests {
         // `skc_net` has stood here since namespaces exist: behind addresses, ports, family, device, list and protocol.
         assert_eq!(offsets.sock_net, 48);
         assert!(offsets.net_cookie > 0 && offsets.net_cookie < 8_192);
+        // Behind what every kind of socket has, and among the first fields of `struct sock`.
+        assert!(offsets.kern_sock > 100 && offsets.kern_sock < 1_024 && offsets.kern_sock_bit < 8);
     }
 
     #[test]

@@ -30,7 +30,7 @@ use egress_common::{
     verdict::Hook,
 };
 use nix::fcntl::{Flock, FlockArg};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::{
     AttachedHook,
@@ -140,7 +140,7 @@ pub(super) fn load(options: Options) -> Result<Loaded, DatapathError> {
     for hook in Hook::ALL {
         load_program(&mut ebpf, hook.name())?;
     }
-    for name in ["learn", "sweep"] {
+    for name in ["learn", "sweep", "own_netns"] {
         load_program(&mut ebpf, name)?;
     }
     Ok(Loaded {
@@ -163,10 +163,14 @@ pub(super) struct KernelFacts {
 impl KernelFacts {
     pub(super) fn of_this_kernel() -> Result<Self, DatapathError> {
         let has_netns_helper = kernel_is_at_least(NETNS_KERNEL);
-        let offsets = if has_netns_helper {
-            kernel_types::Offsets::default()
-        } else {
-            kernel_types::Offsets::of_this_kernel().map_err(DatapathError::KernelTypes)?
+        let offsets = match kernel_types::Offsets::of_this_kernel() {
+            Ok(offsets) => offsets,
+            Err(error) if !has_netns_helper => return Err(DatapathError::KernelTypes(error)),
+            // Only tells the kernel's own raw sockets from those of processes: all are judged then.
+            Err(error) => {
+                warn!(%error, "what the kernel answers by itself is judged like a process's packets");
+                kernel_types::Offsets::default()
+            }
         };
         Ok(Self {
             coarse_clock: u8::from(kernel_is_at_least(COARSE_CLOCK_KERNEL)),
@@ -183,6 +187,8 @@ impl KernelFacts {
             .override_global("NETNS_HELPER", &self.netns_helper, true)
             .override_global("SOCK_NET_AT", &self.offsets.sock_net, true)
             .override_global("NET_COOKIE_AT", &self.offsets.net_cookie, true)
+            .override_global("KERN_SOCK_AT", &self.offsets.kern_sock, true)
+            .override_global("KERN_SOCK_BIT", &self.offsets.kern_sock_bit, true)
             .override_global("AYA_LOG_LEVEL", &options.ebpf_log_level, true)
             .map_max_entries("LEARNED", options.learned_capacity);
         loader

@@ -338,6 +338,7 @@ impl Datapath {
     /// The map cannot be written.
     pub fn set_levels(&mut self, levels: &[i32]) -> Result<(), DatapathError> {
         let mut config = self.maps.config()?;
+        config.node_netns = self.own_netns()?;
         config.levels = [NO_LEVEL; CGROUP_LEVELS];
         for (slot, level) in config.levels.iter_mut().zip(levels) {
             *slot = *level;
@@ -353,6 +354,7 @@ impl Datapath {
     pub fn raise_generation(&mut self) -> Result<u32, DatapathError> {
         let mut config = self.maps.config()?;
         config.generation = config.generation.wrapping_add(1);
+        config.node_netns = self.own_netns()?;
         self.maps.set_config(config)?;
         Ok(config.generation)
     }
@@ -540,6 +542,28 @@ impl Datapath {
             })
             .collect();
         self.run_batches("sweep", &requests)
+    }
+
+    /// Number of the agent's own network namespace, which is the node's; 0 while the kernel has given it none: before
+    /// 5.12 it does so when a process makes a socket there.
+    fn own_netns(&mut self) -> Result<u32, DatapathError> {
+        let name = "own_netns";
+        let Some(Program::SchedClassifier(program)) = self.loaded.ebpf.program_mut(name) else {
+            return Err(DatapathError::Missing {
+                what: "program",
+                name,
+            });
+        };
+        let options = TestRunOptions {
+            data_in: Some(&[0; BATCH_HEAD_BYTES]),
+            ..TestRunOptions::new()
+        };
+        let result = program.test_run(options);
+        let result = result.map_err(|source| DatapathError::Program {
+            program: name,
+            source,
+        })?;
+        Ok(result.return_value)
     }
 
     fn run_batches(

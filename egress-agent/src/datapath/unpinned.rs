@@ -49,7 +49,7 @@ pub(super) fn load(options: Options) -> Result<Loaded, DatapathError> {
 /// Lets the kernel verify the programs, all at once: that is most of what a start takes.
 fn verify_all(ebpf: &mut Ebpf) -> Result<(), DatapathError> {
     let mut names = HOOKS.map(Hook::name).to_vec();
-    names.extend(["learn", "sweep"]);
+    names.extend(["learn", "sweep", "own_netns"]);
     let programs: Vec<(&'static str, &mut Program)> = ebpf
         .programs_mut()
         .filter_map(|(found, program)| {

@@ -181,7 +181,7 @@ impl<'a> Items<'a> {
                 position: 0,
                 line: 0,
             };
-            all.add_cidr(&entry.cidr, item, EntryKind::Lifeline, &entry.ports);
+            all.add_cidr(&entry.cidr, item, entry.kind(), &entry.ports);
         }
         for (index, policy) in set.policies().iter().enumerate() {
             if modes.decides(policy) {
@@ -228,7 +228,7 @@ impl<'a> Items<'a> {
                 match kind {
                     EntryKind::Deny => self.patterns.deny(&name.value, item),
                     EntryKind::Audited => self.patterns.audit(&name.value, item),
-                    EntryKind::Allow | EntryKind::Lifeline => {
+                    EntryKind::Allow | EntryKind::Lifeline | EntryKind::Local => {
                         let ports = or_any(&rule.ports);
                         self.patterns.allow(&name.value, item, ports, policy.ttl);
                     }

@@ -4,7 +4,7 @@ use std::{fmt, net::IpAddr, str::FromStr};
 
 use egress_common::{
     address::{Address, is_v4},
-    flow::{Flow, Origin},
+    flow::{Flow, Origin, Way},
     policy::{PortRange, protocol},
 };
 use thiserror::Error;
@@ -210,7 +210,8 @@ impl Destination {
         }
     }
 
-    /// The flow that a workload starts to it at this address.
+    /// The flow that a workload starts to it at this address, before a device is chosen: what is local is reached over
+    /// loopback, or, from another network namespace, as an address of the node.
     #[must_use]
     pub const fn flow(&self, address: Address) -> Flow {
         Flow {
@@ -218,7 +219,11 @@ impl Destination {
             dport: self.port,
             proto: self.proto,
             is_fragment: false,
-            origin: Origin::Workload,
+            way: Way {
+                is_outside: true,
+                is_unrouted: true,
+            },
+            origin: Origin::WORKLOAD,
         }
     }
 }

@@ -2,13 +2,16 @@
 
 use std::{borrow::Cow, net::IpAddr};
 
-use egress_common::policy::{PortRange, protocol};
+use egress_common::policy::{EntryKind, PortRange, protocol};
 use serde::{Serialize, Serializer};
 
 use super::{cidr::Cidr, text::port_range_text};
 
 /// What rule sources call the policy of lifeline rules.
 pub(super) const POLICY: &str = "lifeline";
+
+/// Name of the entries of the node's own addresses.
+const NODE_ADDRESSES: &str = "node-addresses";
 
 /// One entry: a network and the ports on it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -20,6 +23,18 @@ pub struct LifelineEntry {
     /// On which ports; empty means any.
     #[serde(serialize_with = "port_texts")]
     pub ports: Vec<PortRange>,
+}
+
+impl LifelineEntry {
+    /// What the kernel makes of it: an address of the node is one only for senders in other network namespaces.
+    #[must_use]
+    pub fn kind(&self) -> EntryKind {
+        if self.name == NODE_ADDRESSES {
+            EntryKind::Local
+        } else {
+            EntryKind::Lifeline
+        }
+    }
 }
 
 fn port_texts<S: Serializer>(ports: &[PortRange], serializer: S) -> Result<S::Ok, S::Error> {
@@ -80,7 +95,7 @@ impl Lifeline {
     #[must_use]
     pub fn node_addresses(self, addresses: &[IpAddr]) -> Self {
         addresses.iter().fold(self, |lifeline, address| {
-            lifeline.entry("node-addresses", Cidr::from(*address), &[])
+            lifeline.entry(NODE_ADDRESSES, Cidr::from(*address), &[])
         })
     }
 

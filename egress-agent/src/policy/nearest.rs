@@ -63,7 +63,7 @@ impl Compiled {
             },
             Host::Address(address) => match self.rules_of_address(address) {
                 Some(rules) if rules.entries.iter().any(|entry| entry.kind != 0) => {
-                    let decides = rules.find(destination.proto, destination.port);
+                    let decides = rules.find(destination.proto, destination.port, true);
                     match decides {
                         Some(entry) if entry.kind == EntryKind::Deny as u8 => {
                             self.all(Nearness::Denies, [entry.rule])

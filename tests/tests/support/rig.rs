@@ -14,7 +14,7 @@ use aya::{
 use egress_common::{
     address::{Address, from_v4},
     decision::{Trouble, decide},
-    flow::{Flow, Origin},
+    flow::{Flow, Origin, Way},
     maps::{CGROUP_LEVELS, Config, Interface, LAYOUT_VERSION, NO_LEVEL, NODE_CGROUP},
     packet::{Packet, parse},
     policy::{
@@ -326,7 +326,8 @@ fn judge(packet: &Packet) -> Reason {
         dport: packet.rule_port(),
         proto: packet.proto,
         is_fragment: packet.is_later_fragment,
-        origin: Origin::Workload,
+        way: Way::default(),
+        origin: Origin::WORKLOAD,
     };
     let cidr = || {
         networks

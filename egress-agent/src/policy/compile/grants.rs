@@ -118,20 +118,20 @@ impl<'a> Grants<'a> {
             // What only an audit denies is told of what is allowed: neither makes the other useless.
             let is_same_side =
                 (known.kind == EntryKind::Audited) == (grant.kind == EntryKind::Audited);
-            let comes_first = is_same_side || known.kind < EntryKind::Allow;
-            comes_first && known.kind <= grant.kind && covers(&known.ports, &grant.ports)
+            let comes_first = is_same_side || known.kind.rank() < EntryKind::Allow.rank();
+            // An address of the node is one for some senders only.
+            let counts_for_all = known.kind != EntryKind::Local || grant.kind == EntryKind::Local;
+            comes_first
+                && counts_for_all
+                && known.kind.rank() <= grant.kind.rank()
+                && covers(&known.ports, &grant.ports)
         });
     }
 
     /// The grants of a network and those of the next network around it, which has those of the ones around itself.
     pub(super) fn with_those_around(&self, wider: Option<&Self>) -> Self {
         let mut union = Self::default();
-        for kind in [
-            EntryKind::Lifeline,
-            EntryKind::Deny,
-            EntryKind::Allow,
-            EntryKind::Audited,
-        ] {
+        for kind in EntryKind::ORDER {
             let own = self.list.iter();
             let all = own.chain(wider.iter().flat_map(|wider| &wider.list));
             for grant in all.filter(|grant| grant.kind == kind) {

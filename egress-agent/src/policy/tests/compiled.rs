@@ -31,7 +31,7 @@ fn of<'a>(compiled: &'a Compiled, address: &str) -> Option<&'a CidrRules> {
 
 /// What decides about TCP port 443 of an address: the kind and the destination of the rule.
 fn deciding(compiled: &Compiled, address: &str, port: u16) -> Option<(u8, String)> {
-    let entry = of(compiled, address)?.find(TCP, Some(port))?;
+    let entry = of(compiled, address)?.find(TCP, Some(port), true)?;
     Some((entry.kind, compiled.rules[&entry.rule].destination.clone()))
 }
 
@@ -199,7 +199,7 @@ fn the_lifeline_beats_a_deny_rule() {
     let kind = |address: &str, proto, port| {
         let entry = of(&compiled, address)
             .unwrap()
-            .find(proto, Some(port))
+            .find(proto, Some(port), true)
             .unwrap();
         entry.kind
     };
@@ -209,7 +209,7 @@ fn the_lifeline_beats_a_deny_rule() {
         ("10.0.0.53", TCP, 53, life),
         ("10.0.0.53", TCP, 443, deny),
         ("fd00::53", UDP, 53, life),
-        ("10.0.0.1", TCP, 10250, life),
+        ("10.0.0.1", TCP, 10250, EntryKind::Local as u8),
         ("10.0.0.2", TCP, 6443, life),
         ("10.0.0.2", TCP, 22, deny),
         ("10.244.3.4", UDP, 9, life),

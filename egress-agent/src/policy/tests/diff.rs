@@ -166,7 +166,7 @@ fn opens(compiled: &Compiled, name: &str, proto: u8, port: Option<u16>) -> bool 
 /// What decides about an address: 0 nothing, else the kind.
 fn kind(compiled: &Compiled, address: IpAddr, proto: u8, port: Option<u16>) -> u8 {
     let rules = compiled.rules_of_address(&address_from(address));
-    let entry = rules.and_then(|rules| rules.find(proto, port));
+    let entry = rules.and_then(|rules| rules.find(proto, port, true));
     entry.map_or(0, |entry| entry.kind)
 }
 

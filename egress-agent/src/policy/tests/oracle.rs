@@ -494,7 +494,7 @@ proptest! {
                 if expected.is_none_or(|kind| kind == EntryKind::Allow as u8) {
                     prop_assert_eq!(auditor != 0, audited, "{} {}/{:?}", address, proto, port);
                 }
-                let found = rules.and_then(|rules| rules.find(proto, port));
+                let found = rules.and_then(|rules| rules.find(proto, port, true));
                 prop_assert_eq!(found.map(|entry| entry.kind), expected, "{} {}/{:?}", address, proto, port);
                 if let Some(entry) = found {
                     let source = &compiled.rules[&entry.rule];

@@ -51,7 +51,9 @@ fn compiled(catalog: &Catalog, spec: &str) -> Compiled {
 /// What decides about a TCP port of an address: the kind and the destination of the rule.
 fn deciding(compiled: &Compiled, address: &str, port: u16) -> Option<(u8, String)> {
     let address = address_from(address.parse().unwrap());
-    let entry = compiled.rules_of_address(&address)?.find(TCP, Some(port))?;
+    let entry = compiled
+        .rules_of_address(&address)?
+        .find(TCP, Some(port), true)?;
     Some((entry.kind, compiled.rules[&entry.rule].destination.clone()))
 }
 

@@ -4,6 +4,8 @@ use std::{
     io,
     net::{IpAddr, SocketAddr, SocketAddrV6},
     os::fd::AsRawFd as _,
+    path::PathBuf,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
@@ -42,6 +44,9 @@ pub(crate) struct Emit {
     /// Interface, for addresses of a link.
     #[arg(long)]
     interface: Option<String>,
+    /// Say `open` once the socket is there, and send when this file is.
+    #[arg(long)]
+    once: Option<PathBuf>,
 }
 
 impl Emit {
@@ -72,6 +77,12 @@ impl Emit {
             } else {
                 socket.set_unicast_hops_v6(hops).map_err(at("socket"))?;
                 socket.set_multicast_hops_v6(hops).map_err(at("socket"))?;
+            }
+        }
+        if let Some(file) = &self.once {
+            println!("open");
+            while !file.exists() {
+                std::thread::sleep(Duration::from_millis(20));
             }
         }
         socket.send_to(bytes, &to.into()).map_err(at("send"))?;

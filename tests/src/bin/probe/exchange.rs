@@ -56,12 +56,18 @@ pub(crate) struct Options {
     /// `SO_BINDTODEVICE`.
     #[arg(long)]
     pub(crate) device: Option<String>,
+    /// `IP_UNICAST_IF`, `IPV6_UNICAST_IF`.
+    #[arg(long)]
+    pub(crate) unicast_device: Option<String>,
     /// `SO_ZEROCOPY`, and `MSG_ZEROCOPY` at the send.
     #[arg(long)]
     pub(crate) zerocopy: bool,
     /// Source address, from a control message (`IP_PKTINFO`).
     #[arg(long)]
     pub(crate) packet_info: Option<IpAddr>,
+    /// Device to send over, from the same control message.
+    #[arg(long, requires = "packet_info")]
+    pub(crate) packet_info_device: Option<String>,
     /// `IP_OPTIONS`, in hexadecimal.
     #[arg(long)]
     pub(crate) ip_options: Option<String>,
@@ -128,6 +134,15 @@ impl Options {
         if let Some(device) = &self.device {
             socket.bind_device(Some(device.as_bytes()))?;
         }
+        if let Some(device) = &self.unicast_device {
+            let index = nix::net::if_::if_nametoindex(device.as_str())?.to_be_bytes();
+            let (level, name) = if is_v4 {
+                (libc::IPPROTO_IP, libc::IP_UNICAST_IF)
+            } else {
+                (libc::IPPROTO_IPV6, libc::IPV6_UNICAST_IF)
+            };
+            sys::set_option(socket, level, name, &index)?;
+        }
         socket.set_broadcast(self.broadcast)?;
         if self.zerocopy {
             let on = 1_i32.to_ne_bytes();
@@ -180,7 +195,13 @@ impl Options {
                 .send_with_flags(&bytes, self.flags())
                 .map_err(at("send"))?;
         } else if let Some(source) = self.packet_info {
-            send_from(&socket, &bytes, source, to).map_err(at("send"))?;
+            let device = match &self.packet_info_device {
+                Some(device) => nix::net::if_::if_nametoindex(device.as_str())
+                    .map_err(io::Error::from)
+                    .map_err(at("socket"))?,
+                None => 0,
+            };
+            send_from(&socket, &bytes, source, device, to).map_err(at("send"))?;
         } else {
             let flags = self.flags();
             socket
@@ -226,13 +247,19 @@ impl Options {
 }
 
 /// Sends with the source address in a control message.
-fn send_from(socket: &Socket, bytes: &[u8], source: IpAddr, to: SocketAddr) -> io::Result<()> {
+fn send_from(
+    socket: &Socket,
+    bytes: &[u8],
+    source: IpAddr,
+    device: u32,
+    to: SocketAddr,
+) -> io::Result<()> {
     let parts = [io::IoSlice::new(bytes)];
     let (socket, flags) = (socket.as_raw_fd(), MsgFlags::empty());
     match (source, to) {
         (IpAddr::V4(source), SocketAddr::V4(to)) => {
             let info = libc::in_pktinfo {
-                ipi_ifindex: 0,
+                ipi_ifindex: device as i32,
                 ipi_spec_dst: libc::in_addr {
                     s_addr: u32::from_ne_bytes(source.octets()),
                 },
@@ -246,7 +273,7 @@ fn send_from(socket: &Socket, bytes: &[u8], source: IpAddr, to: SocketAddr) -> i
                 ipi6_addr: libc::in6_addr {
                     s6_addr: source.octets(),
                 },
-                ipi6_ifindex: 0,
+                ipi6_ifindex: device,
             };
             let control = [ControlMessage::Ipv6PacketInfo(&info)];
             sendmsg(
