@@ -15,5 +15,6 @@ pub mod observed;
 pub mod policy;
 pub mod settings;
 pub mod shutdown;
+pub mod signals;
 pub mod store;
 pub mod workload;

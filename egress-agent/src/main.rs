@@ -1,6 +1,8 @@
 //! The `egress-agent` program: parse, start tracing, do, exit.
 
-use egress_agent::cli::{Cli, ExitCode, say, start_logging};
+use std::panic::{self, AssertUnwindSafe};
+
+use egress_agent::cli::{Cli, ExitCode, finish_log, say, start_logging};
 
 fn main() -> ExitCode {
     let cli = match Cli::read() {
@@ -8,9 +10,15 @@ fn main() -> ExitCode {
         Err(code) => return code,
     };
     start_logging(&cli);
-    let result = cli.execute();
+    // A panic is logged by its hook; it is a failure like others.
+    let result = panic::catch_unwind(AssertUnwindSafe(|| cli.execute())).unwrap_or_else(|_| {
+        Err(anyhow::anyhow!(
+            "the program panicked, which is a fault in it"
+        ))
+    });
     if let Err(error) = &result {
         say(&format!("error: {error:#}"));
     }
+    finish_log();
     ExitCode::of(&result)
 }

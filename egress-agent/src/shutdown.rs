@@ -1,15 +1,11 @@
 //! One signal that ends every task.
 //!
 //! [`channel`] makes a [`Trigger`] and a [`Shutdown`] that tasks clone. The
-//! signal is given once, by SIGINT, SIGTERM or the daemon, and stays given.
+//! signal is given once, by a signal of the operating system ([`signals`](crate::signals)) or the daemon, and stays given.
 
-use std::{io, sync::Arc};
+use std::sync::Arc;
 
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::watch,
-};
-use tracing::info;
+use tokio::sync::watch;
 
 /// Gives the signal. Dropping every clone gives it too: nothing outlives its daemon.
 #[derive(Clone, Debug)]
@@ -39,26 +35,6 @@ impl Trigger {
     /// Gives the signal.
     pub fn shut_down(&self) {
         self.sender.send_replace(true);
-    }
-
-    /// Gives the signal on SIGINT or SIGTERM. Needs a runtime.
-    ///
-    /// # Errors
-    ///
-    /// The handlers cannot be installed.
-    pub fn on_signals(&self) -> io::Result<()> {
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut terminate = signal(SignalKind::terminate())?;
-        let trigger = self.clone();
-        tokio::spawn(async move {
-            let name = tokio::select! {
-                _ = interrupt.recv() => "SIGINT",
-                _ = terminate.recv() => "SIGTERM",
-            };
-            info!(signal = name, "shutting down");
-            trigger.shut_down();
-        });
-        Ok(())
     }
 }
 

@@ -51,6 +51,9 @@ pub struct Status {
     pub observed: ObservedStatus,
     /// What an operator should look at, in sentences.
     pub alarms: Vec<String>,
+    /// Whether one of them says that the agent itself is impaired, although all is enforced.
+    #[serde(default)]
+    pub impaired: bool,
     /// What DNS itself can still carry out of the node.
     pub dns_tunnelling: String,
 }

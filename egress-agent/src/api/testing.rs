@@ -158,6 +158,7 @@ pub(crate) fn status() -> Status {
             error: None,
         },
         alarms: vec![],
+        impaired: false,
         dns_tunnelling: "allowed resolvers forward any name".to_owned(),
     }
 }

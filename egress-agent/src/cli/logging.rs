@@ -1,24 +1,57 @@
 //! Tracing on stderr.
 
-use std::io::{self, IsTerminal};
+use std::{
+    backtrace::{Backtrace, BacktraceStatus},
+    io::{self, IsTerminal},
+    panic::{self, PanicHookInfo},
+};
 
-use tracing_subscriber::{EnvFilter, filter::ParseError, fmt};
+use tracing::error;
+use tracing_subscriber::{
+    EnvFilter,
+    filter::ParseError,
+    fmt::{self, writer::BoxMakeWriter},
+};
 
-use super::Cli;
+use super::{Cli, Command, log_queue::LogQueue};
+use crate::signals;
 
 /// Checks a filter.
 pub(super) fn filter(text: &str) -> Result<String, ParseError> {
     EnvFilter::try_new(text).map(|_valid| text.to_owned())
 }
 
-/// Starts tracing: text on a terminal, one compact line for each event elsewhere.
+/// Starts tracing: text on a terminal, one compact line for each event elsewhere. The daemon never waits for its log.
 pub fn start(cli: &Cli) {
     let filter = EnvFilter::new(cli.log.as_deref().unwrap_or(cli.default_log()));
     let is_terminal = io::stderr().is_terminal();
     let colours = is_terminal && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
-    let subscriber = fmt()
+    let queue = match cli.command {
+        // Before the first thread, so that all have it.
+        Command::Run(_) => signals::block_those_of_writers()
+            .and_then(|()| LogQueue::start())
+            .ok(),
+        Command::Status(_)
+        | Command::Confirm(_)
+        | Command::Counters(_)
+        | Command::Learned(_)
+        | Command::Flows(_)
+        | Command::Explain(_)
+        | Command::Policy(_)
+        | Command::Preset(_)
+        | Command::Unload(_)
+        | Command::Doctor(_) => None,
+    };
+    let writer = match queue {
+        Some(queue) => {
+            panic::set_hook(Box::new(log_panic));
+            BoxMakeWriter::new(queue)
+        }
+        None => BoxMakeWriter::new(io::stderr),
+    };
+    let subscriber = fmt::fmt()
         .with_env_filter(filter)
-        .with_writer(io::stderr)
+        .with_writer(writer)
         .with_ansi(colours);
     // Messages of crates that use `log`, such as aya, come along. It fails when
     // tracing was started before, which is what is wanted.
@@ -27,4 +60,17 @@ pub fn start(cli: &Cli) {
     } else {
         subscriber.compact().try_init()
     };
+}
+
+/// Logs a panic: the standard hook writes to stderr, and would wait for its reader.
+fn log_panic(info: &PanicHookInfo<'_>) {
+    let message = info.payload_as_str().unwrap_or("no message");
+    let place = info.location().map(ToString::to_string);
+    let place = place.as_deref().unwrap_or("unknown");
+    let backtrace = Backtrace::capture();
+    if backtrace.status() == BacktraceStatus::Captured {
+        error!(message, place, %backtrace, "panicked");
+    } else {
+        error!(message, place, "panicked");
+    }
 }

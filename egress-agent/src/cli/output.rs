@@ -10,6 +10,8 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
+use super::log_queue;
+
 /// Columns of a terminal that does not say how many it has.
 const COLUMNS: usize = 80;
 
@@ -73,6 +75,9 @@ pub(super) fn print(text: &str) -> anyhow::Result<ControlFlow<()>> {
 
 /// Says something to the person at the terminal, on stderr.
 pub fn say(text: &str) {
+    if let Some(queue) = log_queue::of_daemon() {
+        return queue.push(format!("{text}\n").as_bytes());
+    }
     // Nobody is left to be told that stderr is gone.
     let _gone = writeln!(io::stderr().lock(), "{text}");
 }

@@ -15,7 +15,8 @@ Examples:
   egress-agent status
   egress-agent status -o json | jq .alarms
 
-Exit status: 0 enforces all it should; 1 does not, or no agent answers.";
+Exit status: 0 enforces all it should; 1 does not, is impaired itself (an alarm
+says how), or no agent answers.";
 
 /// Options of `status`.
 #[derive(Clone, Debug, Args)]
@@ -37,7 +38,7 @@ impl Status {
         let status = wait_for(client.status())?;
         let output = self.remote.output;
         output.print(&status, |screen| render(&status, screen))?;
-        Ok(if status.enforcing {
+        Ok(if status.enforcing && !status.impaired {
             ExitCode::Ok
         } else {
             ExitCode::Failure

@@ -13,6 +13,7 @@ use tracing::info;
 
 use super::{
     confirm::{Answer, Moment},
+    faults::LOG_LINES,
     learned::LearnedRows,
     observe::NAMES_EVICTED,
     shared::{InForce, Shared, lock},
@@ -28,6 +29,7 @@ use crate::{
         },
         report::{counters_report, lost},
     },
+    cli::dropped_log_lines,
     observed::DROPPED,
     policy::{Compiled, RuleSource, ServiceTagsFacts, port_range_text},
 };
@@ -79,8 +81,10 @@ impl AgentState for Shared {
         }
         let observed = self.observer.status();
         lost.insert(NAMES_EVICTED.to_owned(), self.memory.counts().evicted);
+        lost.insert(LOG_LINES.to_owned(), dropped_log_lines().count);
         lost.insert(DROPPED.to_owned(), observed.dropped);
-        let mut alarms = Vec::new();
+        let mut alarms = self.faults();
+        let impaired = !alarms.is_empty();
         for hook in hooks.iter().filter(|hook| !hook.is_attached) {
             alarms.push(format!(
                 "{} is not attached to {}: restart the agent",
@@ -170,6 +174,7 @@ impl AgentState for Shared {
             confirmation,
             observed,
             alarms,
+            impaired,
             dns_tunnelling: self.dns_tunnelling(),
         })
     }

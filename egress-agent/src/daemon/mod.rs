@@ -12,6 +12,7 @@ mod confirm;
 mod dns;
 mod events;
 mod explain;
+mod faults;
 mod learned;
 mod looks;
 mod observe;
@@ -36,7 +37,7 @@ use crate::{
     api::{AgentState, ApiListener, serve},
     cli::{ExitCode, PodInterfaces, RunOptions, UsageError},
     datapath::{self, Datapath, DatapathError},
-    kube, shutdown,
+    kube, shutdown, signals,
     workload::Interfaces,
 };
 use cluster::Cluster;
@@ -87,7 +88,7 @@ fn check_environment(options: &RunOptions) -> anyhow::Result<()> {
 
 async fn start(options: RunOptions, files: upkeep::Files) -> anyhow::Result<ExitCode> {
     let (trigger, stop) = shutdown::channel();
-    trigger.on_signals().context("cannot wait for signals")?;
+    let reload = signals::listen(&trigger, &stop).context("cannot wait for signals")?;
     let mut tasks = tokio::task::JoinSet::new();
     let joined = match &options.kubernetes {
         None => None,
@@ -161,7 +162,12 @@ async fn start(options: RunOptions, files: upkeep::Files) -> anyhow::Result<Exit
     }
     tasks.spawn(events::run(Arc::clone(&shared), events, stop.clone()));
     tasks.spawn(dns::run(Arc::clone(&shared), copies, stop.clone()));
-    tasks.spawn(upkeep::run(Arc::clone(&shared), files, stop.clone()));
+    tasks.spawn(upkeep::run(
+        Arc::clone(&shared),
+        files,
+        reload,
+        stop.clone(),
+    ));
     if let Some(log) = log {
         tasks.spawn(events::run_log(log, stop.clone()));
     }

@@ -24,6 +24,7 @@ use crate::{
     cli::RunOptions,
     datapath::{self, Datapath, DatapathError},
     shutdown::Shutdown,
+    signals::Reload,
     workload::own_addresses,
 };
 
@@ -41,27 +42,38 @@ const KEEP_EXPIRED_NS: u64 = 60 * 1_000_000_000;
 /// # Errors
 ///
 /// A task of the runtime failed.
-pub(super) async fn run(shared: Arc<Shared>, files: Files, stop: Shutdown) -> anyhow::Result<()> {
+pub(super) async fn run(
+    shared: Arc<Shared>,
+    files: Files,
+    asked: Reload,
+    stop: Shutdown,
+) -> anyhow::Result<()> {
     let mut timer = interval(TICK);
     timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut seen = Seen::look(&shared, files);
     shared.observe_losses();
     let mut tick = 0_u64;
     loop {
+        let mut is_asked = false;
         tokio::select! {
             _ = timer.tick() => {}
+            () = asked.requested() => is_asked = true,
             () = stop.requested() => return Ok(()),
         }
-        tick = tick.wrapping_add(1);
+        if is_asked {
+            info!("policies are read again, as SIGHUP asks");
+        } else {
+            tick = tick.wrapping_add(1);
+        }
         let shared = Arc::clone(&shared);
         // Maps and files: milliseconds, which the runtime's own threads should not wait for.
-        seen = tokio::task::spawn_blocking(move || upkeep(&shared, seen, tick)).await?;
+        seen = tokio::task::spawn_blocking(move || upkeep(&shared, seen, tick, is_asked)).await?;
     }
 }
 
-fn upkeep(shared: &Shared, mut seen: Seen, tick: u64) -> Seen {
+fn upkeep(shared: &Shared, mut seen: Seen, tick: u64, is_asked: bool) -> Seen {
     let files = files_of(&shared.options);
-    let mut is_changed = files != seen.files;
+    let mut is_changed = is_asked || files != seen.files;
     seen.files = files;
     if tick.is_multiple_of(NODE_TICKS) {
         let node = node_of(shared);
