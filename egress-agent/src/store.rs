@@ -14,6 +14,41 @@ use std::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use thiserror::Error;
 
+pub mod unwritten {
+    //! State that is not on the disk, and since when: a disk that is full, or that does not answer.
+
+    use std::{
+        collections::BTreeMap,
+        path::{Path, PathBuf},
+        sync::{Mutex, MutexGuard, PoisonError},
+        time::{Duration, Instant},
+    };
+
+    static SINCE: Mutex<BTreeMap<PathBuf, Instant>> = Mutex::new(BTreeMap::new());
+
+    fn since() -> MutexGuard<'static, BTreeMap<PathBuf, Instant>> {
+        SINCE.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A write begins; the first one counts that did not succeed.
+    pub(super) fn begin(file: &Path) {
+        since().entry(file.to_owned()).or_insert_with(Instant::now);
+    }
+
+    /// A write succeeded.
+    pub(super) fn end(file: &Path) {
+        since().remove(file);
+    }
+
+    /// The files whose state has not been written for longer than this, and for how long.
+    #[must_use]
+    pub fn longer_than(limit: Duration) -> Vec<(PathBuf, Duration)> {
+        let since = since();
+        let ages = since.iter().map(|(file, at)| (file.clone(), at.elapsed()));
+        ages.filter(|(_, age)| *age > limit).collect()
+    }
+}
+
 /// What is kept. As JSON it has the field `version`.
 pub trait Kept: Serialize + DeserializeOwned {
     /// Name of the file in its folder.
@@ -93,6 +128,8 @@ impl<T: Kept> Store<T> {
     ///
     /// What is there cannot be used, and was set aside.
     pub fn load(&self) -> Result<Option<T>, StoreError> {
+        // What an agent left that was killed while it wrote. One that cannot be removed now is told of when it is written.
+        let _ = remove_new(&self.beside("new"));
         match read::<T>(&self.file) {
             Ok(kept) => Ok(kept),
             Err(why) => Err(self.set_aside(why)),
@@ -125,7 +162,12 @@ impl<T: Kept> Store<T> {
     ///
     /// It cannot be written; what was there before still is.
     pub fn save(&self, kept: &T) -> Result<usize, StoreError> {
-        self.write(kept).map_err(|source| StoreError::Write {
+        unwritten::begin(&self.file);
+        let written = self.write(kept);
+        if written.is_ok() {
+            unwritten::end(&self.file);
+        }
+        written.map_err(|source| StoreError::Write {
             file: self.file.clone(),
             source,
         })
@@ -141,17 +183,12 @@ impl<T: Kept> Store<T> {
                 .create(folder)?;
         }
         let new = self.beside("new");
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&new)?;
-        file.write_all(&bytes)?;
-        // Else a crash of the machine could leave the name with nothing behind it.
-        file.sync_all()?;
-        fs::rename(&new, &self.file)?;
-        Ok(bytes.len())
+        let written = write_new(&new, &bytes).and_then(|()| fs::rename(&new, &self.file));
+        if written.is_err() {
+            // Half of a file is of no use, least of all on a disk that is full.
+            remove_new(&new)?;
+        }
+        written.map(|()| bytes.len())
     }
 
     /// A file beside the store's.
@@ -160,6 +197,27 @@ impl<T: Kept> Store<T> {
         name.push(".");
         name.push(what);
         PathBuf::from(name)
+    }
+}
+
+/// Writes a file that is not there yet: never through a link, never into what somebody else made.
+fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    remove_new(path)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .custom_flags(libc::O_NOFOLLOW)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(bytes)?;
+    // Else a crash of the machine could leave the name with nothing behind it.
+    file.sync_all()
+}
+
+fn remove_new(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 

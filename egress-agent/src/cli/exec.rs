@@ -18,7 +18,7 @@ use super::{
     catalog::CatalogArgs,
     exit::{ExitCode, UsageError},
     output::{Screen, say},
-    run::{LifelinePart, LogLevel, ModeArg, PendingPods, RunOptions, found_search_domains},
+    run::{LifelinePart, LogLevel, ModeArg, PendingPods, RunOptions, search_domains},
     table::{Cell, Paint, Table, number},
 };
 use crate::{
@@ -34,7 +34,6 @@ use crate::{
         Catalog, CatalogSources, Cidr, Draft, Entry, PolicySet, SpecMode, parse_duration_s,
         write_policies,
     },
-    workload,
 };
 
 const EXAMPLES: &str = "\
@@ -278,12 +277,8 @@ impl Exec {
     /// What the daemon's parts are told.
     fn options(&self, cgroup: &Path) -> anyhow::Result<RunOptions> {
         let are_resolvers_given = !self.resolver.is_empty();
-        let resolvers = if are_resolvers_given {
-            let given = self.resolver.iter();
-            given.map(|address| address.to_canonical()).collect()
-        } else {
-            workload::system_resolvers()
-        };
+        let given = self.resolver.iter();
+        let resolvers = given.map(|address| address.to_canonical()).collect();
         Ok(RunOptions {
             // They are read once: the command may change its files.
             policies: Vec::new(),
@@ -302,7 +297,8 @@ impl Exec {
             confirm: None,
             scopes: Vec::new(),
             resolver_scopes: Vec::new(),
-            search_domains: found_search_domains(&self.search_domain)?,
+            search_domains: search_domains(&self.search_domain)?,
+            are_search_domains_given: !self.search_domain.is_empty(),
             lifeline_cidrs: self.lifeline_cidr.clone(),
             api_server: None,
             no_lifeline: self.no_lifeline.clone(),

@@ -40,6 +40,7 @@ pub fn start(cli: &Cli) {
         | Command::Policy(_)
         | Command::Preset(_)
         | Command::Unload(_)
+        | Command::Exec(_)
         | Command::Doctor(_) => None,
     };
     let writer = match queue {

@@ -303,9 +303,9 @@ pub struct RunOptions {
     pub interfaces: Vec<String>,
     /// Which interfaces of pods are judged; none: none.
     pub pod_interfaces: Option<PodInterfaces>,
-    /// Trusted resolvers, as given or found.
+    /// Trusted resolvers, as given.
     pub resolvers: Vec<IpAddr>,
-    /// Whether the resolvers were given; if not, [`workload::system_resolvers`] finds them anew.
+    /// Whether they were given; if not, [`workload::ResolvConf`] tells them, whenever it changes.
     pub are_resolvers_given: bool,
     /// Where to listen.
     pub socket: PathBuf,
@@ -319,8 +319,10 @@ pub struct RunOptions {
     pub confirm: Option<Duration>,
     /// Cgroups that are scopes of their own, with unique names and paths.
     pub scopes: Vec<ScopeOption>,
-    /// Domains below which any name may be asked for, in lower case.
+    /// Domains below which any name may be asked for, as given, in lower case.
     pub search_domains: Vec<String>,
+    /// Whether they were given; if not, [`workload::ResolvConf`] tells them.
+    pub are_search_domains_given: bool,
     /// Names of scopes that run a trusted resolver; each is one of `scopes`.
     pub resolver_scopes: Vec<String>,
     /// Ranges that are always allowed.
@@ -347,7 +349,7 @@ impl Run {
     }
 
     /// Finds what is not given.
-    fn into_options(self) -> anyhow::Result<RunOptions> {
+    pub(crate) fn into_options(self) -> anyhow::Result<RunOptions> {
         for (index, scope) in self.scope.iter().enumerate() {
             let mut before = self.scope.iter().take(index);
             if before.any(|other| other.name == scope.name || other.cgroup == scope.cgroup) {
@@ -370,12 +372,8 @@ impl Run {
             None => found_cgroup()?,
         };
         let are_resolvers_given = !self.resolver.is_empty();
-        let resolvers = if are_resolvers_given {
-            let given = self.resolver.into_iter();
-            given.map(|address| address.to_canonical()).collect()
-        } else {
-            workload::system_resolvers()
-        };
+        let given = self.resolver.into_iter();
+        let resolvers = given.map(|address| address.to_canonical()).collect();
         Ok(RunOptions {
             policies: self.policy,
             kubernetes: self
@@ -400,7 +398,8 @@ impl Run {
             confirm: self.confirm,
             scopes: self.scope,
             resolver_scopes: self.resolver_scope,
-            search_domains: found_search_domains(&self.search_domain)?,
+            search_domains: search_domains(&self.search_domain)?,
+            are_search_domains_given: !self.search_domain.is_empty(),
             lifeline_cidrs: self.lifeline_cidr,
             api_server: self.api_server,
             no_lifeline: self.no_lifeline,
@@ -410,17 +409,8 @@ impl Run {
     }
 }
 
-/// The search domains that are given, else the system's.
-pub(super) fn found_search_domains(given: &[String]) -> anyhow::Result<Vec<String>> {
-    if given.is_empty() {
-        Ok(workload::search_domains())
-    } else {
-        search_domains(given)
-    }
-}
-
 /// Search domains as names are compared.
-fn search_domains(given: &[String]) -> anyhow::Result<Vec<String>> {
+pub(super) fn search_domains(given: &[String]) -> anyhow::Result<Vec<String>> {
     let check = |text: &String| match parse_name_pattern(text) {
         Ok(pattern) if pattern.star == Star::None => Ok(pattern.name),
         Ok(_) => Err(UsageError::new(format!(

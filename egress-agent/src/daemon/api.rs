@@ -163,7 +163,10 @@ impl AgentState for Shared {
             hooks: hooks.iter().map(HookStatus::from).collect(),
             maps: fill.iter().map(MapStatus::from).collect(),
             lost,
-            resolvers: self.resolvers(),
+            resolvers: in_force
+                .as_ref()
+                .map(|in_force| in_force.facts.resolvers.clone())
+                .unwrap_or_default(),
             lifeline: in_force
                 .as_ref()
                 .map(|in_force| lifeline_status(&in_force.facts.lifeline))
@@ -239,12 +242,15 @@ impl AgentState for Shared {
 
 impl Shared {
     fn dns_tunnelling(&self) -> String {
-        let is_restricted = self
-            .in_force()
+        let in_force = self.in_force();
+        let is_restricted = in_force
             .as_ref()
             .and_then(|in_force| in_force.node())
             .is_some_and(|node| node.binding.restricts_queries());
-        let search = &self.options.search_domains;
+        let search = in_force
+            .as_ref()
+            .map(|in_force| in_force.facts.search_domains.as_slice())
+            .unwrap_or_default();
         if !is_restricted {
             "open: any name may be asked of the trusted resolvers".to_owned()
         } else if search.is_empty() {

@@ -8,8 +8,11 @@ use tracing::{debug, warn};
 
 use super::{
     dns, environment, events,
+    node::{self, Node, NodeWatch},
     plan::Base,
-    shared::{Fixed, Scope, Shared},
+    policy_files::PolicyFiles,
+    shared::{Scope, Shared},
+    state_writer::StateWriter,
     upkeep,
 };
 use crate::{
@@ -42,9 +45,13 @@ impl Session {
         policies: PolicySet,
         catalog: Catalog,
     ) -> anyhow::Result<Self> {
-        let catalog = Arc::new(catalog);
-        let resolvers = options.resolvers.clone();
-        let base = Base::of_set(&options, &resolvers, Arc::clone(&catalog), &policies)
+        let files = PolicyFiles {
+            catalog: Arc::new(catalog),
+            policies: policies.policies().to_vec(),
+        };
+        let (node, state_writer) = (Node::open(&options), StateWriter::default());
+        let node_now = node.look(&state_writer);
+        let base = Base::new(&options, Arc::new(files), &node_now, |_| Vec::new())
             .map_err(UsageError::new)?;
         let mut datapath = Datapath::open_unpinned(datapath::Options {
             pin_dir: options.pin_dir.clone(),
@@ -57,7 +64,7 @@ impl Session {
         debug!("programs loaded");
         let events = datapath.take_events().map_err(anyhow::Error::new)?;
         let copies = datapath.take_dns_copies().map_err(anyhow::Error::new)?;
-        let mut shared = Shared::new(options, datapath)?;
+        let mut shared = Shared::new(options, datapath, node, state_writer)?;
         // Everything that the programs see is in the one cgroup; but it is not the node: it answers for no resolver.
         shared.scopes = vec![Arc::new(Scope {
             name: SCOPE.to_owned(),
@@ -69,7 +76,6 @@ impl Session {
             number: shared.memory.scope(SCOPE),
             pod: None,
         })];
-        shared.fixed = Some(Fixed { policies, catalog });
         shared.begin_with(base)?;
         debug!("policy written");
         shared
@@ -97,8 +103,9 @@ impl Session {
         let shared = self.shared;
         tasks.spawn(events::run(Arc::clone(&shared), self.events, stop.clone()));
         tasks.spawn(dns::run(Arc::clone(&shared), self.copies, stop.clone()));
-        let files = upkeep::files_of(&shared.options);
-        tasks.spawn(upkeep::run(Arc::clone(&shared), files, stop));
+        tasks.spawn(upkeep::run(Arc::clone(&shared), stop.clone()));
+        let watch = NodeWatch::begin();
+        tasks.spawn(node::run(Arc::clone(&shared), watch, stop));
         let result = work.await;
         // What happened last is in the rings: answers first, which name what was denied.
         let reading = Arc::clone(&shared);

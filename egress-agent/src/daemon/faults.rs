@@ -1,25 +1,59 @@
 //! What impairs the agent although all is enforced: `status` says so, and exits with 1.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    path::Path,
+    time::{Duration, SystemTime},
+};
 
 use super::shared::Shared;
 use crate::{
     api::Timestamp,
     cli::{DroppedLines, dropped_log_lines},
+    store::unwritten,
 };
 
 /// The name of dropped lines of the log among what was lost.
 pub(super) const LOG_LINES: &str = "log_lines_dropped";
 
+/// How long an agent that starts may take to hear of its cluster.
+const HEARD_GRACE: Duration = Duration::from_secs(15);
+const NEVER_HEARD: &str = "the API server was never heard and nothing of before is known: pods have the lifeline alone \
+                           (--pending-pods), the node has no policy of the cluster";
+
 /// Lines of the log that were dropped longer ago than this are no alarm any more.
 const LOG_ALARM: Duration = Duration::from_secs(600);
+
+/// State that has not been written for longer is an alarm: what failed is tried again after a minute.
+const STATE_ALARM: Duration = Duration::from_secs(90);
 
 impl Shared {
     /// Every fault that needs somebody, in a sentence.
     pub(super) fn faults(&self) -> Vec<String> {
         let now = SystemTime::now();
-        log_words(dropped_log_lines(), now).into_iter().collect()
+        let mut faults = self.node.faults();
+        faults.extend(self.is_cluster_unknown().then(|| NEVER_HEARD.to_owned()));
+        let unwritten = unwritten::longer_than(STATE_ALARM).into_iter();
+        faults.extend(unwritten.map(|(file, age)| state_words(&file, age)));
+        faults.extend(log_words(dropped_log_lines(), now));
+        faults
     }
+}
+
+impl Shared {
+    /// Whether nothing is known of the cluster, neither from the API server nor from before.
+    fn is_cluster_unknown(&self) -> bool {
+        let is_early = self.started.elapsed() < HEARD_GRACE;
+        let feed = self.feed.get();
+        !is_early && feed.is_some_and(|feed| feed.borrow().freshness.heard_at.is_none())
+    }
+}
+
+fn state_words(file: &Path, age: Duration) -> String {
+    format!(
+        "state is not written for {} min: {}: the disk is full or does not answer; a restart would begin with older state",
+        age.as_secs().div_euclid(60),
+        file.display()
+    )
 }
 
 fn log_words(dropped: DroppedLines, now: SystemTime) -> Option<String> {

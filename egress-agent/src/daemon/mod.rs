@@ -1,8 +1,9 @@
 //! The daemon: loads, switches, listens, sweeps.
 //!
-//! Tasks: verdict events, DNS copies, upkeep (expiry, policy files, the node's
-//! addresses), the API. They share [`Shared`] and end on one signal. Ending
-//! leaves the data plane as it is: it needs no agent.
+//! Tasks: verdict events, DNS copies, upkeep (fall back, expiry), policy files, the
+//! node's addresses and resolvers, the API. They share [`Shared`] and end on one
+//! signal. Ending leaves the data plane as it is: it needs no agent. Only tasks of
+//! their own wait for the disk, and nobody waits for them for long.
 
 mod api;
 mod carry;
@@ -14,23 +15,29 @@ mod events;
 mod explain;
 mod faults;
 mod learned;
+mod limits;
 mod looks;
+mod node;
+mod notify;
 mod observe;
 mod plan;
 mod pod_interfaces;
 mod pods;
+mod policy_files;
 mod probation;
 mod rulesets;
 mod shared;
+mod state_writer;
 mod switch;
 mod takeover;
 mod time;
 mod upkeep;
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use egress_common::maps::NODE_CGROUP;
+use tokio::task::{JoinError, JoinSet};
 use tracing::{error, info, warn};
 
 use crate::{
@@ -43,8 +50,14 @@ use crate::{
 use cluster::Cluster;
 pub use command::Session;
 use confirm::Moment;
+use node::{Node, NodeWatch};
 use plan::Base;
+use policy_files::{PolicyFiles, Watched};
 use shared::Shared;
+use state_writer::StateWriter;
+
+/// Longest time that each step of an end waits for tasks, or for a disk.
+const END_LIMIT: Duration = Duration::from_secs(2);
 
 /// Runs the daemon until it is told to stop.
 ///
@@ -54,14 +67,18 @@ use shared::Shared;
 /// is changed ([`UsageError`]); or what the kernel or the socket refuses.
 pub fn run(options: RunOptions) -> anyhow::Result<ExitCode> {
     check_environment(&options)?;
+    limits::check(&options)?;
     // Before they are read: what changes meanwhile is a change.
-    let files = upkeep::files_of(&options);
+    let files = Watched::look(&options);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(start(options, files))
+    let result = runtime.block_on(start(options, files));
+    // What a disk does not answer is left behind.
+    runtime.shutdown_timeout(END_LIMIT);
+    result
 }
 
 /// Says exactly what is missing.
@@ -86,10 +103,10 @@ fn check_environment(options: &RunOptions) -> anyhow::Result<()> {
     .into())
 }
 
-async fn start(options: RunOptions, files: upkeep::Files) -> anyhow::Result<ExitCode> {
+async fn start(options: RunOptions, files: Watched) -> anyhow::Result<ExitCode> {
     let (trigger, stop) = shutdown::channel();
     let reload = signals::listen(&trigger, &stop).context("cannot wait for signals")?;
-    let mut tasks = tokio::task::JoinSet::new();
+    let mut tasks = JoinSet::new();
     let joined = match &options.kubernetes {
         None => None,
         Some(kubernetes) => {
@@ -108,8 +125,13 @@ async fn start(options: RunOptions, files: upkeep::Files) -> anyhow::Result<Exit
         None => None,
         Some((_, feed)) => Some(Cluster::new(feed.borrow().clone(), &options)?),
     };
+    let state_writer = StateWriter::default();
+    let node = Node::open(&options);
+    let node_watch = NodeWatch::begin();
+    let node_now = node.look(&state_writer);
     // What is wrong is told before anything is changed.
-    let base = Base::load(&options, &options.resolvers, |catalog| {
+    let policies = PolicyFiles::read(&options).map_err(UsageError::new)?;
+    let base = Base::new(&options, Arc::new(policies), &node_now, |catalog| {
         let cluster = cluster.as_mut();
         cluster.map_or_else(Vec::new, |cluster| cluster.node_policies(catalog))
     })
@@ -136,7 +158,7 @@ async fn start(options: RunOptions, files: upkeep::Files) -> anyhow::Result<Exit
         .context("cannot read the programs' messages")?;
     let is_adopted = datapath.is_adopted();
 
-    let shared = Arc::new(Shared::new(options, datapath)?);
+    let shared = Arc::new(Shared::new(options, datapath, node, state_writer)?);
     let pod_tree = shared.join(cluster)?;
     if let Err(error) = begin(&shared, base) {
         end_unconfirmed(&shared);
@@ -148,6 +170,7 @@ async fn start(options: RunOptions, files: upkeep::Files) -> anyhow::Result<Exit
         mode = shared.mode().name(),
         "data plane attached"
     );
+    notify::ready(shared.mode().name());
 
     if let (Some((client, feed)), Some(tree)) = (joined, pod_tree) {
         cluster::tell(&shared, client, &feed, &mut tasks, &stop);
@@ -162,23 +185,26 @@ async fn start(options: RunOptions, files: upkeep::Files) -> anyhow::Result<Exit
     }
     tasks.spawn(events::run(Arc::clone(&shared), events, stop.clone()));
     tasks.spawn(dns::run(Arc::clone(&shared), copies, stop.clone()));
-    tasks.spawn(upkeep::run(
+    tasks.spawn(upkeep::run(Arc::clone(&shared), stop.clone()));
+    tasks.spawn(policy_files::run(
         Arc::clone(&shared),
         files,
         reload,
         stop.clone(),
     ));
+    tasks.spawn(node::run(Arc::clone(&shared), node_watch, stop.clone()));
     if let Some(log) = log {
         tasks.spawn(events::run_log(log, stop.clone()));
     }
     let state: Arc<dyn AgentState> = Arc::clone(&shared) as _;
+    let ending = stop.clone();
     tasks.spawn(async move {
         serve(listener, state, stop)
             .await
             .context("cannot serve the socket")
     });
     let mut result = Ok(ExitCode::Ok);
-    while let Some(ended) = tasks.join_next().await {
+    while let Some(ended) = next_end(&mut tasks, &ending).await {
         // The first task that fails ends the others; one that ends well was told to.
         let ended = ended.context("a task panicked").and_then(|ended| ended);
         if let Err(error) = ended {
@@ -189,10 +215,37 @@ async fn start(options: RunOptions, files: upkeep::Files) -> anyhow::Result<Exit
             }
         }
     }
+    notify::stopping();
     end_unconfirmed(&shared);
     shared.observe_end();
+    if !shared.state_writer.flush(END_LIMIT) {
+        warn!("the disk does not answer: the last state is not written");
+    }
     info!("agent stopped; the data plane stays");
     result
+}
+
+/// The next end of a task. Once they are told to end, those that do not in time are not waited for.
+async fn next_end(
+    tasks: &mut JoinSet<anyhow::Result<()>>,
+    stop: &shutdown::Shutdown,
+) -> Option<Result<anyhow::Result<()>, JoinError>> {
+    if !stop.is_requested() {
+        tokio::select! {
+            ended = tasks.join_next() => return ended,
+            () = stop.requested() => {}
+        }
+    }
+    match tokio::time::timeout(END_LIMIT, tasks.join_next()).await {
+        Ok(ended) => ended,
+        Err(_) => {
+            warn!(
+                tasks = tasks.len(),
+                "tasks do not end in time: not waited for"
+            );
+            None
+        }
+    }
 }
 
 /// Brings the policy and the programs into force, whatever was there before.

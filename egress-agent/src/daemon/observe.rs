@@ -8,7 +8,7 @@
 use std::{
     collections::VecDeque,
     path::{Path, PathBuf},
-    sync::Mutex,
+    sync::{Arc, Mutex},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -21,6 +21,7 @@ use tracing::{info, warn};
 
 use super::{
     shared::{Shared, lock},
+    state_writer::StateWriter,
     time::wall_clock,
 };
 use crate::{
@@ -28,7 +29,9 @@ use crate::{
         Timestamp,
         model::{Observation, Observations, ObservedStatus},
     },
-    observed::{Change, Packet, Store, Stored, Table, TableLimits, is_a_matter_of_rules},
+    observed::{
+        Change, Packet, STORE_FILE, Store, Stored, Table, TableLimits, is_a_matter_of_rules,
+    },
     policy::{Compiled, Destination, Host, RuleList, address_from, address_text, protocol_number},
 };
 
@@ -49,10 +52,10 @@ pub(super) const NAMES_EVICTED: &str = "names_evicted";
 #[derive(Debug)]
 pub(super) struct Observer {
     waiting: Mutex<VecDeque<Waiting>>,
-    table: Mutex<Table>,
+    table: Arc<Mutex<Table>>,
     /// None where nothing is kept.
     store: Option<Store>,
-    kept: Mutex<Kept>,
+    kept: Arc<Mutex<Kept>>,
 }
 
 /// A verdict that waits for names.
@@ -97,9 +100,9 @@ impl Observer {
         table.lost_in_total(NAMES_EVICTED, 0, now);
         Self {
             waiting: Mutex::default(),
-            table: Mutex::new(table),
+            table: Arc::new(Mutex::new(table)),
             store: Some(store),
-            kept: Mutex::new(kept),
+            kept: Arc::new(Mutex::new(kept)),
         }
     }
 
@@ -107,9 +110,9 @@ impl Observer {
     pub(super) fn in_memory() -> Self {
         Self {
             waiting: Mutex::default(),
-            table: Mutex::new(Table::new(TableLimits::default())),
+            table: Arc::new(Mutex::new(Table::new(TableLimits::default()))),
             store: None,
-            kept: Mutex::default(),
+            kept: Arc::default(),
         }
     }
 
@@ -132,17 +135,20 @@ impl Observer {
         }
     }
 
-    /// Writes what changed, if it is time to.
-    pub(super) fn save_if_due(&self) {
+    /// Has what changed written, if it is time to.
+    fn save_if_due(&self, writer: &StateWriter) {
         let change = lock(&self.table).change();
-        if is_due(change, &lock(&self.kept)) {
-            self.save();
+        // While it is being written, what changes waits: another copy of all would.
+        if !writer.is_busy_with(STORE_FILE) && is_due(change, &lock(&self.kept)) {
+            self.save(writer);
         }
     }
 
-    /// Writes what changed.
-    fn save(&self) {
-        let Some(store) = &self.store else { return };
+    /// Has what changed written.
+    fn save(&self, writer: &StateWriter) {
+        let Some(store) = self.store.clone() else {
+            return;
+        };
         let now = Timestamp::from(SystemTime::now());
         let mut table = lock(&self.table);
         let change = table.take_change();
@@ -151,25 +157,28 @@ impl Observer {
         }
         let stored = Stored::new(now, table.observations(), table.totals());
         drop(table);
-        let saved = store.save(&stored);
-        let mut kept = lock(&self.kept);
-        kept.last_try = Some(Instant::now());
-        match saved {
-            Ok(bytes) => {
-                kept.saved_at = Some(now);
-                kept.bytes = bytes;
-                kept.not_saved = None;
-            }
-            Err(error) => {
-                let error = format!("{:#}", anyhow::Error::new(error));
-                if kept.not_saved.as_ref() != Some(&error) {
-                    warn!(error, "observations cannot be kept");
+        lock(&self.kept).last_try = Some(Instant::now());
+        let (table, kept) = (Arc::clone(&self.table), Arc::clone(&self.kept));
+        writer.write(STORE_FILE, move || {
+            let saved = store.save(&stored);
+            let mut kept = lock(&kept);
+            match saved {
+                Ok(bytes) => {
+                    kept.saved_at = Some(now);
+                    kept.bytes = bytes;
+                    kept.not_saved = None;
                 }
-                kept.not_saved = Some(error);
-                drop(kept);
-                lock(&self.table).changed(change);
+                Err(error) => {
+                    let error = format!("{:#}", anyhow::Error::new(error));
+                    if kept.not_saved.as_ref() != Some(&error) {
+                        warn!(error, "observations cannot be kept");
+                    }
+                    kept.not_saved = Some(error);
+                    drop(kept);
+                    lock(&table).changed(change);
+                }
             }
-        }
+        });
     }
 }
 
@@ -277,11 +286,16 @@ impl Shared {
         table.lost_in_total(NAMES_EVICTED, self.memory.counts().evicted, now);
     }
 
-    /// Counts and writes what is left, before the agent ends.
+    /// Has observations written, if it is time to.
+    pub(super) fn save_observations_if_due(&self) {
+        self.observer.save_if_due(&self.state_writer);
+    }
+
+    /// Counts what is left and has it written, before the agent ends.
     pub(super) fn observe_end(&self) {
         self.observe_waiting(u64::MAX);
         self.observe_losses();
-        self.observer.save();
+        self.observer.save(&self.state_writer);
     }
 
     /// Everything that was seen, and what the policy in force says of it.

@@ -1,20 +1,20 @@
 //! What is to be in force, from what the agent is told: files, options, the node itself.
 
-use std::{net::IpAddr, sync::Arc};
+use std::sync::Arc;
 
 use anyhow::Context as _;
-use egress_common::verdict::Mode;
-use tracing::warn;
+use egress_common::{maps::WORKLOADS_CAPACITY, verdict::Mode};
 
 use super::{
     cluster::Cluster,
     confirm::Moment,
+    node::NodeNow,
+    policy_files::PolicyFiles,
     shared::{NodeFacts, PolicyInForce, Rules, Ruleset, Scope, Shared, lock},
 };
 use crate::{
     cli::{RunOptions, run::LifelinePart},
-    policy::{Catalog, Compiled, Lifeline, Policy, PolicyErrors, PolicySet, address_from},
-    workload::own_addresses,
+    policy::{Catalog, Compiled, Lifeline, Policy, PolicySet, address_from},
 };
 
 /// What is to be in force.
@@ -33,20 +33,24 @@ pub(super) struct Base {
     pub(super) facts: Arc<NodeFacts>,
     /// What rules may refer to.
     pub(super) catalog: Arc<Catalog>,
+    /// What the files said that it is made of.
+    files: Arc<PolicyFiles>,
+    /// Whether nothing is dropped, whatever the policies say.
+    is_audited: bool,
 }
 
 /// A scope with what it is to be judged by.
 pub(super) type Assignment = (Arc<Scope>, Rules);
 
 /// The lifeline that the options ask for.
-fn lifeline(options: &RunOptions, resolvers: &[IpAddr]) -> Lifeline {
+fn lifeline(options: &RunOptions, node: &NodeNow) -> Lifeline {
     let has = |part| !options.no_lifeline.contains(&part);
     let mut lifeline = Lifeline::new();
     if has(LifelinePart::Resolvers) {
-        lifeline = lifeline.resolvers(resolvers);
+        lifeline = lifeline.resolvers(&node.resolvers);
     }
     if has(LifelinePart::NodeAddresses) {
-        lifeline = lifeline.node_addresses(&own_addresses());
+        lifeline = lifeline.node_addresses(&node.addresses);
     }
     if has(LifelinePart::Dhcp) {
         lifeline = lifeline.dhcp();
@@ -63,46 +67,27 @@ fn lifeline(options: &RunOptions, resolvers: &[IpAddr]) -> Lifeline {
 }
 
 impl Base {
-    /// Reads the policy files, and compiles them with those of the cluster that are for the node.
+    /// Compiles what the files say with the policies of the cluster that are for the node.
     ///
     /// # Errors
     ///
-    /// What is wrong with them.
-    pub(super) fn load(
+    /// What is wrong with them, or a limit that is passed; nothing was changed.
+    pub(super) fn new(
         options: &RunOptions,
-        resolvers: &[IpAddr],
+        files: Arc<PolicyFiles>,
+        node: &NodeNow,
         of_cluster: impl FnOnce(&Catalog) -> Vec<Policy>,
-    ) -> Result<Self, PolicyErrors> {
-        let catalog = options.catalog.load()?;
-        let notes = catalog.service_tags().map(|tags| &tags.facts().notes);
-        for note in notes.into_iter().flatten() {
-            warn!(note, "the file of service tags is not quite right");
-        }
+    ) -> anyhow::Result<Self> {
+        node.check()?;
+        let catalog = Arc::clone(&files.catalog);
         let mut policies = of_cluster(&catalog);
-        if !options.policies.is_empty() {
-            let files = crate::policy::load(&options.policies, &catalog)?;
-            policies.extend(files.policies().iter().cloned());
-        }
+        policies.extend(files.policies.iter().cloned());
         let set: PolicySet = policies.into_iter().collect();
-        Self::of_set(options, resolvers, Arc::new(catalog), &set)
-    }
-
-    /// Compiles policies that were read already.
-    ///
-    /// # Errors
-    ///
-    /// They cannot apply together.
-    pub(super) fn of_set(
-        options: &RunOptions,
-        resolvers: &[IpAddr],
-        catalog: Arc<Catalog>,
-        set: &PolicySet,
-    ) -> Result<Self, PolicyErrors> {
-        let lifeline = lifeline(options, resolvers);
+        let lifeline = lifeline(options, node);
         let rules = if set.policies().is_empty() {
             Rules::Open
         } else {
-            let compiled = crate::policy::compile(set, &lifeline, options.mode)?;
+            let compiled = crate::policy::compile(&set, &lifeline, options.mode)?;
             Rules::Of(Arc::new(Ruleset {
                 compiled: Arc::new(compiled),
                 policies: set.policies().iter().map(PolicyInForce::of).collect(),
@@ -113,10 +98,13 @@ impl Base {
             facts: Arc::new(NodeFacts {
                 lifeline,
                 service_tags: catalog.service_tags().map(|tags| tags.facts().clone()),
-                resolvers: resolvers.to_vec(),
-                local: own_addresses().into_iter().map(address_from).collect(),
+                resolvers: node.resolvers.clone(),
+                search_domains: node.search_domains.clone(),
+                local: node.addresses.iter().copied().map(address_from).collect(),
             }),
             catalog,
+            files,
+            is_audited: false,
         })
     }
 
@@ -136,6 +124,8 @@ impl Base {
             rules,
             facts: Arc::clone(&self.facts),
             catalog: Arc::clone(&self.catalog),
+            files: Arc::clone(&self.files),
+            is_audited: true,
         }
     }
 }
@@ -143,6 +133,20 @@ impl Base {
 /// Whether both were loaded with the same things that rules may refer to.
 fn is_catalog_same(before: Option<&Base>, base: &Base) -> bool {
     before.is_some_and(|before| Arc::ptr_eq(&before.catalog, &base.catalog))
+}
+
+/// Whether the kernel has room for so many scopes.
+///
+/// # Errors
+///
+/// The limit.
+pub(super) fn check_scopes(count: usize) -> anyhow::Result<()> {
+    let fits = u32::try_from(count).is_ok_and(|count| count <= WORKLOADS_CAPACITY);
+    anyhow::ensure!(
+        fits,
+        "{count} scopes are wanted (the node, pods and --scope), and at most {WORKLOADS_CAPACITY} can be judged"
+    );
+    Ok(())
 }
 
 impl Shared {
@@ -155,36 +159,54 @@ impl Shared {
         self.apply(&mut lock(&self.wanted), base)
     }
 
-    /// Loads and compiles the files again, and switches to them.
+    /// Reads the files again, and switches to what they say.
     ///
     /// # Errors
     ///
     /// The files are wrong, or the kernel refuses; the old policy is then still in force.
     pub(super) fn reload(&self) -> anyhow::Result<()> {
+        // Nobody else waits for the disk.
+        let files = Arc::new(PolicyFiles::read(&self.options)?);
+        self.switch_to(&mut lock(&self.wanted), files)
+    }
+
+    /// Switches to what the cluster says for the node, with the files as they were read last.
+    ///
+    /// # Errors
+    ///
+    /// What they say together cannot be, or the kernel refuses; the old policy is then still in force.
+    pub(super) fn reload_with(&self, wanted: &mut Wanted) -> anyhow::Result<()> {
+        let Some(base) = &wanted.base else {
+            return Ok(());
+        };
+        let files = Arc::clone(&base.files);
+        self.switch_to(wanted, files)
+    }
+
+    /// Switches to what the node is now.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses; what was in force still is.
+    pub(super) fn take_node(&self) -> anyhow::Result<()> {
         self.reload_with(&mut lock(&self.wanted))
     }
 
-    /// [`Self::reload`], where what is wanted is held already.
-    pub(super) fn reload_with(&self, wanted: &mut Wanted) -> anyhow::Result<()> {
-        let mut base = self.load(wanted)?;
+    fn switch_to(&self, wanted: &mut Wanted, files: Arc<PolicyFiles>) -> anyhow::Result<()> {
+        let mut base = self.base_of(wanted, files)?;
         if self.confirmation.is_fallen_back() {
             base = base.audited();
         }
         self.apply(wanted, base)
     }
 
-    /// What the files, and the cluster for the node, say now.
-    fn load(&self, wanted: &mut Wanted) -> anyhow::Result<Base> {
-        if let Some(fixed) = &self.fixed {
-            let catalog = Arc::clone(&fixed.catalog);
-            return Base::of_set(&self.options, &self.resolvers(), catalog, &fixed.policies)
-                .map_err(anyhow::Error::new);
-        }
+    /// What these files, the node, and the cluster for the node, say.
+    fn base_of(&self, wanted: &mut Wanted, files: Arc<PolicyFiles>) -> anyhow::Result<Base> {
         let of_cluster = |catalog: &Catalog| {
             let cluster = wanted.cluster.as_mut();
             cluster.map_or_else(Vec::new, |cluster| cluster.node_policies(catalog))
         };
-        Base::load(&self.options, &self.resolvers(), of_cluster).map_err(anyhow::Error::new)
+        Base::new(&self.options, files, &self.node_now(), of_cluster)
     }
 
     /// Switches the policy that is in force to audit, if the agent is to; the files are not looked at, which may be wrong by now.
@@ -207,14 +229,17 @@ impl Shared {
             .context("cannot fall back to audit")
     }
 
-    /// Switches to what the files say, after a fall back; from now on a confirmation is awaited again.
+    /// Enforces what was last taken up, after a fall back; from now on a confirmation is awaited again.
     ///
     /// # Errors
     ///
-    /// The files are wrong, or the kernel refuses; the agent goes on auditing.
+    /// The kernel refuses; the agent goes on auditing.
     pub(super) fn enforce_again(&self) -> anyhow::Result<()> {
         let mut wanted = lock(&self.wanted);
-        let base = self.load(&mut wanted)?;
+        let Some(files) = wanted.base.as_ref().map(|base| Arc::clone(&base.files)) else {
+            return Ok(());
+        };
+        let base = self.base_of(&mut wanted, files)?;
         let before = self.begin_probation(self.confirmation.window())?;
         if let Err(error) = self.apply(&mut wanted, base) {
             self.undo_probation(before)?;
@@ -231,8 +256,7 @@ impl Shared {
             .map(|scope| (Arc::clone(scope), base.rules.clone()))
             .collect();
         if let Some(cluster) = &mut wanted.cluster {
-            let is_fallen_back = self.confirmation.is_fallen_back();
-            let mode = is_fallen_back.then_some(Mode::Audit);
+            let mode = base.is_audited.then_some(Mode::Audit);
             let mode = mode.or(self.options.mode);
             let in_force = self.in_force();
             let bound = in_force.iter().flat_map(|in_force| &in_force.bound);
@@ -243,6 +267,7 @@ impl Shared {
             let pending = self.options.pending_pods;
             plan.extend(cluster.assignments(&base, mode, pending, &bound, is_in_kernel));
         }
+        check_scopes(plan.len())?;
         let before = self
             .begin_probation(self.confirmation.to_come())
             .context("cannot tell the kernel when enforcing ends")?;
@@ -257,20 +282,6 @@ impl Shared {
         self.confirmation.in_force(self.mode(), Moment::now());
         self.settle_probation()
             .context("cannot tell the kernel when enforcing ends")
-    }
-
-    /// The trusted resolvers: those that were given, or those that the node has now and the cluster's DNS service.
-    pub(super) fn resolvers(&self) -> Vec<IpAddr> {
-        if self.options.are_resolvers_given {
-            return self.options.resolvers.clone();
-        }
-        let mut resolvers = crate::workload::system_resolvers();
-        for address in lock(&self.dns_service).iter() {
-            if !resolvers.contains(address) {
-                resolvers.push(*address);
-            }
-        }
-        resolvers
     }
 
     /// The mode of the node, and that of any scope that enforces.

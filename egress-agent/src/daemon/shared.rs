@@ -17,7 +17,10 @@ use egress_common::{
 };
 use tokio::sync::{broadcast, watch};
 
-use super::{confirm::Confirmation, looks::Looks, observe::Observer, plan::Wanted};
+use super::{
+    confirm::Confirmation, looks::Looks, node::Node, observe::Observer, plan::Wanted,
+    state_writer::StateWriter,
+};
 use crate::{
     api::{
         RecentFlows, Timestamp,
@@ -27,7 +30,7 @@ use crate::{
     datapath::{Datapath, Reader, cgroup_facts},
     dns::{Memory, MemoryLimits, Refusals, ScopeNumber},
     kube::{Feed, Pod, events::Denials},
-    policy::{Catalog, Compiled, Lifeline, Policy, PolicySet, ServiceTagsFacts},
+    policy::{Catalog, Compiled, Lifeline, Policy, ServiceTagsFacts},
     workload::CgroupPaths,
 };
 
@@ -195,6 +198,8 @@ pub(super) struct NodeFacts {
     pub(super) service_tags: Option<ServiceTagsFacts>,
     /// Trusted resolvers.
     pub(super) resolvers: Vec<IpAddr>,
+    /// Domains below which any name may be asked for.
+    pub(super) search_domains: Vec<String>,
     /// The node's own addresses.
     pub(super) local: Vec<Address>,
 }
@@ -304,6 +309,10 @@ pub(super) struct Shared {
     /// Answers that taught nothing.
     pub(super) refusals: Refusals,
     pub(super) started: Instant,
+    /// What the node is known by.
+    pub(super) node: Node,
+    /// Where state is given to be written.
+    pub(super) state_writer: StateWriter,
     datapath: Mutex<Datapath>,
     /// Reads maps for those who ask: nobody waits for the lock of the datapath, or holds it, to read.
     pub(super) reader: Arc<Reader>,
@@ -339,15 +348,6 @@ pub(super) struct Shared {
     pub(super) dns_looks: Looks,
     /// Looks at the ring of verdicts.
     pub(super) event_looks: Looks,
-    /// Policies that stay as they are: files are not looked at.
-    pub(super) fixed: Option<Fixed>,
-}
-
-/// Policies that no file changes any more, and what their rules refer to.
-#[derive(Debug)]
-pub(super) struct Fixed {
-    pub(super) policies: PolicySet,
-    pub(super) catalog: Arc<Catalog>,
 }
 
 /// Locks; a task that panicked has left nothing half done that matters here.
@@ -361,7 +361,12 @@ impl Shared {
     /// # Errors
     ///
     /// A scope's cgroup is not there.
-    pub(super) fn new(options: RunOptions, datapath: Datapath) -> anyhow::Result<Self> {
+    pub(super) fn new(
+        options: RunOptions,
+        datapath: Datapath,
+        node: Node,
+        state_writer: StateWriter,
+    ) -> anyhow::Result<Self> {
         let memory = Memory::new(MemoryLimits::default());
         let mut scopes = vec![Arc::new(Scope {
             name: NODE_SCOPE.to_owned(),
@@ -405,6 +410,8 @@ impl Shared {
             refusals: Refusals::default(),
             started: Instant::now(),
             reader: datapath.reader(),
+            node,
+            state_writer,
             datapath: Mutex::new(datapath),
             in_force: RwLock::new(None),
             confirmation,
@@ -424,7 +431,6 @@ impl Shared {
             pod_interfaces: Mutex::default(),
             dns_looks: Looks::default(),
             event_looks: Looks::default(),
-            fixed: None,
         })
     }
 

@@ -277,7 +277,7 @@ impl Shared {
         if before.is_none_or(|before| before.local != facts.local) {
             datapath.set_local(&facts.local)?;
         }
-        datapath.set_search_domains(&self.options.search_domains)
+        datapath.set_search_domains(&facts.search_domains)
     }
 
     /// Steps 1 to 3, and the scopes that are new.

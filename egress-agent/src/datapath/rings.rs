@@ -74,6 +74,7 @@ pub trait Ring: AsRawFd {}
 impl Ring for EventRing {}
 impl Ring for DnsRing {}
 impl Ring for crate::workload::PodTree {}
+impl Ring for crate::workload::FileEvents {}
 impl Ring for aya_log::EbpfLogger<&'static dyn log::Log> {}
 
 /// Makes a ring something that a task can wait for.

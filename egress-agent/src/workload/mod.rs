@@ -3,11 +3,13 @@
 mod cgroup;
 mod interfaces;
 mod node;
+mod node_watch;
 mod pod_cgroup;
 mod pod_tree;
 
 pub use cgroup::{CgroupPaths, cgroup_root};
 pub use interfaces::{Interfaces, PodInterface};
-pub use node::{own_addresses, search_domains, system_resolvers};
+pub use node::{ResolvConf, own_addresses};
+pub use node_watch::{AddressWatch, FileEvents, FileWatch};
 pub use pod_cgroup::{Place, PodCgroup, PodUid, Qos, kubepods_above};
 pub use pod_tree::{PodEvent, PodTree, PodTreeError};

@@ -1,17 +1,21 @@
 //! The node's addresses and resolvers.
 
-use std::{collections::BTreeSet, fs, net::IpAddr};
+use std::{collections::BTreeSet, fs, io, net::IpAddr, path::Path};
 
-const RESOLV_CONF: &str = "/etc/resolv.conf";
+/// Where the resolvers stand.
+pub(super) const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Where systemd-resolved keeps the resolvers that its stub asks.
-const RESOLVED_CONF: &str = "/run/systemd/resolve/resolv.conf";
+pub(super) const RESOLVED_CONF: &str = "/run/systemd/resolve/resolv.conf";
+/// Most bytes that are read: a file of resolvers has some hundred.
+const MAX_BYTES: u64 = 1 << 20;
 
 /// The addresses of this network namespace's interfaces, loopback excluded.
-#[must_use]
-pub fn own_addresses() -> Vec<IpAddr> {
-    let Ok(interfaces) = nix::ifaddrs::getifaddrs() else {
-        return Vec::new();
-    };
+///
+/// # Errors
+///
+/// The kernel does not list them.
+pub fn own_addresses() -> io::Result<Vec<IpAddr>> {
+    let interfaces = nix::ifaddrs::getifaddrs()?;
     let addresses: BTreeSet<IpAddr> = interfaces
         .filter_map(|interface| {
             let address = interface.address?;
@@ -22,33 +26,62 @@ pub fn own_addresses() -> Vec<IpAddr> {
         })
         .filter(|address| !address.is_loopback())
         .collect();
-    addresses.into_iter().collect()
+    Ok(addresses.into_iter().collect())
 }
 
-/// The resolvers of this node, without repetitions: those of resolv.conf and,
-/// behind a stub of systemd-resolved, those that the stub asks.
-#[must_use]
-pub fn system_resolvers() -> Vec<IpAddr> {
-    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    let mut found = nameservers(&read(RESOLV_CONF));
-    if found.is_empty() {
-        // resolv.conf(5): without a line, the resolver on this machine is asked.
-        found.push(IpAddr::from([127, 0, 0, 1]));
+/// What resolv.conf says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ResolvConf {
+    /// The resolvers, without repetitions: those of the file and, behind a stub of systemd-resolved, those that it asks.
+    pub resolvers: Vec<IpAddr>,
+    /// The search domains, in lower case (resolv.conf(5): the last `search` or `domain` line counts).
+    pub search_domains: Vec<String>,
+}
+
+impl ResolvConf {
+    /// Reads this node's.
+    ///
+    /// # Errors
+    ///
+    /// A sentence: a file cannot be read, or names no resolver. resolv.conf(5) then means the resolver on this machine;
+    /// more often the file is being written, or the network is not up.
+    pub fn read() -> Result<Self, String> {
+        Self::read_from(Path::new(RESOLV_CONF), Path::new(RESOLVED_CONF))
     }
-    if found.iter().any(is_systemd_stub) {
-        for behind in nameservers(&read(RESOLVED_CONF)) {
-            if !found.contains(&behind) {
-                found.push(behind);
+
+    fn read_from(resolv_conf: &Path, resolved_conf: &Path) -> Result<Self, String> {
+        let text = text_of(resolv_conf)?;
+        let mut resolvers = nameservers(&text);
+        if resolvers.is_empty() {
+            return Err(format!("{} names no resolver", resolv_conf.display()));
+        }
+        if resolvers.iter().any(is_systemd_stub) {
+            let behind = nameservers(&text_of(resolved_conf)?);
+            if behind.is_empty() {
+                return Err(format!("{} names no resolver", resolved_conf.display()));
+            }
+            for resolver in behind {
+                if !resolvers.contains(&resolver) {
+                    resolvers.push(resolver);
+                }
             }
         }
+        Ok(Self {
+            resolvers,
+            search_domains: searched(&text),
+        })
     }
-    found
 }
 
-/// The search domains of this node, in lower case (resolv.conf(5): the last `search` or `domain` line counts).
-#[must_use]
-pub fn search_domains() -> Vec<String> {
-    searched(&fs::read_to_string(RESOLV_CONF).unwrap_or_default())
+fn text_of(path: &Path) -> Result<String, String> {
+    let cannot = |error: io::Error| format!("{} cannot be read: {error}", path.display());
+    let mut bytes = Vec::new();
+    let file = fs::File::open(path).map_err(cannot)?;
+    io::Read::read_to_end(&mut io::Read::take(file, MAX_BYTES), &mut bytes).map_err(cannot)?;
+    if bytes.contains(&0) {
+        return Err(format!("{} is no text", path.display()));
+    }
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 fn searched(resolv_conf: &str) -> Vec<String> {
@@ -100,6 +133,45 @@ mod tests {
                     nameserver bogus\nnameserver\n#nameserver 198.51.100.1\n";
         let found: Vec<_> = nameservers(conf).iter().map(IpAddr::to_string).collect();
         assert_eq!(found, ["192.0.2.53", "2001:db8::53", "fe80::1"]);
+    }
+
+    #[test]
+    fn a_file_without_a_resolver_is_told_apart_from_one_that_names_this_machine() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (file, behind) = (
+            folder.path().join("resolv.conf"),
+            folder.path().join("stub"),
+        );
+        let read = |text: &[u8]| {
+            fs::write(&file, text).expect("is written");
+            ResolvConf::read_from(&file, &behind)
+        };
+        assert!(
+            ResolvConf::read_from(&file, &behind).is_err_and(|why| why.contains("cannot be read"))
+        );
+        for text in [
+            &b""[..],
+            b"# nothing\n",
+            b"options edns0\n",
+            b"nameserver bogus\n",
+        ] {
+            assert!(read(text).is_err_and(|why| why.ends_with("names no resolver")));
+        }
+        assert!(read(b"\0\xff garbage").is_err_and(|why| why.ends_with("is no text")));
+        let here = read(b"search A.example\nnameserver 127.0.0.1\n").expect("is read");
+        assert_eq!(here.resolvers, [IpAddr::from([127, 0, 0, 1])]);
+        assert_eq!(here.search_domains, ["a.example"]);
+
+        let stub = b"nameserver 127.0.0.53\n";
+        assert!(read(stub).is_err_and(|why| why.contains("stub cannot be read")));
+        fs::write(&behind, "# No DNS servers known.\n").expect("is written");
+        assert!(read(stub).is_err_and(|why| why.ends_with("stub names no resolver")));
+        fs::write(&behind, "nameserver 192.0.2.1\n").expect("is written");
+        let resolvers = read(stub).expect("is read").resolvers;
+        assert_eq!(
+            resolvers,
+            ["127.0.0.53", "192.0.2.1"].map(|one| one.parse::<IpAddr>().expect("an address"))
+        );
     }
 
     #[test]
