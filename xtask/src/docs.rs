@@ -46,6 +46,12 @@ const PAGES: &[(&str, &[&str], &str, &str)] = &[
         "docs/security.md",
     ),
     (
+        "egress-agent",
+        &["--test", "man"],
+        "every_subcommand_has_a_page",
+        "target/man/*.1",
+    ),
+    (
         "egress-tests",
         &["--test", "bypass"],
         "the_page_on_security_has_the_table",

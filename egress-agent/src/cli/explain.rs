@@ -170,7 +170,7 @@ pub(super) fn render(explained: &Explanation, screen: Screen) -> String {
     }
     if let Some(line) = &explained.add {
         // Not in a table: nothing may break a line that is to be copied.
-        let title = Paint::Title.on("To allow it, add to spec.allow of a policy:", screen);
+        let title = Paint::Title.paint("To allow it, add to spec.allow of a policy:", screen);
         parts.push(format!("{title}\n    {line}\n"));
     }
     parts.join("\n")

@@ -86,13 +86,8 @@ impl Since {
 }
 
 fn since(text: &str) -> Result<Since, String> {
-    let upper = text.to_ascii_uppercase();
-    // The day alone, and the second alone, are times too.
-    let forms = [
-        upper.clone(),
-        upper.replace('Z', ".000Z"),
-        format!("{upper}T00:00:00.000Z"),
-    ];
+    // A day alone is a time, too.
+    let forms = [text.to_owned(), format!("{text}T00:00:00Z")];
     if let Some(at) = forms.iter().find_map(|form| form.parse().ok()) {
         return Ok(Since::At(at));
     }

@@ -41,7 +41,8 @@ pub fn start(cli: &Cli) {
         | Command::Preset(_)
         | Command::Unload(_)
         | Command::Exec(_)
-        | Command::Doctor(_) => None,
+        | Command::Doctor(_)
+        | Command::Completions(_) => None,
     };
     let writer = match queue {
         Some(queue) => {

@@ -1,6 +1,7 @@
 //! The command line: one file for each subcommand, its options at the top.
 
 mod catalog;
+mod completions;
 mod confirm;
 mod counters;
 mod doctor;
@@ -100,6 +101,8 @@ pub enum Command {
     Unload(unload::Unload),
     /// Check whether this node has what the agent needs; exit 2 if not
     Doctor(doctor::Doctor),
+    /// Print what a shell needs to complete these commands
+    Completions(completions::Completions),
 }
 
 impl Cli {
@@ -140,7 +143,8 @@ impl Cli {
             | Command::Policy(_)
             | Command::Preset(_)
             | Command::Unload(_)
-            | Command::Doctor(_) => "warn",
+            | Command::Doctor(_)
+            | Command::Completions(_) => "warn",
         }
     }
 
@@ -163,6 +167,7 @@ impl Cli {
             Command::Preset(preset) => preset.execute(),
             Command::Unload(unload) => unload.execute(),
             Command::Doctor(doctor) => doctor.execute(),
+            Command::Completions(completions) => completions.execute(),
         }
     }
 }

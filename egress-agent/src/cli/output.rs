@@ -9,6 +9,7 @@ use std::{
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
+use terminal_size::terminal_size_of;
 
 use super::log_queue;
 
@@ -105,27 +106,35 @@ impl Screen {
         colours: false,
     };
 
-    /// What stdout can show. `COLUMNS` tells its width, `NO_COLOR` forbids colours.
+    /// What stdout can show. `COLUMNS` is believed before the terminal's own width, `NO_COLOR` forbids colours.
     #[must_use]
     pub fn of_stdout() -> Self {
         let variable = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
-        Self::of(io::stdout().is_terminal(), variable)
+        let columns = || terminal_size_of(io::stdout()).map(|(columns, _)| columns.0);
+        Self::of(io::stdout().is_terminal(), columns, variable)
     }
 
     /// What stderr can show, likewise.
     #[must_use]
     pub fn of_stderr() -> Self {
         let variable = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
-        Self::of(io::stderr().is_terminal(), variable)
+        let columns = || terminal_size_of(io::stderr()).map(|(columns, _)| columns.0);
+        Self::of(io::stderr().is_terminal(), columns, variable)
     }
 
-    fn of(is_terminal: bool, variable: impl Fn(&str) -> Option<String>) -> Self {
+    fn of(
+        is_terminal: bool,
+        columns: impl FnOnce() -> Option<u16>,
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> Self {
         if !is_terminal {
             return Self::PLAIN;
         }
-        let columns = variable("COLUMNS").and_then(|columns| columns.parse().ok());
+        let wanted = variable("COLUMNS").and_then(|columns| columns.parse().ok());
+        let wanted = wanted.filter(|columns| *columns > 0);
+        let own = || columns().map(usize::from).filter(|columns| *columns > 0);
         Self {
-            width: Some(columns.filter(|columns| *columns > 0).unwrap_or(COLUMNS)),
+            width: Some(wanted.or_else(own).unwrap_or(COLUMNS)),
             colours: variable("NO_COLOR").is_none()
                 && variable("TERM").is_none_or(|term| term != "dumb"),
         }
@@ -137,11 +146,19 @@ mod tests {
     use super::*;
 
     fn screen(is_terminal: bool, variables: &[(&str, &str)]) -> Screen {
-        Screen::of(is_terminal, |name| {
-            let mut variables = variables.iter();
-            let found = variables.find(|(key, _)| *key == name);
-            found.map(|(_, value)| (*value).to_owned())
-        })
+        sized(is_terminal, None, variables)
+    }
+
+    fn sized(is_terminal: bool, columns: Option<u16>, variables: &[(&str, &str)]) -> Screen {
+        Screen::of(
+            is_terminal,
+            || columns,
+            |name| {
+                let mut variables = variables.iter();
+                let found = variables.find(|(key, _)| *key == name);
+                found.map(|(_, value)| (*value).to_owned())
+            },
+        )
     }
 
     #[test]
@@ -154,6 +171,16 @@ mod tests {
         assert!(screen(true, &[]).colours);
         assert!(!screen(true, &[("NO_COLOR", "1")]).colours);
         assert!(!screen(true, &[("TERM", "dumb")]).colours);
+    }
+
+    #[test]
+    fn a_terminal_is_as_wide_as_it_is_unless_columns_says_otherwise() {
+        let columns = |variables: &[_]| sized(true, Some(200), variables).width;
+        assert_eq!(columns(&[]), Some(200));
+        assert_eq!(columns(&[("COLUMNS", "132")]), Some(132));
+        assert_eq!(columns(&[("COLUMNS", "0")]), Some(200));
+        assert_eq!(sized(true, Some(0), &[]).width, Some(80));
+        assert_eq!(sized(false, Some(200), &[]), Screen::PLAIN);
     }
 
     #[test]

@@ -499,13 +499,13 @@ mod tests {
         assert_eq!(
             text,
             "\
-BECOMES  DESTINATION                     PORTS     BY
-allowed  www.example.org                 8443/tcp  policy/node allow[0]
-                                                   (node.yaml:4)
-denied   *.example.org                   443/tcp   policy/node allow[0]
-                                                   (node.yaml:4)
-denied   198.51.100.0/24 (even where an  any       policy/node deny[0]
-         allowed name leads there)                 (node.yaml:4)
+BECOMES  DESTINATION                              PORTS     BY
+allowed  www.example.org                          8443/tcp  policy/node allow[0]
+                                                            (node.yaml:4)
+denied   *.example.org                            443/tcp   policy/node allow[0]
+                                                            (node.yaml:4)
+denied   198.51.100.0/24 (even where an allowed   any       policy/node deny[0]
+         name leads there)                                  (node.yaml:4)
 
 SETTING  FROM     TO
 mode     enforce  audit

@@ -1,13 +1,17 @@
 //! Tables that fit the terminal: long texts wrap, nothing is cut off.
 
+use comfy_table::{
+    Attribute, CellAlignment, Color, ColumnConstraint, ContentArrangement, Width, presets,
+};
+
 use super::output::Screen;
 use crate::policy::text::printable;
 
 /// Between two columns.
-const GAP: &str = "  ";
+const GAP: u16 = 2;
 
 /// A column does not shrink below this.
-const LEAST_WIDTH: usize = 8;
+const LEAST_WIDTH: u16 = 8;
 
 /// How a cell is shown where colours are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,25 +30,27 @@ pub(super) enum Paint {
 }
 
 impl Paint {
-    const fn code(self) -> Option<&'static str> {
+    /// The cell in this paint.
+    fn on(self, cell: comfy_table::Cell) -> comfy_table::Cell {
         match self {
-            Self::Plain => None,
-            Self::Good => Some("32"),
-            Self::Doubtful => Some("33"),
-            Self::Bad => Some("31"),
-            Self::Title => Some("1"),
+            Self::Plain => cell,
+            Self::Good => cell.fg(Color::DarkGreen),
+            Self::Doubtful => cell.fg(Color::DarkYellow),
+            Self::Bad => cell.fg(Color::DarkRed),
+            Self::Title => cell.add_attribute(Attribute::Bold),
         }
     }
 
-    /// The text, coloured where the screen shows colours.
+    /// A text outside of tables, coloured where the screen shows colours.
     #[must_use]
-    pub(super) fn on(self, text: &str, screen: Screen) -> String {
-        match self.code() {
-            Some(code) if screen.colours && !text.is_empty() => {
-                format!("\x1b[{code}m{text}\x1b[0m")
-            }
-            _ => text.to_owned(),
-        }
+    pub(super) fn paint(self, text: &str, screen: Screen) -> String {
+        let mut table = Table::new().text("");
+        table.row([Cell::painted(text, self)]);
+        let unbound = Screen {
+            width: None,
+            ..screen
+        };
+        table.render(unbound).trim_end().to_owned()
     }
 }
 
@@ -138,115 +144,53 @@ impl Table {
     /// The table as text, titles first unless all are empty; each line ends with a newline.
     #[must_use]
     pub(super) fn render(&self, screen: Screen) -> String {
-        let widths = self.widths(screen);
-        let mut text = String::new();
+        let mut table = comfy_table::Table::new();
+        table
+            .load_style(presets::NOTHING)
+            .set_content_arrangement(ContentArrangement::Disabled)
+            .style_text_only();
+        if screen.colours {
+            table.enforce_styling();
+        } else {
+            table.force_no_tty();
+        }
         if self.columns.iter().any(|(title, _)| !title.is_empty()) {
-            let titles: Vec<Cell> = self
-                .columns
-                .iter()
-                .map(|(title, _)| Cell::painted(title, Paint::Title))
-                .collect();
-            self.render_row(&titles, &widths, screen, &mut text);
+            let titles = self.columns.iter();
+            let titles = titles.map(|(title, _)| Paint::Title.on(comfy_table::Cell::new(title)));
+            table.set_header(titles);
         }
         for row in &self.rows {
-            self.render_row(row, &widths, screen, &mut text);
+            let cells = row.iter().take(self.columns.len());
+            table.add_row(cells.map(|cell| cell.paint.on(comfy_table::Cell::new(&cell.text))));
         }
+        let contents = table.column_max_content_widths();
+        let last = self.columns.len().saturating_sub(1);
+        for (index, (_, kind)) in self.columns.iter().enumerate() {
+            let Some(column) = table.column_mut(index) else {
+                continue;
+            };
+            let gap = if index == last { 0 } else { GAP };
+            column.set_padding((0, gap));
+            if *kind == Kind::Number {
+                column.set_cell_alignment(CellAlignment::Right);
+            }
+            let content = contents.get(index).copied().unwrap_or(0);
+            column.set_constraint(match kind {
+                Kind::Word | Kind::Number => ColumnConstraint::ContentWidth,
+                Kind::Text => {
+                    let least = content.min(LEAST_WIDTH).saturating_add(gap);
+                    ColumnConstraint::LowerBoundary(Width::Fixed(least))
+                }
+            });
+        }
+        if let Some(width) = screen.width {
+            table.set_content_arrangement(ContentArrangement::Dynamic);
+            table.set_width(u16::try_from(width).unwrap_or(u16::MAX));
+        }
+        let mut text = table.trim_fmt();
+        text.push('\n');
         text
     }
-
-    fn widths(&self, screen: Screen) -> Vec<usize> {
-        let mut widths: Vec<usize> = Vec::with_capacity(self.columns.len());
-        for (index, (title, _)) in self.columns.iter().enumerate() {
-            let cells = self.rows.iter().filter_map(|row| row.get(index));
-            let widest = cells.map(|cell| cell.text.chars().count()).max();
-            widths.push(widest.unwrap_or(0).max(title.chars().count()));
-        }
-        let Some(most) = screen.width else {
-            return widths;
-        };
-        let gaps = GAP.len().saturating_mul(widths.len().saturating_sub(1));
-        let mut excess = widths
-            .iter()
-            .sum::<usize>()
-            .saturating_add(gaps)
-            .saturating_sub(most);
-        // The widest text column gives way first, until all are equally wide.
-        while excess > 0 {
-            let texts = widths.iter_mut().zip(&self.columns);
-            let widest = texts
-                .filter(|(width, (_, kind))| *kind == Kind::Text && **width > LEAST_WIDTH)
-                .map(|(width, _)| width)
-                .max();
-            let Some(widest) = widest else { break };
-            *widest = widest.saturating_sub(1);
-            excess = excess.saturating_sub(1);
-        }
-        widths
-    }
-
-    fn render_row(&self, cells: &[Cell], widths: &[usize], screen: Screen, text: &mut String) {
-        let wrapped: Vec<Vec<&str>> = cells
-            .iter()
-            .zip(widths)
-            .map(|(cell, width)| wrap(&cell.text, *width))
-            .collect();
-        let height = wrapped.iter().map(Vec::len).max().unwrap_or(0);
-        for line in 0..height {
-            let mut rendered = String::new();
-            // Spaces are written when something follows them: no line ends in one.
-            let mut pending = 0_usize;
-            let columns = wrapped.iter().zip(widths).zip(&self.columns).zip(cells);
-            for (((lines, width), (_, kind)), cell) in columns {
-                let part = lines.get(line).copied().unwrap_or_default();
-                let free = width.saturating_sub(part.chars().count());
-                let (before, after) = match kind {
-                    Kind::Number => (free, 0),
-                    Kind::Word | Kind::Text => (0, free),
-                };
-                pending = pending.saturating_add(before);
-                if !part.is_empty() {
-                    rendered.push_str(&" ".repeat(pending));
-                    rendered.push_str(&cell.paint.on(part, screen));
-                    pending = 0;
-                }
-                pending = pending.saturating_add(after).saturating_add(GAP.len());
-            }
-            text.push_str(&rendered);
-            text.push('\n');
-        }
-    }
-}
-
-/// Cuts text into lines: after a space or comma, else after a mark inside names and paths, if
-/// one is not too near the start of the line.
-fn wrap(text: &str, width: usize) -> Vec<&str> {
-    let mut lines = Vec::new();
-    let mut rest = text;
-    while width > 0 && rest.chars().count() > width {
-        let limit = rest
-            .char_indices()
-            .nth(width)
-            .map_or(rest.len(), |(at, _)| at);
-        let (head, tail) = rest.split_at_checked(limit).unwrap_or((rest, ""));
-        // A space just after the line is the best place.
-        let break_at = if tail.starts_with(' ') {
-            head.len()
-        } else {
-            let after = |marks: &[char]| {
-                let found = head.rfind(marks).map(|at| at.saturating_add(1));
-                found.filter(|at| *at > limit / 3)
-            };
-            let best = after(&[' ', ',']).or_else(|| after(&['/', ':', '.']));
-            best.unwrap_or(head.len())
-        };
-        let (line, left) = rest.split_at_checked(break_at).unwrap_or((rest, ""));
-        lines.push(line.trim_end_matches(' '));
-        rest = left.trim_start_matches(' ');
-    }
-    if !rest.is_empty() || lines.is_empty() {
-        lines.push(rest);
-    }
-    lines
 }
 
 #[cfg(test)]
@@ -297,23 +241,36 @@ allowed  12345  yes
             ..Screen::PLAIN
         };
         let text = table().render(colours);
-        assert!(
-            text.contains("\x1b[31mdenied\x1b[0m       7  no rule"),
-            "{text:?}"
-        );
-        assert!(
-            text.starts_with("\x1b[1mVERDICT\x1b[0m  \x1b[1mCOUNT\x1b[0m"),
-            "{text:?}"
-        );
+        assert!(text.contains("\x1b[38;5;1mdenied"), "{text:?}");
+        assert!(text.starts_with("\x1b[1mVERDICT\x1b[0m  "), "{text:?}");
+        // Without what colours it, it is the same.
+        let parts = text.split('\x1b');
+        let plain: String = parts
+            .map(|part| part.split_once('m').map_or(part, |(_, shown)| shown))
+            .collect();
+        assert_eq!(plain, table().render(Screen::PLAIN));
     }
 
     #[test]
     fn a_long_word_is_cut_into_lines_and_stays_whole() {
-        assert_eq!(wrap("aaaaabbbbbcc", 5), ["aaaaa", "bbbbb", "cc"]);
-        assert_eq!(wrap("one/two", 5), ["one/", "two"]);
-        assert_eq!(wrap("äöüß", 2), ["äö", "üß"]);
-        assert_eq!(wrap("", 5), [""]);
-        assert_eq!(wrap("ab cd", 2), ["ab", "cd"]);
+        let mut table = Table::new().word("A").text("B");
+        table.row(["x".into(), "aaaaabbbbbcccccdd".into()]);
+        let narrow = Screen {
+            width: Some(11),
+            colours: false,
+        };
+        assert_eq!(
+            table.render(narrow),
+            "A  B\nx  aaaaabbb\n   bbcccccd\n   d\n"
+        );
+    }
+
+    #[test]
+    fn wide_letters_take_the_room_that_they_take() {
+        let mut table = Table::new().text("A").text("B");
+        table.row(["例え".into(), "x".into()]);
+        table.row(["abcd".into(), "y".into()]);
+        assert_eq!(table.render(Screen::PLAIN), "A     B\n例え  x\nabcd  y\n");
     }
 
     #[test]
