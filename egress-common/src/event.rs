@@ -2,6 +2,25 @@
 
 use crate::address::Address;
 
+/// Who sends: the process that connects, or that made the socket.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Process {
+    /// Its number (thread group), in the machine's own PID namespace; 0 where it is not known.
+    pub pid: u32,
+    /// What it is called, ended by zeroes.
+    pub command: [u8; 16],
+}
+const _: () = assert!(size_of::<Process>() == 20 && align_of::<Process>() == 4);
+
+impl Process {
+    /// Not known.
+    pub const UNKNOWN: Self = Self {
+        pid: 0,
+        command: [0; 16],
+    };
+}
+
 /// A verdict, as the ring buffer `EVENTS` carries it: denials and first packets of allowed flows, rate-limited.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,8 +55,12 @@ pub struct VerdictEvent {
     pub _pad: [u8; 2],
     /// Number of the sender's network namespace; 0 where it is not known.
     pub netns: u32,
+    /// The sender's process: of a refused `connect()` always; of packets where processes are noted.
+    pub process: Process,
+    /// Padding, always zero.
+    pub _pad2: u32,
 }
-const _: () = assert!(size_of::<VerdictEvent>() == 80 && align_of::<VerdictEvent>() == 8);
+const _: () = assert!(size_of::<VerdictEvent>() == 104 && align_of::<VerdictEvent>() == 8);
 
 /// Most verdict events per second, CPU and kind (denied, allowed). What is above is counted as suppressed.
 pub const EVENTS_PER_SECOND: u32 = 1000;

@@ -309,6 +309,9 @@ pub const MAP_NAMES: &[&str] = &[
     "DNS_COPIES",
 ];
 
+/// Most sockets whose process is noted, where that is on. The map is never pinned.
+pub const PROCESSES_CAPACITY: u32 = 8_192;
+
 /// Those that the kernel writes. Programs of another layout go on with the same ones, if they have the same form.
 pub const KERNEL_MAPS: &[&str] = &[
     "LEARNED",

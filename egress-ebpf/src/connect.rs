@@ -18,8 +18,8 @@ use egress_common::{
 };
 
 use crate::{
-    egress::UNCONFIGURED, lookup::judge, netns, record, skb::LOOPBACK_IFINDEX, state::State,
-    workload,
+    egress::UNCONFIGURED, lookup::judge, netns, process, record, skb::LOOPBACK_IFINDEX,
+    state::State, workload,
 };
 
 /// `SOCK_STREAM`, include/linux/net.h.
@@ -158,6 +158,7 @@ fn connect(ctx: &SockAddrContext, hook: Hook, destination: AddressWords) -> Verd
             event.proto = flow.proto;
             event.cgroup_id = cgroup_id;
             event.netns = netns;
+            event.process = process::current();
         });
     }
     debug!(

@@ -27,6 +27,7 @@ mod learn;
 mod lookup;
 mod maps;
 mod netns;
+mod process;
 mod query;
 mod record;
 mod scratch;

@@ -10,14 +10,15 @@ use aya_ebpf::{
 };
 use egress_common::{
     address::Address,
-    event::{EventBudget, VerdictEvent},
+    event::{EventBudget, Process, VerdictEvent},
     flow::{FlowKey, FlowState, SocketState},
     learned::{Learned, LearnedKey},
     maps::{
         ALIASES_CAPACITY, Alias, AliasKey, CIDRS_CAPACITY, Config, DNS_COPIES_BYTES, EVENTS_BYTES,
         FLOWS_CAPACITY, HOLDS_CAPACITY, INTERFACES_CAPACITY, Interface, Keys, LEARNED_CAPACITY,
-        LOCAL_CAPACITY, NAMES_CAPACITY, QUERIES_CAPACITY, Query, QueryKey, RESOLVERS_CAPACITY,
-        RULE_COUNTERS_CAPACITY, RULES_CAPACITY, RuleCounters, WORKLOADS_CAPACITY,
+        LOCAL_CAPACITY, NAMES_CAPACITY, PROCESSES_CAPACITY, QUERIES_CAPACITY, Query, QueryKey,
+        RESOLVERS_CAPACITY, RULE_COUNTERS_CAPACITY, RULES_CAPACITY, RuleCounters,
+        WORKLOADS_CAPACITY,
     },
     name::NAME_KEY_BYTES,
     policy::{CIDR_KEY_BYTES, CidrRules, NameEntry, RuleKey, Workload},
@@ -84,6 +85,10 @@ pub static HOLDS: LruHashMap<u32, u64, { HOLDS_CAPACITY as usize }> = LruHashMap
 /// a reply whose entry was evicted is denied with a reason of its own.
 #[btf_map]
 pub static FLOWS: LruHashMap<FlowKey, FlowState, { FLOWS_CAPACITY as usize }> = LruHashMap::new();
+
+/// Who made a socket, by its cookie, where the agent wants that; else nobody writes it. Grants nothing.
+#[btf_map]
+pub static PROCESSES: LruHashMap<u64, Process, { PROCESSES_CAPACITY as usize }> = LruHashMap::new();
 
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, { COUNTER_COUNT as usize }> = PerCpuArray::new();

@@ -11,7 +11,7 @@ use aya_ebpf::{
 };
 use egress_common::{
     decision::Decision,
-    event::{EVENTS_PER_SECOND, VerdictEvent},
+    event::{EVENTS_PER_SECOND, Process, VerdictEvent},
     maps::{RuleCounters, workload_counter},
     packed::Place,
     policy::{Binding, Workload},
@@ -21,7 +21,7 @@ use egress_common::{
 
 use crate::{
     maps::{COUNTERS, EVENT_BUDGETS, EVENTS, RULE_COUNTERS, TALLIES},
-    netns,
+    netns, process,
     skb::{Header, ReadHeader as _, Skb},
     time::now_ns,
 };
@@ -194,6 +194,8 @@ pub fn report(facts: &Facts, binding: &Binding, fill: impl FnOnce(&mut VerdictEv
         reason: facts.reason,
         _pad: [0; 2],
         netns: 0,
+        process: Process::UNKNOWN,
+        _pad2: 0,
     });
     fill(event);
     // Waking the agent costs as much as a decision: allowed flows wait until it looks, which it does often.
@@ -252,6 +254,7 @@ pub extern "C" fn report_packet_number(
     report(&facts, &binding, |event| {
         event.cgroup_id = cgroup_id;
         event.netns = netns::of_packet(raw);
+        event.process = process::of_packet(raw);
         // What cannot be read is reported without its flow.
         if header.refusal().is_none() {
             event.saddr = header.saddr(&skb);

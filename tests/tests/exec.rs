@@ -142,6 +142,17 @@ fn what_is_allowed_is_reached_and_nothing_else_also_by_children() {
     );
     let other = named(&report, "denied", "other.example.com");
     assert_eq!(other["verdict"], "denied", "{other}");
+    // Who did it: of a refused connect, and of packets.
+    for one in [api, other] {
+        assert_eq!(one["process"]["command"], "probe", "{one}");
+        assert!(one["process"]["pid"].as_u64().unwrap() > 1, "{one}");
+    }
+    let host = format!("probe ({})", other["process"]["pid"]);
+    assert!(
+        output.stderr.contains(&host),
+        "no {host}: {}",
+        output.shown()
+    );
     let add: Vec<&str> = report["add"]
         .as_array()
         .unwrap()

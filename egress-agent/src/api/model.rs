@@ -562,9 +562,21 @@ pub struct Observation {
     pub other_names: Vec<String>,
     /// Whether there were more senders, addresses or other names than are listed.
     pub is_cut: bool,
+    /// The process of the first flow, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<SenderProcess>,
     /// The list in which the policy in force has a rule for the destination: `lifeline`, `allow` or `deny`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<Text>,
+}
+
+/// A process that sent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SenderProcess {
+    /// What it is called; at most 15 bytes.
+    pub command: String,
+    /// Its number, as the machine counts.
+    pub pid: u32,
 }
 
 /// Something that was lost.

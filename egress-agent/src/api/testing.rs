@@ -276,6 +276,7 @@ pub(crate) fn observations() -> Observations {
             addresses: vec![address("203.0.113.7")],
             other_names: vec![],
             is_cut: false,
+            process: None,
             rule: None,
         }],
         losses: vec![],

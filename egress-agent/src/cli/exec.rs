@@ -531,6 +531,7 @@ fn show(report: &Report, has_files: bool, screen: Screen) -> String {
         .text("DESTINATION")
         .word("PORT")
         .number("FLOWS")
+        .text("FIRST BY")
         .word("REASON");
     let mut row = |one: &ReportedDestination, verdict: &str, paint, reason: &str| {
         table.row([
@@ -538,6 +539,7 @@ fn show(report: &Report, has_files: bool, screen: Screen) -> String {
             one.host().into(),
             one.service().into(),
             number(one.flows),
+            one.sender().into(),
             reason.into(),
         ]);
     };
@@ -588,7 +590,10 @@ fn show(report: &Report, has_files: bool, screen: Screen) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{api::Timestamp, exec::Ended};
+    use crate::{
+        api::{Timestamp, model::SenderProcess},
+        exec::Ended,
+    };
 
     fn destination(
         name: Option<&str>,
@@ -607,6 +612,10 @@ mod tests {
             flows: 3,
             first: at,
             last: at,
+            process: Some(SenderProcess {
+                command: "node".to_owned(),
+                pid: 4_242,
+            }),
             add: add.map(str::to_owned),
         }
     }
@@ -652,9 +661,9 @@ mod tests {
             show(&report, false, Screen::PLAIN),
             "\
 egress-agent: 1 reached, 1 denied
-VERDICT  DESTINATION      PORT     FLOWS  REASON
-denied   evil.example     443/tcp      3  no_rule
-reached  api.example.com  443/tcp      3
+VERDICT  DESTINATION      PORT     FLOWS  FIRST BY     REASON
+denied   evil.example     443/tcp      3  node (4242)  no_rule
+reached  api.example.com  443/tcp      3  node (4242)
 to allow what was denied, add:
   --allow evil.example:443
 "

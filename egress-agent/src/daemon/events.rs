@@ -6,7 +6,7 @@ use anyhow::Context;
 use egress_common::{
     address::Address,
     dns::DNS_PORT,
-    event::{DnsCopy, VerdictEvent},
+    event::{DnsCopy, Process, VerdictEvent},
     policy::protocol,
     verdict::{Hook, Mode, Reason, Verdict},
 };
@@ -180,6 +180,8 @@ fn nothing(at_ns: u64) -> VerdictEvent {
         reason: 0,
         _pad: [0; 2],
         netns: 1,
+        process: Process::UNKNOWN,
+        _pad2: 0,
     }
 }
 

@@ -249,6 +249,9 @@ impl Shared {
                 .names_asked_before(scope.number, &event.daddr, event.at_ns);
             names.into_iter().map(|seen| seen.name).collect()
         });
+        let command = event.process.command;
+        let command = command.split(|byte| *byte == 0).next().unwrap_or_default();
+        let command = String::from_utf8_lossy(command);
         lock(&self.observer.table).record(&Packet {
             at,
             scope: scope.map_or("unknown", |scope| scope.name.as_str()),
@@ -261,6 +264,7 @@ impl Shared {
             verdict,
             reason,
             names: &names,
+            process: (event.process.pid != 0).then_some((&*command, event.process.pid)),
         });
     }
 

@@ -158,6 +158,8 @@ pub(super) struct KernelFacts {
     coarse_clock: u8,
     netns_helper: u8,
     offsets: kernel_types::Offsets,
+    /// Whether the makers of sockets are noted.
+    pub(super) note_processes: u8,
 }
 
 impl KernelFacts {
@@ -176,6 +178,7 @@ impl KernelFacts {
             coarse_clock: u8::from(kernel_is_at_least(COARSE_CLOCK_KERNEL)),
             netns_helper: u8::from(has_netns_helper),
             offsets,
+            note_processes: 0,
         })
     }
 
@@ -189,8 +192,12 @@ impl KernelFacts {
             .override_global("NET_COOKIE_AT", &self.offsets.net_cookie, true)
             .override_global("KERN_SOCK_AT", &self.offsets.kern_sock, true)
             .override_global("KERN_SOCK_BIT", &self.offsets.kern_sock_bit, true)
+            .override_global("NOTE_PROCESSES", &self.note_processes, true)
             .override_global("AYA_LOG_LEVEL", &options.ebpf_log_level, true)
             .map_max_entries("LEARNED", options.learned_capacity);
+        if self.note_processes == 0 {
+            loader.map_max_entries("PROCESSES", 1);
+        }
         loader
     }
 }

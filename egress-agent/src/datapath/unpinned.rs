@@ -31,7 +31,9 @@ pub(super) fn load(options: Options) -> Result<Loaded, DatapathError> {
     if OBJECT.is_empty() {
         return Err(DatapathError::NoObject);
     }
-    let mut ebpf = KernelFacts::of_this_kernel()?
+    let mut facts = KernelFacts::of_this_kernel()?;
+    facts.note_processes = 1;
+    let mut ebpf = facts
         .loader(&options)
         .load(OBJECT)
         .map_err(DatapathError::Load)?;

@@ -9,7 +9,7 @@ use super::{LeftProcess, RunAs, argument};
 use crate::{
     api::{
         Timestamp,
-        model::{Loss, Observation, Observations},
+        model::{Loss, Observation, Observations, SenderProcess},
     },
     observed::is_a_matter_of_rules,
     policy::{Cidr, RuleList, Star, parse_name_pattern},
@@ -130,6 +130,8 @@ pub struct ReportedDestination {
     pub first: Timestamp,
     /// When the last packet of them was seen.
     pub last: Timestamp,
+    /// The process of the first of them, where it is known.
+    pub process: Option<SenderProcess>,
     /// The option that would allow it, where one could.
     pub add: Option<String>,
 }
@@ -146,6 +148,7 @@ impl ReportedDestination {
             flows: seen.flows,
             first: seen.first,
             last: seen.last,
+            process: seen.process.clone(),
             add: what_to_add(seen),
         }
     }
@@ -166,6 +169,9 @@ impl ReportedDestination {
 
     fn add_flows(&mut self, other: &Self) {
         self.flows = self.flows.saturating_add(other.flows);
+        if other.first < self.first {
+            self.process.clone_from(&other.process);
+        }
         self.first = self.first.min(other.first);
         self.last = self.last.max(other.last);
         for address in &other.addresses {
@@ -173,6 +179,15 @@ impl ReportedDestination {
                 self.addresses.push(*address);
             }
         }
+    }
+
+    /// The process, `curl (1234)`; empty where it is not known.
+    #[must_use]
+    pub fn sender(&self) -> String {
+        let process = self.process.as_ref();
+        process.map_or_else(String::new, |process| {
+            format!("{} ({})", process.command, process.pid)
+        })
     }
 
     /// Name or address.

@@ -55,5 +55,6 @@ pub(super) fn packet(seconds: u64, name: &str, port: u16) -> Packet<'static> {
         verdict: Verdict::WouldDeny,
         reason: Reason::NoRule,
         names: list,
+        process: None,
     }
 }

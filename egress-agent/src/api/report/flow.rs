@@ -77,7 +77,7 @@ pub fn flow_report(event: &VerdictEvent, context: FlowContext<'_>) -> FlowReport
 mod tests {
     use std::time::UNIX_EPOCH;
 
-    use egress_common::address::from_v4;
+    use egress_common::{address::from_v4, event::Process};
 
     use super::*;
     use crate::{api::testing::rule, policy::RuleList};
@@ -99,6 +99,8 @@ mod tests {
             reason: Reason::NoRule as u8,
             _pad: [0; 2],
             netns: 1,
+            process: Process::UNKNOWN,
+            _pad2: 0,
         }
     }
 

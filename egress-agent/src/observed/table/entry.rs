@@ -5,7 +5,10 @@ use std::{net::IpAddr, sync::Arc};
 use egress_common::verdict::{Reason, Verdict};
 
 use crate::{
-    api::{Timestamp, model::Observation},
+    api::{
+        Timestamp,
+        model::{Observation, SenderProcess},
+    },
     policy::{protocol_number, protocol_text},
 };
 
@@ -68,6 +71,8 @@ pub struct Packet<'a> {
     /// Names that the scope had asked for and that led to the destination: the one asked for last before the packet
     /// comes first.
     pub names: &'a [Arc<str>],
+    /// Name and number of the process, where they are known.
+    pub process: Option<(&'a str, u32)>,
 }
 
 /// What was seen of a [`Key`].
@@ -80,6 +85,8 @@ pub(super) struct Facts {
     pub(super) addresses: Vec<IpAddr>,
     other_names: Vec<Arc<str>>,
     is_cut: bool,
+    /// Of the first flow.
+    process: Option<(Arc<str>, u32)>,
 }
 
 /// Whether a rule decides about flows that get this reason: a rule could allow them, or one denies them.
@@ -111,10 +118,14 @@ impl Facts {
             addresses: Vec::new(),
             other_names: Vec::new(),
             is_cut: false,
+            process: None,
         }
     }
 
     pub(super) fn add(&mut self, packet: &Packet<'_>) {
+        if self.flows == 0 {
+            self.process = packet.process.map(|(command, pid)| (clamped(command), pid));
+        }
         self.flows = self.flows.saturating_add(1);
         self.first = self.first.min(packet.at);
         self.last = self.last.max(packet.at);
@@ -145,6 +156,10 @@ impl Facts {
             addresses: self.addresses.clone(),
             other_names: texts(&self.other_names),
             is_cut: self.is_cut,
+            process: self.process.as_ref().map(|(command, pid)| SenderProcess {
+                command: command.to_string(),
+                pid: *pid,
+            }),
             rule: None,
         }
     }
@@ -204,6 +219,10 @@ pub(super) fn restored(observation: &Observation) -> Option<(Key, Facts)> {
         addresses: addresses.iter().take(LISTED).copied().collect(),
         other_names: texts(&observation.other_names),
         is_cut: observation.is_cut,
+        process: observation
+            .process
+            .as_ref()
+            .map(|process| (clamped(&process.command), process.pid)),
     };
     Some((key, facts))
 }
