@@ -76,6 +76,24 @@ fn kernel(text: &mut Text, status: &Status) {
         ];
         text.sample(&labels, u8::from(hook.attached));
     }
+    text.family(
+        "egress_hook_pinned",
+        "gauge",
+        "1 for a hook that outlives the agent, 0 for one that goes with it.",
+    );
+    for hook in &status.hooks {
+        let labels = [("hook", &*hook.hook), ("target", hook.target.as_str())];
+        text.sample(&labels, u8::from(hook.pinned));
+    }
+    text.family(
+        "egress_put_back_total",
+        "counter",
+        "What was gone from the kernel and was put back: hooks, programs, pins of hooks and maps, the bpffs.",
+    );
+    for what in ["hook", "program", "pin", "map", "bpffs"] {
+        let count = status.put_back.counts.get(what).copied();
+        text.sample(&[("what", what)], count.unwrap_or_default());
+    }
     text.family("egress_map_entries", "gauge", "Entries in a kernel map.");
     for map in &status.maps {
         text.sample(&[("map", &map.name)], map.entries);
@@ -239,6 +257,8 @@ mod tests {
             "egress_policy_generation 3",
             "egress_policy_reload_failed 0",
             "egress_hook_attached{hook=\"tc_egress\",kind=\"tcx\",target=\"eth0\"} 1",
+            "egress_hook_pinned{hook=\"tc_egress\",target=\"eth0\"} 1",
+            "egress_put_back_total{what=\"hook\"} 0",
             "egress_map_entries{map=\"LEARNED\"} 12",
             "egress_map_capacity{map=\"LEARNED\"} 262144",
             "egress_lost_total{what=\"learned_full\"} 7",

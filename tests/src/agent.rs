@@ -121,6 +121,20 @@ impl AgentOptions {
         self
     }
 
+    /// Judges what is below this cgroup.
+    #[must_use]
+    pub fn cgroup(mut self, path: &Path) -> Self {
+        self.cgroup = path.to_path_buf();
+        self
+    }
+
+    /// Pins what it loads in this folder.
+    #[must_use]
+    pub fn pin_dir(mut self, path: &Path) -> Self {
+        self.pins = path.to_path_buf();
+        self
+    }
+
     /// Runs this program instead of the usual agent.
     #[must_use]
     pub fn program(mut self, program: PathBuf) -> Self {
@@ -513,6 +527,17 @@ impl Agent {
         self.start_again();
     }
 
+    /// As [`Agent::start_again`], at another cgroup.
+    ///
+    /// # Panics
+    ///
+    /// If it does not enforce.
+    #[track_caller]
+    pub fn start_at(&mut self, cgroup: &Path) {
+        self.options.cgroup = cgroup.to_path_buf();
+        self.start_again();
+    }
+
     /// Starts a program with the same options and kills it after a while, wherever it is then.
     ///
     /// # Panics
@@ -897,6 +922,8 @@ pub struct Status {
     pub hooks: Vec<HookStatus>,
     /// Maps.
     pub maps: Vec<MapStatus>,
+    /// Scopes.
+    pub scopes: Vec<ScopeStatus>,
     /// Sentences for an operator.
     pub alarms: Vec<String>,
     /// What is known of the cluster, if the agent belongs to one.
@@ -905,6 +932,15 @@ pub struct Status {
     pub pod_interfaces: Option<PodInterfaces>,
     /// Whether enforcing was confirmed, if that was asked for.
     pub confirmation: Option<Confirmation>,
+}
+
+/// A scope.
+#[derive(Clone, Debug, Deserialize)]
+pub struct ScopeStatus {
+    /// Its name.
+    pub name: String,
+    /// `bound`, or `waiting` for its cgroup.
+    pub state: String,
 }
 
 /// Interfaces of pods.
@@ -1030,6 +1066,12 @@ pub struct HookStatus {
     pub kind: String,
     /// Whether it is attached.
     pub attached: bool,
+    /// Whether it outlives the agent.
+    pub pinned: bool,
+    /// Tag of its program.
+    pub program_tag: String,
+    /// Why it is not as it should be.
+    pub trouble: Option<String>,
 }
 
 impl Status {

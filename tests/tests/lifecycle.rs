@@ -74,6 +74,39 @@ fn the_socket_is_for_root_only() {
 }
 
 #[test]
+fn a_socket_that_is_removed_is_there_again_within_a_second() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let folder = world.dir().join("run/egress");
+    let socket = folder.join("agent.sock");
+    let mut agent = world.agent(&policy("allow: []")).socket(&socket).start();
+    let answers = || {
+        agent
+            .cli(&["status"])
+            .is_ok_and(|output| output.code() == Some(0))
+    };
+    let soon = Duration::from_secs(1);
+    fs::remove_file(&socket).unwrap();
+    assert!(eventually(soon, answers));
+    fs::remove_dir_all(&folder).unwrap();
+    assert!(eventually(soon, answers));
+    let mode = fs::metadata(&socket).unwrap().permissions().mode();
+    assert_eq!(mode & 0o077, 0, "{mode:o}");
+    // What another has put there is his.
+    fs::remove_file(&socket).unwrap();
+    fs::write(&socket, "precious").unwrap();
+    std::thread::sleep(soon);
+    assert_eq!(fs::read_to_string(&socket).unwrap(), "precious");
+    fs::remove_file(&socket).unwrap();
+    assert!(eventually(soon, answers));
+    agent.stop();
+    assert!(!socket.exists());
+    agent.start_again();
+}
+
+#[test]
 fn status_exits_with_one_when_no_agent_answers() {
     if !ready() {
         return;

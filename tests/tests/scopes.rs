@@ -8,11 +8,18 @@
     reason = "tests panic"
 )]
 
+use std::time::Duration;
+
 use egress_tests::{
-    World,
+    Agent, World, eventually,
     expect::{counted, policy, reached, refused},
     ready, zone,
 };
+
+/// How long the agent may take to see a cgroup, however little of the CPUs it gets.
+const SOON: Duration = Duration::from_secs(1);
+/// How long the kernel may take to let a cgroup go.
+const LONG: Duration = Duration::from_secs(5);
 
 #[test]
 fn a_scope_gains_nothing_from_what_another_resolved() {
@@ -95,4 +102,69 @@ fn processes_below_a_scope_belong_to_it_and_processes_of_the_node_share_theirs()
     // One process of the node asks for the other, as a local stub resolver does.
     first.resolve("api.example.com", false);
     reached(&second.connect(api, 80));
+}
+
+/// What `status` says of a scope.
+fn state(agent: &Agent, name: &str) -> String {
+    let scopes = agent.status().scopes;
+    let found = scopes.into_iter().find(|scope| scope.name == name);
+    found.expect("the scope is told").state
+}
+
+#[test]
+fn a_scope_whose_cgroup_comes_later_or_is_made_again_is_its_scope_at_once() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let path = world.judged().join("slice/web");
+    let agent = world
+        .agent(&policy("allow: [{ names: [api.example.com] }]"))
+        .scope("web", &path)
+        .start();
+    let node = world.workload("node");
+    assert_eq!(state(&agent, "web"), "waiting");
+    let api = zone::address("api.example.com", false);
+    // Until it is there, nothing is in it; then it learns for itself.
+    let web = world.workload("slice/web");
+    assert!(eventually(SOON, || state(&agent, "web") == "bound"));
+    web.resolve("api.example.com", false);
+    reached(&web.connect(api, 80));
+    refused(&node.connect(api, 80));
+    let generation = agent.status().policy.generation;
+    for round in 0..3 {
+        assert!(eventually(LONG, || std::fs::remove_dir(&path).is_ok()));
+        if round == 1 {
+            // The folder above as well, as `systemctl daemon-reload` may do with an empty slice.
+            std::fs::remove_dir(path.parent().unwrap()).unwrap();
+        }
+        if round == 2 {
+            assert!(eventually(SOON, || state(&agent, "web") == "waiting"));
+        }
+        let web = world.workload("slice/web");
+        // It is the same scope, and knows what it has learned.
+        assert!(eventually(SOON, || web.connect(api, 80).ok), "{round}");
+        refused(&node.connect(api, 80));
+        assert_eq!(state(&agent, "web"), "bound");
+    }
+    assert_eq!(agent.status().policy.generation, generation);
+    assert_eq!(agent.status().alarms, Vec::<String>::new());
+}
+
+#[test]
+fn a_scope_that_can_never_be_there_is_refused() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let output = world
+        .agent(&policy("allow: []"))
+        .scope("web", &world.dir().join("no-cgroup"))
+        .run_to_end();
+    assert_eq!(output.code(), Some(2), "{}", output.shown());
+    assert!(
+        output.stderr.contains("--scope web=") && output.stderr.contains("cgroup v2"),
+        "{}",
+        output.shown()
+    );
 }

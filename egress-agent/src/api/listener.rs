@@ -19,7 +19,10 @@ use nix::{
     unistd::geteuid,
 };
 use thiserror::Error;
-use tokio::net;
+use tokio::{
+    net,
+    time::{Interval, MissedTickBehavior, interval},
+};
 use tracing::{debug, warn};
 
 use super::{
@@ -149,8 +152,15 @@ impl Holder {
 pub struct ApiListener {
     listener: UnixListener,
     name: SocketFile,
-    // Held as long as the agent lives: two that start at once cannot both replace a stale socket.
-    _lock: File,
+    lock: SocketLock,
+}
+
+/// The lock beside a socket, held as long as the agent lives: two that start at once cannot both replace a stale socket.
+#[derive(Debug)]
+struct SocketLock {
+    _file: File,
+    path: PathBuf,
+    identity: (u64, u64),
 }
 
 impl ApiListener {
@@ -162,20 +172,11 @@ impl ApiListener {
     pub fn bind(path: &Path) -> Result<Self, ListenError> {
         make_folder(path)?;
         let lock = take_lock(path)?;
-        remove_stale(path)?;
-        let bind_error = |source| ListenError::Bind {
-            path: path.to_owned(),
-            source,
-        };
-        let listener = UnixListener::bind(path).map_err(bind_error)?;
-        let name = SocketFile::of(path).map_err(bind_error)?;
-        // Until here the umask rules; whoever is faster than this is sent away by `accept`.
-        fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(bind_error)?;
-        listener.set_nonblocking(true).map_err(bind_error)?;
+        let (listener, name) = listen(path)?;
         Ok(Self {
             listener,
             name,
-            _lock: lock,
+            lock,
         })
     }
 
@@ -185,20 +186,40 @@ impl ApiListener {
         &self.name.path
     }
 
-    /// Makes it usable by axum, which needs a runtime. The second part keeps the name.
-    pub(super) fn into_parts(
-        self,
-        limits: Limits,
-    ) -> io::Result<(TrustedPeers, impl Sized + Send)> {
+    /// Makes it usable by axum, which needs a runtime.
+    pub(super) fn into_peers(self, limits: Limits) -> io::Result<TrustedPeers> {
         let listener = net::UnixListener::from_std(self.listener)?;
-        let peers = TrustedPeers {
+        let mut look = interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Ok(TrustedPeers {
             listener,
+            name: self.name,
+            lock: self.lock,
+            look,
+            trouble: None,
             limits,
             seats: Seats::new(limits),
             is_full: false,
-        };
-        Ok((peers, (self.name, self._lock)))
+        })
     }
+}
+
+/// How often the agent looks whether its socket is still there.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Makes the socket, for root and the agent's own user only.
+fn listen(path: &Path) -> Result<(UnixListener, SocketFile), ListenError> {
+    remove_stale(path)?;
+    let bind_error = |source| ListenError::Bind {
+        path: path.to_owned(),
+        source,
+    };
+    let listener = UnixListener::bind(path).map_err(bind_error)?;
+    let name = SocketFile::of(path).map_err(bind_error)?;
+    // Until here the umask rules; whoever is faster than this is sent away by `accept`.
+    fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(bind_error)?;
+    listener.set_nonblocking(true).map_err(bind_error)?;
+    Ok((listener, name))
 }
 
 fn make_folder(socket: &Path) -> Result<(), ListenError> {
@@ -215,7 +236,7 @@ fn make_folder(socket: &Path) -> Result<(), ListenError> {
         })
 }
 
-fn take_lock(socket: &Path) -> Result<File, ListenError> {
+fn take_lock(socket: &Path) -> Result<SocketLock, ListenError> {
     let mut path = socket.as_os_str().to_owned();
     path.push(".lock");
     let path = PathBuf::from(path);
@@ -247,7 +268,11 @@ fn take_lock(socket: &Path) -> Result<File, ListenError> {
     }
     lock.set_len(0).map_err(lock_error)?;
     writeln!(lock, "{}", std::process::id()).map_err(lock_error)?;
-    Ok(lock)
+    Ok(SocketLock {
+        identity: identity(&path).map_err(lock_error)?,
+        _file: lock,
+        path,
+    })
 }
 
 fn remove_stale(path: &Path) -> Result<(), ListenError> {
@@ -311,6 +336,11 @@ impl Drop for SocketFile {
 #[derive(Debug)]
 pub(super) struct TrustedPeers {
     listener: net::UnixListener,
+    name: SocketFile,
+    lock: SocketLock,
+    look: Interval,
+    /// Why the socket cannot be made again, which is told once.
+    trouble: Option<String>,
     limits: Limits,
     seats: Arc<Seats>,
     /// Whether somebody had to make room for the last one: that is told once.
@@ -318,6 +348,45 @@ pub(super) struct TrustedPeers {
 }
 
 impl TrustedPeers {
+    /// Makes the socket again, with its folder and its lock, when somebody has removed it.
+    fn keep_name(&mut self) {
+        let is_there = |path: &Path, known| identity(path).is_ok_and(|now| now == known);
+        let has_lock = is_there(&self.lock.path, self.lock.identity);
+        let has_name = is_there(&self.name.path, self.name.identity);
+        if has_lock && has_name {
+            return;
+        }
+        let made = self
+            .make_again(has_lock, has_name)
+            .map_err(|error| format!("{error}"));
+        match &made {
+            Ok(()) => {
+                warn!(path = %self.name.path.display(), "the socket was removed, and is there again");
+            }
+            Err(error) if self.trouble.as_ref() != Some(error) => {
+                warn!(error, "the socket was removed, and cannot be made again");
+            }
+            Err(_) => {}
+        }
+        self.trouble = made.err();
+    }
+
+    fn make_again(&mut self, has_lock: bool, has_name: bool) -> Result<(), ListenError> {
+        let path = self.name.path.clone();
+        if !has_lock {
+            make_folder(&path)?;
+            self.lock = take_lock(&path)?;
+        }
+        if !has_name {
+            let (listener, name) = listen(&path)?;
+            let bind_error = |source| ListenError::Bind { path, source };
+            self.listener = net::UnixListener::from_std(listener).map_err(bind_error)?;
+            // The file of the one before is not removed: it is somebody else's by now, or gone.
+            self.name = name;
+        }
+        Ok(())
+    }
+
     /// The connection with its place.
     fn seated(&mut self, stream: net::UnixStream) -> Peer {
         let (seat, hung_up, is_full) = self.seats.sit_down();
@@ -343,7 +412,14 @@ impl axum::serve::Listener for TrustedPeers {
 
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
         loop {
-            match self.listener.accept().await {
+            let accepted = tokio::select! {
+                accepted = self.listener.accept() => accepted,
+                _ = self.look.tick() => {
+                    self.keep_name();
+                    continue;
+                }
+            };
+            match accepted {
                 Ok((stream, address)) => match stream.peer_cred() {
                     Ok(peer) if is_trusted(peer.uid()) => {
                         return (self.seated(stream), address);
@@ -431,6 +507,34 @@ mod tests {
         let error = ApiListener::bind(&path).expect_err("is no socket");
         assert!(matches!(error, ListenError::NotASocket { .. }), "{error}");
         assert_eq!(fs::read_to_string(&path).expect("is there"), "precious");
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_is_removed_is_made_again_unless_another_has_its_name() {
+        let folder = folder();
+        let path = folder.path().join("run/agent.sock");
+        let listener = ApiListener::bind(&path).expect("listens");
+        let mut peers = listener.into_peers(Limits::DEFAULT).expect("a runtime");
+        peers.keep_name();
+        fs::remove_file(&path).expect("is there");
+        peers.keep_name();
+        assert!(UnixStream::connect(&path).is_ok());
+        fs::remove_dir_all(folder.path().join("run")).expect("is there");
+        peers.keep_name();
+        assert!(UnixStream::connect(&path).is_ok());
+        let mode = fs::metadata(&path).expect("is there").permissions().mode();
+        assert_eq!(mode & 0o7777, 0o600);
+        assert!(matches!(take_lock(&path), Err(ListenError::InUse { .. })));
+        // Another process has taken the name: it keeps it.
+        fs::remove_file(&path).expect("is there");
+        let other = UnixListener::bind(&path).expect("another one");
+        peers.keep_name();
+        assert!(peers.trouble.is_some());
+        drop(other);
+        peers.keep_name();
+        assert!(peers.trouble.is_none());
+        drop(peers);
+        assert!(!path.exists());
     }
 
     #[test]

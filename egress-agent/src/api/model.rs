@@ -5,7 +5,7 @@ use std::{borrow::Cow, collections::BTreeMap, net::IpAddr, path::PathBuf, sync::
 use serde::{Deserialize, Serialize};
 
 use super::Timestamp;
-use crate::datapath::{self, AttachedHook, MapFill};
+use crate::datapath::{self, AttachedHook, MapFill, PutBack};
 
 /// Text that is nearly always a constant.
 pub type Text = Cow<'static, str>;
@@ -49,6 +49,9 @@ pub struct Status {
     /// What the agent keeps of the flows that it saw, for `policy learn`.
     #[serde(default)]
     pub observed: ObservedStatus,
+    /// What was gone from the kernel and was put back.
+    #[serde(default)]
+    pub put_back: PutBackStatus,
     /// What an operator should look at, in sentences.
     pub alarms: Vec<String>,
     /// Whether one of them says that the agent itself is impaired, although all is enforced.
@@ -56,6 +59,31 @@ pub struct Status {
     pub impaired: bool,
     /// What DNS itself can still carry out of the node.
     pub dns_tunnelling: String,
+}
+
+/// What was gone from the kernel and was put back: hooks, programs behind their links, pins, the bpffs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PutBackStatus {
+    /// How often, by what it was: `hook`, `program`, `pin`, `map` (the pin of a map), `bpffs`.
+    pub counts: BTreeMap<String, u64>,
+    /// The last time.
+    pub last_at: Option<Timestamp>,
+    /// What it was then.
+    pub last: Option<String>,
+}
+
+impl From<PutBack> for PutBackStatus {
+    fn from(put_back: PutBack) -> Self {
+        let counts = put_back.counts.into_iter();
+        let (last_at, last) = put_back.last.unzip();
+        Self {
+            counts: counts
+                .map(|(what, count)| (what.to_owned(), count))
+                .collect(),
+            last_at: last_at.map(Timestamp::from),
+            last,
+        }
+    }
 }
 
 /// What is known of the cluster and of its pods here.
@@ -217,12 +245,21 @@ pub struct ServiceTagsStatus {
 pub struct HookStatus {
     /// Name of the hook.
     pub hook: Text,
-    /// Cgroup path or interface name.
+    /// Cgroup path or interface name: where the kernel has it, or where it should be.
     pub target: String,
     /// `link` (cgroup), `tcx` or `clsact`.
     pub kind: Text,
-    /// Whether the kernel still has it.
+    /// Whether the kernel has it there, with this agent's program behind it.
     pub attached: bool,
+    /// Whether it outlives the agent.
+    #[serde(default)]
+    pub pinned: bool,
+    /// Tag of the program, as the kernel computes it.
+    #[serde(default)]
+    pub program_tag: String,
+    /// Why it is not as it should be.
+    #[serde(default)]
+    pub trouble: Option<String>,
 }
 
 impl From<&AttachedHook> for HookStatus {
@@ -232,6 +269,9 @@ impl From<&AttachedHook> for HookStatus {
             target: hook.target.clone(),
             kind: hook.kind.into(),
             attached: hook.is_attached,
+            pinned: hook.is_pinned,
+            program_tag: hook.program_tag.clone(),
+            trouble: hook.trouble.clone(),
         }
     }
 }
@@ -277,6 +317,9 @@ pub struct ScopeStatus {
     pub id: u32,
     /// The cgroup that it is bound to.
     pub cgroup: Option<PathBuf>,
+    /// `bound`, or `waiting` while its cgroup is not there.
+    #[serde(default)]
+    pub state: Text,
 }
 
 /// Answer of `/v1/counters`.
@@ -648,4 +691,7 @@ pub struct UnloadReport {
     pub hooks: Vec<String>,
     /// How many maps were removed.
     pub maps: usize,
+    /// What is somebody else's and was left, by path below it.
+    #[serde(default)]
+    pub left: Vec<String>,
 }

@@ -102,7 +102,7 @@ pub(super) async fn serve_within(
     agent: Arc<dyn AgentState>,
     shutdown: Shutdown,
 ) -> Result<(), ServiceError> {
-    let (listener, _name) = listener.into_parts(limits).map_err(ServiceError::Serve)?;
+    let listener = listener.into_peers(limits).map_err(ServiceError::Serve)?;
     let router = router(&limits, agent, shutdown.clone());
     let router = router.into_make_service_with_connect_info::<Client>();
     let requested = {

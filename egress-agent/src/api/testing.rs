@@ -22,7 +22,7 @@ use super::{
     model::{
         AddressVerdict, CauseReport, ConfirmationStatus, CountersReport, Explanation, FlowReport,
         HookStatus, LearnedAddress, LifelineStatus, MapStatus, Observation, Observations,
-        ObservedStatus, PolicyFacts, PolicyStatus, RuleReport, ScopeStatus, Status,
+        ObservedStatus, PolicyFacts, PolicyStatus, PutBackStatus, RuleReport, ScopeStatus, Status,
     },
     report::{Cause, counters_report},
 };
@@ -110,12 +110,18 @@ pub(crate) fn status() -> Status {
                 target: "/sys/fs/cgroup".to_owned(),
                 kind: "link".into(),
                 attached: true,
+                pinned: true,
+                program_tag: "0123456789abcdef".to_owned(),
+                trouble: None,
             },
             HookStatus {
                 hook: "tc_egress".into(),
                 target: "eth0".to_owned(),
                 kind: "tcx".into(),
                 attached: true,
+                pinned: true,
+                program_tag: "fedcba9876543210".to_owned(),
+                trouble: None,
             },
         ],
         maps: vec![
@@ -145,6 +151,7 @@ pub(crate) fn status() -> Status {
             name: "node".to_owned(),
             id: 1,
             cgroup: None,
+            state: "bound".into(),
         }],
         kubernetes: None,
         pod_interfaces: None,
@@ -157,6 +164,7 @@ pub(crate) fn status() -> Status {
             saved_at: Some(instant()),
             error: None,
         },
+        put_back: PutBackStatus::default(),
         alarms: vec![],
         impaired: false,
         dns_tunnelling: "allowed resolvers forward any name".to_owned(),

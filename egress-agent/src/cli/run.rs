@@ -91,7 +91,7 @@ pub struct Run {
     /// restart it, and take the option away once it is confirmed: every start waits for a confirmation.
     #[arg(long, value_parser = confirm_window, value_name = "TIME")]
     pub confirm: Option<Duration>,
-    /// A cgroup that is a scope of its own: what it resolves is open to it alone; may be repeated
+    /// A cgroup that is a scope of its own: what it resolves is open to it alone; waited for while it is not there; may be repeated
     #[arg(long, num_args = 1.., value_name = "NAME=CGROUP_PATH")]
     pub scope: Vec<ScopeOption>,
     /// A scope that runs a trusted resolver: without this, only the node's own processes may answer in its name

@@ -253,18 +253,24 @@ fn hooks(status: &model::Status) -> Table {
     let mut table = Table::new()
         .word("HOOK")
         .word("ATTACHED")
+        .word("PINNED")
         .word("BY")
+        .word("PROGRAM")
         .text("TO");
-    for hook in &status.hooks {
-        let attached = if hook.attached {
+    let yes = |is: bool| {
+        if is {
             Cell::painted("yes", Paint::Good)
         } else {
             Cell::painted("NO", Paint::Bad)
-        };
+        }
+    };
+    for hook in &status.hooks {
         table.row([
             (&*hook.hook).into(),
-            attached,
+            yes(hook.attached),
+            yes(hook.pinned),
             (&*hook.kind).into(),
+            hook.program_tag.as_str().into(),
             hook.target.as_str().into(),
         ]);
     }
@@ -314,12 +320,20 @@ fn lifeline(status: &model::Status) -> Table {
 }
 
 fn scopes(status: &model::Status) -> Table {
-    let mut table = Table::new().word("SCOPE").number("ID").text("CGROUP");
+    let mut table = Table::new()
+        .word("SCOPE")
+        .number("ID")
+        .word("STATE")
+        .text("CGROUP");
     for scope in &status.scopes {
         let cgroup = scope.cgroup.as_deref().map(|path| path.to_string_lossy());
         table.row([
             scope.name.as_str().into(),
             number(scope.id.into()),
+            match &*scope.state {
+                "waiting" => Cell::painted("waiting", Paint::Doubtful),
+                state => state.into(),
+            },
             cgroup.map_or_else(|| "all others".into(), Cell::from),
         ]);
     }

@@ -9,12 +9,15 @@ use anyhow::Context;
 use clap::Args;
 
 use super::{
-    exit::ExitCode,
+    exit::{ExitCode, UsageError},
     output::{OutputArgs, Screen},
     remote::DEFAULT_PIN_DIR,
     table::Table,
 };
-use crate::{api::model::UnloadReport, datapath};
+use crate::{
+    api::model::UnloadReport,
+    datapath::{self, DatapathError},
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -40,15 +43,40 @@ impl Unload {
     ///
     /// # Errors
     ///
-    /// An agent is running, or the kernel refuses.
+    /// An agent is running, the folder is not an agent's, or the kernel refuses.
     pub fn execute(self) -> anyhow::Result<ExitCode> {
-        let removed = datapath::unload(&self.pin_dir)
-            .with_context(|| format!("cannot unload {}", self.pin_dir.display()))?;
+        let failed = || format!("cannot unload {}", self.pin_dir.display());
+        let plan = datapath::Unload::plan(&self.pin_dir).map_err(|error| {
+            let is_wrong_folder = matches!(
+                error,
+                DatapathError::NotBpffs { .. } | DatapathError::NotOurs { .. }
+            );
+            let error = anyhow::Error::new(error).context(failed());
+            if is_wrong_folder {
+                UsageError::new(error).into()
+            } else {
+                error
+            }
+        })?;
+        let hooks = plan.hooks();
+        let maps = plan.maps();
+        // What goes is told before it goes.
+        for hook in &hooks {
+            eprintln!("removing hook {hook}");
+        }
+        for map in &maps {
+            eprintln!("removing map {}", map.display());
+        }
+        for other in plan.others() {
+            eprintln!("leaving {other}, which is not an agent's");
+        }
         let report = UnloadReport {
-            pin_dir: self.pin_dir,
-            hooks: removed.hooks,
-            maps: removed.maps,
+            hooks,
+            maps: maps.len(),
+            left: plan.others().to_vec(),
+            pin_dir: self.pin_dir.clone(),
         };
+        plan.remove().with_context(failed)?;
         self.output
             .print(&report, |screen| render(&report, screen))?;
         Ok(ExitCode::Ok)
@@ -65,5 +93,8 @@ fn render(report: &UnloadReport, screen: Screen) -> String {
         maps => format!("{maps} maps of {}", report.pin_dir.display()),
     };
     table.row(["removed".into(), maps.into()]);
+    for other in &report.left {
+        table.row(["left".into(), other.as_str().into()]);
+    }
     table.render(screen)
 }

@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeSet, HashMap, HashSet},
     path::PathBuf,
     sync::Arc,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use egress_common::{tally::Tally, verdict::Mode};
@@ -30,6 +30,7 @@ use crate::{
         report::{counters_report, lost},
     },
     cli::dropped_log_lines,
+    datapath::{Anchors, AttachedHook, PutBack},
     observed::DROPPED,
     policy::{Compiled, RuleSource, ServiceTagsFacts, port_range_text},
 };
@@ -53,11 +54,13 @@ impl AgentState for Shared {
         let counters = self.reader.counters()?;
         let mut fill = self.reader.fill()?;
         let datapath = self.datapath();
-        let hooks = datapath.hooks();
         fill.extend(datapath.fill());
         let generation = datapath.generation()?;
         drop(datapath);
         fill.sort_by_key(|map| MAPS.iter().position(|name| *name == map.name));
+        let anchors = self.anchors.as_ref();
+        let hooks = anchors.map_or_else(Vec::new, Anchors::hooks);
+        let put_back = anchors.map(Anchors::put_back).unwrap_or_default();
         let in_force = self.in_force();
         let is_over = self.is_enforcing_over(now_ns());
         let policies = in_force
@@ -85,13 +88,14 @@ impl AgentState for Shared {
         lost.insert(DROPPED.to_owned(), observed.dropped);
         let mut alarms = self.faults();
         let impaired = !alarms.is_empty();
-        for hook in hooks.iter().filter(|hook| !hook.is_attached) {
-            alarms.push(format!(
-                "{} is not attached to {}: restart the agent",
-                hook.hook.name(),
-                hook.target
-            ));
-        }
+        let troubles = anchors.map_or_else(Vec::new, Anchors::troubles);
+        alarms.extend(hook_alarms(&hooks));
+        alarms.extend(troubles.iter().cloned());
+        alarms.extend(put_back_alarm(&put_back));
+        let unbound = lock(&self.scopes).refused().map(|error| {
+            format!("a scope's cgroup cannot be bound, and is judged as the node: {error}")
+        });
+        alarms.extend(unbound.clone());
         if let Some(error) = &refused {
             alarms.push(format!("the last policy change was refused: {error}"));
         }
@@ -133,7 +137,9 @@ impl AgentState for Shared {
         let unjudged = pod_interfaces.iter().flat_map(|status| &status.failed);
         let unjudged = unjudged.map(|text| format!("a pod's interface is not judged: {text}"));
         alarms.extend(unjudged);
-        let is_attached = hooks.iter().all(|hook| hook.is_attached)
+        let is_attached = hooks.iter().all(|hook| hook.is_attached && hook.is_pinned)
+            && troubles.is_empty()
+            && unbound.is_none()
             && pod_interfaces
                 .as_ref()
                 .is_none_or(|status| status.failed.is_empty());
@@ -176,6 +182,7 @@ impl AgentState for Shared {
             pod_interfaces,
             confirmation,
             observed,
+            put_back: put_back.into(),
             alarms,
             impaired,
             dns_tunnelling: self.dns_tunnelling(),
@@ -288,14 +295,23 @@ impl Shared {
     fn scope_status(&self) -> Vec<ScopeStatus> {
         let in_force = self.in_force();
         let bound = in_force.iter().flat_map(|in_force| &in_force.bound);
-        bound
-            .map(|bound| &bound.scope)
-            .map(|scope| ScopeStatus {
-                name: scope.name.clone(),
-                id: scope.identity,
-                cgroup: scope.cgroup.clone(),
-            })
-            .collect()
+        let bound: Vec<_> = bound.map(|bound| &bound.scope).collect();
+        let own = lock(&self.scopes);
+        let is_waiting = |name: &str| own.waiting().any(|waiting| waiting.name == name);
+        let is_bound = |name: &str| bound.iter().any(|scope| scope.name == name);
+        let never_there = own.waiting().filter(|scope| !is_bound(&scope.name));
+        let all = bound.iter().copied().chain(never_there);
+        all.map(|scope| ScopeStatus {
+            name: scope.name.clone(),
+            id: scope.identity,
+            cgroup: scope.cgroup.clone(),
+            state: if is_waiting(&scope.name) {
+                "waiting".into()
+            } else {
+                "bound".into()
+            },
+        })
+        .collect()
     }
 }
 
@@ -309,6 +325,47 @@ fn fall_back_words(mode: Mode, status: Option<&ConfirmationStatus>) -> String {
     } else {
         format!("is to fall back to audit, which the kernel refuses so far: {reason}")
     }
+}
+
+/// Hooks that are not as they should be, and that the agent says nothing else of.
+fn hook_alarms(hooks: &[AttachedHook]) -> Vec<String> {
+    let mut alarms = Vec::new();
+    for hook in hooks {
+        let (name, target) = (hook.hook.name(), &hook.target);
+        if !hook.is_attached {
+            let why = hook
+                .trouble
+                .as_deref()
+                .unwrap_or("the kernel has it no more");
+            alarms.push(format!(
+                "{name} is not attached to {target} ({why}): the agent attaches it as soon as it can"
+            ));
+        } else if !hook.is_pinned {
+            alarms.push(format!(
+                "{name} at {target} is not pinned, and goes with the agent: it is pinned again within a second"
+            ));
+        }
+    }
+    alarms
+}
+
+/// How long it is an alarm that something had to be put back.
+const PUT_BACK_ALARM: Duration = Duration::from_secs(3_600);
+
+/// The alarm that somebody takes away what the agent needs.
+fn put_back_alarm(put_back: &PutBack) -> Option<String> {
+    let (at, what) = put_back.last.as_ref()?;
+    if at.elapsed().is_ok_and(|age| age > PUT_BACK_ALARM) {
+        return None;
+    }
+    let count = put_back
+        .counts
+        .values()
+        .fold(0, |sum: u64, count| sum.saturating_add(*count));
+    let at = Timestamp::from(*at);
+    Some(format!(
+        "{what} was gone from the kernel at {at}, and the agent put it back ({count} times since it started): find out who removes it"
+    ))
 }
 
 /// The files that policies stand in, each once.

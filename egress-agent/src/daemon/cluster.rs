@@ -386,8 +386,7 @@ impl Shared {
         let (tree, events) = PodTree::watch(&self.options.cgroup).map_err(anyhow::Error::new)?;
         let known = self.datapath().workloads()?;
         let identities = known.iter().map(|(_, workload)| workload.identity);
-        let levels = self.scopes.iter().filter_map(|scope| scope.level);
-        cluster.pods.beside(levels, identities);
+        cluster.pods.beside(lock(&self.scopes).levels(), identities);
         cluster.take_events(self, events);
         let view = Arc::clone(&cluster.feed.view);
         view.dns_service.clone_into(&mut lock(&self.dns_service));

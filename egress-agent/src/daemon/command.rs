@@ -1,6 +1,9 @@
 //! The daemon for one command: one cgroup, nothing pinned, nothing kept, policies that nobody changes.
 
-use std::{future::Future, sync::Arc};
+use std::{
+    future::Future,
+    sync::{Arc, Mutex},
+};
 
 use anyhow::Context as _;
 use egress_common::{maps::NODE_CGROUP, verdict::Mode};
@@ -11,6 +14,7 @@ use super::{
     node::{self, Node, NodeWatch},
     plan::Base,
     policy_files::PolicyFiles,
+    scopes::OwnScopes,
     shared::{Scope, Shared},
     state_writer::StateWriter,
     upkeep,
@@ -66,7 +70,7 @@ impl Session {
         let copies = datapath.take_dns_copies().map_err(anyhow::Error::new)?;
         let mut shared = Shared::new(options, datapath, node, state_writer)?;
         // Everything that the programs see is in the one cgroup; but it is not the node: it answers for no resolver.
-        shared.scopes = vec![Arc::new(Scope {
+        let scope = Arc::new(Scope {
             name: SCOPE.to_owned(),
             cgroup: Some(shared.options.cgroup.clone()),
             cgroup_id: NODE_CGROUP,
@@ -75,7 +79,8 @@ impl Session {
             answers_dns: false,
             number: shared.memory.scope(SCOPE),
             pod: None,
-        })];
+        });
+        shared.scopes = Mutex::new(OwnScopes::of_all(scope));
         shared.begin_with(base)?;
         debug!("policy written");
         shared

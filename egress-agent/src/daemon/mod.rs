@@ -14,6 +14,7 @@ mod dns;
 mod events;
 mod explain;
 mod faults;
+mod guard;
 mod learned;
 mod limits;
 mod looks;
@@ -26,6 +27,7 @@ mod pods;
 mod policy_files;
 mod probation;
 mod rulesets;
+mod scopes;
 mod shared;
 mod state_writer;
 mod switch;
@@ -183,6 +185,15 @@ async fn start(options: RunOptions, files: Watched) -> anyhow::Result<ExitCode> 
             stop.clone(),
         ));
     }
+    if let Some(anchors) = shared.anchors.clone() {
+        tasks.spawn(guard::run(anchors.clone(), stop.clone()));
+        if !shared.options.interfaces.is_empty() {
+            tasks.spawn(guard::follow_interfaces(anchors, stop.clone()));
+        }
+    }
+    if !shared.options.scopes.is_empty() {
+        tasks.spawn(scopes::run(Arc::clone(&shared), stop.clone()));
+    }
     tasks.spawn(events::run(Arc::clone(&shared), events, stop.clone()));
     tasks.spawn(dns::run(Arc::clone(&shared), copies, stop.clone()));
     tasks.spawn(upkeep::run(Arc::clone(&shared), stop.clone()));
@@ -217,6 +228,10 @@ async fn start(options: RunOptions, files: Watched) -> anyhow::Result<ExitCode> 
     }
     notify::stopping();
     end_unconfirmed(&shared);
+    // A pin that was removed a moment ago would be missed when the agent holds nothing any more.
+    if let Some(anchors) = &shared.anchors {
+        anchors.hold();
+    }
     shared.observe_end();
     if !shared.state_writer.flush(END_LIMIT) {
         warn!("the disk does not answer: the last state is not written");
@@ -290,7 +305,11 @@ fn end_unconfirmed(shared: &Shared) {
 fn environment(error: DatapathError) -> anyhow::Error {
     let is_environment = matches!(
         error,
-        DatapathError::NoObject | DatapathError::Held { .. } | DatapathError::Layout { .. }
+        DatapathError::NoObject
+            | DatapathError::Held { .. }
+            | DatapathError::Layout { .. }
+            | DatapathError::NotBpffs { .. }
+            | DatapathError::NotOurs { .. }
     );
     let error = anyhow::Error::new(error);
     if is_environment {

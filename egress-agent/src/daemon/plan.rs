@@ -251,10 +251,8 @@ impl Shared {
 
     /// Switches to what is wanted with this base, which is what is wanted from then on.
     pub(super) fn apply(&self, wanted: &mut Wanted, base: Base) -> anyhow::Result<()> {
-        let own = self.scopes.iter();
-        let mut plan: Vec<Assignment> = own
-            .map(|scope| (Arc::clone(scope), base.rules.clone()))
-            .collect();
+        let own = lock(&self.scopes).known().into_iter();
+        let mut plan: Vec<Assignment> = own.map(|scope| (scope, base.rules.clone())).collect();
         if let Some(cluster) = &mut wanted.cluster {
             let mode = base.is_audited.then_some(Mode::Audit);
             let mode = mode.or(self.options.mode);

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use egress_common::maps::NODE_CGROUP;
-use tracing::error;
+use tracing::{error, warn};
 
 use super::{
     pods::PENDING,
@@ -14,6 +14,9 @@ use crate::{api::model::PodInterfacesStatus, shutdown::Shutdown, workload::Inter
 
 /// How often they are looked at although the kernel told of no change.
 const LOOK: Duration = Duration::from_secs(10);
+
+/// How soon a watch is begun anew that told nothing more.
+const WATCH_AGAIN: Duration = Duration::from_millis(200);
 
 /// Watches and attaches until it is told to stop.
 ///
@@ -29,9 +32,12 @@ pub(super) async fn run(
     loop {
         tokio::select! {
             _ = look.tick() => {}
-            is_heard = interfaces.changed() => {
-                anyhow::ensure!(is_heard, "the watch on interfaces has ended");
-            }
+            is_heard = interfaces.changed() => if !is_heard {
+                // More was told than was read in time: all is looked at anew.
+                warn!("the watch on interfaces has ended, and is begun anew");
+                tokio::time::sleep(WATCH_AGAIN).await;
+                interfaces = Interfaces::watch().context("cannot watch the interfaces")?;
+            },
             () = stop.requested() => return Ok(()),
         }
         let found = interfaces.of_pods().await;

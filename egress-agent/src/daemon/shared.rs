@@ -11,7 +11,6 @@ use std::{
 use egress_common::{
     address::Address,
     hash::rule_identity,
-    maps::NODE_CGROUP,
     policy::{Binding, NameRules},
     verdict::Mode,
 };
@@ -19,15 +18,15 @@ use tokio::sync::{broadcast, watch};
 
 use super::{
     confirm::Confirmation, looks::Looks, node::Node, observe::Observer, plan::Wanted,
-    state_writer::StateWriter,
+    scopes::OwnScopes, state_writer::StateWriter,
 };
 use crate::{
     api::{
         RecentFlows, Timestamp,
         model::{FlowReport, KubernetesStatus, PodInterfacesStatus},
     },
-    cli::{RunOptions, UsageError, run::NODE_SCOPE},
-    datapath::{Datapath, Reader, cgroup_facts},
+    cli::RunOptions,
+    datapath::{Anchors, Datapath, Reader},
     dns::{Memory, MemoryLimits, Refusals, ScopeNumber},
     kube::{Feed, Pod, events::Denials},
     policy::{Catalog, Compiled, Lifeline, Policy, ServiceTagsFacts},
@@ -304,7 +303,7 @@ impl InForce {
 pub(super) struct Shared {
     pub(super) options: RunOptions,
     /// The node, and the cgroups given with `--scope`.
-    pub(super) scopes: Vec<Arc<Scope>>,
+    pub(super) scopes: Mutex<OwnScopes>,
     pub(super) memory: Memory,
     /// Answers that taught nothing.
     pub(super) refusals: Refusals,
@@ -316,6 +315,8 @@ pub(super) struct Shared {
     datapath: Mutex<Datapath>,
     /// Reads maps for those who ask: nobody waits for the lock of the datapath, or holds it, to read.
     pub(super) reader: Arc<Reader>,
+    /// What is attached and pinned; none where nothing is pinned.
+    pub(super) anchors: Option<Anchors>,
     in_force: RwLock<Option<Arc<InForce>>>,
     /// Whether enforcing was confirmed.
     pub(super) confirmation: Confirmation,
@@ -360,7 +361,7 @@ impl Shared {
     ///
     /// # Errors
     ///
-    /// A scope's cgroup is not there.
+    /// A scope's cgroup can never be there.
     pub(super) fn new(
         options: RunOptions,
         datapath: Datapath,
@@ -368,33 +369,7 @@ impl Shared {
         state_writer: StateWriter,
     ) -> anyhow::Result<Self> {
         let memory = Memory::new(MemoryLimits::default());
-        let mut scopes = vec![Arc::new(Scope {
-            name: NODE_SCOPE.to_owned(),
-            cgroup: None,
-            cgroup_id: NODE_CGROUP,
-            level: None,
-            identity: 1,
-            answers_dns: true,
-            number: memory.scope(NODE_SCOPE),
-            pod: None,
-        })];
-        for (identity, scope) in (2_u32..).zip(&options.scopes) {
-            let (cgroup_id, level) = cgroup_facts(&scope.cgroup).map_err(|error| {
-                UsageError::new(
-                    anyhow::Error::new(error).context(format!("--scope {}", scope.name)),
-                )
-            })?;
-            scopes.push(Arc::new(Scope {
-                name: scope.name.clone(),
-                cgroup: Some(scope.cgroup.clone()),
-                cgroup_id,
-                level: Some(level),
-                identity,
-                answers_dns: options.resolver_scopes.contains(&scope.name),
-                number: memory.scope(&scope.name),
-                pod: None,
-            }));
-        }
+        let scopes = OwnScopes::new(&options, &memory)?;
         let confirmation = Confirmation::new(options.confirm);
         // An empty path: nothing is kept.
         let observer = if options.state_dir.as_os_str().is_empty() {
@@ -405,13 +380,14 @@ impl Shared {
         let (followers, _) = broadcast::channel(FOLLOW_FLOWS);
         Ok(Self {
             options,
-            scopes,
+            scopes: Mutex::new(scopes),
             memory,
             refusals: Refusals::default(),
             started: Instant::now(),
             reader: datapath.reader(),
             node,
             state_writer,
+            anchors: datapath.anchors(),
             datapath: Mutex::new(datapath),
             in_force: RwLock::new(None),
             confirmation,

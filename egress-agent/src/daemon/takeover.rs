@@ -23,13 +23,18 @@ use egress_common::{
 };
 use tracing::info;
 
-use super::{carry::alias_for, shared::Shared, switch::PAUSE, time::now_ns};
+use super::{
+    carry::alias_for,
+    shared::{Shared, lock},
+    switch::PAUSE,
+    time::now_ns,
+};
 
 impl Shared {
     /// Whether every workload is bound to a policy of this agent's layout.
     pub(super) fn is_bound(&self) -> bool {
         let datapath = self.datapath();
-        self.scopes.iter().all(|scope| {
+        lock(&self.scopes).known().iter().all(|scope| {
             let bound = datapath.bound(scope.cgroup_id);
             bound.is_some_and(|workload| workload.current.policy_id != 0)
         })

@@ -67,18 +67,27 @@ pub enum DatapathError {
         target: String,
         /// Why.
         #[source]
-        source: aya::programs::ProgramError,
-    },
-    /// A link cannot be used.
-    #[error("cannot {action} the link of {program}")]
-    Link {
-        /// What was tried.
-        action: &'static str,
-        /// The program.
-        program: String,
-        /// Why not.
-        #[source]
         source: io::Error,
+    },
+    /// The pin directory lies where nothing can be pinned.
+    #[error(
+        "{} is not on a bpffs: nothing of an agent can be there; `findmnt -t bpf` lists them",
+        .path.display()
+    )]
+    NotBpffs {
+        /// The pin directory.
+        path: PathBuf,
+    },
+    /// The pin directory is in use by others, and by no agent.
+    #[error(
+        "{} holds what is not an agent's ({}), which is left alone: give --pin-dir a folder of its own, such as {}",
+        .path.display(), .others.join(", "), .path.join("egress").display()
+    )]
+    NotOurs {
+        /// The pin directory.
+        path: PathBuf,
+        /// What is there, by path below it.
+        others: Vec<String>,
     },
     /// A map operation.
     #[error("cannot {action} map {map}")]

@@ -20,7 +20,7 @@ use std::{
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use egress_common::{
     learned::{Learned, LearnedKey},
-    maps::{Config, ConfigOfLayout1, KERNEL_MAPS, LAYOUT_VERSION},
+    maps::{Config, ConfigOfLayout1, KERNEL_MAPS, Keys, LAYOUT_VERSION},
     policy::Workload,
 };
 use tracing::{info, warn};
@@ -29,6 +29,7 @@ use super::{
     LearnedEntry,
     error::{DatapathError, io_error},
     maps::learned_entries,
+    owned::{MapsDir, Owned},
 };
 
 /// Name of the folder for links.
@@ -41,20 +42,6 @@ pub(super) fn links_dir(pin_dir: &Path) -> PathBuf {
 /// The folder for the maps of this agent's layout.
 pub(super) fn own_maps_dir(pin_dir: &Path) -> PathBuf {
     pin_dir.join(format!("layout-{LAYOUT_VERSION}"))
-}
-
-/// Every folder with maps, of whatever layout.
-pub(super) fn maps_dirs(pin_dir: &Path) -> Result<Vec<PathBuf>, DatapathError> {
-    let entries = fs::read_dir(pin_dir).map_err(io_error("read", pin_dir))?;
-    let mut found = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(io_error("read", pin_dir))?;
-        let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
-        if is_dir && entry.file_name() != LINKS {
-            found.push(entry.path());
-        }
-    }
-    Ok(found)
 }
 
 fn pinned_map(dir: &Path, name: &str) -> Option<Map> {
@@ -180,14 +167,25 @@ impl Foreign {
     }
 
     /// Every folder but this agent's own, the one that was switched last first.
-    pub(super) fn find(pin_dir: &Path) -> Result<Vec<Self>, DatapathError> {
+    pub(super) fn find(pin_dir: &Path, owned: &Owned) -> Vec<Self> {
         let own = own_maps_dir(pin_dir);
-        let dirs = maps_dirs(pin_dir)?.into_iter();
-        let mut found: Vec<_> = dirs.filter(|dir| *dir != own).map(Self::open).collect();
+        let others = owned
+            .maps
+            .iter()
+            .filter(|dir| dir.path != own && !dir.maps.is_empty());
+        let mut found: Vec<_> = others.map(|dir| Self::open(dir.path.clone())).collect();
         found.sort_by_key(|foreign| {
             std::cmp::Reverse(foreign.config.map_or(0, |config| config.generation))
         });
-        Ok(found)
+        found
+    }
+
+    /// The keys of its hashes, where they are of this layout.
+    pub(super) fn keys(&self) -> Option<Keys> {
+        self.config
+            .filter(|config| config.layout_version == LAYOUT_VERSION)?;
+        let keys = Array::<_, Keys>::try_from(pinned_map(&self.dir, "KEYS")?).ok()?;
+        keys.get(&0, 0).ok()
     }
 
     /// How a cgroup is bound there.
@@ -221,24 +219,23 @@ impl Foreign {
     }
 }
 
-/// Unpins every map of a folder and removes it; returns how many there were.
-pub(super) fn remove_maps(dir: &Path) -> Result<usize, DatapathError> {
-    // Bindings first: an agent that finds them goes on with the policy that they name, which has to be there.
-    let workloads = dir.join("WORKLOADS");
-    let mut removed: usize = 0;
-    if workloads.exists() {
-        fs::remove_file(&workloads).map_err(io_error("remove", &workloads))?;
-        removed = 1;
-    }
-    let entries = fs::read_dir(dir).map_err(io_error("read", dir))?;
-    for entry in entries {
-        let path = entry.map_err(io_error("read", dir))?.path();
+/// How many learned addresses fit into the map of a folder.
+pub(super) fn learned_capacity(dir: &Path) -> Option<u32> {
+    pinned_shape(&dir.join("LEARNED")).map(|shape| shape.capacity)
+}
+
+/// Unpins every map of a folder that is an agent's, and removes the folder if nothing else is in it.
+pub(super) fn remove_maps(dir: &Path) -> Result<(), DatapathError> {
+    let (owned, others) = MapsDir::examine(dir.to_owned())?;
+    for name in owned.in_order() {
+        let path = dir.join(name);
         fs::remove_file(&path).map_err(io_error("remove", &path))?;
-        removed = removed.saturating_add(1);
     }
-    fs::remove_dir(dir).map_err(io_error("remove", dir))?;
+    if others.is_empty() {
+        fs::remove_dir(dir).map_err(io_error("remove", dir))?;
+    }
     info!(maps = %dir.display(), "maps removed");
-    Ok(removed)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -264,19 +261,5 @@ mod tests {
         ] {
             assert!(!KERNEL_MAPS.contains(&name), "{name}");
         }
-    }
-
-    #[test]
-    fn every_folder_but_that_of_the_links_holds_maps() {
-        let pins = tempfile::tempdir().expect("a folder");
-        for name in ["links", "layout-1", "layout-77", "maps"] {
-            fs::create_dir(pins.path().join(name)).expect("a folder");
-        }
-        let mut found = maps_dirs(pins.path()).expect("reads");
-        found.sort();
-        let names: Vec<_> = ["layout-1", "layout-77", "maps"]
-            .map(|name| pins.path().join(name))
-            .into();
-        assert_eq!(found, names);
     }
 }

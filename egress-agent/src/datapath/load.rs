@@ -10,21 +10,13 @@
 )]
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
-    io,
-    os::fd::AsFd,
     path::{Path, PathBuf},
+    sync::OnceLock,
 };
 
-use aya::{
-    Ebpf, EbpfLoader,
-    programs::{
-        CgroupAttachMode, CgroupSkbAttachType, Program, SchedClassifier, TcAttachType,
-        links::FdLink,
-        tc::{self, SchedClassifierLink},
-    },
-    util::KernelVersion,
-};
+use aya::{Ebpf, EbpfLoader, programs::Program, util::KernelVersion};
 use egress_common::{
     maps::{Config, LAYOUT_VERSION, MAP_NAMES, NO_LEVEL},
     verdict::Hook,
@@ -33,11 +25,12 @@ use nix::fcntl::{Flock, FlockArg};
 use tracing::{debug, info, warn};
 
 use super::{
-    AttachedHook,
+    attached::{Anchors, Place, cgroup_attach_type, interface_pin, node_side},
     error::{DatapathError, io_error},
     kernel_types,
-    layout::{Foreign, links_dir, own_maps_dir, pinned_config, share},
-    sys,
+    layout::{self, Foreign, links_dir, own_maps_dir, pinned_config, share},
+    owned::{Owned, free_layout_dir},
+    pod_interfaces::is_pod_pin,
 };
 
 /// The object that `cargo xtask build-ebpf` made; empty when there was none.
@@ -52,6 +45,15 @@ const NETNS_KERNEL: KernelVersion = KernelVersion::new(6, 15, 0);
 
 /// Kernel that has TCX.
 const TCX_KERNEL: KernelVersion = KernelVersion::new(6, 6, 0);
+
+/// What stands between hook and interface in the name of a pin of the node's interface.
+const NODE_SEPARATOR: char = '-';
+
+/// Whether the kernel has links for programs at interfaces.
+pub(super) fn has_tcx() -> bool {
+    static HAS_TCX: OnceLock<bool> = OnceLock::new();
+    *HAS_TCX.get_or_init(|| kernel_is_at_least(TCX_KERNEL))
+}
 
 /// Whether the running kernel is at least this one. One that cannot be told counts as the oldest.
 pub(super) fn kernel_is_at_least(version: KernelVersion) -> bool {
@@ -77,10 +79,8 @@ pub struct Options {
 pub(super) struct Loaded {
     pub(super) ebpf: Ebpf,
     pub(super) options: Options,
-    /// Held as long as the agent runs: only one agent writes the maps. None where nothing is pinned.
-    pub(super) _lock: Option<Flock<File>>,
-    /// clsact hooks, which have no link to pin.
-    pub(super) clsact: Vec<AttachedHook>,
+    /// What is attached and pinned; none where nothing is pinned.
+    pub(super) anchors: Option<Anchors>,
     /// Whether maps of an earlier agent of this layout were found.
     pub(super) is_adopted: bool,
     /// Maps of other layouts that were found.
@@ -112,6 +112,33 @@ pub(super) fn load(options: Options) -> Result<Loaded, DatapathError> {
     let pin_dir = &options.pin_dir;
     fs::create_dir_all(pin_dir).map_err(io_error("create", pin_dir))?;
     let lock = lock(pin_dir)?;
+    let mut owned = Owned::examine(pin_dir)?;
+    if !owned.others.is_empty() {
+        if owned.is_empty() {
+            return Err(DatapathError::NotOurs {
+                path: pin_dir.clone(),
+                others: owned.others,
+            });
+        }
+        let others = owned.others.join(", ");
+        warn!(
+            others,
+            "the pin directory also holds what is not an agent's: left alone"
+        );
+    }
+    let is_resized = layout::learned_capacity(&maps)
+        .is_some_and(|capacity| capacity != options.learned_capacity);
+    if is_resized {
+        // The size of a map cannot be changed: one of the new size takes over, as one of another layout does.
+        let before = free_layout_dir(pin_dir);
+        info!(
+            to = options.learned_capacity,
+            from = %before.display(),
+            "room for learned addresses changes: they are carried over"
+        );
+        fs::rename(&maps, &before).map_err(io_error("rename", &maps))?;
+        owned = Owned::examine(pin_dir)?;
+    }
     for directory in [&maps, &links] {
         fs::create_dir_all(directory).map_err(io_error("create", directory))?;
     }
@@ -126,7 +153,11 @@ pub(super) fn load(options: Options) -> Result<Loaded, DatapathError> {
             expected: LAYOUT_VERSION,
         });
     }
-    let foreign = Foreign::find(pin_dir)?;
+    let foreign = Foreign::find(pin_dir, &owned);
+    for empty in owned.maps.iter().filter(|dir| dir.path != maps) {
+        // An agent may have been killed between its last map and its folder; one with maps stays.
+        let _ = fs::remove_dir(&empty.path);
+    }
     for other in &foreign {
         info!(from = %other.dir.display(), to = %maps.display(), "taking over from another layout");
         share(OBJECT, &maps, &other.dir, options.learned_capacity)?;
@@ -143,11 +174,19 @@ pub(super) fn load(options: Options) -> Result<Loaded, DatapathError> {
     for name in ["learn", "sweep", "own_netns"] {
         load_program(&mut ebpf, name)?;
     }
+    let programs = Hook::ALL.iter().map(|hook| {
+        let program = ebpf.program(hook.name()).ok_or(DatapathError::Missing {
+            what: "program",
+            name: hook.name(),
+        })?;
+        Ok((*hook, program))
+    });
+    let programs = programs.collect::<Result<Vec<_>, DatapathError>>()?;
+    let anchors = Anchors::new(&options.pin_dir, maps, lock, &programs)?;
     Ok(Loaded {
         ebpf,
         options,
-        _lock: Some(lock),
-        clsact: Vec::new(),
+        anchors: Some(anchors),
         is_adopted: found == Some(LAYOUT_VERSION),
         foreign,
     })
@@ -239,268 +278,42 @@ pub(super) fn verify(program: &mut Program, name: &'static str) -> Result<(), Da
 }
 
 impl Loaded {
-    /// Attaches these hooks where they are not attached yet, and puts the new programs behind the others.
+    /// Attaches these hooks where they are asked for, and puts the new programs behind the links that are there.
     pub(super) fn attach(&mut self, hooks: &[Hook]) -> Result<(), DatapathError> {
-        let cgroup = self.options.cgroup.clone();
+        let Some(anchors) = &self.anchors else {
+            return self.attach_unpinned();
+        };
+        let mut anchors = anchors.lock();
         for hook in hooks {
-            match hook {
-                Hook::SockCreate
-                | Hook::SkbIngress
-                | Hook::SkbEgress
-                | Hook::Connect4
-                | Hook::Connect6 => {
-                    self.attach_cgroup(*hook, &cgroup)?;
-                }
-                Hook::TcIngress | Hook::TcEgress => {
-                    for interface in self.options.interfaces.clone() {
-                        self.attach_interface(*hook, &interface)?;
-                    }
-                }
+            if cgroup_attach_type(*hook).is_some() {
+                let place = Place::Cgroup(self.options.cgroup.clone());
+                anchors.attach(hook.name().to_owned(), *hook, place)?;
+                continue;
+            }
+            for interface in &self.options.interfaces {
+                let pin = interface_pin(*hook, NODE_SEPARATOR, interface);
+                let place = Place::Interface(interface.clone(), node_side(*hook));
+                anchors.attach(pin, *hook, place)?;
             }
         }
         Ok(())
     }
 
-    /// Interfaces that an earlier agent was given and this one was not; its links are still there.
-    pub(super) fn other_interfaces(&self) -> Vec<String> {
-        let Ok(entries) = fs::read_dir(links_dir(&self.options.pin_dir)) else {
-            return Vec::new();
-        };
-        entries
-            .flatten()
-            .filter_map(|entry| {
-                let name = entry.file_name().into_string().ok()?;
-                let interface = name
-                    .strip_prefix(Hook::TcEgress.name())?
-                    .strip_prefix('-')?;
-                let is_given = self.options.interfaces.iter().any(|one| one == interface);
-                (!is_given).then(|| interface.to_owned())
+    /// Lets go what earlier agents were asked for and this one is not, but for pods' interfaces.
+    pub(super) fn let_others_go(&mut self) {
+        let interfaces = self.options.interfaces.iter();
+        let wanted: BTreeSet<String> = interfaces
+            .flat_map(|interface| {
+                [Hook::TcEgress, Hook::TcIngress]
+                    .map(|hook| interface_pin(hook, NODE_SEPARATOR, interface))
             })
-            .collect()
-    }
-
-    /// Puts the new program behind the links of interfaces that this agent was not given.
-    pub(super) fn replace_other(&mut self, hook: Hook) -> Result<(), DatapathError> {
-        for interface in self.other_interfaces() {
-            let name = hook.name();
-            let pin = links_dir(&self.options.pin_dir).join(format!("{name}-{interface}"));
-            if !is_attached(&pin) {
-                continue;
-            }
-            let Program::SchedClassifier(program) = program_of(&mut self.ebpf, name)? else {
-                continue;
-            };
-            let fd = program.fd().map_err(|source| DatapathError::Program {
-                program: name,
-                source,
-            })?;
-            replace(&pin, name, fd.as_fd())?;
-        }
-        Ok(())
-    }
-
-    fn attach_cgroup(&mut self, hook: Hook, cgroup: &Path) -> Result<(), DatapathError> {
-        let name = hook.name();
-        let pin = links_dir(&self.options.pin_dir).join(name);
-        let program = program_of(&mut self.ebpf, name)?;
-        let fd = match program {
-            Program::CgroupSkb(program) => program.fd(),
-            Program::CgroupSockAddr(program) => program.fd(),
-            Program::CgroupSock(program) => program.fd(),
-            _ => {
-                return Err(DatapathError::Missing {
-                    what: "program",
-                    name,
-                });
-            }
-        }
-        .map_err(|source| DatapathError::Program {
-            program: name,
-            source,
-        })?;
-        if pin.exists() {
-            return replace(&pin, name, fd.as_fd());
-        }
-        let target = cgroup.display().to_string();
-        let directory = File::open(cgroup).map_err(io_error("open", cgroup))?;
-        let attach = |source| DatapathError::Attach {
-            program: name,
-            target: target.clone(),
-            source,
-        };
-        // The kernel wants flags 0 for links; several links still coexist.
-        let mode = CgroupAttachMode::Single;
-        let link: FdLink = match program {
-            Program::CgroupSkb(program) => {
-                let kind = if hook == Hook::SkbEgress {
-                    CgroupSkbAttachType::Egress
-                } else {
-                    CgroupSkbAttachType::Ingress
-                };
-                let id = program.attach(directory, kind, mode).map_err(attach)?;
-                let link = program.take_link(id).map_err(attach)?;
-                fd_link(link.try_into(), name)?
-            }
-            Program::CgroupSockAddr(program) => {
-                let id = program.attach(directory, mode).map_err(attach)?;
-                let link = program.take_link(id).map_err(attach)?;
-                fd_link(link.try_into(), name)?
-            }
-            Program::CgroupSock(program) => {
-                let id = program.attach(directory, mode).map_err(attach)?;
-                let link = program.take_link(id).map_err(attach)?;
-                fd_link(link.try_into(), name)?
-            }
-            _ => {
-                return Err(DatapathError::Missing {
-                    what: "program",
-                    name,
-                });
-            }
-        };
-        pin_link(link, &pin, name)?;
-        info!(hook = name, cgroup = %target, "hook attached");
-        Ok(())
-    }
-
-    fn attach_interface(&mut self, hook: Hook, interface: &str) -> Result<(), DatapathError> {
-        let name = hook.name();
-        let pin = links_dir(&self.options.pin_dir).join(format!("{name}-{interface}"));
-        let kind = if hook == Hook::TcEgress {
-            TcAttachType::Egress
-        } else {
-            TcAttachType::Ingress
-        };
-        let is_new = !pin.exists();
-        self.attach_tc(hook, interface, kind, &pin)?;
-        if is_new && !pin.exists() {
-            self.clsact.push(AttachedHook {
-                hook,
-                target: interface.to_owned(),
-                kind: "clsact",
-                is_attached: true,
-            });
-        }
-        if is_new {
-            info!(hook = name, interface, "hook attached");
-        }
-        Ok(())
-    }
-
-    /// Puts a program on one side of an interface: behind the link that is pinned at `pin`, or with a new one there.
-    /// Kernels without TCX get a filter, which has no link.
-    pub(super) fn attach_tc(
-        &mut self,
-        hook: Hook,
-        interface: &str,
-        kind: TcAttachType,
-        pin: &Path,
-    ) -> Result<(), DatapathError> {
-        let name = hook.name();
-        let Program::SchedClassifier(program) = program_of(&mut self.ebpf, name)? else {
-            return Err(DatapathError::Missing {
-                what: "program",
-                name,
-            });
-        };
-        if pin.exists() {
-            let fd = program.fd().map_err(|source| DatapathError::Program {
-                program: name,
-                source,
-            })?;
-            return replace(pin, name, fd.as_fd());
-        }
-        let attach = |source| DatapathError::Attach {
-            program: name,
-            target: interface.to_owned(),
-            source,
-        };
-        if kernel_is_at_least(TCX_KERNEL) {
-            let id = program.attach(interface, kind).map_err(attach)?;
-            let link = program.take_link(id).map_err(attach)?;
-            pin_link(fd_link(link.try_into(), name)?, pin, name)
-        } else {
-            attach_clsact(program, interface, kind, name).map_err(attach)
+            .chain(Hook::ALL.iter().map(|hook| hook.name().to_owned()))
+            .collect();
+        if let Some(anchors) = &self.anchors {
+            let is_wanted = |pin: &str| wanted.contains(pin) || is_pod_pin(pin);
+            anchors.lock().let_go(is_wanted);
         }
     }
-
-    /// Every hook that should be there, and whether the kernel still has it.
-    pub(super) fn hooks(&self) -> Vec<AttachedHook> {
-        let links = links_dir(&self.options.pin_dir);
-        let cgroup = self.options.cgroup.display().to_string();
-        let mut hooks: Vec<AttachedHook> = [
-            Hook::Connect4,
-            Hook::Connect6,
-            Hook::SkbEgress,
-            Hook::SkbIngress,
-            Hook::SockCreate,
-        ]
-        .into_iter()
-        .map(|hook| AttachedHook {
-            hook,
-            target: cgroup.clone(),
-            kind: "link",
-            is_attached: is_attached(&links.join(hook.name())),
-        })
-        .collect();
-        hooks.extend(self.clsact.iter().cloned());
-        for interface in &self.options.interfaces {
-            for hook in [Hook::TcEgress, Hook::TcIngress] {
-                let is_clsact = self
-                    .clsact
-                    .iter()
-                    .any(|other| other.hook == hook && other.target == *interface);
-                if !is_clsact {
-                    let pin = links.join(format!("{}-{interface}", hook.name()));
-                    hooks.push(AttachedHook {
-                        hook,
-                        target: interface.clone(),
-                        kind: "tcx",
-                        is_attached: is_attached(&pin),
-                    });
-                }
-            }
-        }
-        hooks
-    }
-}
-
-/// Priority of the clsact filters: early, and unlikely to be used by others.
-const CLSACT_PRIORITY: u16 = 0xe6;
-/// Handle of the clsact filters, by which a new agent replaces them.
-const CLSACT_HANDLE: tc::TcHandle = tc::TcHandle::new(0, 1);
-
-fn attach_clsact(
-    program: &mut SchedClassifier,
-    interface: &str,
-    kind: TcAttachType,
-    name: &str,
-) -> Result<(), aya::programs::ProgramError> {
-    // It is there already on every interface that was given before.
-    let _ = tc::qdisc_add_clsact(interface);
-    // A filter of an earlier agent is replaced in one step.
-    let earlier =
-        SchedClassifierLink::attached(interface, kind, CLSACT_PRIORITY, CLSACT_HANDLE, None);
-    let replaced = earlier
-        .map_err(aya::programs::ProgramError::IOError)
-        .and_then(|link| program.attach_to_link(link));
-    let id = match replaced {
-        Ok(id) => id,
-        Err(_) => program.attach_with_options(
-            interface,
-            kind,
-            tc::TcAttachOptions::Netlink(tc::NlOptions {
-                priority: CLSACT_PRIORITY,
-                handle: CLSACT_HANDLE,
-                ..tc::NlOptions::default()
-            }),
-        )?,
-    };
-    let link = program.take_link(id)?;
-    debug!(program = name, interface, "clsact filter added");
-    // The filter stays when the agent ends.
-    std::mem::forget(link);
-    Ok(())
 }
 
 pub(super) fn program_of<'a>(
@@ -511,45 +324,6 @@ pub(super) fn program_of<'a>(
         what: "program",
         name,
     })
-}
-
-fn fd_link<E>(link: Result<FdLink, E>, name: &str) -> Result<FdLink, DatapathError>
-where
-    E: std::error::Error + Send + Sync + 'static,
-{
-    link.map_err(|error| DatapathError::Link {
-        action: "take",
-        program: name.to_owned(),
-        source: io::Error::other(error),
-    })
-}
-
-fn pin_link(link: FdLink, pin: &Path, name: &str) -> Result<(), DatapathError> {
-    link.pin(pin)
-        .map(|_| ())
-        .map_err(|error| DatapathError::Link {
-            action: "pin",
-            program: name.to_owned(),
-            source: io::Error::other(error),
-        })
-}
-
-/// Puts a program behind a pinned link.
-fn replace(pin: &Path, name: &str, program: impl AsFd) -> Result<(), DatapathError> {
-    let update = |source| DatapathError::Link {
-        action: "update",
-        program: name.to_owned(),
-        source,
-    };
-    let link = sys::object(pin).map_err(update)?;
-    sys::update_link(&link, &program).map_err(update)?;
-    info!(hook = name, "program replaced behind its link");
-    Ok(())
-}
-
-/// Whether the link that is pinned here is on its hook.
-pub(super) fn is_attached(pin: &Path) -> bool {
-    sys::object(pin).is_ok_and(|link| sys::is_attached(&link))
 }
 
 /// A configuration with nothing bound below the node.

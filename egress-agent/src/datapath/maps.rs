@@ -13,7 +13,7 @@ use egress_common::{
     address::Address,
     learned::{Grant, Learned, LearnedKey},
     maps::{
-        Alias, AliasKey, Config, Interface, Keys, Query, QueryKey, RuleCounters, WORKLOAD_COUNTER,
+        Alias, AliasKey, Config, Keys, Query, QueryKey, RuleCounters, WORKLOAD_COUNTER,
         workload_counter,
     },
     name::{NAME_KEY_BYTES, NameKey, below_key},
@@ -45,7 +45,6 @@ pub(super) struct Maps {
     rules: Hash<RuleKey, u32>,
     resolvers: Hash<Address, u32>,
     local: Hash<Address, u32>,
-    interfaces: Hash<u32, Interface>,
     pub(super) learned: Hash<LearnedKey, Learned>,
     pub(super) holds: Hash<u32, u64>,
     pub(super) queries: Hash<QueryKey, Query>,
@@ -106,7 +105,6 @@ impl Maps {
             rules: take(ebpf, "RULES")?,
             resolvers: take(ebpf, "RESOLVERS")?,
             local: take(ebpf, "LOCAL")?,
-            interfaces: take(ebpf, "INTERFACES")?,
             learned: take(ebpf, "LEARNED")?,
             holds: take(ebpf, "HOLDS")?,
             queries: take(ebpf, "QUERIES")?,
@@ -279,36 +277,6 @@ impl Maps {
     /// Makes the node's own addresses exactly these.
     pub(super) fn set_local(&mut self, wanted: &[Address]) -> Result<(), DatapathError> {
         set_exactly(&mut self.local, "LOCAL", wanted)
-    }
-
-    /// Tells what an interface of the node is.
-    pub(super) fn set_interface(&mut self, index: u32, bytes: u32) -> Result<(), DatapathError> {
-        let interface = Interface {
-            header_bytes: bytes,
-            ..Interface::default()
-        };
-        self.interfaces
-            .insert(index, interface, 0)
-            .map_err(error("write", "INTERFACES"))
-    }
-
-    /// Tells what an interface is, unless that is known: the kernel may have found its owner.
-    pub(super) fn add_interface(
-        &mut self,
-        index: u32,
-        interface: Interface,
-    ) -> Result<(), DatapathError> {
-        if self.interfaces.get(&index, 0).is_ok() {
-            return Ok(());
-        }
-        self.interfaces
-            .insert(index, interface, 0)
-            .map_err(error("write", "INTERFACES"))
-    }
-
-    /// Forgets an interface that is gone. Indexes are not used again (`dev_index_reserve`): one that stays does no harm.
-    pub(super) fn remove_interface(&mut self, index: u32) {
-        let _ = self.interfaces.remove(&index);
     }
 
     /// Calls `visit` for every learned address.

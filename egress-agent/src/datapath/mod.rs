@@ -1,14 +1,17 @@
 //! The kernel side as the agent sees it: load, attach, pin, write maps, read
 //! rings. The only module that uses aya.
 
+mod attached;
 mod bulk;
 mod doctor;
 mod error;
+mod filter;
 mod judge;
 mod kernel_types;
 mod layout;
 mod load;
 mod maps;
+mod owned;
 mod pod_interfaces;
 mod reader;
 mod rings;
@@ -34,6 +37,7 @@ use egress_common::{
     verdict::Hook,
 };
 
+pub use attached::Anchors;
 pub use doctor::{Check, doctor, doctor_unpinned};
 pub use error::DatapathError;
 pub use judge::Judged;
@@ -41,10 +45,10 @@ pub use load::Options;
 pub use reader::{LearnedPages, Reader};
 pub use rings::{DnsRing, EventRing, Ring, readable};
 pub use snapshot::{
-    AttachedHook, Counter, Counters, LearnedEntry, MapFill, RuleCounter, WorkloadCounter,
+    AttachedHook, Counter, Counters, LearnedEntry, MapFill, PutBack, RuleCounter, WorkloadCounter,
 };
 pub use sys::release_memory;
-pub use unload::{Removed, unload};
+pub use unload::Unload;
 
 use crate::policy::Compiled;
 
@@ -95,7 +99,13 @@ impl Datapath {
                 None => 1,
             };
             let config = load::fresh_config(generation);
-            datapath.maps.set_keys(random_keys()?)?;
+            // Of this layout, with other room for learned addresses: what is shared is hashed under the same keys.
+            let mut foreign = datapath.loaded.foreign.iter();
+            let keys = match foreign.find_map(layout::Foreign::keys) {
+                Some(keys) => keys,
+                None => random_keys()?,
+            };
+            datapath.maps.set_keys(keys)?;
             datapath.maps.set_config(config)?;
         }
         Ok(datapath)
@@ -169,18 +179,8 @@ impl Datapath {
     ///
     /// The hook that cannot be attached.
     pub fn attach_learning(&mut self) -> Result<(), DatapathError> {
-        // A link that is left of an interface that is gone needs no facts.
-        let others = self.loaded.other_interfaces();
-        for facts in others.iter().flat_map(|name| interface_facts(name)) {
-            self.maps.set_interface(facts.0, facts.1)?;
-        }
-        for interface in self.loaded.options.interfaces.clone() {
-            let (index, bytes) = interface_facts(&interface)?;
-            self.maps.set_interface(index, bytes)?;
-        }
         self.loaded
-            .attach(&[Hook::SockCreate, Hook::SkbIngress, Hook::TcIngress])?;
-        self.loaded.replace_other(Hook::TcIngress)
+            .attach(&[Hook::SockCreate, Hook::SkbIngress, Hook::TcIngress])
     }
 
     /// Attaches the hooks that judge, packets before connects.
@@ -195,7 +195,8 @@ impl Datapath {
             Hook::Connect6,
             Hook::TcEgress,
         ])?;
-        self.loaded.replace_other(Hook::TcEgress)
+        self.loaded.let_others_go();
+        Ok(())
     }
 
     /// Attaches the hooks to the cgroup, those that learn first, by links that end with this process and its copies.
@@ -207,10 +208,10 @@ impl Datapath {
         self.loaded.attach_unpinned()
     }
 
-    /// Every hook that should be there, and whether the kernel still has it.
+    /// A handle on what is attached and pinned, for who keeps it so; none where nothing is pinned.
     #[must_use]
-    pub fn hooks(&self) -> Vec<AttachedHook> {
-        self.loaded.hooks()
+    pub fn anchors(&self) -> Option<Anchors> {
+        self.loaded.anchors.clone()
     }
 
     /// Takes the ring of verdict events; once.

@@ -3,20 +3,15 @@
 //! `tc_egress` judges what leaves a pod, which arrives at the host's end; `tc_ingress` looks at what goes to it. So each
 //! lies where the other does on an interface of the node. Links are pinned as `HOOK@INTERFACE`.
 
-use std::{collections::BTreeSet, fs, path::PathBuf};
+use std::collections::BTreeSet;
 
 use aya::programs::TcAttachType;
-use egress_common::{
-    maps::{Interface, LEADS_TO_POD},
-    verdict::Hook,
-};
-use tracing::{debug, warn};
+use egress_common::verdict::Hook;
+use tracing::debug;
 
 use super::{
-    Datapath, DatapathError, interface_facts,
-    layout::links_dir,
-    load::{self, Loaded},
-    sys,
+    Datapath, DatapathError,
+    attached::{Anchors, Place, interface_pin},
 };
 use crate::workload::PodInterface;
 
@@ -28,6 +23,14 @@ const HOOKS: [(Hook, TcAttachType); 2] = [
 
 /// What stands between hook and interface in the name of a pin.
 const SEPARATOR: char = '@';
+
+/// Whether a pin is of a hook at a pod's interface.
+pub(super) fn is_pod_pin(pin: &str) -> bool {
+    let mut rest = HOOKS
+        .iter()
+        .filter_map(|(hook, _)| pin.strip_prefix(hook.name()));
+    rest.any(|rest| rest.starts_with(SEPARATOR))
+}
 
 /// Pods' interfaces as they are judged.
 #[derive(Debug, Default)]
@@ -44,18 +47,24 @@ impl Datapath {
         owner: u64,
     ) -> Vec<(String, DatapathError)> {
         let mut failed = Vec::new();
+        let Some(held) = self.loaded.anchors.clone() else {
+            return failed;
+        };
         let attached = std::mem::take(&mut self.pod_interfaces.attached);
+        let mut anchors = held.lock();
         for gone in attached.difference(wanted) {
-            self.maps.remove_interface(gone.index);
+            anchors.forget_interface(gone.index);
         }
-        self.loaded.forget_pod_interfaces(wanted);
+        let pins: BTreeSet<String> = wanted.iter().flat_map(pins).collect();
+        anchors.let_go(|pin| !is_pod_pin(pin) || pins.contains(pin));
+        drop(anchors);
         let mut now = BTreeSet::new();
         for interface in wanted {
-            if attached.contains(interface) && self.loaded.is_pod_interface_attached(interface) {
+            if attached.contains(interface) && is_pod_interface_held(&held, interface) {
                 now.insert(interface.clone());
                 continue;
             }
-            match self.attach_pod_interface(interface, owner) {
+            match attach_pod_interface(&held, interface, owner) {
                 Ok(()) => {
                     debug!(interface = interface.name, "pod's interface is judged");
                     now.insert(interface.clone());
@@ -68,63 +77,50 @@ impl Datapath {
         self.pod_interfaces.attached = now;
         failed
     }
-
-    fn attach_pod_interface(
-        &mut self,
-        interface: &PodInterface,
-        owner: u64,
-    ) -> Result<(), DatapathError> {
-        let (_, header_bytes) = interface_facts(&interface.name)?;
-        let facts = Interface {
-            header_bytes,
-            flags: LEADS_TO_POD,
-            owner,
-        };
-        self.maps.add_interface(interface.index, facts)?;
-        for (hook, kind) in HOOKS {
-            let pin = self.loaded.pod_pin(hook, &interface.name);
-            self.loaded.attach_tc(hook, &interface.name, kind, &pin)?;
-        }
-        Ok(())
-    }
 }
 
-impl Loaded {
-    fn pod_pin(&self, hook: Hook, interface: &str) -> PathBuf {
-        let name = format!("{}{SEPARATOR}{interface}", hook.name());
-        links_dir(&self.options.pin_dir).join(name)
-    }
+fn is_pod_interface_held(held: &Anchors, interface: &PodInterface) -> bool {
+    let anchors = held.lock();
+    pins(interface).iter().all(|pin| anchors.is_held(pin))
+}
 
-    /// Whether nobody took the programs off. Filters of kernels without TCX are not looked at.
-    fn is_pod_interface_attached(&self, interface: &PodInterface) -> bool {
-        HOOKS.iter().all(|(hook, _)| {
-            let pin = self.pod_pin(*hook, &interface.name);
-            !pin.exists() || load::is_attached(&pin)
-        })
+fn attach_pod_interface(
+    held: &Anchors,
+    interface: &PodInterface,
+    owner: u64,
+) -> Result<(), DatapathError> {
+    // For each interface anew: others wait for no more than one.
+    let mut anchors = held.lock();
+    anchors.tell_of_pod(interface, owner)?;
+    for (hook, side) in HOOKS {
+        let place = Place::Pod(interface.clone(), side);
+        let pin = interface_pin(hook, SEPARATOR, &interface.name);
+        anchors.attach(pin, hook, place)?;
     }
+    Ok(())
+}
 
-    /// Removes the links of interfaces that are gone or no longer wanted.
-    fn forget_pod_interfaces(&self, wanted: &BTreeSet<PodInterface>) {
-        let Ok(entries) = fs::read_dir(links_dir(&self.options.pin_dir)) else {
-            return;
-        };
-        for entry in entries.flatten() {
-            let name = entry.file_name();
-            let interface = name.to_str().and_then(|name| name.split_once(SEPARATOR));
-            let Some((_, interface)) = interface else {
-                continue;
-            };
-            let is_wanted = wanted.iter().any(|one| one.name == interface);
-            // A link whose interface is gone is dead, also when another interface has the name now.
-            if is_wanted && load::is_attached(&entry.path()) {
-                continue;
-            }
-            if let Ok(link) = sys::object(&entry.path()) {
-                let _ = sys::detach_link(&link);
-            }
-            if let Err(error) = fs::remove_file(entry.path()) {
-                warn!(%error, interface, "cannot remove the link of a pod's interface");
-            }
+/// The pins of an interface.
+fn pins(interface: &PodInterface) -> [String; 2] {
+    HOOKS.map(|(hook, _)| interface_pin(hook, SEPARATOR, &interface.name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pins_of_pods_and_of_the_node_are_told_apart() {
+        for pin in ["tc_egress@pod0", "tc_ingress@a-b", "tc_egress@eth0:100"] {
+            assert!(is_pod_pin(pin), "{pin}");
+        }
+        for pin in [
+            "tc_egress-pod0",
+            "tc_egress-a@b",
+            "skb_egress",
+            "new:tc_egress@pod0",
+        ] {
+            assert!(!is_pod_pin(pin), "{pin}");
         }
     }
 }

@@ -75,6 +75,7 @@ impl Ring for EventRing {}
 impl Ring for DnsRing {}
 impl Ring for crate::workload::PodTree {}
 impl Ring for crate::workload::FileEvents {}
+impl Ring for crate::workload::PathWatch {}
 impl Ring for aya_log::EbpfLogger<&'static dyn log::Log> {}
 
 /// Makes a ring something that a task can wait for.

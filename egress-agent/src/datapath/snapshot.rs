@@ -1,11 +1,14 @@
 //! What the agent reads from the kernel, as plain data.
 
+use std::{collections::BTreeMap, time::SystemTime};
+
 use egress_common::{
     address::Address,
     learned::Grant,
     tally::Tally,
     verdict::{Hook, Reason, Verdict},
 };
+use tracing::warn;
 
 /// One non-zero counter of packets (and, at connect hooks, of calls).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,15 +84,40 @@ pub struct MapFill {
     pub capacity: u64,
 }
 
-/// A hook that is, or should be, attached.
+/// A hook that is, or should be, attached, as the kernel has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttachedHook {
     /// Which.
     pub hook: Hook,
-    /// Cgroup path or interface name.
+    /// Cgroup path or interface name: where the kernel has it, or where it should be if it is nowhere.
     pub target: String,
     /// How: `link` (cgroup), `tcx` or `clsact`.
     pub kind: &'static str,
-    /// Whether the kernel still has it.
+    /// Whether the kernel has it where it was asked for, with this agent's program behind it.
     pub is_attached: bool,
+    /// Whether its pin is there, so that it outlives the agent. A `clsact` filter does without one.
+    pub is_pinned: bool,
+    /// Tag of this agent's program.
+    pub program_tag: String,
+    /// Why it is not as it should be.
+    pub trouble: Option<String>,
+}
+
+/// What was gone from the kernel, and was put back by the agent.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PutBack {
+    /// How often, by what it was: `hook`, `program`, `pin` (of a hook), `map` (its pin), `bpffs`.
+    pub counts: BTreeMap<&'static str, u64>,
+    /// The last time, and what it was.
+    pub last: Option<(SystemTime, String)>,
+}
+
+impl PutBack {
+    /// Counts and logs it.
+    pub(super) fn note(&mut self, kind: &'static str, what: String) {
+        warn!(what, "was gone from the kernel, and is put back");
+        let count = self.counts.entry(kind).or_default();
+        *count = count.saturating_add(1);
+        self.last = Some((SystemTime::now(), what));
+    }
 }

@@ -4,7 +4,7 @@
     reason = "aya knows some thirty kinds of programs; all but three are an error here"
 )]
 
-use std::{fs::File, panic::resume_unwind, thread};
+use std::{fs::File, io, panic::resume_unwind, thread};
 
 use aya::{
     Ebpf,
@@ -41,8 +41,7 @@ pub(super) fn load(options: Options) -> Result<Loaded, DatapathError> {
     Ok(Loaded {
         ebpf,
         options,
-        _lock: None,
-        clsact: Vec::new(),
+        anchors: None,
         is_adopted: false,
         foreign: Vec::new(),
     })
@@ -114,7 +113,7 @@ impl Loaded {
             attached.map_err(|source| DatapathError::Attach {
                 program: name,
                 target: target.clone(),
-                source,
+                source: io::Error::other(source),
             })?;
         }
         Ok(())

@@ -4,6 +4,7 @@ mod cgroup;
 mod interfaces;
 mod node;
 mod node_watch;
+mod path_watch;
 mod pod_cgroup;
 mod pod_tree;
 
@@ -11,5 +12,6 @@ pub use cgroup::{CgroupPaths, cgroup_root};
 pub use interfaces::{Interfaces, PodInterface};
 pub use node::{ResolvConf, own_addresses};
 pub use node_watch::{AddressWatch, FileEvents, FileWatch};
+pub use path_watch::PathWatch;
 pub use pod_cgroup::{Place, PodCgroup, PodUid, Qos, kubepods_above};
 pub use pod_tree::{PodEvent, PodTree, PodTreeError};
