@@ -255,6 +255,7 @@ impl Exec {
                 .iter()
                 .map(|allow| Entry::Rule(allow.rule().clone()));
             let draft = Draft {
+                target: crate::policy::Target::Node,
                 comments: Vec::new(),
                 name: ALLOW_POLICY.to_owned(),
                 mode: if is_audit {

@@ -12,8 +12,8 @@ use super::{
     output::{print, say},
 };
 use crate::policy::{
-    self, EgressPolicy, ImportFormat, Imported, Lifeline, Note, NoteKind, PolicyError,
-    PolicyErrors, PolicySet, Problem, ServiceTagError, write_policies,
+    self, EgressPolicy, ImportFormat, ImportSubject, Imported, Lifeline, Note, NoteKind,
+    PolicyError, PolicyErrors, PolicySet, Problem, ServiceTagError, write_policies,
 };
 
 const EXAMPLES: &str = "\
@@ -40,6 +40,9 @@ pub struct Import {
     /// What the files hold [default: each tells]
     #[arg(long, value_enum, value_name = "FORMAT")]
     pub format: Option<FormatArg>,
+    /// Whom the policies are for [default: whom the source selects, as objects of a cluster]
+    #[arg(long = "as", value_enum, value_name = "SUBJECT")]
+    pub subject: Option<SubjectArg>,
     /// Fail if anything could not be carried over exactly
     #[arg(long)]
     pub strict: bool,
@@ -58,9 +61,17 @@ pub enum FormatArg {
     AzureFirewall,
     /// The answer to outboundNetworkDependenciesEndpoints, of AKS or Machine Learning
     AzureDependencies,
-    /// CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy
+    /// CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy, CiliumCIDRGroup
     Cilium,
-    /// ClusterNetworkPolicy, AdminNetworkPolicy, BaselineAdminNetworkPolicy
+    /// NetworkPolicy, FQDNNetworkPolicy of GKE, ApplicationNetworkPolicy of EKS
+    NetworkPolicy,
+    /// NetworkPolicy and GlobalNetworkPolicy of Calico
+    Calico,
+    /// EgressFirewall of OVN-Kubernetes
+    EgressFirewall,
+    /// NetworkPolicy and ClusterNetworkPolicy of Antrea
+    Antrea,
+    /// ClusterNetworkPolicy, also of EKS, AdminNetworkPolicy, BaselineAdminNetworkPolicy
     ClusterNetworkPolicy,
     /// A list with host, host:port, host:port/udp or CIDR on each line
     Hosts,
@@ -72,10 +83,21 @@ impl From<FormatArg> for ImportFormat {
             FormatArg::AzureFirewall => Self::AzureFirewall,
             FormatArg::AzureDependencies => Self::AzureDependencies,
             FormatArg::Cilium => Self::Cilium,
+            FormatArg::NetworkPolicy => Self::NetworkPolicy,
+            FormatArg::Calico => Self::Calico,
+            FormatArg::EgressFirewall => Self::EgressFirewall,
+            FormatArg::Antrea => Self::Antrea,
             FormatArg::ClusterNetworkPolicy => Self::ClusterNetworkPolicy,
             FormatArg::Hosts => Self::Hosts,
         }
     }
+}
+
+/// Whom policies are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SubjectArg {
+    /// The node that they are installed on, whomever the source selects
+    Node,
 }
 
 /// The form of the result.
@@ -133,9 +155,14 @@ impl Import {
     /// Why `run` would refuse the result: more rules can meet at a name or network than it can hold.
     fn refused(&self, yaml: &str) -> anyhow::Result<Vec<PolicyError>> {
         let catalog = self.catalog.sources()?.load().map_err(UsageError::new)?;
-        let checked = PolicySet::from_texts([(Path::new("result"), yaml)], &catalog)
-            .and_then(|set| policy::compile(&set, &Lifeline::new(), None));
-        let errors = checked.err();
+        let checked = PolicySet::from_texts([(Path::new("result"), yaml)], &catalog).map(|set| {
+            // What is for pods applies by itself, as far as can be told here.
+            let (of_node, alone) = set.by_subjects();
+            let sets = std::iter::once(of_node).chain(alone);
+            sets.filter_map(|set| policy::compile(&set, &Lifeline::new(), None).err())
+                .collect()
+        });
+        let errors: Vec<PolicyErrors> = checked.unwrap_or_else(|errors| vec![errors]);
         let errors = errors.iter().flat_map(PolicyErrors::errors).cloned();
         let (open, refused): (Vec<_>, Vec<_>) = errors.partition(|error| {
             let no_file = |error: &ServiceTagError| matches!(error, ServiceTagError::NoFile(_));
@@ -152,7 +179,11 @@ impl Import {
         let texts = texts
             .iter()
             .map(|(file, text)| (file.as_path(), text.as_str()));
-        policy::import(texts, self.format.map(ImportFormat::from))
+        let subject = match self.subject {
+            Some(SubjectArg::Node) => ImportSubject::Node,
+            None => ImportSubject::Selected,
+        };
+        policy::import(texts, self.format.map(ImportFormat::from), subject)
     }
 }
 
@@ -185,7 +216,9 @@ mod tests {
     #[test]
     fn programs_get_policies_and_notes() {
         let list = "https://a.example/v1\n";
-        let imported = policy::import([(Path::new("list.txt"), list)], None).expect("imports");
+        let subject = ImportSubject::Selected;
+        let texts = [(Path::new("list.txt"), list)];
+        let imported = policy::import(texts, None, subject).expect("imports");
         let json: serde_json::Value =
             serde_json::from_str(&json(&imported).expect("writes")).expect("is JSON");
         let policy: EgressPolicy =

@@ -84,6 +84,7 @@ pub fn generate(seen: &Observations, options: &GenerateOptions) -> Generated {
         findings.offer_wildcards(most);
     }
     let draft = Draft {
+        target: crate::policy::Target::Node,
         comments: findings.head(seen, options),
         name: options.name.clone(),
         mode: SpecMode::Audit,

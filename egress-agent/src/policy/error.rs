@@ -21,7 +21,7 @@ const KEPT: usize = 1_000;
 
 /// What can be imported.
 const IMPORTED: &str = "give an Azure Firewall policy, outbound network dependencies of an Azure service, \
-    a CiliumNetworkPolicy, a ClusterNetworkPolicy, or a list of host:port";
+    policies of Kubernetes, Cilium, Calico, Antrea, OVN, GKE or EKS, or a list of host:port";
 
 /// A place in a policy file.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -51,7 +51,7 @@ pub use diff::{Becomes, Difference, PolicyDiff, SettingDifference, diff};
 pub use error::{Meeting, Place, PolicyError, PolicyErrors, Problem};
 pub use evaluate::telling;
 pub use expectations::{Expectation, Expectations};
-pub use import::{HostError, ImportFormat, Imported, Note, NoteKind, import};
+pub use import::{HostError, ImportFormat, ImportSubject, Imported, Note, NoteKind, import};
 pub use lifeline::{Lifeline, LifelineEntry};
 pub use load::{MAX_BYTES, load, load_any, read_texts};
 pub use name::{NameError, NamePattern, Star, parse_name_pattern};
@@ -73,4 +73,4 @@ pub use text::{
     address_from, address_text, port_range_text, ports_text, protocol_number, protocol_text,
 };
 pub use ttl::{MAX_TTL_S, Ttl, TtlError, parse_duration_s};
-pub use write::{Draft, Entry, write_policies};
+pub use write::{Draft, Entry, Target, write_policies};

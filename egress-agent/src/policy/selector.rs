@@ -230,7 +230,7 @@ impl Reader<'_> {
 const REQUIREMENT: &str = "- { key: app, operator: In, values: [payments] }";
 
 /// Whether it can be the key of a label: a name, with a domain name and `/` before it or not.
-fn is_key(text: &str) -> bool {
+pub(super) fn is_key(text: &str) -> bool {
     let (prefix, name) = match text.split_once('/') {
         Some((prefix, name)) => (Some(prefix), name),
         None => (None, text),
@@ -249,7 +249,7 @@ fn is_key(text: &str) -> bool {
 }
 
 /// Whether it can be the value of a label.
-fn is_value(text: &str) -> bool {
+pub(super) fn is_value(text: &str) -> bool {
     text.len() <= LABEL_BYTES
         && (text.is_empty() || has_ends(text, |byte| byte.is_ascii_alphanumeric(), b"-_."))
 }

@@ -2,8 +2,12 @@
 
 use std::fmt::Write as _;
 
-use super::schema::{
-    API_VERSION, EgressPolicy, KIND, Metadata, PresetValue, Spec, SpecMode, SpecRule,
+use super::{
+    schema::{
+        API_VERSION, CLUSTER_KIND, EgressPolicy, KIND, Metadata, PresetValue, Spec, SpecMode,
+        SpecRule, Subject,
+    },
+    selector::Selector,
 };
 
 /// Columns that a list on one line may fill.
@@ -29,10 +33,73 @@ pub struct Draft {
     pub name: String,
     /// `spec.mode`.
     pub mode: SpecMode,
+    /// Whom it is for.
+    pub target: Target,
     /// `spec.allow`.
     pub allow: Vec<Entry>,
     /// `spec.deny`.
     pub deny: Vec<Entry>,
+}
+
+/// Whom a policy is for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Target {
+    /// The node that it is installed on.
+    #[default]
+    Node,
+    /// Pods of a namespace.
+    Pods {
+        /// The namespace; that of `kubectl apply` if left out.
+        namespace: Option<String>,
+        /// Which pods.
+        pods: Selector,
+    },
+    /// Pods of all namespaces.
+    AllPods {
+        /// Which namespaces; all if left out.
+        namespaces: Option<Selector>,
+        /// Which pods; all if left out.
+        pods: Option<Selector>,
+    },
+    /// Processes of nodes.
+    Nodes(Option<Selector>),
+}
+
+impl Target {
+    const fn kind(&self) -> &'static str {
+        match self {
+            Self::Node | Self::Pods { .. } => KIND,
+            Self::AllPods { .. } | Self::Nodes(_) => CLUSTER_KIND,
+        }
+    }
+
+    fn namespace(&self) -> Option<&String> {
+        match self {
+            Self::Pods { namespace, .. } => namespace.as_ref(),
+            Self::Node | Self::AllPods { .. } | Self::Nodes(_) => None,
+        }
+    }
+
+    /// The spec with what selects.
+    fn select(&self, spec: Spec) -> Spec {
+        match self.clone() {
+            Self::Node => spec,
+            Self::Pods { pods, .. } => Spec {
+                pod_selector: Some(pods),
+                ..spec
+            },
+            Self::AllPods { namespaces, pods } => Spec {
+                pod_selector: pods,
+                namespace_selector: namespaces,
+                ..spec
+            },
+            Self::Nodes(nodes) => Spec {
+                subject: Subject::Node,
+                node_selector: nodes,
+                ..spec
+            },
+        }
+    }
 }
 
 impl Draft {
@@ -48,17 +115,18 @@ impl Draft {
         };
         EgressPolicy {
             api_version: API_VERSION.to_owned(),
-            kind: KIND.to_owned(),
+            kind: self.target.kind().to_owned(),
             metadata: Metadata {
                 name: self.name.clone(),
+                namespace: self.target.namespace().cloned(),
                 ..Metadata::default()
             },
-            spec: Spec {
+            spec: self.target.select(Spec {
                 mode: self.mode,
                 allow: rules(&self.allow),
                 deny: rules(&self.deny),
                 ..Spec::default()
-            },
+            }),
         }
     }
 }
@@ -85,15 +153,65 @@ fn policy(text: &mut String, draft: &Draft) {
         SpecMode::Audit => "audit",
     };
     line(text, "", &format!("apiVersion: {API_VERSION}"));
-    line(text, "", &format!("kind: {KIND}"));
+    line(text, "", &format!("kind: {}", draft.target.kind()));
     let name = scalar(&draft.name);
-    line(text, "", &format!("metadata: {{ name: {name} }}"));
+    let namespace = draft.target.namespace();
+    let namespace = namespace.map(|namespace| format!(", namespace: {}", scalar(namespace)));
+    let namespace = namespace.unwrap_or_default();
+    line(
+        text,
+        "",
+        &format!("metadata: {{ name: {name}{namespace} }}"),
+    );
     line(text, "", "spec:");
+    let spec = draft.target.select(Spec::default());
+    if spec.subject == Subject::Node {
+        line(text, "  ", "subject: node");
+    }
+    for (name, selector) in [
+        ("namespaceSelector", &spec.namespace_selector),
+        ("nodeSelector", &spec.node_selector),
+        ("podSelector", &spec.pod_selector),
+    ] {
+        if let Some(selector) = selector {
+            line(text, "  ", &format!("{name}: {}", selector_text(selector)));
+        }
+    }
     line(text, "  ", &format!("mode: {mode}"));
     list(text, "allow", &draft.allow);
     if !draft.deny.is_empty() {
         list(text, "deny", &draft.deny);
     }
+}
+
+/// A selector on one line.
+fn selector_text(selector: &Selector) -> String {
+    let braces = |parts: Vec<String>| match parts.as_slice() {
+        [] => "{}".to_owned(),
+        parts => format!("{{ {} }}", parts.join(", ")),
+    };
+    let mut parts = Vec::new();
+    if !selector.match_labels.is_empty() {
+        let labels = selector.match_labels.iter();
+        let labels = labels.map(|(key, value)| format!("{}: {}", scalar(key), scalar(value)));
+        parts.push(format!("matchLabels: {}", braces(labels.collect())));
+    }
+    if !selector.match_expressions.is_empty() {
+        let expressions = selector.match_expressions.iter().map(|one| {
+            let mut parts = vec![
+                format!("key: {}", scalar(&one.key)),
+                format!("operator: {:?}", one.operator),
+            ];
+            if !one.values.is_empty() {
+                let values: Vec<String> = one.values.iter().map(|value| scalar(value)).collect();
+                parts.push(format!("values: [{}]", values.join(", ")));
+            }
+            braces(parts)
+        });
+        let expressions: Vec<String> = expressions.collect();
+        parts.push(format!("matchExpressions: [{}]", expressions.join(", ")));
+    }
+    braces(parts)
 }
 
 fn list(text: &mut String, name: &str, entries: &[Entry]) {
@@ -262,6 +380,7 @@ mod tests {
     #[test]
     fn rules_are_written_with_what_is_said_about_them() {
         let draft = Draft {
+            target: Target::Node,
             comments: vec!["From a list.\nTwo lines.".to_owned()],
             name: "web".to_owned(),
             mode: SpecMode::Audit,
@@ -393,6 +512,7 @@ spec:
         fn whatever_is_said_does_no_harm(words in vec(any::<String>(), 0..4), odd in vec("[\\PC\u{0}-\u{ff}\u{2028}\u{feff}]*", 0..4)) {
             let said = words.iter().chain(&odd);
             let draft = Draft {
+            target: Target::Node,
                 comments: said.clone().cloned().collect(),
                 name: "p".to_owned(),
                 allow: said

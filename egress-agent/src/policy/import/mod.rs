@@ -11,8 +11,11 @@ mod dependencies;
 mod hosts;
 mod input;
 mod json;
+mod kubernetes;
 mod order;
+mod ordered;
 mod rule;
+mod selectors;
 mod sink;
 mod sources;
 #[cfg(test)]
@@ -41,8 +44,16 @@ pub enum ImportFormat {
     AzureFirewall,
     /// The answer to `outboundNetworkDependenciesEndpoints`.
     AzureDependencies,
-    /// CiliumNetworkPolicy and CiliumClusterwideNetworkPolicy.
+    /// CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy, and the CiliumCIDRGroups that they name.
     Cilium,
+    /// NetworkPolicy, GKE's FQDNNetworkPolicy, and EKS's ApplicationNetworkPolicy.
+    NetworkPolicy,
+    /// Policies of Calico.
+    Calico,
+    /// EgressFirewall of OVN.
+    EgressFirewall,
+    /// Policies of Antrea.
+    Antrea,
     /// ClusterNetworkPolicy and what it was before.
     ClusterNetworkPolicy,
     /// A plain list of destinations.
@@ -57,10 +68,24 @@ impl ImportFormat {
             Self::AzureFirewall => "azure-firewall",
             Self::AzureDependencies => "azure-dependencies",
             Self::Cilium => "cilium",
+            Self::NetworkPolicy => "network-policy",
+            Self::Calico => "calico",
+            Self::EgressFirewall => "egress-firewall",
+            Self::Antrea => "antrea",
             Self::ClusterNetworkPolicy => "cluster-network-policy",
             Self::Hosts => "hosts",
         }
     }
+}
+
+/// Whom the policies are for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ImportSubject {
+    /// Whom the source selects: objects of a cluster, where it has selectors.
+    #[default]
+    Selected,
+    /// The node that they are installed on, whomever the source selects.
+    Node,
 }
 
 /// What an import makes.
@@ -79,6 +104,7 @@ pub struct Imported {
 pub fn import<'a>(
     texts: impl IntoIterator<Item = (&'a Path, &'a str)>,
     format: Option<ImportFormat>,
+    subject: ImportSubject,
 ) -> Result<Imported, PolicyErrors> {
     let mut sink = Sink::default();
     let mut files: Vec<(PathBuf, Vec<Node>)> = Vec::new();
@@ -124,9 +150,11 @@ pub fn import<'a>(
         azure::import(&sorted.azure, &mut sink);
     }
     dependencies::import(&sorted.dependencies, &mut sink);
-    for object in &sorted.cilium {
-        cilium::import(object, &mut sink);
+    cilium::import(&sorted.cilium, subject, &mut sink);
+    for object in &sorted.kubernetes {
+        kubernetes::import(object, subject, &mut sink);
     }
+    ordered::import(&sorted.ordered, subject, &mut sink);
     cluster::import(&sorted.cluster, &mut sink);
     let has_none = sink.drafts.is_empty();
     for (object, kind) in &sorted.others {
@@ -163,6 +191,8 @@ struct Sorted<'n> {
     azure: Vec<Item<'n>>,
     dependencies: Vec<Item<'n>>,
     cilium: Vec<Item<'n>>,
+    kubernetes: Vec<Item<'n>>,
+    ordered: Vec<(Item<'n>, ordered::Dialect)>,
     cluster: Vec<Item<'n>>,
     /// Objects of other kinds.
     others: Vec<(Item<'n>, &'n str)>,
@@ -202,6 +232,10 @@ impl<'n> Sorted<'n> {
             ImportFormat::AzureFirewall => self.azure.push(item),
             ImportFormat::AzureDependencies => self.dependencies.push(item),
             ImportFormat::Cilium => self.cilium.push(item),
+            ImportFormat::NetworkPolicy => self.kubernetes.push(item),
+            ImportFormat::Calico => self.ordered.push((item, ordered::Dialect::Calico)),
+            ImportFormat::EgressFirewall => self.ordered.push((item, ordered::Dialect::Ovn)),
+            ImportFormat::Antrea => self.ordered.push((item, ordered::Dialect::Antrea)),
             ImportFormat::ClusterNetworkPolicy => self.cluster.push(item),
             // No document is one.
             ImportFormat::Hosts => {}
@@ -240,9 +274,20 @@ fn format_of(item: &Item<'_>) -> Option<ImportFormat> {
     let version = item.word("apiVersion").unwrap_or_default();
     let properties = item.get("properties").unwrap_or_else(|| item.clone());
     match kind {
-        "CiliumNetworkPolicy" | "CiliumClusterwideNetworkPolicy" => Some(ImportFormat::Cilium),
+        "CiliumNetworkPolicy" | "CiliumClusterwideNetworkPolicy" | "CiliumCIDRGroup" => {
+            Some(ImportFormat::Cilium)
+        }
+        _ if kubernetes::is_it(kind, version) => Some(ImportFormat::NetworkPolicy),
+        _ if ordered::dialect(kind, version).is_some() => {
+            Some(match ordered::dialect(kind, version)? {
+                ordered::Dialect::Calico => ImportFormat::Calico,
+                ordered::Dialect::Ovn => ImportFormat::EgressFirewall,
+                ordered::Dialect::Antrea => ImportFormat::Antrea,
+            })
+        }
         "ClusterNetworkPolicy" | "AdminNetworkPolicy" | "BaselineAdminNetworkPolicy"
-            if version.starts_with("policy.networking.k8s.io/") =>
+            if version.starts_with("policy.networking.k8s.io/")
+                || version.starts_with("networking.k8s.aws/") =>
         {
             Some(ImportFormat::ClusterNetworkPolicy)
         }

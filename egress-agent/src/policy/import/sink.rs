@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::input::Item;
 use crate::policy::{
-    Draft,
+    Draft, Target,
     error::{Place, Problem, Report},
     lifeline,
 };
@@ -86,7 +86,7 @@ pub(super) struct Sink {
     pub(super) notes: Vec<Note>,
     /// The policies.
     pub(super) drafts: Vec<Draft>,
-    names: HashSet<String>,
+    names: HashSet<(Option<String>, String)>,
 }
 
 impl Sink {
@@ -156,15 +156,25 @@ impl Sink {
 
     /// A policy with a name that is taken by none so far and that is like the source's.
     pub(super) fn draft(&mut self, wanted: &str) -> Draft {
+        self.draft_for(wanted, Target::Node)
+    }
+
+    /// The same for whom it is; names of namespaces are their own.
+    pub(super) fn draft_for(&mut self, wanted: &str, target: Target) -> Draft {
         let base = policy_name(wanted);
-        let taken = |name: &String| self.names.contains(name);
+        let namespace = match &target {
+            Target::Pods { namespace, .. } => namespace.clone(),
+            Target::Node | Target::AllPods { .. } | Target::Nodes(_) => None,
+        };
+        let taken = |name: &String| self.names.contains(&(namespace.clone(), name.clone()));
         let numbered = (2_usize..).map(|number| format!("{base}-{number}"));
         let mut names = std::iter::once(base.clone()).chain(numbered);
         // There are more numbers than policies.
         let name = names.find(|name| !taken(name)).unwrap_or(base);
-        self.names.insert(name.clone());
+        self.names.insert((namespace, name.clone()));
         Draft {
             name,
+            target,
             ..Draft::default()
         }
     }

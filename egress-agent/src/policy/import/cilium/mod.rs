@@ -3,13 +3,15 @@
 mod ports;
 
 use self::ports::port_rule;
+use super::ImportSubject;
 use super::{
     addresses::{all_v6, parse_network, without},
     input::{Item, named, some_of},
     rule::{Carried, ICMP},
+    selectors::{Of, selector, unknown_field, unknown_fields},
     sink::{Note, NoteKind, Sink},
 };
-use crate::policy::{Cidr, Draft};
+use crate::policy::{Cidr, Draft, Selector, Target};
 
 /// Fields of a rule that name destinations.
 const DESTINATIONS: &[&str] = &[
@@ -24,44 +26,216 @@ const DESTINATIONS: &[&str] = &[
     "toNodes",
 ];
 
-/// Makes a policy of an object.
-pub(super) fn import(object: &Item<'_>, sink: &mut Sink) {
+/// The CIDR groups of a source.
+struct Groups<'n> {
+    groups: Vec<Item<'n>>,
+    used: Vec<bool>,
+}
+
+impl<'n> Groups<'n> {
+    /// The networks of the groups that a name or a selector means; `None` if there are no such groups.
+    fn of(&mut self, reference: &Item<'_>) -> Option<Vec<Item<'n>>> {
+        let mut networks = Vec::new();
+        let mut is_found = false;
+        for (group, used) in self.groups.iter().zip(&mut self.used) {
+            let name = group.at("metadata", "name");
+            let name = name.as_ref().and_then(Item::text);
+            let is_it = match reference.text() {
+                Some(text) => name == Some(text),
+                None => {
+                    let wanted = reference.get("matchLabels");
+                    let labels = group.at("metadata", "labels");
+                    // Expressions are not looked at: such a group counts as not found.
+                    reference.get("matchExpressions").is_none()
+                        && wanted.is_some_and(|wanted| {
+                            wanted.fields().all(|(key, value)| {
+                                let label = labels.as_ref().and_then(|labels| labels.word(key));
+                                label.is_some() && label == value.text()
+                            })
+                        })
+                }
+            };
+            if is_it {
+                is_found = true;
+                *used = true;
+                let list = group.at("spec", "externalCIDRs");
+                networks.extend(list.iter().flat_map(Item::items));
+            }
+        }
+        is_found.then_some(networks)
+    }
+}
+
+/// Makes policies of objects, which may name each other's CIDR groups.
+pub(super) fn import(objects: &[Item<'_>], subject: ImportSubject, sink: &mut Sink) {
+    let is_group = |object: &&Item<'_>| object.word("kind") == Some("CiliumCIDRGroup");
+    let groups: Vec<Item<'_>> = objects.iter().filter(is_group).cloned().collect();
+    let mut groups = Groups {
+        used: vec![false; groups.len()],
+        groups,
+    };
+    for object in objects.iter().filter(|object| !is_group(object)) {
+        policies(object, subject, &mut groups, sink);
+    }
+    for (group, used) in groups.groups.iter().zip(&groups.used) {
+        let unknown = unknown_fields(group, OBJECT).into_iter();
+        let unknown = unknown.chain(
+            group
+                .get("spec")
+                .into_iter()
+                .flat_map(|spec| unknown_fields(&spec, &["externalCIDRs"])),
+        );
+        for field in unknown {
+            let text = unknown_field(&field);
+            sink.notes.push(Note::new(&field, NoteKind::LeftOut, text));
+        }
+        match group.get("spec") {
+            Some(spec) => drop(sink.texts(&spec, "externalCIDRs")),
+            None => sink.shape(
+                group,
+                "an object with a spec",
+                "spec: { externalCIDRs: [] }",
+            ),
+        }
+        if !used {
+            let text = "a CIDR group that no policy in the files names";
+            sink.notes.push(Note::new(group, NoteKind::LeftOut, text));
+        }
+    }
+}
+
+/// Fields of an object.
+const OBJECT: &[&str] = &["apiVersion", "kind", "metadata", "spec", "specs", "status"];
+
+/// Makes policies of an object, one of each spec.
+fn policies(object: &Item<'_>, subject: ImportSubject, groups: &mut Groups<'_>, sink: &mut Sink) {
     let name = object.at("metadata", "name");
     let name = name.as_ref().and_then(Item::text).unwrap_or_default();
-    let mut draft = sink.draft(name);
     let kind = object.word("kind").unwrap_or_default();
     let namespace = object.at("metadata", "namespace");
-    let of = namespace.map_or_else(String::new, |namespace| {
+    let of = namespace.as_ref().map_or_else(String::new, |namespace| {
         format!(" of namespace {}", namespace.shown())
     });
-    draft
-        .comments
-        .push(format!("{kind} {name}{of} ({})", object.origin()));
+    let title = format!("{kind} {name}{of} ({})", object.origin());
     let mut specs: Vec<Item<'_>> = object.get("spec").into_iter().collect();
     specs.extend(sink.list(object, "specs"));
     if specs.is_empty() {
         sink.shape(object, "an object with a spec", "spec: { egress: [] }");
     }
-    for spec in specs {
-        if spec.is_map() {
-            policy(&spec, kind, &mut draft, sink);
-        } else {
-            sink.shape(&spec, "a mapping", "spec: { egress: [] }");
-        }
+    let mut whole = (subject == ImportSubject::Node).then(|| sink.draft(name));
+    if let Some(draft) = &mut whole {
+        draft.comments.push(title.clone());
     }
-    sink.drafts.push(draft);
+    for field in unknown_fields(object, OBJECT) {
+        let text = unknown_field(&field);
+        sink.notes.push(Note::new(&field, NoteKind::LeftOut, text));
+    }
+    let namespace = namespace.as_ref().and_then(Item::text);
+    for spec in specs {
+        if !spec.is_map() {
+            sink.shape(&spec, "a mapping", "spec: { egress: [] }");
+            continue;
+        }
+        let says_nothing = spec.get("egress").is_none() && spec.get("egressDeny").is_none();
+        if whole.is_none() && says_nothing {
+            let text =
+                "says nothing about egress, so that it restricts none: no policy is made of it";
+            sink.notes.push(Note::new(&spec, NoteKind::LeftOut, text));
+            continue;
+        }
+        if let Some(draft) = &mut whole {
+            policy(&spec, kind, None, draft, groups, sink);
+            continue;
+        }
+        let target = match kind {
+            "CiliumNetworkPolicy" => Target::Pods {
+                namespace: namespace.map(str::to_owned),
+                pods: Selector::default(),
+            },
+            _ if spec.get("nodeSelector").is_some() => Target::Nodes(None),
+            _ => Target::AllPods {
+                namespaces: None,
+                pods: None,
+            },
+        };
+        let mut draft = sink.draft_for(name, target);
+        draft.comments.push(title.clone());
+        policy(&spec, kind, Some(namespace), &mut draft, groups, sink);
+        sink.drafts.push(draft);
+    }
+    sink.drafts.extend(whole);
 }
 
-fn policy(spec: &Item<'_>, kind: &str, draft: &mut Draft, sink: &mut Sink) {
+/// Whose label a key of Cilium is.
+fn of_key(key: &str) -> Of {
+    let prefixes = ["k8s:", "k8s.", "any:"];
+    let bare = prefixes.iter().find_map(|prefix| key.strip_prefix(prefix));
+    let key = bare.unwrap_or(key);
+    if key == "io.kubernetes.pod.namespace" {
+        Of::Namespace("kubernetes.io/metadata.name".to_owned())
+    } else if let Some(label) = key.strip_prefix("io.cilium.k8s.namespace.labels.") {
+        Of::Namespace(label.to_owned())
+    } else if key.starts_with("io.cilium.") || key.contains(':') {
+        Of::Unknown
+    } else {
+        Of::Subject(key.to_owned())
+    }
+}
+
+/// Takes over whom a policy is for.
+fn select(field: &Item<'_>, namespace: Option<&str>, draft: &mut Draft, sink: &mut Sink) {
+    let (subject, namespaces) = selector(field, of_key, draft, sink);
+    let some = |selector: Selector| (selector != Selector::default()).then_some(selector);
+    let own = "kubernetes.io/metadata.name";
+    let mut foreign = namespaces.clone();
+    if foreign.match_labels.get(own).map(String::as_str) == Some(namespace.unwrap_or("default")) {
+        foreign.match_labels.remove(own);
+    }
+    match &mut draft.target {
+        Target::Pods { pods, .. } => {
+            *pods = subject;
+            if foreign != Selector::default() {
+                let text =
+                    "looks at labels of the namespace; here it is for pods of its own namespace";
+                sink.note(draft, Note::new(field, NoteKind::Differs, text));
+            }
+        }
+        Target::AllPods {
+            namespaces: of_namespaces,
+            pods,
+        } => {
+            *of_namespaces = some(namespaces);
+            *pods = some(subject);
+        }
+        Target::Nodes(nodes) => *nodes = some(subject),
+        Target::Node => {}
+    }
+}
+
+/// The policy of a spec. Without a namespace to select in it is for the whole node.
+fn policy(
+    spec: &Item<'_>,
+    kind: &str,
+    selects_in: Option<Option<&str>>,
+    draft: &mut Draft,
+    groups: &mut Groups<'_>,
+    sink: &mut Sink,
+) {
     if let Some(text) = spec.word("description") {
         draft.comments.push(text.to_owned());
     }
     for (name, field) in spec.fields() {
-        let note = match name {
-            "egress" | "egressDeny" | "description" | "labels" => continue,
+        let note = match (name, selects_in) {
+            ("egress" | "egressDeny" | "description" | "labels", _) => continue,
+            ("endpointSelector" | "nodeSelector", Some(namespace)) => {
+                select(&field, namespace, draft, sink);
+                continue;
+            }
             // All pods of the cluster are as near as it gets to the whole node.
-            "endpointSelector" if field.says_nothing() && kind.contains("Clusterwide") => continue,
-            "endpointSelector" => {
+            ("endpointSelector", None) if field.says_nothing() && kind.contains("Clusterwide") => {
+                continue;
+            }
+            ("endpointSelector", None) => {
                 let pods = if field.says_nothing() {
                     "of its namespace".to_owned()
                 } else {
@@ -70,32 +244,28 @@ fn policy(spec: &Item<'_>, kind: &str, draft: &mut Draft, sink: &mut Sink) {
                 let text = format!("applies to the pods {pods} there; here to the whole node");
                 Note::new(&field, NoteKind::Differs, text)
             }
-            "nodeSelector" => {
+            ("nodeSelector", None) => {
                 let text = format!(
                     "applies to the nodes {} there; here where it is installed",
                     field.shown()
                 );
                 Note::new(&field, NoteKind::Differs, text)
             }
-            "ingress" | "ingressDeny" if field.says_nothing() => continue,
-            "ingress" | "ingressDeny" => Note::new(
+            ("ingress" | "ingressDeny", _) if field.says_nothing() => continue,
+            ("ingress" | "ingressDeny", _) => Note::new(
                 &field,
                 NoteKind::LeftOut,
                 format!("{name}: only egress is carried over"),
             ),
-            "enableDefaultDeny" => {
+            ("enableDefaultDeny", _) => {
                 if field.word("egress") != Some("false") {
                     continue;
                 }
                 let text = "what no rule allows passes there and is denied here";
                 Note::new(&field, NoteKind::Differs, text)
             }
-            _ if field.says_nothing() => continue,
-            _ => Note::new(
-                &field,
-                NoteKind::LeftOut,
-                format!("the field {name} is not known here"),
-            ),
+            (_, _) if field.says_nothing() => continue,
+            (_, _) => Note::new(&field, NoteKind::LeftOut, unknown_field(&field)),
         };
         sink.note(draft, note);
     }
@@ -106,7 +276,7 @@ fn policy(spec: &Item<'_>, kind: &str, draft: &mut Draft, sink: &mut Sink) {
     for (list, is_deny) in [("egress", false), ("egressDeny", true)] {
         for item in sink.list(spec, list) {
             if item.is_map() {
-                let rule = rule(&item, is_deny, sink);
+                let rule = rule(&item, is_deny, groups, sink);
                 rule.finish(draft, sink);
             } else {
                 sink.shape(
@@ -119,16 +289,24 @@ fn policy(spec: &Item<'_>, kind: &str, draft: &mut Draft, sink: &mut Sink) {
     }
 }
 
-fn rule<'n>(item: &Item<'n>, is_deny: bool, sink: &mut Sink) -> Carried<'n> {
+fn rule<'n>(
+    item: &Item<'n>,
+    is_deny: bool,
+    groups: &mut Groups<'_>,
+    sink: &mut Sink,
+) -> Carried<'n> {
     let mut rule = Carried::new(item.clone(), "", is_deny);
-    for selector in sink.list(item, "toFQDNs") {
+    for selector in sink.maps(item, "toFQDNs") {
+        for field in unknown_fields(&selector, &["matchName", "matchPattern"]) {
+            rule.left_out(&field, unknown_field(&field));
+        }
         fqdn(&selector, &mut rule, sink);
     }
     for (at, text) in sink.texts(item, "toCIDR") {
         rule.add_network(&at, text, sink);
     }
-    for set in sink.list(item, "toCIDRSet") {
-        cidr_set(&set, &mut rule, sink);
+    for set in sink.maps(item, "toCIDRSet") {
+        cidr_set(&set, &mut rule, groups, sink);
     }
     for (at, text) in sink.texts(item, "toEntities") {
         entity(&at, text, &mut rule);
@@ -142,10 +320,10 @@ fn rule<'n>(item: &Item<'n>, is_deny: bool, sink: &mut Sink) -> Carried<'n> {
     if !DESTINATIONS.iter().any(has) && is_limited {
         rule.add_world();
     }
-    for ports in sink.list(item, "toPorts") {
+    for ports in sink.maps(item, "toPorts") {
         port_rule(&ports, to_resolvers, &mut rule, sink);
     }
-    for icmp in sink.list(item, "icmps") {
+    for icmp in sink.maps(item, "icmps") {
         rule.add_port(ICMP);
         rule.differs(&icmp, "every type of ICMP here");
     }
@@ -161,7 +339,7 @@ fn rule<'n>(item: &Item<'n>, is_deny: bool, sink: &mut Sink) -> Carried<'n> {
 
 /// Destinations inside the cluster. Whether all of them are the cluster's resolvers.
 fn endpoints(item: &Item<'_>, rule: &mut Carried<'_>, sink: &mut Sink) -> bool {
-    let selectors = sink.list(item, "toEndpoints");
+    let selectors = sink.maps(item, "toEndpoints");
     let to_resolvers = !selectors.is_empty() && selectors.iter().all(is_resolver);
     if to_resolvers {
         rule.remark("Nothing to do: trusted resolvers may always be asked (the lifeline).");
@@ -256,20 +434,16 @@ fn match_pattern(at: &Item<'_>, text: &str, rule: &mut Carried<'_>) {
     rule.add_name(at, text);
 }
 
-fn cidr_set(set: &Item<'_>, rule: &mut Carried<'_>, sink: &mut Sink) {
-    for name in ["cidrGroupRef", "cidrGroupSelector"] {
-        if let Some(group) = set.get(name) {
-            rule.left_out(
-                &group,
-                format!("the networks of {name} {} stand elsewhere", group.shown()),
-            );
-            return;
-        }
+fn cidr_set(set: &Item<'_>, rule: &mut Carried<'_>, groups: &mut Groups<'_>, sink: &mut Sink) {
+    for field in unknown_fields(
+        set,
+        &["cidr", "cidrGroupRef", "cidrGroupSelector", "except"],
+    ) {
+        rule.left_out(&field, unknown_field(&field));
     }
-    let Some(cidr) = set.get("cidr") else {
-        sink.shape(set, "a mapping with cidr", "cidr: 10.0.0.0/8");
-        return;
-    };
+    let except = set.get("except");
+    let exceptions = sink.texts(set, "except");
+    let exceptions: Vec<Item<'_>> = exceptions.into_iter().map(|(at, _)| at).collect();
     let mut networks = |item: &Item<'_>| match parse_network(item.text().unwrap_or_default()) {
         Ok(network) => Some(network),
         Err(error) => {
@@ -277,27 +451,47 @@ fn cidr_set(set: &Item<'_>, rule: &mut Carried<'_>, sink: &mut Sink) {
             None
         }
     };
-    let Some(whole) = networks(&cidr) else {
+    let cut: Vec<Cidr> = exceptions.iter().filter_map(&mut networks).collect();
+    let wholes: Vec<Cidr> = if let Some(group) =
+        set.get("cidrGroupRef").or(set.get("cidrGroupSelector"))
+    {
+        match groups.of(&group) {
+            Some(cidrs) => {
+                rule.remark(format!("CIDR group {}", group.shown()));
+                cidrs.iter().filter_map(&mut networks).collect()
+            }
+            None => {
+                let text = format!(
+                    "no CiliumCIDRGroup {} is in the files; give `kubectl get ciliumcidrgroups -o yaml` too",
+                    group.shown()
+                );
+                rule.left_out(set, text);
+                return;
+            }
+        }
+    } else if let Some(cidr) = set.get("cidr") {
+        networks(&cidr).into_iter().collect()
+    } else {
+        sink.shape(set, "a mapping with cidr", "cidr: 10.0.0.0/8");
         return;
     };
-    let except = set.get("except");
-    let exceptions: Vec<Item<'_>> = except.iter().flat_map(Item::items).collect();
-    let cut: Vec<Cidr> = exceptions.iter().filter_map(networks).collect();
-    match (without(whole, &cut), &except) {
-        (Some(pieces), Some(except)) if !cut.is_empty() => {
-            rule.cidrs.extend(pieces);
-            let texts = exceptions.iter().filter_map(Item::text);
-            rule.remark(format!(
-                "{whole} without {} (line {})",
-                some_of(texts),
-                except.place().line.unwrap_or(0)
-            ));
+    for whole in wholes {
+        match (without(whole, &cut), &except) {
+            (Some(pieces), Some(except)) if !cut.is_empty() => {
+                rule.cidrs.extend(pieces);
+                let texts = exceptions.iter().filter_map(Item::text);
+                rule.remark(format!(
+                    "{whole} without {} (line {})",
+                    some_of(texts),
+                    except.place().line.unwrap_or(0)
+                ));
+            }
+            (Some(pieces), _) => rule.cidrs.extend(pieces),
+            (None, _) => rule.left_out(
+                set,
+                format!("{whole} without its exceptions would be too many networks"),
+            ),
         }
-        (Some(pieces), _) => rule.cidrs.extend(pieces),
-        (None, _) => rule.left_out(
-            set,
-            format!("{whole} without its exceptions would be too many networks"),
-        ),
     }
 }
 

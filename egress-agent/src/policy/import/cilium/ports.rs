@@ -15,7 +15,7 @@ pub(super) fn port_rule(
     rule: &mut Carried<'_>,
     sink: &mut Sink,
 ) {
-    let ports = sink.list(item, "ports");
+    let ports = sink.maps(item, "ports");
     if ports.is_empty() {
         // Every port: that includes all others.
         rule.add_port(PortRange::ANY);
