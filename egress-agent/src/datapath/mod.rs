@@ -21,7 +21,9 @@ mod unload;
 mod unpinned;
 mod walk;
 
-use std::{collections::BTreeSet, fs, os::unix::fs::MetadataExt, path::Path, sync::Arc};
+use std::{
+    collections::BTreeSet, fs, os::unix::fs::MetadataExt, path::Path, sync::Arc, time::Instant,
+};
 
 use aya::{
     maps::RingBuf,
@@ -446,9 +448,16 @@ impl Datapath {
     /// The map cannot be read.
     pub fn for_each_learned(
         &self,
-        visit: impl FnMut(&LearnedKey, &Learned),
+        mut visit: impl FnMut(&LearnedKey, &Learned),
     ) -> Result<(), DatapathError> {
-        self.maps.for_each_learned(visit)
+        let began = Instant::now();
+        let mut count = 0_u64;
+        self.maps.for_each_learned(|key, learned| {
+            count = count.saturating_add(1);
+            visit(key, learned);
+        })?;
+        self.reader.note_learned(count, began.elapsed());
+        Ok(())
     }
 
     /// Every learned address, expired ones included.

@@ -31,6 +31,12 @@ const LONG_WALK: Duration = Duration::from_millis(10);
 /// A count is used again for this many times what its walk took: whoever asks how often, counting takes a tenth of a CPU.
 const REUSE: u32 = 10;
 
+/// A walk that takes longer than this is left to the agent's sweeps, which look at every learned address anyway.
+const VERY_LONG_WALK: Duration = Duration::from_millis(150);
+
+/// More than what lies between two of them.
+const SWEPT_LATELY: Duration = Duration::from_secs(15);
+
 /// A map whose entries are counted.
 struct Counted<K, V> {
     walk: Walk<K, V>,
@@ -75,6 +81,15 @@ impl<K: Pod, V: Pod> Counted<K, V> {
             entries,
             capacity: u64::from(self.walk.capacity()),
         })
+    }
+
+    /// Takes up what somebody counted who walked the map for another reason.
+    fn note(&self, entries: u64, took: Duration) {
+        if took > VERY_LONG_WALK {
+            let until = Instant::now().checked_add(SWEPT_LATELY);
+            let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+            *last = until.map(|until| Count { entries, until });
+        }
     }
 }
 
@@ -122,6 +137,11 @@ impl Reader {
                 .map(|(key, value)| learned_entry(key, value))
                 .collect()
         }))
+    }
+
+    /// Takes up how many learned addresses somebody found who looked at all of them.
+    pub(super) fn note_learned(&self, entries: u64, took: Duration) {
+        self.learned.note(entries, took);
     }
 
     /// Fill of the maps that the kernel fills, in the order of their names here.
