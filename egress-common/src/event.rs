@@ -62,10 +62,35 @@ pub struct VerdictEvent {
 }
 const _: () = assert!(size_of::<VerdictEvent>() == 104 && align_of::<VerdictEvent>() == 8);
 
-/// Most verdict events per second, CPU and kind (denied, allowed). What is above is counted as suppressed.
-pub const EVENTS_PER_SECOND: u32 = 1000;
+/// Most events per second and CPU of one kind (denied, allowed), beyond what every scope has for itself
+/// ([`OWN_EVENTS_PER_SECOND`]). What is above is counted as suppressed.
+pub const EVENTS_PER_SECOND: u64 = 1000;
 
-/// Value of `EVENT_BUDGETS`, one for each CPU and kind: a window of one second.
+/// Most events of one scope, per second, CPU and kind: a flood is told often enough, and costs its scope.
+pub const SCOPE_EVENTS_PER_SECOND: u64 = 500;
+
+/// Events of a scope, per second, CPU and kind, that no other scope can take away.
+pub const OWN_EVENTS_PER_SECOND: u64 = 20;
+
+/// Scopes with budgets of their own; two whose numbers differ by a multiple of this share theirs. A power of two. Numbers
+/// are given one after the other, so that on a node with fewer workloads few do.
+pub const EVENT_SCOPES: u32 = 1024;
+
+/// Capacity of `EVENT_BUDGETS`: two kinds for each scope, and for all.
+pub const EVENT_BUDGETS_CAPACITY: u32 = EVENT_SCOPES * 2 + 2;
+
+/// Where the budget of a scope, or of all scopes, is.
+#[inline(always)]
+#[must_use]
+pub const fn budget_index(scope_id: Option<u32>, is_allowed: bool) -> u32 {
+    let scope = match scope_id {
+        Some(scope_id) => scope_id & (EVENT_SCOPES - 1),
+        None => EVENT_SCOPES,
+    };
+    scope * 2 + is_allowed as u32
+}
+
+/// Value of `EVENT_BUDGETS`, one for each CPU, scope and kind: a window of one second.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct EventBudget {
@@ -75,6 +100,31 @@ pub struct EventBudget {
     pub used: u64,
 }
 const _: () = assert!(size_of::<EventBudget>() == 16);
+
+impl EventBudget {
+    /// Takes one event out of a scope's budget and, beyond its own part, out of that of all; `false` without room.
+    #[inline(always)]
+    #[must_use]
+    pub fn admits(&mut self, all: &mut Self, second: u64) -> bool {
+        if self.second != second {
+            *self = Self { second, used: 0 };
+        }
+        if self.used >= SCOPE_EVENTS_PER_SECOND {
+            return false;
+        }
+        if self.used >= OWN_EVENTS_PER_SECOND {
+            if all.second != second {
+                *all = Self { second, used: 0 };
+            }
+            if all.used >= EVENTS_PER_SECOND {
+                return false;
+            }
+            all.used = all.used.wrapping_add(1);
+        }
+        self.used = self.used.wrapping_add(1);
+        true
+    }
+}
 
 /// Head of a copied DNS message or TCP segment in the ring buffer `DNS_COPIES`; `payload_bytes` bytes follow.
 #[repr(C)]
@@ -114,3 +164,50 @@ pub struct DnsCopy {
     pub _pad2: u32,
 }
 const _: () = assert!(size_of::<DnsCopy>() == 72 && align_of::<DnsCopy>() == 8);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_costs_its_scope_and_leaves_every_other_one_its_own() {
+        let mut all = EventBudget::default();
+        let sent = |budget: &mut EventBudget, all: &mut EventBudget, tries: u64, second| {
+            (0..tries).filter(|_| budget.admits(all, second)).count() as u64
+        };
+        let mut flooding = [EventBudget::default(); 10];
+        let mut polite = EventBudget::default();
+        for second in [7, 8] {
+            let mut total = 0;
+            for scope in &mut flooding {
+                let one = sent(scope, &mut all, 100_000, second);
+                assert!(
+                    (OWN_EVENTS_PER_SECOND..=SCOPE_EVENTS_PER_SECOND).contains(&one),
+                    "{one}"
+                );
+                total += one;
+            }
+            assert_eq!(total, EVENTS_PER_SECOND + 10 * OWN_EVENTS_PER_SECOND);
+            assert_eq!(
+                sent(&mut polite, &mut all, OWN_EVENTS_PER_SECOND, second),
+                OWN_EVENTS_PER_SECOND
+            );
+            assert!(!polite.admits(&mut all, second));
+        }
+    }
+
+    #[test]
+    fn every_budget_has_a_place_of_its_own() {
+        let mut places: std::vec::Vec<u32> = (0..EVENT_SCOPES)
+            .map(Some)
+            .chain([None])
+            .flat_map(|scope| [budget_index(scope, false), budget_index(scope, true)])
+            .collect();
+        places.sort_unstable();
+        assert!(places.into_iter().eq(0..EVENT_BUDGETS_CAPACITY));
+        assert_eq!(
+            budget_index(Some(5), true),
+            budget_index(Some(5 + EVENT_SCOPES), true)
+        );
+    }
+}

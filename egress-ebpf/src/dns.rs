@@ -84,7 +84,8 @@ pub fn answer(config: &Config, skb: &Skb, header: Header, workload: &Workload, a
         }
         record::tally(Tally::AnswerUntrusted);
         // The agent is told of it, for those who ask why nothing was learned: as often as of allowed flows.
-        if payload.bytes > MESSAGE_BYTES as u32 || !record::has_budget(true, now_ns()) {
+        let scope_id = workload.current.scope_id;
+        if payload.bytes > MESSAGE_BYTES as u32 || !record::has_budget(scope_id, true, now_ns()) {
             return;
         }
     }

@@ -10,7 +10,7 @@ use aya_ebpf::{
 };
 use egress_common::{
     address::Address,
-    event::{EventBudget, Process, VerdictEvent},
+    event::{EVENT_BUDGETS_CAPACITY, EventBudget, Process, VerdictEvent},
     flow::{FlowKey, FlowState, SocketState},
     learned::{Learned, LearnedKey},
     maps::{
@@ -104,9 +104,10 @@ pub static RULE_COUNTERS: HashMap<
     GRANTING,
 > = HashMap::new();
 
-/// One budget for denials, one for allowed flows.
+/// For each scope and for all: one budget for denials, one for allowed flows.
 #[btf_map]
-pub static EVENT_BUDGETS: PerCpuArray<EventBudget, 2> = PerCpuArray::new();
+pub static EVENT_BUDGETS: PerCpuArray<EventBudget, { EVENT_BUDGETS_CAPACITY as usize }> =
+    PerCpuArray::new();
 
 #[btf_map]
 pub static EVENTS: RingBuf<VerdictEvent, { EVENTS_BYTES as usize }> = RingBuf::new();

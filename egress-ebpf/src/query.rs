@@ -200,12 +200,12 @@ pub extern "C" fn copy_refused(
         return 0;
     };
     let at_ns = now_ns();
-    if !record::has_budget(false, at_ns) {
+    let binding = Binding::unpack(binding);
+    if !record::has_budget(binding.scope_id, false, at_ns) {
         return 0;
     }
     let skb = Skb { raw, base };
     let header = Header::unpack(header);
-    let binding = Binding::unpack(binding);
     let payload = Payload::unpack(payload);
     if scratch.busy != 0 || payload.bytes == 0 || payload.bytes > MESSAGE_BYTES as u32 {
         record::tally(Tally::CopiesLost);

@@ -1,8 +1,8 @@
 //! Counters and events.
 //!
 //! Counters are atomic adds, because a softirq can interrupt a program on its
-//! own CPU. Events are rate-limited per CPU, denials and allowed flows apart,
-//! so that a flood costs one map lookup and one compare for each packet that
+//! own CPU. Events are rate-limited per CPU and scope, denials and allowed flows
+//! apart, so that a flood takes no other scope's, and costs one map lookup and one compare for each packet that
 //! is not reported; what is not reported is counted.
 
 use aya_ebpf::{
@@ -11,7 +11,7 @@ use aya_ebpf::{
 };
 use egress_common::{
     decision::Decision,
-    event::{EVENTS_PER_SECOND, Process, VerdictEvent},
+    event::{Process, VerdictEvent, budget_index},
     maps::{RuleCounters, workload_counter},
     packed::Place,
     policy::{Binding, Workload},
@@ -144,27 +144,26 @@ impl Facts {
     }
 }
 
-/// Takes one event out of this second's budget, that of denials or that of allowed flows; counts what there is no room for.
+/// Takes one event out of this second's budget of a scope, that of denials or that of allowed flows; counts what there is
+/// no room for.
 #[inline(always)]
-pub fn has_budget(is_allowed: bool, at_ns: u64) -> bool {
-    let Some(budget) = EVENT_BUDGETS.get_ptr_mut(u32::from(is_allowed)) else {
+pub fn has_budget(scope_id: u32, is_allowed: bool, at_ns: u64) -> bool {
+    let second = at_ns / 1_000_000_000;
+    let (Some(own), Some(all)) = (
+        EVENT_BUDGETS.get_ptr_mut(budget_index(Some(scope_id), is_allowed)),
+        EVENT_BUDGETS.get_ptr_mut(budget_index(None, is_allowed)),
+    ) else {
         return false;
     };
-    let second = at_ns / 1_000_000_000;
-    // SAFETY: the pointer is to a map value of this CPU. A softirq between
-    // these lines can let a few events more or less through; each of them is
-    // either sent or counted.
-    let budget = unsafe { &mut *budget };
-    if budget.second != second {
-        budget.second = second;
-        budget.used = 0;
-    }
-    if budget.used >= u64::from(EVENTS_PER_SECOND) {
+    // SAFETY: the pointers are to map values of this CPU, at two places. A softirq
+    // between these lines can let a few events more or less through; each of them
+    // is either sent or counted.
+    let (own, all) = unsafe { (&mut *own, &mut *all) };
+    let is_admitted = own.admits(all, second);
+    if !is_admitted {
         tally(Tally::EventsSuppressed);
-        return false;
     }
-    budget.used = budget.used.wrapping_add(1);
-    true
+    is_admitted
 }
 
 /// Sends an event, if this second's budget has room; `fill` adds what the decision does not say.
@@ -172,7 +171,7 @@ pub fn has_budget(is_allowed: bool, at_ns: u64) -> bool {
 pub fn report(facts: &Facts, binding: &Binding, fill: impl FnOnce(&mut VerdictEvent)) {
     let at_ns = now_ns();
     let is_allowed = facts.verdict == Verdict::Allow as u8;
-    if !has_budget(is_allowed, at_ns) {
+    if !has_budget(binding.scope_id, is_allowed, at_ns) {
         return;
     }
     let Some(mut entry) = EVENTS.reserve(0) else {
