@@ -296,7 +296,7 @@ impl Extensions {
     pub const fn pack(self) -> u64 {
         (self.at as u64) << 32
             | (self.refusal as u64) << 16
-            | flag(self.is_later_fragment, 1 << 8)
+            | (self.is_later_fragment as u64) << 8
             | self.next as u64
     }
 
