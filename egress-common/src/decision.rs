@@ -6,7 +6,7 @@
 use crate::{
     address::is_loopback,
     flow::{Flow, Starter},
-    learned::{Found, Learned},
+    learned::{Found, Learned, LearnedKey},
     policy::{Binding, CidrRules, EntryKind, HAS_AUDITORS, KEEP_PREEXISTING},
     verdict::{Reason, Verdict},
 };
@@ -79,7 +79,7 @@ impl Decision {
 /// Decides one flow.
 ///
 /// `cidr` looks the destination up among the policy's CIDRs, `learned` among
-/// the scope's learned addresses (with the owner tag of the key it asked for);
+/// the scope's learned addresses (with the key that it asked for);
 /// each is called at most once. `trouble` says what
 /// keeps the scope from knowing its addresses.
 #[inline(always)]
@@ -88,7 +88,7 @@ pub fn decide<'a>(
     binding: &Binding,
     now_ns: u64,
     cidr: impl FnOnce() -> Option<&'a CidrRules>,
-    learned: impl FnOnce() -> Option<(&'a Learned, u64)>,
+    learned: impl FnOnce() -> Option<(&'a Learned, &'a LearnedKey)>,
     trouble: impl FnOnce() -> Trouble,
 ) -> Decision {
     if let Some(reason) = standing_reason(flow, binding) {
@@ -117,7 +117,12 @@ pub fn decide<'a>(
             return Decision::new(reason, entry.rule, binding);
         }
     }
-    if matches!(flow.origin.starter, Starter::Resting) {
+    let entry = learned();
+    // A name that still teaches the address carried a grant for the port over, which may have ended since.
+    if matches!(flow.origin.starter, Starter::Resting)
+        && let Some((entry, key)) = entry
+        && entry.has_grant(key, flow.proto, flow.dport)
+    {
         let rule = flow.origin.rule;
         let reason = if is_audited {
             Reason::AuditedCidr
@@ -126,8 +131,8 @@ pub fn decide<'a>(
         };
         return Decision::new(reason, rule, binding);
     }
-    let found = match learned() {
-        Some((entry, owner)) => entry.find(owner, flow.proto, flow.dport, now_ns),
+    let found = match entry {
+        Some((entry, key)) => entry.find(key, flow.proto, flow.dport, now_ns),
         None => Found::Unknown,
     };
     if let Found::Live(rule) | Found::Audited(rule) = found {
@@ -210,7 +215,7 @@ mod tests {
     use crate::{
         address::{Address, from_v4},
         flow::{Origin, Way},
-        learned::{Grant, LearnedKey},
+        learned::Grant,
         policy::{PortRange, RuleEntry, protocol::TCP},
     };
 
@@ -244,29 +249,32 @@ mod tests {
         rules
     }
 
-    fn learned(port: u16, expires_at_ns: u64) -> (Learned, u64) {
-        let owner = LearnedKey::new(1, FAR).owner();
+    fn learned(port: u16, expires_at_ns: u64) -> (Learned, LearnedKey) {
+        let key = LearnedKey::new(1, 2, FAR);
         let mut entry = Learned {
-            owner,
+            owner: key.words(),
             ..Learned::default()
         };
         entry.grants[0] = Grant {
             expires_at_ns,
             rule: 5,
-            auditor: 0,
             ports: PortRange::new(TCP, port, port),
-            _pad: 0,
+            ..Grant::default()
         };
-        (entry, owner)
+        (entry, key)
     }
 
-    fn reason(flow: &Flow, cidr: Option<&CidrRules>, learned: Option<&(Learned, u64)>) -> Reason {
+    fn reason(
+        flow: &Flow,
+        cidr: Option<&CidrRules>,
+        learned: Option<&(Learned, LearnedKey)>,
+    ) -> Reason {
         decide(
             flow,
             &ENFORCED,
             100,
             || cidr,
-            || learned.map(|(entry, owner)| (entry, *owner)),
+            || learned.map(|(entry, key)| (entry, key)),
             || Trouble::None,
         )
         .reason
@@ -472,6 +480,12 @@ mod tests {
             reason(&resting, Some(&cidr(EntryKind::Deny)), None),
             Reason::DeniedCidr
         );
+        // Nothing was carried over for its port: no name that may teach it led there.
+        assert_eq!(reason(&resting, None, None), Reason::NoRule);
+        assert_eq!(
+            reason(&resting, None, Some(&learned(80, 100))),
+            Reason::PortNotAllowed
+        );
     }
 
     /// The rules, and behind them a deny rule of a policy in audit.
@@ -487,12 +501,16 @@ mod tests {
         rules
     }
 
-    fn mixed(flow: &Flow, cidr: Option<&CidrRules>, learned: Option<&(Learned, u64)>) -> Decision {
+    fn mixed(
+        flow: &Flow,
+        cidr: Option<&CidrRules>,
+        learned: Option<&(Learned, LearnedKey)>,
+    ) -> Decision {
         let binding = Binding {
             flags: HAS_AUDITORS,
             ..ENFORCED
         };
-        let learned = || learned.map(|(entry, owner)| (entry, *owner));
+        let learned = || learned.map(|(entry, key)| (entry, key));
         decide(flow, &binding, 100, || cidr, learned, || Trouble::None)
     }
 
@@ -531,16 +549,16 @@ mod tests {
             );
         }
         let resting = flow(Origin::resting(5));
-        let decision = mixed(&resting, Some(&looks_on), None);
+        let decision = mixed(&resting, Some(&looks_on), Some(&learned(443, 100)));
         assert_eq!((decision.reason, decision.rule), (Reason::AuditedCidr, 5));
     }
 
     #[test]
     fn an_audited_name_is_told_unless_another_one_leads_there_too() {
-        let (mut entry, owner) = learned(443, 200);
+        let (mut entry, key) = learned(443, 200);
         entry.grants[0].auditor = 77;
         let new = flow(Origin::WORKLOAD);
-        let told = |entry: Learned| mixed(&new, None, Some(&(entry, owner)));
+        let told = |entry: Learned| mixed(&new, None, Some(&(entry, key)));
         assert_eq!(told(entry).reason, Reason::AuditedName);
         assert_eq!(
             (told(entry).verdict, told(entry).rule),
@@ -584,13 +602,13 @@ mod tests {
             || Trouble::Full,
         );
         assert_eq!(decision.reason, Reason::TableFull);
-        let (entry, owner) = learned(443, 100);
+        let (entry, key) = learned(443, 100);
         let decision = decide(
             &flow(Origin::WORKLOAD),
             &ENFORCED,
             100,
             || None,
-            || Some((&entry, owner)),
+            || Some((&entry, &key)),
             || Trouble::Full,
         );
         assert_eq!(decision.reason, Reason::Expired);
@@ -598,8 +616,8 @@ mod tests {
 
     #[test]
     fn a_flow_is_held_off_only_while_nothing_else_speaks() {
-        let judged = |learned: Option<&(Learned, u64)>, cidr: Option<&CidrRules>| {
-            let learned = || learned.map(|(entry, owner)| (entry, *owner));
+        let judged = |learned: Option<&(Learned, LearnedKey)>, cidr: Option<&CidrRules>| {
+            let learned = || learned.map(|(entry, key)| (entry, key));
             decide(
                 &flow(Origin::WORKLOAD),
                 &ENFORCED,

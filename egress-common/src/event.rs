@@ -126,6 +126,11 @@ impl EventBudget {
     }
 }
 
+/// Bit of [`DnsCopy::refused`]: an address was refused, because its scope is at its share or the table is full.
+pub const REFUSED_LEARNED: u8 = 1;
+/// Bit of [`DnsCopy::refused`]: an alias was refused likewise.
+pub const REFUSED_ALIASES: u8 = 2;
+
 /// Head of a copied DNS message or TCP segment in the ring buffer `DNS_COPIES`; `payload_bytes` bytes follow.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,8 +161,10 @@ pub struct DnsCopy {
     pub outcome: u8,
     /// IANA protocol number: UDP or TCP.
     pub proto: u8,
+    /// [`REFUSED_LEARNED`], [`REFUSED_ALIASES`]: what the answer's scope had no room for.
+    pub refused: u8,
     /// Padding, always zero.
-    pub _pad: [u8; 2],
+    pub _pad: u8,
     /// Number of the receiver's network namespace; 0 where it is not known.
     pub netns: u32,
     /// Padding, always zero.

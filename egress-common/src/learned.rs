@@ -1,74 +1,106 @@
 //! Learned addresses: who may use which, on which ports, until when.
 //!
-//! One entry for a scope and an address holds up to [`GRANTS`] grants, one for
-//! each port range. Only kernel code writes entries, under the entry's lock
-//! (`egress-ebpf`'s `learn`); the agent asks for writes by running a program.
-//! Readers take no lock: the port range of a used slot never changes while the
-//! entry lives, and its end only grows, so that a reader sees a grant or not,
-//! never a mixture. A freed entry may be given to another key while a reader
-//! still looks at it, which is why readers compare `owner` after reading.
+//! One entry for a holder (a scope in a network namespace) and an address holds
+//! up to [`GRANTS`] grants, one for each port range.
+//!
+//! Who writes: only kernel code (`egress-ebpf`'s `learn`), under the entry's
+//! lock; the agent asks for writes by running a program. Readers take no lock.
+//! The kernel may give the memory of a deleted entry to another key at once,
+//! while a reader still looks at it. So that nobody ever sees a grant of
+//! another key as his own, on any architecture:
+//!
+//! - An entry names its owner by the full key ([`LearnedKey::words`]). Readers compare it *after* they read grants, with
+//!   a barrier between.
+//! - An entry is inserted without grants. They are written afterwards, behind a barrier: who sees a grant of the new key
+//!   sees the new owner too, also on arm64, where stores of another CPU arrive in any order without one.
+//! - A slot's ports never change while the entry lives; its end is written last, behind a barrier, and its numbers only
+//!   grow. A reader sees a grant or not, never more than was ever granted: of two writes each number is the old or the
+//!   new one, and the larger ones are what was granted last.
+//! - An entry goes in two steps, and only the agent starts them. First its owner becomes [`DOOMED`], under the lock:
+//!   from then on nobody writes there. Then, when every program that may have seen it before has ended (the agent waits
+//!   for the kernel's grace period), it is deleted. A writer that meets a doomed entry leaves its answer to the agent,
+//!   which learns it when the entry is gone. An entry without any grant is one that is about to be filled: it stays.
 
 use crate::{
     address::Address,
-    hash::{mix, mix_address},
+    barrier::barrier,
     policy::{NAME_ENTRIES, PortRange},
 };
 
-/// Key of `LEARNED`: an address that a scope's own lookup returned.
-#[repr(C)]
+/// Key of `LEARNED`: an address that a holder's own lookup returned.
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LearnedKey {
     /// Scope that resolved it.
     pub scope_id: u32,
-    /// Padding, always zero: the kernel hashes every byte of a key.
-    pub _pad: u32,
+    /// Network namespace in which it did; 0, not known, holds nothing.
+    pub netns: u32,
     /// The address.
     pub address: Address,
 }
-const _: () = assert!(size_of::<LearnedKey>() == 24 && align_of::<LearnedKey>() == 4);
+const _: () = assert!(size_of::<LearnedKey>() == 24 && align_of::<LearnedKey>() == 8);
 
 impl LearnedKey {
-    /// The key of an address in a scope.
+    /// The key of an address of a holder.
     #[inline(always)]
     #[must_use]
-    pub const fn new(scope_id: u32, address: Address) -> Self {
+    pub const fn new(scope_id: u32, netns: u32, address: Address) -> Self {
         Self {
             scope_id,
-            _pad: 0,
+            netns,
             address,
         }
     }
 
-    /// What the entry of this key carries as its `owner`.
+    /// What the entry of this key carries as its owner: the whole key.
     #[inline(always)]
     #[must_use]
-    pub const fn owner(&self) -> u64 {
-        mix_address(
-            mix(0x6f77_6e65_7220_6f66, self.scope_id as u64),
-            &self.address,
-        )
+    pub const fn words(&self) -> [u64; 3] {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = self.address;
+        [
+            holder_word(self.scope_id, self.netns),
+            u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
+            u64::from_ne_bytes([i, j, k, l, m, n, o, p]),
+        ]
     }
 }
 
+/// A holder as one word.
+#[inline(always)]
+#[must_use]
+pub const fn holder_word(scope_id: u32, netns: u32) -> u64 {
+    (scope_id as u64) << 32 | netns as u64
+}
+
+/// First word of the owner of an entry that is about to be deleted. No scope has that number.
+pub const DOOMED: u64 = u64::MAX;
+
 /// Most grants of one learned address.
 pub const GRANTS: usize = NAME_ENTRIES;
+
+/// Nanoseconds of a second.
+const SECOND_NS: u64 = 1_000_000_000;
 
 /// One port range of a learned address with its own end. What names teach that a policy in audit denies lies apart.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Grant {
-    /// When it ends, nanoseconds of the monotonic clock; 0 for a slot that was never used.
+    /// Until when answers say that it lives, nanoseconds of the monotonic clock; 0 for a slot that was never used.
     pub expires_at_ns: u64,
     /// Identity of the rule that it rests on.
     pub rule: u64,
     /// Identity of the rule by which a policy in audit denies the name that taught it; 0 for none.
     pub auditor: u64,
+    /// When an allowed flow last used it, seconds of the monotonic clock; 0 for never.
+    pub used_at_s: u32,
+    /// No use keeps it open for longer than until then, seconds of the monotonic clock.
+    pub limit_s: u32,
     /// The ports.
     pub ports: PortRange,
-    /// Padding, always zero.
-    pub _pad: u16,
+    /// A use keeps it open this long, seconds.
+    pub grace_s: u16,
 }
-const _: () = assert!(size_of::<Grant>() == 32 && align_of::<Grant>() == 8);
+const _: () = assert!(size_of::<Grant>() == 40 && align_of::<Grant>() == 8);
 
 impl Grant {
     /// Whether both can share a slot: the same ports, and, unless `in_any`, audited or not. Who asks for a name that
@@ -78,6 +110,50 @@ impl Grant {
     pub const fn shares_slot(&self, other: &Self, in_any: bool) -> bool {
         self.ports.word() == other.ports.word()
             && (in_any || (self.auditor == 0) == (other.auditor == 0))
+    }
+
+    /// When it ends: with the answers that taught it, or some time after its last use.
+    #[inline(always)]
+    #[must_use]
+    pub const fn end_ns(&self) -> u64 {
+        end_ns(
+            self.expires_at_ns,
+            self.used_at_s,
+            self.grace_s,
+            self.limit_s,
+        )
+    }
+
+    /// Whether a use now is worth noting: an eighth of the time that it gives has gone since the last one that was, or
+    /// a minute, whichever is less.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_use_due(&self, now_s: u32) -> bool {
+        let eighth = self.grace_s as u32 >> 3;
+        let pause = if eighth < USE_PAUSE_S {
+            eighth
+        } else {
+            USE_PAUSE_S
+        };
+        now_s > self.used_at_s.saturating_add(pause)
+    }
+}
+
+/// Uses are noted at least this often, seconds.
+const USE_PAUSE_S: u32 = 60;
+
+#[inline(always)]
+const fn end_ns(expires_at_ns: u64, used_at_s: u32, grace_s: u16, limit_s: u32) -> u64 {
+    if used_at_s == 0 || grace_s == 0 {
+        return expires_at_ns;
+    }
+    let kept = used_at_s.saturating_add(grace_s as u32);
+    let kept = if kept < limit_s { kept } else { limit_s };
+    let kept_ns = (kept as u64).wrapping_mul(SECOND_NS);
+    if kept_ns > expires_at_ns {
+        kept_ns
+    } else {
+        expires_at_ns
     }
 }
 
@@ -94,16 +170,16 @@ pub struct bpf_spin_lock {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Learned {
-    /// [`LearnedKey::owner`] of the key.
-    pub owner: u64,
-    /// Guards every write to `grants`.
+    /// [`LearnedKey::words`] of the key.
+    pub owner: [u64; 3],
+    /// Guards every write.
     pub lock: bpf_spin_lock,
     /// Padding, always zero.
     pub _pad: u32,
     /// The grants; used slots come first.
     pub grants: [Grant; GRANTS],
 }
-const _: () = assert!(size_of::<Learned>() == 272 && align_of::<Learned>() == 8);
+const _: () = assert!(size_of::<Learned>() == 352 && align_of::<Learned>() == 8);
 
 /// What a look at a learned address gave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,14 +200,14 @@ impl Learned {
     /// Looks for a grant. An end is exclusive: at its very nanosecond the grant is dead.
     #[inline(always)]
     #[must_use]
-    pub fn find(&self, owner: u64, proto: u8, port: Option<u16>, now_ns: u64) -> Found {
+    pub fn find(&self, key: &LearnedKey, proto: u8, port: Option<u16>, now_ns: u64) -> Found {
         let mut found = Found::Unknown;
         for grant in &self.grants {
             if grant.expires_at_ns == 0 {
                 break;
             }
             if grant.ports.covers(proto, port) {
-                if grant.expires_at_ns > now_ns {
+                if grant.end_ns() > now_ns {
                     if grant.auditor == 0 {
                         found = Found::Live(grant.rule);
                         break;
@@ -144,46 +220,63 @@ impl Learned {
                 found = Found::OtherPorts;
             }
         }
-        // SAFETY-relevant order: the owner is read after the grants (see the module's head).
-        if read_owner(self) == owner {
+        if self.is_of(key) {
             found
         } else {
             Found::Unknown
         }
     }
 
-    /// Identity of the rule by which a policy in audit denies the names behind the live grants for the port; 0 for none.
+    /// Whether a flow that was allowed before may go on: there is a grant for the port, live or ended. A policy change
+    /// carries only those over that names teach which it does not deny.
     #[inline(always)]
     #[must_use]
-    pub fn auditor(&self, owner: u64, proto: u8, port: Option<u16>, now_ns: u64) -> u64 {
+    pub fn has_grant(&self, key: &LearnedKey, proto: u8, port: Option<u16>) -> bool {
+        let mut is_found = false;
+        for grant in &self.grants {
+            if grant.expires_at_ns == 0 {
+                break;
+            }
+            is_found |= grant.ports.covers(proto, port);
+        }
+        is_found && self.is_of(key)
+    }
+
+    /// The rule by which a policy in audit denies what a live grant for the port comes from; 0 for none.
+    #[inline(always)]
+    #[must_use]
+    pub fn auditor(&self, key: &LearnedKey, proto: u8, port: Option<u16>, now_ns: u64) -> u64 {
         let mut auditor = 0;
         for grant in &self.grants {
             if grant.expires_at_ns == 0 {
                 break;
             }
-            if grant.expires_at_ns > now_ns && grant.ports.covers(proto, port) {
+            if grant.end_ns() > now_ns && grant.ports.covers(proto, port) {
                 auditor = grant.auditor;
             }
         }
-        if read_owner(self) == owner {
-            auditor
-        } else {
-            0
-        }
+        if self.is_of(key) { auditor } else { 0 }
+    }
+
+    /// Whether what was read of the entry before belongs to this key.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_of(&self, key: &LearnedKey) -> bool {
+        barrier();
+        let [a, b, c] = key.words();
+        let [x, y, z] = &self.owner;
+        (read(x) ^ a) | (read(y) ^ b) | (read(z) ^ c) == 0
     }
 }
 
 #[inline(always)]
-#[expect(
-    unsafe_code,
-    reason = "the read must not move before the reads of the grants"
-)]
-fn read_owner(learned: &Learned) -> u64 {
+#[expect(unsafe_code, reason = "a volatile read")]
+fn read(word: &u64) -> u64 {
     // SAFETY: the pointer comes from a reference.
-    unsafe { core::ptr::read_volatile(&raw const learned.owner) }
+    unsafe { core::ptr::read_volatile(word) }
 }
 
-/// Most grants in one [`LearnRequest`] batch.
+/// Most requests of one batch.
 pub const LEARN_BATCH: usize = 32;
 
 /// What the agent asks the kernel to learn: one grant.
@@ -192,27 +285,33 @@ pub const LEARN_BATCH: usize = 32;
 pub struct LearnRequest {
     /// Where.
     pub key: LearnedKey,
-    /// What.
+    /// What. To sweep: `expires_at_ns` is the point before which an entry has to have ended, `used_at_s` the one before
+    /// which it has to have been used last; an `auditor` of [`SWEEP_DELETE`] deletes what an earlier request doomed.
     pub grant: Grant,
 }
-const _: () = assert!(size_of::<LearnRequest>() == 56 && align_of::<LearnRequest>() == 8);
+const _: () = assert!(size_of::<LearnRequest>() == 64 && align_of::<LearnRequest>() == 8);
+
+/// In a request to sweep: deletes the entry if it is doomed. Else the entry is doomed, if it may go.
+pub const SWEEP_DELETE: u64 = 1;
 
 impl LearnRequest {
     /// The request as the kernel reads it: its memory, byte by byte, padding zero.
     #[must_use]
     pub fn to_bytes(&self) -> [u8; size_of::<Self>()] {
         let Self { key, grant } = self;
-        let fields: [&[u8]; 10] = [
+        let fields: [&[u8]; 12] = [
             &key.scope_id.to_ne_bytes(),
-            &[0; 4],
+            &key.netns.to_ne_bytes(),
             &key.address,
             &grant.expires_at_ns.to_ne_bytes(),
             &grant.rule.to_ne_bytes(),
             &grant.auditor.to_ne_bytes(),
+            &grant.used_at_s.to_ne_bytes(),
+            &grant.limit_s.to_ne_bytes(),
             &[grant.ports.proto, 0],
             &grant.ports.first.to_ne_bytes(),
             &grant.ports.last.to_ne_bytes(),
-            &[0; 2],
+            &grant.grace_s.to_ne_bytes(),
         ];
         let mut bytes = [0; size_of::<Self>()];
         let fields = fields.iter().flat_map(|field| field.iter());
@@ -229,18 +328,17 @@ mod tests {
     use crate::{address::from_v4, policy::protocol::TCP};
 
     fn learned(ends: &[(u16, u64)]) -> (LearnedKey, Learned) {
-        let key = LearnedKey::new(7, from_v4([192, 0, 2, 1]));
+        let key = LearnedKey::new(7, 3, from_v4([192, 0, 2, 1]));
         let mut value = Learned {
-            owner: key.owner(),
+            owner: key.words(),
             ..Learned::default()
         };
         for (slot, (port, expires_at_ns)) in value.grants.iter_mut().zip(ends) {
             *slot = Grant {
                 expires_at_ns: *expires_at_ns,
                 rule: u64::from(*port),
-                auditor: 0,
                 ports: PortRange::new(TCP, *port, *port),
-                _pad: 0,
+                ..Grant::default()
             };
         }
         (key, value)
@@ -249,16 +347,58 @@ mod tests {
     #[test]
     fn entry_is_dead_at_its_expiry_instant() {
         let (key, value) = learned(&[(443, 100)]);
-        let at = |now| value.find(key.owner(), TCP, Some(443), now);
+        let at = |now| value.find(&key, TCP, Some(443), now);
         assert_eq!(at(99), Found::Live(443));
         assert_eq!(at(100), Found::Expired(443));
         assert_eq!(at(101), Found::Expired(443));
     }
 
     #[test]
+    fn a_use_keeps_it_open_for_its_grace_and_never_beyond_its_limit() {
+        let (key, mut value) = learned(&[(443, 5 * SECOND_NS)]);
+        value.grants[0].grace_s = 60;
+        value.grants[0].limit_s = 100;
+        let is_live = |value: &Learned, second: u64| {
+            let found = value.find(&key, TCP, Some(443), second * SECOND_NS - 1);
+            found == Found::Live(443)
+        };
+        assert!(is_live(&value, 5) && !is_live(&value, 6), "never used");
+        value.grants[0].used_at_s = 4;
+        assert!(is_live(&value, 64) && !is_live(&value, 65));
+        value.grants[0].used_at_s = 50;
+        assert!(is_live(&value, 100) && !is_live(&value, 101), "the limit");
+        value.grants[0].expires_at_ns = 200 * SECOND_NS;
+        assert!(
+            is_live(&value, 200),
+            "an answer is worth more than a limit of uses"
+        );
+        value.grants[0].expires_at_ns = 5 * SECOND_NS;
+        value.grants[0].grace_s = 0;
+        assert!(
+            !is_live(&value, 6),
+            "without a grace uses keep nothing open"
+        );
+        assert!(value.has_grant(&key, TCP, Some(443)));
+        assert!(!value.has_grant(&key, TCP, Some(80)));
+    }
+
+    #[test]
+    fn uses_are_noted_often_enough_and_no_more() {
+        let used = |grace_s, used_at_s| Grant {
+            grace_s,
+            used_at_s,
+            ..Grant::default()
+        };
+        assert!(used(1800, 0).is_use_due(61));
+        assert!(!used(1800, 100).is_use_due(160) && used(1800, 100).is_use_due(161));
+        assert!(!used(80, 100).is_use_due(110) && used(80, 100).is_use_due(111));
+        assert!(!used(4, 100).is_use_due(100) && used(4, 100).is_use_due(101));
+    }
+
+    #[test]
     fn each_port_keeps_its_own_end() {
         let (key, value) = learned(&[(443, 100), (80, 200)]);
-        let at = |port| value.find(key.owner(), TCP, Some(port), 150);
+        let at = |port| value.find(&key, TCP, Some(port), 150);
         assert_eq!(at(443), Found::Expired(443));
         assert_eq!(at(80), Found::Live(80));
         assert_eq!(at(22), Found::OtherPorts);
@@ -268,9 +408,10 @@ mod tests {
     fn the_auditor_is_that_of_a_live_grant_for_the_port() {
         let (key, mut value) = learned(&[(443, 100), (443, 200), (80, 200)]);
         (value.grants[0].auditor, value.grants[1].auditor) = (7, 8);
-        let at = |port, now| value.auditor(key.owner(), TCP, Some(port), now);
+        let at = |port, now| value.auditor(&key, TCP, Some(port), now);
         assert_eq!((at(443, 150), at(443, 200), at(80, 150)), (8, 0, 0));
-        assert_eq!(value.auditor(key.owner() ^ 1, TCP, Some(443), 150), 0);
+        let other = LearnedKey { netns: 4, ..key };
+        assert_eq!(value.auditor(&other, TCP, Some(443), 150), 0);
     }
 
     #[test]
@@ -297,10 +438,48 @@ mod tests {
         assert!(!grant.shares_slot(&Grant { ports, ..grant }, true));
     }
 
+    /// Every key that differs in one bit, in whatever part of it.
     #[test]
     fn an_entry_of_another_key_grants_nothing() {
-        let (_, value) = learned(&[(443, 100)]);
-        let other = LearnedKey::new(8, from_v4([192, 0, 2, 1]));
-        assert_eq!(value.find(other.owner(), TCP, Some(443), 1), Found::Unknown);
+        let (key, value) = learned(&[(443, 100)]);
+        assert!(value.is_of(&key));
+        let mut others = std::vec::Vec::new();
+        for bit in 0..32 {
+            others.push(LearnedKey {
+                scope_id: key.scope_id ^ 1 << bit,
+                ..key
+            });
+            others.push(LearnedKey {
+                netns: key.netns ^ 1 << bit,
+                ..key
+            });
+        }
+        for bit in 0..128 {
+            let address = (u128::from_be_bytes(key.address) ^ 1 << bit).to_be_bytes();
+            others.push(LearnedKey { address, ..key });
+        }
+        for other in others {
+            assert_eq!(value.find(&other, TCP, Some(443), 1), Found::Unknown);
+            assert!(!value.has_grant(&other, TCP, Some(443)));
+        }
+        let doomed = Learned {
+            owner: [DOOMED, value.owner[1], value.owner[2]],
+            ..value
+        };
+        assert_eq!(doomed.find(&key, TCP, Some(443), 1), Found::Unknown);
+    }
+
+    /// What once passed for another owner: `mix` folded the words, and these bits undo each other for every seed.
+    #[test]
+    fn words_that_collided_under_the_old_hash_are_different_owners() {
+        let key = LearnedKey::new(7, 3, [1; 16]);
+        let mut other = key;
+        let words = [
+            u64::from_ne_bytes([1; 8]) ^ 1 << 63,
+            u64::from_ne_bytes([1; 8]) ^ (1 << 63 | 1 << 31),
+        ];
+        other.address[..8].copy_from_slice(&words[0].to_ne_bytes());
+        other.address[8..].copy_from_slice(&words[1].to_ne_bytes());
+        assert_ne!(key.words(), other.words());
     }
 }

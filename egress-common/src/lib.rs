@@ -14,11 +14,13 @@
 //! `CLOCK_MONOTONIC`, the clock of `bpf_ktime_get_ns`.
 
 #![no_std]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 #[cfg(test)]
 extern crate std;
 
 pub mod address;
+pub mod barrier;
 pub mod decision;
 pub mod dns;
 pub mod event;

@@ -10,7 +10,8 @@
 //! | `INTERFACES` | agent, before it attaches; kernel, `owner` | tc hooks |
 //! | `LEARNED` | kernel only (`learn`, `sweep`), under the entry's lock | first packets |
 //! | `QUERIES` | kernel | kernel, on the answer |
-//! | `ALIASES` | kernel; agent, entries of scopes to come and dead ones | DNS |
+//! | `ALIASES` | kernel only (`learn`, `sweep`), under the entry's lock | DNS |
+//! | `SCOPES` | agent, before it binds a scope; kernel, counts | DNS |
 //! | `HOLDS` | kernel | denied first packets |
 //! | `SOCKETS`, `FLOWS` | kernel | every packet |
 //! | `COUNTERS`, `TALLIES`, `RULE_COUNTERS` | kernel, atomic adds | agent |
@@ -18,7 +19,8 @@
 
 use crate::{
     address::Address,
-    hash::{SipKey, mix},
+    hash::{Sip, SipKey},
+    learned::{bpf_spin_lock, holder_word},
     policy::{Binding, NameRules},
     verdict::Mode,
 };
@@ -134,54 +136,213 @@ pub struct QueryKey {
 }
 const _: () = assert!(size_of::<QueryKey>() == 32 && align_of::<QueryKey>() == 8);
 
-/// Key of `ALIASES`: a name that an allowed name is an alias of, in the scope that resolved it.
+/// Key of `ALIASES`: a name that an allowed name is an alias of, of the holder that resolved it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AliasKey {
-    /// Keyed hash of the name, in lower case.
+    /// SipHash of the name under [`Keys::name`]: see [`alias_hash`]. It finds the entry and grants nothing: the name
+    /// itself would be a key of 256 bytes, which the kernel hashes as a whole at every look.
     pub name: u64,
     /// The scope.
     pub scope_id: u32,
-    /// Padding, always zero: the kernel hashes every byte of a key.
-    pub _pad: u32,
+    /// The network namespace; 0, not known, holds nothing.
+    pub netns: u32,
 }
 const _: () = assert!(size_of::<AliasKey>() == 16 && align_of::<AliasKey>() == 8);
 
 impl AliasKey {
-    /// The key of a name in a scope.
+    /// The key of a name of a holder.
     #[inline(always)]
     #[must_use]
-    pub const fn new(name: u64, scope_id: u32) -> Self {
+    pub const fn new(name: u64, scope_id: u32, netns: u32) -> Self {
         Self {
             name,
             scope_id,
-            _pad: 0,
+            netns,
         }
     }
 
-    /// What the entry of this key carries as its `owner`.
+    /// The holder as an entry has it.
     #[inline(always)]
     #[must_use]
-    pub const fn owner(&self) -> u64 {
-        mix(self.name, self.scope_id as u64)
+    pub const fn holder(&self) -> u64 {
+        holder_word(self.scope_id, self.netns)
     }
+}
+
+/// Words of a name in [`Alias`].
+pub const ALIAS_WORDS: usize = 32;
+
+/// A name as [`Alias`] holds it: lower-case text, backwards as in the keys of `NAMES`, zeros behind it.
+pub type AliasName = [u64; ALIAS_WORDS];
+
+/// A name as [`Alias`] holds it; `None` when it has more bytes than a name can have.
+#[must_use]
+pub fn alias_name(name: &str) -> Option<AliasName> {
+    let mut bytes = [0; ALIAS_WORDS * 8];
+    let (text, _) = bytes.split_at_mut_checked(name.len())?;
+    for (slot, byte) in text.iter_mut().zip(name.bytes().rev()) {
+        *slot = byte;
+    }
+    let mut words = [0; ALIAS_WORDS];
+    for (word, chunk) in words.iter_mut().zip(bytes.as_chunks::<8>().0) {
+        *word = u64::from_ne_bytes(*chunk);
+    }
+    Some(words)
+}
+
+/// Hash of a name for [`AliasKey::name`]: of its words up to the last that is not zero.
+#[inline(always)]
+#[must_use]
+pub fn alias_hash(key: &SipKey, name: &AliasName) -> u64 {
+    let mut state = Sip::new(key);
+    for word in name {
+        if *word == 0 {
+            break;
+        }
+        state = state.word(*word);
+    }
+    state.finish()
 }
 
 /// Value of `ALIASES`: while the alias lives, answers about its target teach under these rules.
 ///
-/// An entry is replaced as a whole, except for its end, which only grows. A freed entry may be given to another key
-/// while a reader still copies it: readers compare `owner`, which comes first, after the copy.
+/// Written as `LEARNED` is (see [`learned`](crate::learned)): inserted without rules, filled under the lock, deleted in
+/// two steps. Readers copy the rules under the lock and compare holder and name after that, byte for byte: another name
+/// with the same hash finds an entry that is not its own.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Alias {
-    /// [`AliasKey::owner`] of the key.
-    pub owner: u64,
+    /// [`AliasKey::holder`] of the key; [`DOOMED`](crate::learned::DOOMED) before it is deleted.
+    pub holder: u64,
+    /// The name.
+    pub name: AliasName,
+    /// Guards every write, and every read of `rules`.
+    pub lock: bpf_spin_lock,
+    /// Padding, always zero.
+    pub _pad: u32,
     /// When the alias ends, nanoseconds of the monotonic clock.
     pub expires_at_ns: u64,
     /// The rules of the name that was asked for.
     pub rules: NameRules,
 }
-const _: () = assert!(size_of::<Alias>() == 168 && align_of::<Alias>() == 8);
+const _: () = assert!(size_of::<Alias>() == 440 && align_of::<Alias>() == 8);
+
+/// What the agent asks the kernel to do with an alias.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AliasRequest {
+    /// Which.
+    pub key: AliasKey,
+    /// [`ALIAS_NOTE`], [`ALIAS_DOOM`] or [`ALIAS_DELETE`].
+    pub action: u64,
+    /// When it ends; to doom: only an alias that ended before.
+    pub expires_at_ns: u64,
+    /// Its name; to note it.
+    pub name: AliasName,
+    /// Its rules; to note it.
+    pub rules: NameRules,
+}
+const _: () = assert!(size_of::<AliasRequest>() == 448 && align_of::<AliasRequest>() == 8);
+
+impl AliasRequest {
+    /// The request as the kernel reads it: its memory, byte by byte.
+    #[must_use]
+    pub fn to_bytes(&self) -> [u8; size_of::<Self>()] {
+        let Self {
+            key,
+            action,
+            expires_at_ns,
+            name,
+            rules,
+        } = self;
+        let mut bytes = [0; size_of::<Self>()];
+        let mut at = bytes.iter_mut();
+        let mut put = |field: &[u8]| {
+            for byte in field {
+                if let Some(slot) = at.next() {
+                    *slot = *byte;
+                }
+            }
+        };
+        put(&key.name.to_ne_bytes());
+        put(&key.scope_id.to_ne_bytes());
+        put(&key.netns.to_ne_bytes());
+        put(&action.to_ne_bytes());
+        put(&expires_at_ns.to_ne_bytes());
+        for word in name {
+            put(&word.to_ne_bytes());
+        }
+        put(&rules.deny.to_ne_bytes());
+        put(&rules.auditor.to_ne_bytes());
+        put(&rules.ttl_min_s.to_ne_bytes());
+        put(&rules.ttl_max_s.to_ne_bytes());
+        put(&rules.ttl_grace_s.to_ne_bytes());
+        put(&[0; 4]);
+        for entry in &rules.entries {
+            put(&entry.rule.to_ne_bytes());
+            put(&[entry.ports.proto, 0]);
+            put(&entry.ports.first.to_ne_bytes());
+            put(&entry.ports.last.to_ne_bytes());
+            put(&[entry.kind, 0]);
+        }
+        bytes
+    }
+}
+
+/// Notes the alias, or prolongs it.
+pub const ALIAS_NOTE: u64 = 0;
+/// Dooms the alias, if it has ended.
+pub const ALIAS_DOOM: u64 = 1;
+/// Deletes the alias, if it is doomed.
+pub const ALIAS_DELETE: u64 = 2;
+
+/// Most aliases in one batch of requests: what fits into a page.
+pub const ALIAS_BATCH: usize = 7;
+
+/// Value of `SCOPES`: what one scope uses of the tables that workloads fill, and its share of them. The agent writes an
+/// entry before it binds the scope, the kernel counts.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct ScopeUse {
+    /// Entries of `LEARNED`.
+    pub learned: u64,
+    /// Entries of `ALIASES`.
+    pub aliases: u64,
+    /// Addresses refused because the scope was at its share.
+    pub learned_refused: u64,
+    /// Aliases refused likewise.
+    pub aliases_refused: u64,
+    /// When the scope last woke the agent for lack of room, nanoseconds of the monotonic clock.
+    pub woken_at_ns: u64,
+    /// Most entries of `LEARNED`.
+    pub learned_share: u32,
+    /// Most entries of `ALIASES`.
+    pub aliases_share: u32,
+}
+const _: () = assert!(size_of::<ScopeUse>() == 48);
+
+/// The part of a table that one pod may use, unless an option says otherwise: enough for 64 of them.
+pub const SHARES: u32 = 64;
+/// A pod may always use this many entries of a table.
+pub const LEAST_SHARE: u32 = 4_096;
+
+/// The share of a scope in a table of this capacity: the node's processes a quarter, a pod what [`SHARES`] says.
+#[must_use]
+pub const fn default_share(capacity: u32, is_node: bool) -> u32 {
+    if is_node {
+        return if capacity < 4 { capacity } else { capacity / 4 };
+    }
+    let share = capacity / SHARES;
+    let share = if share < LEAST_SHARE {
+        LEAST_SHARE
+    } else {
+        share
+    };
+    // In a small table nobody takes more than half.
+    let half = if capacity < 2 { 1 } else { capacity / 2 };
+    if share < half { share } else { half }
+}
 
 /// After an answer that the kernel leaves to the agent, what its scope cannot reach yet is held off this long rather
 /// than refused.
@@ -265,6 +426,8 @@ pub const LOCAL_CAPACITY: u32 = 4_096;
 pub const QUERIES_CAPACITY: u32 = 65_536;
 /// Capacity of `ALIASES`.
 pub const ALIASES_CAPACITY: u32 = 65_536;
+/// Capacity of `SCOPES`: every workload before and after a switch.
+pub const SCOPES_CAPACITY: u32 = 2 * WORKLOADS_CAPACITY;
 /// Capacity of `HOLDS`.
 pub const HOLDS_CAPACITY: u32 = 8_192;
 /// Capacity of `FLOWS`.
@@ -298,6 +461,7 @@ pub const MAP_NAMES: &[&str] = &[
     "LEARNED",
     "QUERIES",
     "ALIASES",
+    "SCOPES",
     "HOLDS",
     "SOCKETS",
     "FLOWS",
@@ -317,6 +481,7 @@ pub const KERNEL_MAPS: &[&str] = &[
     "LEARNED",
     "QUERIES",
     "ALIASES",
+    "SCOPES",
     "HOLDS",
     "SOCKETS",
     "FLOWS",
@@ -335,6 +500,7 @@ mod user {
 
     use super::{
         Alias, AliasKey, Config, ConfigOfLayout1, Interface, Keys, Query, QueryKey, RuleCounters,
+        ScopeUse,
     };
     use crate::{
         event::EventBudget,
@@ -362,6 +528,7 @@ mod user {
         Query,
         QueryKey,
         RuleCounters,
+        ScopeUse,
         EventBudget,
         FlowKey,
         FlowState,

@@ -229,6 +229,9 @@ pub const CIDR_KEY_BITS: u32 = POLICY_ID_BITS + 128;
 /// Most port ranges that one name, and one learned address, can hold.
 pub const NAME_ENTRIES: usize = 8;
 
+/// Longest time that a use keeps an address open, seconds.
+pub const GRACE_MAX_S: u32 = u16::MAX as u32;
+
 /// Every rule that covers a name.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -241,10 +244,14 @@ pub struct NameRules {
     pub ttl_min_s: u32,
     /// Longest life of what the name teaches, seconds.
     pub ttl_max_s: u32,
+    /// An allowed flow keeps open what the name taught for this long, seconds; at most [`GRACE_MAX_S`].
+    pub ttl_grace_s: u32,
+    /// Padding, always zero.
+    pub _pad: u32,
     /// The grants that the name teaches; kind 0 ends the list.
     pub entries: [RuleEntry; NAME_ENTRIES],
 }
-const _: () = assert!(size_of::<NameRules>() == 152 && align_of::<NameRules>() == 8);
+const _: () = assert!(size_of::<NameRules>() == 160 && align_of::<NameRules>() == 8);
 
 impl NameRules {
     /// Whether they neither allow nor deny.
@@ -253,6 +260,21 @@ impl NameRules {
     pub const fn is_empty(&self) -> bool {
         let [first, ..] = &self.entries;
         self.deny == 0 && first.kind == 0
+    }
+
+    /// The grace of what the name teaches, as a grant holds it.
+    #[inline(always)]
+    #[must_use]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "compared before; the programs have no checked conversion"
+    )]
+    pub const fn grace_s(&self) -> u16 {
+        if self.ttl_grace_s > GRACE_MAX_S {
+            u16::MAX
+        } else {
+            self.ttl_grace_s as u16
+        }
     }
 
     /// How long an address lives that an answer with this TTL teaches, in seconds.
@@ -286,7 +308,7 @@ pub struct NameEntry {
     /// Bytes behind the first label of the names that the set is about, dots included.
     pub tail_bytes: u32,
 }
-const _: () = assert!(size_of::<NameEntry>() == 160 && align_of::<NameEntry>() == 8);
+const _: () = assert!(size_of::<NameEntry>() == 168 && align_of::<NameEntry>() == 8);
 
 /// The workload keeps TCP flows that are older than the programs.
 pub const KEEP_PREEXISTING: u8 = 1;

@@ -105,6 +105,16 @@ tallies! {
     32 AliasesFull "dns_aliases_full" true,
     /// A query that the policy does not let through, or would not.
     33 QueryRefused "dns_query_refused" false,
+    /// An address refused because its scope holds as many as it may.
+    34 LearnedShareFull "learned_share_full" true,
+    /// An alias refused because its scope holds as many as it may.
+    35 AliasShareFull "dns_aliases_share_full" true,
+    /// An address or alias that was about to be removed when an answer named it: left to the agent.
+    36 LearnedBusy "learned_busy" false,
+    /// An address for a receiver whose network namespace is not known: not learned.
+    37 HolderUnknown "holder_unknown" true,
+    /// Aliases removed.
+    38 AliasSwept "dns_aliases_swept" false,
 }
 
 /// Capacity of the map of tallies.

@@ -9,6 +9,7 @@ use egress_common::{
 };
 
 use crate::{
+    alias,
     learn::{learn_grant, sweep_entry},
     netns, record,
     scratch::{AGENT, Scratch},
@@ -68,7 +69,13 @@ pub fn learn(ctx: &TcContext) -> i32 {
     scratch.learned as i32
 }
 
-/// Removes a batch of entries whose grants have all ended; returns how many.
+/// Notes, dooms or deletes a batch of aliases; returns how many.
+#[inline(always)]
+pub fn aliases(ctx: &TcContext) -> i32 {
+    alias::requests(ctx.skb.skb, HEAD_BYTES)
+}
+
+/// Dooms or deletes a batch of entries; returns how many.
 #[inline(always)]
 pub fn sweep(ctx: &TcContext) -> i32 {
     let skb = Skb {

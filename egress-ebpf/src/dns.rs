@@ -14,21 +14,21 @@ use aya_ebpf::{
 use egress_common::{
     address::is_unteachable,
     dns::{ANSWER_STEPS, HEADER_BYTES, MESSAGE_BYTES, NAME_STEPS, NameReader, NameStep, Next},
-    event::DnsCopy,
-    learned::{Grant, LearnRequest, LearnedKey},
-    maps::{ANSWER_LATE_NS, AliasKey, Config, HOLDS_FULL, QueryKey},
+    event::{DnsCopy, REFUSED_LEARNED},
+    maps::{ANSWER_LATE_NS, Config, HOLDS_FULL, QueryKey},
     packet::PacketBytes,
-    policy::{EntryKind, HAS_AUDITORS, HAS_DENIED_NAMES, NameEntry, NameRules, Workload, protocol},
+    policy::{EntryKind, NameEntry, NameRules, Workload, protocol},
     tally::Tally,
 };
 
 use crate::{
+    alias::{alias_name_read, dns_note_alias, dns_recall_alias},
     learn::learn_grant,
     lookup::mark,
-    maps::{ALIASES, DNS_COPIES, LOCAL, NAMES, QUERIES, RESOLVERS},
+    maps::{DNS_COPIES, LOCAL, NAMES, QUERIES, RESOLVERS, SCOPES},
     netns,
     record::{self, forget, opaque},
-    scratch::{BY_ALIAS, HOOK, NEXT, SETS, Scratch},
+    scratch::{BY_ALIAS, HOOK, NEXT, OF_OWNER, SETS, STEP, Scratch},
     skb::{FindPayload as _, Header, Payload, ReadHeader as _, Skb, packet_sequence},
     time::now_ns,
     workload,
@@ -36,6 +36,9 @@ use crate::{
 
 /// Most parts of [`MESSAGE_BYTES`] in which a longer message or segment is copied.
 const COPY_PARTS: u32 = 16;
+
+/// Nanoseconds of a second.
+const SECOND_NS: u64 = 1_000_000_000;
 
 /// The driver's results that are not a `Next`.
 const CONTINUE: u32 = 0;
@@ -123,10 +126,12 @@ pub fn answer(config: &Config, skb: &Skb, header: Header, workload: &Workload, a
         payload_bytes: 0,
         outcome: 0,
         proto: header.proto(),
-        _pad: [0; 2],
-        netns: netns::of_packet(skb.raw),
+        refused: 0,
+        _pad: 0,
+        netns: netns::of_frame(skb.raw),
         _pad2: 0,
     };
+    scratch.netns = scratch.copy.netns;
     let outcome = if is_trusted {
         let outcome = learn(scratch, skb, header, payload, arrival);
         record::tally_number(outcome);
@@ -143,8 +148,32 @@ pub fn answer(config: &Config, skb: &Skb, header: Header, workload: &Workload, a
         // The agent will learn it: until then nothing is refused for not being known.
         mark(workload.current.scope_id);
     }
+    if scratch.copy.refused != 0 && may_wake(workload.current.scope_id, scratch.now_ns) {
+        // The agent makes room in the scope's own share.
+        scratch.copy_flags = u64::from(BPF_RB_FORCE_WAKEUP);
+    }
     copy(scratch, skb, payload);
     scratch.busy = 0;
+}
+
+/// A scope without room wakes the agent at most this often.
+const WAKE_PAUSE_NS: u64 = 50_000_000;
+
+/// Whether a scope without room may wake the agent now.
+#[inline(always)]
+fn may_wake(scope_id: u32, now_ns: u64) -> bool {
+    let Some(scope) = SCOPES.get_ptr_mut(scope_id) else {
+        return false;
+    };
+    // SAFETY: one number of a map value; two CPUs may both wake the agent.
+    let woken_at_ns = unsafe { &raw mut (*scope).woken_at_ns };
+    // SAFETY: as above.
+    if now_ns.wrapping_sub(unsafe { woken_at_ns.read_volatile() }) < WAKE_PAUSE_NS {
+        return false;
+    }
+    // SAFETY: as above.
+    unsafe { woken_at_ns.write_volatile(now_ns) };
+    true
 }
 
 /// Loads the message into the slot and runs the machines over it; returns a [`Tally`] as a number.
@@ -280,10 +309,7 @@ pub extern "C" fn dns_step(slot: u32) -> u32 {
                 dns_match(slot)
             }
         }
-        Next::Teach => {
-            dns_teach(slot);
-            CONTINUE
-        }
+        Next::Teach => dns_teach(slot),
         Next::Alias => dns_alias(slot),
         Next::Done => STOP + conclude(scratch) as u32,
         Next::Refused => STOP.wrapping_add(scratch.answer.refusal),
@@ -292,17 +318,33 @@ pub extern "C" fn dns_step(slot: u32) -> u32 {
 
 /// What became of an answer that was read to its end.
 #[inline(always)]
-fn conclude(scratch: &Scratch) -> Tally {
+fn conclude(scratch: &mut Scratch) -> Tally {
     if scratch.answer.off_chain() != 0 {
         record::tally(Tally::AddressOffChain);
     }
-    if scratch.learned != 0 {
+    let [is_denied, _] = scratch.denied;
+    if scratch.left_to_agent != 0 {
+        Tally::AnswerOversized
+    } else if scratch.learned != 0 {
         Tally::AnswerLearned
+    } else if is_denied != 0 {
+        Tally::AliasDenied
+    } else if !teaches(scratch, 0) {
+        Tally::AnswerNoRule
     } else if scratch.answer.is_truncated != 0 {
         Tally::AnswerTruncated
     } else {
         Tally::AnswerEmpty
     }
+}
+
+/// Whether any set of rules of now (0) or of after the switch ([`NEXT`]) has some.
+#[inline(always)]
+fn teaches(scratch: &mut Scratch, when: u32) -> bool {
+    scratch.has_rules(when)
+        || scratch.has_rules(when | BY_ALIAS)
+        || scratch.has_rules(when | OF_OWNER)
+        || scratch.has_rules(when | OF_OWNER.wrapping_add(STEP))
 }
 
 /// What [`dns_rules`] returns: no rule covers the name; rules allow it; a rule denies it.
@@ -363,153 +405,170 @@ fn name_entry(key: *const u8) -> Option<&'static NameEntry> {
     Some(unsafe { &*entry.cast() })
 }
 
-/// Finds the rules of the question, for now and for after the switch.
+/// Finds the rules of the question, for now and for after the switch. A question without rules may still lead to a name
+/// that has some.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn dns_match(slot: u32) -> u32 {
     let Some(scratch) = Scratch::get(slot) else {
         return STOP + Tally::AnswerReentered as u32;
     };
-    let mut is_allowed = false;
-    let mut is_denied = false;
-    for which in 0..BY_ALIAS {
+    scratch.left_to_agent = 0;
+    scratch.denied = [0; 2];
+    scratch.chain_auditors = [0; 2];
+    for which in 0..SETS {
         scratch.clear(which);
-        scratch.clear(which | BY_ALIAS);
-        let policy_id = scratch.binding(which).policy_id;
-        let found = dns_rules(slot, u32::from(policy_id), which);
-        if found == DENIED {
-            is_denied |= which == 0;
-            continue;
-        }
-        is_allowed |= found == ALLOWED;
-        is_allowed |= dns_recall_alias(slot, which) != 0;
     }
-    if is_allowed {
+    scratch.links = [0; SETS as usize];
+    let has_name = alias_name_read(slot) != 0;
+    for when in 0..STEP {
+        dns_owner(slot, when, when);
+        if has_name && !scratch.is_denied(when) && scratch.binding(when).policy_id != 0 {
+            dns_recall_alias(slot, when);
+        }
+    }
+    if goes_on(scratch) {
         CONTINUE
-    } else if is_denied {
+    } else if scratch.is_denied(0) {
         STOP + Tally::AnswerDeniedName as u32
     } else {
         STOP + Tally::AnswerNoRule as u32
     }
 }
 
-/// Finds the rules of a name that the question is an alias of.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn dns_recall_alias(slot: u32, which: u32) -> u32 {
-    let Some(scratch) = Scratch::get(slot) else {
-        return 0;
-    };
-    let key = AliasKey::new(scratch.name.hash, scratch.binding(which).scope_id);
-    let Some(alias) = ALIASES.get_ptr(&key) else {
-        return 0;
-    };
-    // SAFETY: the entry may be given to another key while it is copied: its owner is compared afterwards.
-    let alias = unsafe { &*alias };
-    if alias.expires_at_ns <= scratch.now_ns {
-        return 0;
+/// Whether what follows in the message can teach anything, now or after the switch.
+#[inline(always)]
+fn goes_on(scratch: &Scratch) -> bool {
+    let mut goes_on = false;
+    for when in 0..STEP {
+        goes_on |= scratch.binding(when).policy_id != 0 && !scratch.is_denied(when);
     }
-    scratch.fill(which | BY_ALIAS, &raw const alias.rules);
-    forget();
-    // SAFETY: the pointer comes from a reference; the read must not move before the copy.
-    if unsafe { core::ptr::read_volatile(&raw const alias.owner) } != key.owner() {
-        scratch.clear(which | BY_ALIAS);
-        return 0;
-    }
-    1
+    goes_on
 }
 
-/// Stops at an alias whose name is denied; notes the others, so that an answer about the target alone teaches too.
+/// Takes the rules of the name in the slot for a name on the chain, into the set `which`, at a time (`when` 0 or
+/// [`NEXT`]). A denied one ends what the chain teaches.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn dns_owner(slot: u32, when: u32, which: u32) -> u32 {
+    let Some(scratch) = Scratch::get(slot) else {
+        return UNRULED;
+    };
+    let policy_id = u32::from(scratch.binding(when).policy_id);
+    let found = dns_rules(slot, policy_id, which);
+    if scratch.auditor != 0 {
+        scratch.note_auditor(when);
+    }
+    if found == DENIED {
+        scratch.deny(when);
+        scratch.clear(when);
+        scratch.clear(when | BY_ALIAS);
+        scratch.clear(when | OF_OWNER);
+        scratch.clear(when | OF_OWNER.wrapping_add(STEP));
+    }
+    found
+}
+
+/// Takes the rules of the name in the slot, which is an alias: into the first free set, unless another one has the same.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn dns_alias_owner(slot: u32, when: u32) -> u32 {
+    let Some(scratch) = Scratch::get(slot) else {
+        return UNRULED;
+    };
+    let (first, second) = (when | OF_OWNER, when | OF_OWNER.wrapping_add(STEP));
+    let which = if !scratch.has_rules(first) {
+        first
+    } else if !scratch.has_rules(second) {
+        second
+    } else {
+        SETS
+    };
+    let found = dns_owner(slot, when, which);
+    if found != ALLOWED {
+        return found;
+    }
+    if which == SETS {
+        // More owners with rules than fit here.
+        scratch.left_to_agent = 1;
+        return found;
+    }
+    let (way, link) = (scratch.answer.way, scratch.answer.alias_link);
+    scratch.join_at(which, link);
+    let is_known = knows(scratch, which, when, way)
+        || knows(scratch, which, when | BY_ALIAS, way)
+        || (which != first && knows(scratch, which, first, way));
+    if is_known {
+        scratch.clear(which);
+    }
+    found
+}
+
+/// Whether a set that counts on the same way has the same rules.
+#[inline(always)]
+fn knows(scratch: &mut Scratch, which: u32, other: u32, way: u32) -> bool {
+    scratch.counts_on(other, way) && scratch.has_same(which, other)
+}
+
+/// Takes an alias: its own rules, and that what is learned of it by its own name alone counts as this chain does.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn dns_alias(slot: u32) -> u32 {
     let Some(scratch) = Scratch::get(slot) else {
         return STOP + Tally::AnswerReentered as u32;
     };
-    let mut is_allowed = false;
-    for which in 0..BY_ALIAS {
-        let binding = scratch.binding(which);
-        if binding.flags & (HAS_DENIED_NAMES | HAS_AUDITORS) != 0 {
-            if dns_rules(slot, u32::from(binding.policy_id), SETS) == DENIED {
-                scratch.clear(which);
-                scratch.clear(which | BY_ALIAS);
-            } else if scratch.auditor != 0 {
-                scratch.set(which).auditor = scratch.auditor;
-                scratch.set(which | BY_ALIAS).auditor = scratch.auditor;
-            }
+    let has_name = alias_name_read(slot) != 0;
+    for when in 0..STEP {
+        if scratch.binding(when).policy_id == 0 || scratch.is_denied(when) {
+            continue;
         }
-        if scratch.has_rules(which) {
-            is_allowed = true;
-            dns_note_alias(slot, which);
-        } else if scratch.has_rules(which | BY_ALIAS) {
-            is_allowed = true;
-            dns_note_alias(slot, which | BY_ALIAS);
+        // What led here, before the alias' own rules join them.
+        let mut led = SETS;
+        let mut which = when | OF_OWNER.wrapping_add(STEP);
+        let way = scratch.answer.way;
+        for _ in 0..SETS / STEP {
+            if scratch.counts_on(which, way) {
+                led = which;
+            }
+            which = which.wrapping_sub(STEP);
+        }
+        dns_alias_owner(slot, when);
+        if has_name && led < SETS && !scratch.is_denied(when) {
+            dns_note_alias(slot, led);
         }
     }
-    if is_allowed {
+    if goes_on(scratch) {
         CONTINUE
     } else {
         STOP + Tally::AliasDenied as u32
     }
 }
 
-/// Notes that the name in the slot is an alias, under a set of rules.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn dns_note_alias(slot: u32, which: u32) -> u32 {
-    let Some(scratch) = Scratch::get(slot) else {
-        return 0;
-    };
-    let key = AliasKey::new(scratch.name.hash, scratch.binding(which).scope_id);
-    let ttl_s = scratch.answer.ttl_s;
-    let rules = scratch.set(which);
-    let lifetime_ns = u64::from(rules.lifetime_s(ttl_s)).wrapping_mul(1_000_000_000);
-    let [first, ..] = &rules.entries;
-    let first_rule = first.rule;
-    let auditor = rules.auditor;
-    let expires_at_ns = scratch.now_ns.wrapping_add(lifetime_ns);
-    if let Some(alias) = ALIASES.get_ptr_mut(&key) {
-        // SAFETY: the entry is a map value. Only its end is written, and only prolonged; should the entry belong to
-        // another key by now, the owner says so.
-        let alias = unsafe { &mut *alias };
-        let [held, ..] = &alias.rules.entries;
-        if alias.owner == key.owner() && held.rule == first_rule && alias.rules.auditor == auditor {
-            if alias.expires_at_ns < expires_at_ns {
-                alias.expires_at_ns = expires_at_ns;
-            }
-            return 1;
-        }
-    }
-    scratch.alias.owner = key.owner();
-    scratch.alias.expires_at_ns = expires_at_ns;
-    let set: *const NameRules = scratch.set(which);
-    // SAFETY: both lie in the slot, one behind the other.
-    unsafe { core::ptr::copy_nonoverlapping(set, &raw mut scratch.alias.rules, 1) };
-    if ALIASES.insert(&key, &scratch.alias, 0).is_err() {
-        record::tally(Tally::AliasesFull);
-    }
-    1
-}
-
-/// Learns the address that the answer machine holds, on the ports of every rule.
+/// Learns the address that the answer machine holds, on the ports of every rule. A message whose first address has no rule
+/// is read no further: most are for names that nobody allows.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn dns_teach(slot: u32) -> u32 {
     let Some(scratch) = Scratch::get(slot) else {
-        return 0;
+        return STOP + Tally::AnswerReentered as u32;
     };
+    let is_refused = is_unteachable(&scratch.answer.address, scratch.answer.from_aaaa != 0);
+    if !is_refused && !teaches(scratch, 0) && !teaches(scratch, NEXT) {
+        return if scratch.is_denied(0) {
+            STOP + Tally::AliasDenied as u32
+        } else {
+            STOP + Tally::AnswerNoRule as u32
+        };
+    }
     scratch.address = scratch.answer.address;
-    if is_unteachable(&scratch.address, scratch.answer.from_aaaa != 0)
-        || LOCAL.get_ptr(&scratch.address).is_some()
-    {
+    if is_refused || LOCAL.get_ptr(&scratch.address).is_some() {
         record::tally(Tally::AddressUnteachable);
-        return 0;
+        return CONTINUE;
     }
-    let mut stored = 0_u32;
     for which in 0..SETS {
-        stored = stored.wrapping_add(dns_grant(slot, which));
+        dns_grant(slot, which);
     }
-    stored
+    CONTINUE
 }
 
 /// Learns the address under a set of rules.
@@ -519,15 +578,20 @@ pub extern "C" fn dns_grant(slot: u32, which: u32) -> u32 {
     let Some(scratch) = Scratch::get(slot) else {
         return 0;
     };
-    if !scratch.has_rules(which) {
+    let way = scratch.answer.way;
+    if !scratch.counts_on(which, way) {
         return 0;
     }
     let binding = scratch.binding(which);
     let ttl_s = scratch.answer.ttl_s;
+    let auditor = scratch.auditor_of(which);
     let rules = scratch.set(which);
-    let lifetime_ns = u64::from(rules.lifetime_s(ttl_s)).wrapping_mul(1_000_000_000);
+    let lifetime_s = rules.lifetime_s(ttl_s);
+    let lifetime_ns = u64::from(lifetime_s).wrapping_mul(SECOND_NS);
+    let (max_s, grace_s) = (rules.ttl_max_s, rules.grace_s());
     let rules = core::ptr::from_ref(rules);
     let expires_at_ns = scratch.now_ns.wrapping_add(lifetime_ns);
+    let limit_s = ((scratch.now_ns / SECOND_NS) as u32).wrapping_add(max_s);
     let mut stored = 0_u32;
     scratch.no_room = 0;
     // SAFETY: the set lies in the slot, which nothing below moves or writes there.
@@ -537,24 +601,29 @@ pub extern "C" fn dns_grant(slot: u32, which: u32) -> u32 {
         }
         // Field by field: a whole request would wait on the stack, which is small.
         scratch.request.key.scope_id = binding.scope_id;
-        scratch.request.key._pad = 0;
+        scratch.request.key.netns = scratch.netns;
         scratch.request.key.address = scratch.address;
         scratch.request.grant.expires_at_ns = expires_at_ns;
         scratch.request.grant.rule = entry.rule;
-        // SAFETY: as above.
-        scratch.request.grant.auditor = unsafe { (*rules).auditor };
+        scratch.request.grant.auditor = auditor;
+        scratch.request.grant.used_at_s = 0;
+        scratch.request.grant.limit_s = limit_s;
         scratch.request.grant.ports = entry.ports;
-        scratch.request.grant._pad = 0;
+        scratch.request.grant.grace_s = grace_s;
         let outcome = learn_grant(slot);
         record::tally_number(outcome);
         if outcome == Tally::AddressLearned as u32 {
             stored = stored.wrapping_add(1);
-        } else if outcome == Tally::LearnedFull as u32 {
+        } else if outcome == Tally::LearnedFull as u32 || outcome == Tally::LearnedShareFull as u32
+        {
             scratch.no_room = 1;
+        } else if outcome == Tally::LearnedBusy as u32 {
+            scratch.left_to_agent = 1;
         }
     }
     // Kept in memory until here: a mark in the loop would be verified once for each turn.
     if scratch.no_room != 0 {
+        scratch.copy.refused |= REFUSED_LEARNED;
         mark(binding.scope_id | HOLDS_FULL);
     }
     if which & NEXT == 0 && stored != 0 {

@@ -173,13 +173,7 @@ fn judge_packet(ctx: &SkBuffContext, config: &Config, sent: &Sent<'_>) -> i32 {
             if let Some(state) = state {
                 state.stamp(stamp_now());
             }
-            keep_open(
-                skb.raw,
-                skb.base,
-                header.pack(),
-                binding.scope_id,
-                step.origin.rule,
-            );
+            keep_open(skb.raw, skb.base, header.pack(), binding.scope_id);
             return pass(step.reason);
         }
         Do::Judge => {}

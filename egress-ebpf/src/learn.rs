@@ -1,25 +1,23 @@
 //! Storing learned addresses. The only code that writes `LEARNED`.
 //!
-//! Writers hold the entry's lock. A new slot is filled before its end is
-//! written, which is what readers look at first; the ports of a used slot
-//! never change; nor whether it is audited, unless no slot is left for both.
-//! `sweep` deletes an entry whose grants have all ended; should one be prolonged
-//! between its look and the deletion, it puts the entry back, and `learn` looks
-//! once more whether what it wrote is still there: between the two, no grant is
-//! lost.
+//! `egress_common::learned` says what readers rely on. Writers hold the entry's lock and compare its owner twice: before
+//! they take the lock and under it. An entry that is doomed, or that belongs to somebody else by now, is left alone;
+//! the answer goes to the agent, which learns it when the entry is gone.
 
 use aya_ebpf::{
     bindings::__sk_buff,
     helpers::{bpf_spin_lock, bpf_spin_unlock},
 };
 use egress_common::{
-    flow::LIVE_FLOW_NS,
-    learned::{GRANTS, Grant, LearnRequest, Learned, LearnedKey},
+    barrier::barrier,
+    learned::{DOOMED, Grant, LearnRequest, Learned, LearnedKey, SWEEP_DELETE},
+    maps::ScopeUse,
     tally::Tally,
 };
 
 use crate::{
-    maps::LEARNED,
+    maps::{LEARNED, SCOPES},
+    netns,
     record::{self, NO_EXIST},
     scratch::Scratch,
     skb::{Header, ReadHeader as _, Skb},
@@ -29,6 +27,9 @@ use crate::{
 /// `-EEXIST`.
 const EEXIST: i32 = -17;
 
+/// Nanoseconds of a second.
+const SECOND_NS: u64 = 1_000_000_000;
+
 /// Stores the grant in a slot's `request`; returns a [`Tally`] as a number.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -36,33 +37,45 @@ pub extern "C" fn learn_grant(slot: u32) -> u32 {
     let Some(scratch) = Scratch::get(slot) else {
         return Tally::LearnedFull as u32;
     };
-    let mut outcome = store(scratch);
-    // Once more if the entry was swept away meanwhile.
-    if outcome == Tally::AddressLearned as u32 && LEARNED.get_ptr(&scratch.request.key).is_none() {
-        outcome = store(scratch);
+    // What a namespace that is not known teaches would count in every such one.
+    if scratch.request.key.netns == 0 {
+        return Tally::HolderUnknown as u32;
     }
-    outcome
+    if let Some(entry) = LEARNED.get_ptr_mut(&scratch.request.key) {
+        return add(entry, &scratch.request);
+    }
+    let outcome = make(scratch);
+    if outcome != Tally::AddressLearned as u32 {
+        return outcome;
+    }
+    match LEARNED.get_ptr_mut(&scratch.request.key) {
+        Some(entry) => add(entry, &scratch.request),
+        None => Tally::LearnedBusy as u32,
+    }
 }
 
+/// Makes the entry of a slot's request, without grants.
 #[inline(always)]
-fn store(scratch: &mut Scratch) -> u32 {
-    let request = &scratch.request;
-    if let Some(entry) = LEARNED.get_ptr_mut(&request.key) {
-        return add(entry, request);
+fn make(scratch: &mut Scratch) -> u32 {
+    let Some(scope) = SCOPES.get_ptr_mut(scratch.request.key.scope_id) else {
+        return Tally::LearnedFull as u32;
+    };
+    // SAFETY: a map value that is never removed while its scope is bound; other CPUs count, too, so that a scope may be
+    // above its share by as many as there are CPUs.
+    if unsafe { (*scope).learned } >= u64::from(unsafe { (*scope).learned_share }) {
+        // SAFETY: as above.
+        record::add(unsafe { &raw mut (*scope).learned_refused }, 1);
+        return Tally::LearnedShareFull as u32;
     }
-    scratch.fresh.owner = request.key.owner();
-    let [first, rest @ ..] = &mut scratch.fresh.grants;
-    *first = request.grant;
-    for grant in rest {
-        grant.expires_at_ns = 0;
-    }
-    match LEARNED.insert(&request.key, scratch.fresh.as_learned(), NO_EXIST) {
-        Ok(()) => Tally::AddressLearned as u32,
+    scratch.fresh.owner = scratch.request.key.words();
+    match LEARNED.insert(&scratch.request.key, scratch.fresh.as_learned(), NO_EXIST) {
+        Ok(()) => {
+            // SAFETY: as above.
+            record::add(unsafe { &raw mut (*scope).learned }, 1);
+            Tally::AddressLearned as u32
+        }
         // Another CPU was faster.
-        Err(EEXIST) => match LEARNED.get_ptr_mut(&request.key) {
-            Some(entry) => add(entry, request),
-            None => Tally::LearnedFull as u32,
-        },
+        Err(EEXIST) => Tally::AddressLearned as u32,
         Err(_) => Tally::LearnedFull as u32,
     }
 }
@@ -70,100 +83,146 @@ fn store(scratch: &mut Scratch) -> u32 {
 /// Prolongs a grant of an entry, or adds it.
 #[inline(always)]
 fn add(entry: *mut Learned, request: &LearnRequest) -> u32 {
-    let owner = request.key.owner();
-    let mut outcome = prolong(entry, owner, &request.grant, 0);
+    // SAFETY: the entry is a map value.
+    if !unsafe { &*entry }.is_of(&request.key) {
+        return Tally::LearnedBusy as u32;
+    }
+    let mut outcome = prolong(entry, request, 0);
     // No room for a slot apart: better to tell too much or too little of an audit than to lose the address.
     if matches!(outcome, Tally::GrantsFull) {
-        outcome = prolong(entry, owner, &request.grant, 1);
+        outcome = prolong(entry, request, 1);
     }
     outcome as u32
 }
 
 /// [`add`] under the entry's lock; in slots of its kind only, or `in_any`.
 #[inline(never)]
-fn prolong(entry: *mut Learned, owner: u64, wanted: &Grant, in_any: u32) -> Tally {
-    let mut is_stored = false;
-    let mut is_full = true;
+fn prolong(entry: *mut Learned, request: &LearnRequest, in_any: u32) -> Tally {
+    let wanted = &request.grant;
+    let [first, second, third] = request.key.words();
+    let mut outcome = Tally::GrantsFull;
     // SAFETY: the entry is a map value with a lock that the kernel knows.
     let lock = unsafe { &raw mut (*entry).lock };
     // SAFETY: no lock is held, and nothing below calls a function before the unlock.
     unsafe { bpf_spin_lock(lock.cast()) };
-    // SAFETY: the lock is held. An entry that was swept away meanwhile may
-    // belong to another key by now: that key is not to get this grant.
-    if unsafe { (*entry).owner } != owner {
-        is_full = false;
+    // SAFETY: the lock is held.
+    let [x, y, z] = unsafe { (*entry).owner };
+    let is_own = (x ^ first) | (y ^ second) | (z ^ third) == 0;
+    if !is_own {
+        outcome = Tally::LearnedBusy;
     }
     // SAFETY: the lock is held.
     for held in unsafe { &mut (*entry).grants } {
-        if !is_full {
+        if !is_own {
             break;
         }
         if held.expires_at_ns == 0 {
             held.rule = wanted.rule;
             held.auditor = wanted.auditor;
+            held.used_at_s = wanted.used_at_s;
+            held.limit_s = wanted.limit_s;
             held.ports.proto = wanted.ports.proto;
             held.ports.first = wanted.ports.first;
             held.ports.last = wanted.ports.last;
+            held.grace_s = wanted.grace_s;
             publish(held, wanted.expires_at_ns);
-            is_stored = true;
+            outcome = Tally::AddressLearned;
             break;
         }
         if held.shares_slot(wanted, in_any != 0) {
+            if held.limit_s < wanted.limit_s {
+                held.limit_s = wanted.limit_s;
+            }
+            if held.grace_s < wanted.grace_s {
+                held.grace_s = wanted.grace_s;
+            }
+            if held.used_at_s < wanted.used_at_s {
+                held.used_at_s = wanted.used_at_s;
+            }
             if held.expires_at_ns < wanted.expires_at_ns {
                 held.rule = wanted.rule;
                 held.auditor = wanted.auditor;
                 publish(held, wanted.expires_at_ns);
             }
-            is_stored = true;
+            outcome = Tally::AddressLearned;
             break;
         }
     }
     // SAFETY: the lock is held.
     unsafe { bpf_spin_unlock(lock.cast()) };
-    // An entry of another key: `learn_grant` looks again, and finds its own or none.
-    if is_stored || !is_full {
-        Tally::AddressLearned
-    } else {
-        Tally::GrantsFull
+    outcome
+}
+
+/// Writes the end, after everything else of the grant and of the entry.
+#[inline(always)]
+fn publish(grant: &mut Grant, expires_at_ns: u64) {
+    barrier();
+    // SAFETY: the pointer comes from a reference.
+    unsafe { core::ptr::write_volatile(&raw mut grant.expires_at_ns, expires_at_ns) };
+}
+
+/// Keeps the address of a live flow open for new flows of its holder: notes the use. `header` is a packed
+/// [`Header`](crate::skb::Header).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn keep_open(raw: *mut __sk_buff, base: u32, header: u64, scope_id: u32) -> u32 {
+    let skb = Skb { raw, base };
+    let header = Header::unpack(header);
+    let key = LearnedKey::new(scope_id, netns::of_frame(raw), header.daddr(&skb));
+    match LEARNED.get_ptr_mut(&key) {
+        Some(entry) => note_use(entry, &key, header.proto(), header.rule_port(), now_ns()),
+        None => 0,
     }
 }
 
-/// Keeps the address of a live flow open for new flows of the scope: prolongs the grant that the flow rests on, if there
-/// is one. `header` is a packed [`Header`](crate::skb::Header), `rule` the flow's.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn keep_open(
-    raw: *mut __sk_buff,
-    base: u32,
-    header: u64,
-    scope_id: u32,
-    rule: u64,
+/// Notes that an allowed flow uses an address now, where that was not noted lately: in every grant for the port.
+#[inline(always)]
+pub fn note_use(
+    entry: *mut Learned,
+    key: &LearnedKey,
+    proto: u8,
+    port: Option<u16>,
+    now_ns: u64,
 ) -> u32 {
-    let skb = Skb { raw, base };
-    let header = Header::unpack(header);
-    let key = LearnedKey::new(scope_id, header.daddr(&skb));
-    let Some(entry) = LEARNED.get_ptr_mut(&key) else {
+    let now_s = (now_ns / SECOND_NS) as u32;
+    // SAFETY: the entry is a map value.
+    let held = unsafe { &*entry };
+    let mut is_due = false;
+    for grant in &held.grants {
+        if grant.expires_at_ns == 0 {
+            break;
+        }
+        is_due |= grant.is_use_due(now_s) && grant.ports.covers(proto, port);
+    }
+    if !is_due || !held.is_of(key) {
         return 0;
-    };
-    let owner = key.owner();
-    let (proto, port) = (header.proto(), header.rule_port());
-    let expires_at_ns = now_ns().wrapping_add(LIVE_FLOW_NS);
+    }
+    write_use(entry, key, proto, port, now_s)
+}
+
+#[inline(always)]
+fn write_use(
+    entry: *mut Learned,
+    key: &LearnedKey,
+    proto: u8,
+    port: Option<u16>,
+    now_s: u32,
+) -> u32 {
+    let [first, second, third] = key.words();
     // SAFETY: the entry is a map value with a lock that the kernel knows.
     let lock = unsafe { &raw mut (*entry).lock };
     // SAFETY: no lock is held, and nothing below calls a function before the unlock.
     unsafe { bpf_spin_lock(lock.cast()) };
-    // SAFETY: the lock is held; the entry may belong to another key by now.
-    let is_own = unsafe { (*entry).owner } == owner;
+    // SAFETY: the lock is held.
+    let [x, y, z] = unsafe { (*entry).owner };
+    let is_own = (x ^ first) | (y ^ second) | (z ^ third) == 0;
     // SAFETY: the lock is held.
     for held in unsafe { &mut (*entry).grants } {
         if !is_own || held.expires_at_ns == 0 {
             break;
         }
-        if held.rule == rule && held.ports.covers(proto, port) {
-            if held.expires_at_ns < expires_at_ns {
-                publish(held, expires_at_ns);
-            }
-            break;
+        if held.ports.covers(proto, port) && held.used_at_s < now_s {
+            held.used_at_s = now_s;
         }
     }
     // SAFETY: the lock is held.
@@ -171,58 +230,69 @@ pub extern "C" fn keep_open(
     1
 }
 
-/// Writes the end, after everything else of the grant.
-#[inline(always)]
-fn publish(grant: &mut Grant, expires_at_ns: u64) {
-    // SAFETY: the pointer comes from a reference.
-    unsafe { core::ptr::write_volatile(&raw mut grant.expires_at_ns, expires_at_ns) };
-}
-
-/// Deletes the entry of a slot's `request.key` if all its grants ended before `request.grant.expires_at_ns`.
+/// Dooms the entry of a slot's `request.key` if it ended and was used last before what the request says, or deletes it
+/// if it is doomed: see [`LearnRequest`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn sweep_entry(slot: u32) -> u32 {
     let Some(scratch) = Scratch::get(slot) else {
         return 0;
     };
-    let key = scratch.request.key;
-    let ended_before_ns = scratch.request.grant.expires_at_ns;
-    let Some(entry) = LEARNED.get_ptr_mut(&key) else {
+    let request = &scratch.request;
+    let Some(entry) = LEARNED.get_ptr_mut(&request.key) else {
         return 0;
     };
-    // SAFETY: the entry is a map value; its ends only grow.
-    let entry = unsafe { &*entry };
-    if is_live(entry, ended_before_ns) {
+    if request.grant.auditor != SWEEP_DELETE {
+        return doom(entry, request);
+    }
+    // SAFETY: the entry is a map value.
+    let [holder, ..] = unsafe { (*entry).owner };
+    if holder != DOOMED || LEARNED.remove(&request.key).is_err() {
         return 0;
     }
-    if LEARNED.remove(&key).is_err() {
-        return 0;
+    if let Some(scope) = SCOPES.get_ptr_mut(request.key.scope_id) {
+        // SAFETY: the entry is a map value.
+        uncount(unsafe { &raw mut (*scope).learned });
     }
     record::tally(Tally::LearnedSwept);
-    // What was written between the look and the deletion is put back, grant by
-    // grant: somebody may have made a new entry meanwhile.
-    if is_live(entry, ended_before_ns) && entry.owner == key.owner() {
-        for index in 0..GRANTS {
-            let Some(grant) = entry.grants.get(index) else {
-                break;
-            };
-            scratch.request.grant = *grant;
-            if scratch.request.grant.expires_at_ns > ended_before_ns {
-                learn_grant(slot);
-            }
-            record::forget();
-        }
-    }
     1
 }
 
+/// Takes one from a count of [`ScopeUse`].
 #[inline(always)]
-fn is_live(entry: &Learned, now_ns: u64) -> bool {
-    let mut is_live = false;
-    for grant in &entry.grants {
-        // SAFETY: the pointer comes from a reference; another CPU may prolong the grant.
-        let expires_at_ns = unsafe { core::ptr::read_volatile(&raw const grant.expires_at_ns) };
-        is_live |= expires_at_ns > now_ns;
-    }
-    is_live
+pub fn uncount(count: *mut u64) {
+    record::add(count, u64::MAX);
 }
+
+#[inline(never)]
+fn doom(entry: *mut Learned, request: &LearnRequest) -> u32 {
+    let before = &request.grant;
+    let [first, second, third] = request.key.words();
+    // SAFETY: the entry is a map value with a lock that the kernel knows.
+    let lock = unsafe { &raw mut (*entry).lock };
+    // SAFETY: no lock is held, and nothing below calls a function before the unlock.
+    unsafe { bpf_spin_lock(lock.cast()) };
+    // SAFETY: the lock is held.
+    let [x, y, z] = unsafe { (*entry).owner };
+    let mut goes = (x ^ first) | (y ^ second) | (z ^ third) == 0;
+    let mut is_filled = false;
+    // SAFETY: the lock is held.
+    for held in unsafe { &(*entry).grants } {
+        if held.expires_at_ns == 0 {
+            break;
+        }
+        is_filled = true;
+        goes &= held.end_ns() <= before.expires_at_ns && held.used_at_s <= before.used_at_s;
+    }
+    // An entry without grants is one that another CPU is about to fill.
+    goes &= is_filled;
+    if goes {
+        // SAFETY: the lock is held. Readers look at it last, so that they see a grant of theirs or nothing.
+        unsafe { core::ptr::write_volatile(&raw mut (*entry).owner[0], DOOMED) };
+    }
+    // SAFETY: the lock is held.
+    unsafe { bpf_spin_unlock(lock.cast()) };
+    u32::from(goes)
+}
+
+const _: () = assert!(size_of::<ScopeUse>().is_multiple_of(8));

@@ -8,9 +8,11 @@ use egress_common::{
     maps::{FULL_NS, HOLD_NS, HOLDS_FULL},
     packed::{AddressWords, Facts, address_of},
     policy::{Binding, CIDR_KEY_BITS, CidrRules, RuleKey, cidr_key},
+    verdict::Reason,
 };
 
 use crate::{
+    learn::note_use,
     maps::{CIDRS, HOLDS, LEARNED, RULES},
     time::now_ns,
 };
@@ -61,10 +63,10 @@ pub extern "C" fn auditor_of(first: u64, second: u64, facts: u64, binding: u64) 
             return rule;
         }
     }
-    let key = LearnedKey::new(binding.scope_id, address);
+    let key = LearnedKey::new(binding.scope_id, facts.netns(), address);
     // SAFETY: readers of a learned entry tolerate its writers (egress_common::learned).
     match unsafe { LEARNED.get(&key) } {
-        Some(entry) => entry.auditor(key.owner(), facts.proto(), facts.port(), now_ns()),
+        Some(entry) => entry.auditor(&key, facts.proto(), facts.port(), now_ns()),
         None => 0,
     }
 }
@@ -80,19 +82,32 @@ pub extern "C" fn judge_flow(
     origin: u64,
     binding: u64,
 ) -> u64 {
-    let flow = Facts::unpack(facts).flow(address_of([first, second]), Origin::unpack(origin));
+    let facts = Facts::unpack(facts);
+    let flow = facts.flow(address_of([first, second]), Origin::unpack(origin));
     let binding = Binding::unpack(binding);
     let cidr = || cidr_of(binding.policy_id, first, second);
+    let key = LearnedKey::new(binding.scope_id, facts.netns(), flow.daddr);
+    // Looked up when the flow is not decided before that.
+    let mut held = None;
     let learned = || {
-        let entry = learned_of(binding.scope_id, first, second)?;
-        Some((entry, LearnedKey::new(binding.scope_id, flow.daddr).owner()))
+        held = learned_of(&key);
+        held.map(|entry| (entry, &key))
     };
     let trouble = || match trouble_of(binding.scope_id) {
         READING => Trouble::Reading,
         FULL => Trouble::Full,
         _ => Trouble::None,
     };
-    decide(&flow, &binding, now_ns(), cidr, learned, trouble).pack()
+    let now_ns = now_ns();
+    let decision = decide(&flow, &binding, now_ns, cidr, learned, trouble);
+    // An allowed flow keeps the address open for others of its holder.
+    if matches!(decision.reason, Reason::NameRule | Reason::AuditedName)
+        && let Some(entry) = held
+    {
+        let entry = core::ptr::from_ref(entry).cast_mut();
+        note_use(entry, &key, flow.proto, flow.dport, now_ns);
+    }
+    decision.pack()
 }
 
 /// The rules about an address; in a stack frame of its own.
@@ -107,10 +122,13 @@ fn cidr_of(policy_id: u16, first: u64, second: u64) -> Option<&'static CidrRules
 
 /// What was learned of an address; in a stack frame of its own.
 #[inline(never)]
-fn learned_of(scope_id: u32, first: u64, second: u64) -> Option<&'static Learned> {
-    let key = LearnedKey::new(scope_id, address_of([first, second]));
+fn learned_of(key: &LearnedKey) -> Option<&'static Learned> {
+    // Nobody learns in a namespace that is not known.
+    if key.netns == 0 {
+        return None;
+    }
     // SAFETY: readers of a learned entry tolerate its writers (egress_common::learned).
-    unsafe { LEARNED.get(&key) }
+    unsafe { LEARNED.get(key) }
 }
 
 const READING: u32 = 1;

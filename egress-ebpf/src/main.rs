@@ -9,7 +9,7 @@
 //! | `skb_egress`, `skb_ingress` | cgroup, `BPF_CGROUP_INET_EGRESS`, `BPF_CGROUP_INET_INGRESS` | 5.10 |
 //! | `sock_create` | cgroup, `BPF_CGROUP_INET_SOCK_CREATE` | 5.10 |
 //! | `tc_egress`, `tc_ingress` | interface, TCX (6.6) or clsact | 5.10 |
-//! | `learn`, `sweep`, `own_netns` | nothing: the agent runs them | 5.10 |
+//! | `learn`, `aliases`, `sweep`, `own_netns` | nothing: the agent runs them | 5.10 |
 
 #![no_std]
 #![no_main]
@@ -17,6 +17,7 @@
 #![feature(asm_experimental_arch)]
 
 mod agent;
+mod alias;
 mod connect;
 mod create;
 mod dns;
@@ -95,6 +96,11 @@ fn own_netns(ctx: TcContext) -> i32 {
 #[classifier]
 fn sweep(ctx: TcContext) -> i32 {
     agent::sweep(&ctx)
+}
+
+#[classifier]
+fn aliases(ctx: TcContext) -> i32 {
+    agent::aliases(&ctx)
 }
 
 /// Loops, so that a panic that can be reached fails at load.

@@ -17,8 +17,8 @@ use egress_common::{
         ALIASES_CAPACITY, Alias, AliasKey, CIDRS_CAPACITY, Config, DNS_COPIES_BYTES, EVENTS_BYTES,
         FLOWS_CAPACITY, HOLDS_CAPACITY, INTERFACES_CAPACITY, Interface, Keys, LEARNED_CAPACITY,
         LOCAL_CAPACITY, NAMES_CAPACITY, PROCESSES_CAPACITY, QUERIES_CAPACITY, Query, QueryKey,
-        RESOLVERS_CAPACITY, RULE_COUNTERS_CAPACITY, RULES_CAPACITY, RuleCounters,
-        WORKLOADS_CAPACITY,
+        RESOLVERS_CAPACITY, RULE_COUNTERS_CAPACITY, RULES_CAPACITY, RuleCounters, SCOPES_CAPACITY,
+        ScopeUse, WORKLOADS_CAPACITY,
     },
     name::NAME_KEY_BYTES,
     policy::{CIDR_KEY_BYTES, CidrRules, NameEntry, RuleKey, Workload},
@@ -75,6 +75,10 @@ pub static QUERIES: LruHashMap<QueryKey, Query, { QUERIES_CAPACITY as usize }> =
 #[btf_map]
 pub static ALIASES: HashMap<AliasKey, Alias, { ALIASES_CAPACITY as usize }, GRANTING> =
     HashMap::new();
+
+/// What scopes use of the tables that workloads fill, by scope id.
+#[btf_map]
+pub static SCOPES: HashMap<u32, ScopeUse, { SCOPES_CAPACITY as usize }, GRANTING> = HashMap::new();
 
 /// Scope to the end of its hold-off. Grants nothing: a lost entry means a refusal that could have waited.
 #[btf_map]

@@ -19,6 +19,8 @@ use aya_ebpf::{
 };
 use egress_common::maps::Config;
 
+use crate::workload;
+
 /// 1 when packet programs have `bpf_get_netns_cookie` (6.15). Set by the agent before loading.
 #[unsafe(no_mangle)]
 static NETNS_HELPER: Global<u8> = Global::new(0);
@@ -46,6 +48,24 @@ pub const UNKNOWN: u32 = 0;
 #[inline(always)]
 pub fn of_packet(raw: *mut __sk_buff) -> u32 {
     netns_of_packet(raw)
+}
+
+/// Stands for the node's own namespace where that has no number (the agent cannot ask for it before 5.14). No namespace
+/// gets this one: it would be the last of four thousand million.
+const NODE: u32 = u32::MAX;
+
+/// The namespace that a packet counts for at an interface: without a socket it is forwarded, through the node's own.
+#[inline(always)]
+pub fn of_frame(raw: *mut __sk_buff) -> u32 {
+    // SAFETY: the context is valid while the program runs.
+    let sk = unsafe { (*raw).__bindgen_anon_2.sk };
+    if !sk.is_null() {
+        return of_packet(raw);
+    }
+    match workload::config() {
+        Some(config) if config.node_netns != UNKNOWN => config.node_netns,
+        _ => NODE,
+    }
 }
 
 /// [`of_packet`], verified once for itself.

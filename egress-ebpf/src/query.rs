@@ -16,7 +16,8 @@ use egress_common::{
 };
 
 use crate::{
-    dns::{ALLOWED, UNRULED, dns_name, dns_recall_alias, dns_rules, load_message, send_part},
+    alias::{alias_name_read, dns_recall_alias},
+    dns::{ALLOWED, UNRULED, dns_name, dns_rules, load_message, send_part},
     maps::{QUERIES, RESOLVERS},
     netns, record,
     scratch::{QUERY, SETS, Scratch},
@@ -182,7 +183,11 @@ fn name_is_allowed(scratch: &mut Scratch, skb: &Skb, header: Header, payload: Pa
     if found != UNRULED {
         return found == ALLOWED;
     }
-    dns_rules(QUERY, u32::from(SEARCH_POLICY), SETS) == ALLOWED || dns_recall_alias(QUERY, 0) != 0
+    if dns_rules(QUERY, u32::from(SEARCH_POLICY), SETS) == ALLOWED {
+        return true;
+    }
+    scratch.netns = netns::of_frame(skb.raw);
+    alias_name_read(QUERY) != 0 && dns_recall_alias(QUERY, 0) != 0
 }
 
 /// Counts a refused query, and copies it to the agent, which reports it with its name.
@@ -227,7 +232,8 @@ pub extern "C" fn copy_refused(
         payload_bytes: payload.bytes,
         outcome: Tally::QueryRefused as u8,
         proto: header.proto(),
-        _pad: [0; 2],
+        refused: 0,
+        _pad: 0,
         netns: netns::of_packet(skb.raw),
         _pad2: 0,
     };

@@ -31,7 +31,7 @@ pub const NO_EXIST: u64 = 1;
 
 /// Adds to a counter that other CPUs, or a softirq on this one, may change at the same time.
 #[inline(always)]
-fn add(counter: *mut u64, amount: u64) {
+pub fn add(counter: *mut u64, amount: u64) {
     // SAFETY: the pointer is to a map value, aligned, and lives as long as the
     // program runs. One instruction that every supported kernel knows.
     unsafe {

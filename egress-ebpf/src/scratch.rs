@@ -13,8 +13,8 @@ use egress_common::{
     dns::{AnswerReader, Message, NameReader},
     event::DnsCopy,
     learned::{GRANTS, Grant, LearnRequest, Learned},
-    maps::Alias,
-    policy::{Binding, NameRules},
+    maps::{Alias, AliasName, AliasRequest},
+    policy::{Binding, NAME_ENTRIES, NameRules},
 };
 
 use crate::record::opaque;
@@ -32,10 +32,10 @@ pub const QUERY: u32 = 2;
 #[repr(C)]
 pub struct Fresh {
     /// Owner of the entry.
-    pub owner: u64,
+    pub owner: [u64; 3],
     lock: u64,
-    /// Its grants.
-    pub grants: [Grant; GRANTS],
+    /// Its grants: nobody writes here, they are none.
+    grants: [Grant; GRANTS],
 }
 const _: () = assert!(
     size_of::<Fresh>() == size_of::<Learned>()
@@ -51,13 +51,43 @@ impl Fresh {
     }
 }
 
-/// Sets of rules that an answer may teach under: those of its own name, now and after the switch, and those of the name
-/// that it is an alias of, likewise. A power of two.
-pub const SETS: u32 = 4;
+/// A new entry of `ALIASES` on its way into the map; likewise.
+#[repr(C)]
+pub struct FreshAlias {
+    /// Its holder.
+    pub holder: u64,
+    /// Its name.
+    pub name: AliasName,
+    lock: u64,
+    /// Nobody writes here: it has neither an end nor rules.
+    nothing: [u64; 1 + size_of::<NameRules>() / 8],
+}
+const _: () = assert!(
+    size_of::<FreshAlias>() == size_of::<Alias>()
+        && core::mem::offset_of!(FreshAlias, nothing)
+            == core::mem::offset_of!(Alias, expires_at_ns)
+);
+
+impl FreshAlias {
+    /// The same bytes as the map wants them; the helper copies all but the lock.
+    #[inline(always)]
+    pub fn as_alias(&self) -> &Alias {
+        // SAFETY: the layouts are equal, and any bytes are valid.
+        unsafe { &*core::ptr::from_ref(self).cast() }
+    }
+}
+
+/// Sets of rules that an answer may teach under: those of its own name, of the name that it is a noted alias of, and of
+/// the first two other owners on its chain that have rules; each now and after the switch. A power of two.
+pub const SETS: u32 = 8;
 /// Bit of a set's number: after the switch.
 pub const NEXT: u32 = 1;
-/// Bit of a set's number: by alias.
+/// Number of the set by alias, now.
 pub const BY_ALIAS: u32 = 2;
+/// Number of the first set of other owners, now; the second one follows.
+pub const OF_OWNER: u32 = 4;
+/// From one set to the next that counts at the same time.
+pub const STEP: u32 = 2;
 
 /// What lies in a slot.
 #[repr(C)]
@@ -78,8 +108,16 @@ pub struct Scratch {
     pub next: Binding,
     /// Rules of the name: for each of [`SETS`], none when its first entry has kind 0.
     pub sets: [NameRules; SETS as usize],
-    /// An alias on its way into the map.
-    pub alias: Alias,
+    /// Link of the chain at which each set joined: it counts for what lies behind that link.
+    pub links: [u32; SETS as usize],
+    /// An alias on its way into the map, or the name of one that is looked for.
+    pub fresh_alias: FreshAlias,
+    /// Hash of that name.
+    pub alias_hash: u64,
+    /// When that alias ends.
+    pub alias_ends_ns: u64,
+    /// What the agent wants to do with an alias.
+    pub alias_request: AliasRequest,
     /// What `learn` is to store.
     pub request: LearnRequest,
     /// A new entry on its way into the map.
@@ -88,6 +126,16 @@ pub struct Scratch {
     pub address: Address,
     /// Rule by which a policy in audit denies the name that [`dns_rules`](crate::dns::dns_rules) looked at last; 0 for none.
     pub auditor: u64,
+    /// The last such rule for a name on the chain, now and after the switch.
+    pub chain_auditors: [u64; 2],
+    /// 1 when a name on the chain is denied, now and after the switch.
+    pub denied: [u64; 2],
+    /// 1 when what the message teaches has to be learned by the agent.
+    pub left_to_agent: u64,
+    /// The receiver's network namespace.
+    pub netns: u32,
+    /// Padding.
+    pub _pad: u32,
     /// Addresses that were learned from the message.
     pub learned: u64,
     /// 1 when an address found no room.
@@ -135,11 +183,86 @@ impl Scratch {
         first.kind != 0
     }
 
+    /// Whether a set has rules that count on a way: see [`AnswerReader::way`].
+    #[inline(always)]
+    pub fn counts_on(&mut self, which: u32, way: u32) -> bool {
+        let index = (opaque(which) & (SETS - 1)) as usize;
+        let link = match self.links.get(index) {
+            Some(link) => *link & 15,
+            None => return false,
+        };
+        way >> link & 1 != 0 && self.has_rules(which)
+    }
+
+    /// Says at which link of the chain a set joined.
+    #[inline(always)]
+    pub fn join_at(&mut self, which: u32, link: u32) {
+        let index = (opaque(which) & (SETS - 1)) as usize;
+        if let Some(slot) = self.links.get_mut(index) {
+            *slot = link;
+        }
+    }
+
     /// Empties a set.
     #[inline(always)]
     pub fn clear(&mut self, which: u32) {
         let [first, ..] = &mut self.set(which).entries;
         first.kind = 0;
+    }
+
+    /// Whether two sets have the same rules.
+    #[inline(always)]
+    pub fn has_same(&mut self, one: u32, other: u32) -> bool {
+        let one = core::ptr::from_ref(self.set(one));
+        let other = core::ptr::from_ref(self.set(other));
+        // SAFETY: both lie in the slot.
+        let (one, other) = unsafe { (&(*one).entries, &(*other).entries) };
+        let mut differ = 0;
+        for index in 0..NAME_ENTRIES {
+            let (Some(one), Some(other)) = (one.get(index), other.get(index)) else {
+                return false;
+            };
+            differ |= one.rule ^ other.rule | one.ports.word() ^ other.ports.word();
+            differ |= u64::from(one.kind ^ other.kind);
+            if one.kind == 0 {
+                break;
+            }
+        }
+        differ == 0
+    }
+
+    /// Whether a name on the chain is denied, now (0) or after the switch.
+    #[inline(always)]
+    pub fn is_denied(&self, when: u32) -> bool {
+        let [now, next] = self.denied;
+        (if when & NEXT == 0 { now } else { next }) != 0
+    }
+
+    /// Notes that a name on the chain is denied.
+    #[inline(always)]
+    pub fn deny(&mut self, when: u32) {
+        let [now, next] = &mut self.denied;
+        *(if when & NEXT == 0 { now } else { next }) = 1;
+    }
+
+    /// Notes the auditor of a name on the chain.
+    #[inline(always)]
+    pub fn note_auditor(&mut self, when: u32) {
+        let auditor = self.auditor;
+        let [now, next] = &mut self.chain_auditors;
+        *(if when & NEXT == 0 { now } else { next }) = auditor;
+    }
+
+    /// The auditor of what a set teaches: that of a name on the chain, else that of the rules themselves.
+    #[inline(always)]
+    pub fn auditor_of(&mut self, which: u32) -> u64 {
+        let [now, next] = self.chain_auditors;
+        let of_chain = if which & NEXT == 0 { now } else { next };
+        if of_chain != 0 {
+            of_chain
+        } else {
+            self.set(which).auditor
+        }
     }
 
     /// The binding that a set of rules belongs to.

@@ -29,7 +29,7 @@ use crate::{
     learn::keep_open,
     lookup::{has_rule, judge, reported},
     maps::{INTERFACES, RESOLVERS},
-    query, record,
+    netns, query, record,
     skb::{
         AF_INET, AF_INET6, FindPayload as _, Header, Payload, ReadHeader as _, Skb, is_on_loopback,
     },
@@ -377,13 +377,7 @@ fn judge_frame(
         Do::Pass => return pass(step.reason),
         Do::Refuse => return refuse(skb, header, step.reason, binding),
         Do::KeepOpen => {
-            keep_open(
-                skb.raw,
-                skb.base,
-                header.pack(),
-                binding.scope_id,
-                step.origin.rule,
-            );
+            keep_open(skb.raw, skb.base, header.pack(), binding.scope_id);
             return pass(step.reason);
         }
         Do::Judge => {}
@@ -393,7 +387,7 @@ fn judge_frame(
         is_outside: is_from_pod(skb.raw) != 0,
         is_unrouted: false,
     };
-    let facts = Facts::of_packet(header, way, 0);
+    let facts = Facts::of_packet(header, way, netns::of_frame(skb.raw));
     let decision = judge(destination, facts, step.origin, binding);
     if decision.is_remembered() && header.has_ports() {
         frame_remember(skb.raw, skb.base, header.pack(), decision.pack());

@@ -54,7 +54,7 @@ fn the_target_of_an_alias_counts_in_an_answer_of_its_own_and_in_its_scope_only()
     let other = world.workload("other");
     let agent = world
         .agent(&policy(
-            "ttl: { min: 3s, max: 3s }\nallow: [{ names: [\"*.fresh.example.com\"], ports: [\"80/tcp\"] }]",
+            "ttl: { min: 3s, grace: 0s, max: 3s }\nallow: [{ names: [\"*.fresh.example.com\"], ports: [\"80/tcp\"] }]",
         ))
         .resolver(zone::SERVER)
         .scope("other", other.cgroup())

@@ -24,7 +24,7 @@ fn works_without_agent(end: impl FnOnce(&mut Agent)) {
     let world = World::new();
     let mut agent = world
         .agent(&policy(
-            "ttl: { min: 1s, max: 1h }\n\
+            "ttl: { min: 1s, grace: 0s, max: 1h }\n\
              allow: [{ names: [api.example.com, new1.example.com, new2.example.com, new3.example.com] }]",
         ))
         .start();

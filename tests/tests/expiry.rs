@@ -51,7 +51,7 @@ fn an_address_is_allowed_until_its_ttl_ends_and_not_longer() {
     let world = World::new();
     let agent = world
         .agent(&policy(
-            "ttl: { min: 1s, max: 1h }\nallow: [{ names: [brief.example.com] }]",
+            "ttl: { min: 1s, grace: 0s, max: 1h }\nallow: [{ names: [brief.example.com] }]",
         ))
         .start();
     let client = world.workload("client");
@@ -90,7 +90,7 @@ fn a_flow_that_is_open_at_the_end_of_the_ttl_goes_on() {
     let world = World::new();
     let _agent = world
         .agent(&policy(
-            "ttl: { min: 1s, max: 1h }\nallow: [{ names: [short.example.com, fleeting.example.com] }]",
+            "ttl: { min: 1s, grace: 0s, max: 1h }\nallow: [{ names: [short.example.com, fleeting.example.com] }]",
         ))
         .start();
     let client = world.workload("client");
@@ -120,7 +120,7 @@ fn a_live_flow_keeps_its_address_open_for_new_flows() {
     let world = World::new();
     let _agent = world
         .agent(&policy(
-            "ttl: { min: 1s, max: 1h }\n\
+            "ttl: { min: 1s, grace: 30s, max: 1h }\n\
              allow: [{ names: [short.example.com, brief.example.com, fleeting.example.com] }]",
         ))
         .start();
@@ -138,7 +138,6 @@ fn a_live_flow_keeps_its_address_open_for_new_flows() {
         client.hold(tcp, 80),
         client.hold_with(&[&udp.to_string(), "443", "--udp"]),
     ];
-    reached(&client.connect(idle, 80));
     // The TTLs have ended, so that nothing but the flows opens anything. A flow counts once it has lived through a whole
     // tick, which is 10 s on the slowest kernels.
     thread::sleep(Duration::from_millis(2500));
@@ -154,8 +153,48 @@ fn a_live_flow_keeps_its_address_open_for_new_flows() {
         reached(&client.connect(udp, 80));
     }
     assert!(flows.iter_mut().all(|flow| flow.is_alive()));
-    // Who has no flow there gains nothing, and short flows hold nothing open.
+    // An address that nothing used gains nothing.
     refused(&client.connect(idle, 80));
+}
+
+#[test]
+fn a_use_keeps_an_address_open_for_its_grace_and_never_beyond_the_longest_life() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let _agent = world
+        .agent(&policy(
+            "ttl: { min: 1s, grace: 3s, max: 8s }\n\
+             allow: [{ names: [short.example.com, brief.example.com, fleeting.example.com] }]",
+        ))
+        .start();
+    let client = world.workload("client");
+    let begin = Instant::now();
+    let [polled, once, never] = [
+        "short.example.com",
+        "brief.example.com",
+        "fleeting.example.com",
+    ]
+    .map(|name| {
+        client.resolve(name, false);
+        zone::address(name, false)
+    });
+    reached(&client.connect(once, 80));
+    while begin.elapsed() < Duration::from_millis(6_500) {
+        reached(&client.connect(polled, 80));
+        thread::sleep(Duration::from_millis(500));
+    }
+    // The TTLs ended long ago.
+    refused(&client.connect(never, 80));
+    refused(&client.connect(once, 80));
+    reached(&client.connect(polled, 80));
+    assert!(
+        begin.elapsed() < Duration::from_millis(7_900),
+        "too slow to show anything"
+    );
+    thread::sleep(Duration::from_millis(9_500).saturating_sub(begin.elapsed()));
+    refused(&client.connect(polled, 80));
 }
 
 #[test]
@@ -166,7 +205,7 @@ fn a_ttl_below_the_minimum_is_raised_and_one_above_the_maximum_is_lowered() {
     let world = World::new();
     let _agent = world
         .agent(&policy(
-            "ttl: { min: 3s, max: 4s }\nallow: [{ names: [fleeting.example.com, api.example.com] }]",
+            "ttl: { min: 3s, grace: 0s, max: 4s }\nallow: [{ names: [fleeting.example.com, api.example.com] }]",
         ))
         .start();
     let client = world.workload("client");
@@ -198,7 +237,7 @@ fn expired_addresses_leave_the_table() {
     let world = World::new();
     let agent = world
         .agent(&policy(
-            "ttl: { min: 4s, max: 1h }\nallow: [{ names: [short.example.com, api.example.com] }]",
+            "ttl: { min: 4s, grace: 0s, max: 1h }\nallow: [{ names: [short.example.com, api.example.com] }]",
         ))
         .start();
     let client = world.workload("client");

@@ -21,7 +21,7 @@ use egress_tests::{
     zone,
 };
 
-const SPEC: &str = "ttl: { min: 3s, max: 1h }
+const SPEC: &str = "ttl: { min: 3s, grace: 0s, max: 1h }
 allow:
 - names: [api.example.com, short.example.com, new1.example.com, \"*.cdn.example.net\", \"*.forge.example.com\", \"*.pool.example.com\"]
   ports: [\"80/tcp\"]
@@ -362,11 +362,12 @@ fn a_full_table_is_named() {
         "{:?}",
         agent.explain("other.example.com:80", None)
     );
-    let api = zone::address("api.example.com", false);
     let other = zone::address("other.example.com", false);
     let explained = agree(&agent, &client, "node", "other.example.com:80", other);
     assert_eq!(explained.reason, "table_full");
-    let explained = agree(&agent, &client, "node", "api.example.com:80", api);
+    // Its oldest made room meanwhile: asked again, the name counts.
+    client.resolve("other.example.com", false);
+    let explained = agree(&agent, &client, "node", "other.example.com:80", other);
     assert_eq!(explained.reason, "name_rule");
 }
 
@@ -377,7 +378,7 @@ fn in_audit_mode_it_says_what_flows_then_shows() {
     }
     let world = World::new();
     let client = world.workload("client");
-    let spec = "ttl: { min: 1s, max: 1h }
+    let spec = "ttl: { min: 1s, grace: 0s, max: 1h }
 allow:
 - { names: [api.example.com, short.example.com], ports: [\"80/tcp\"] }
 - { cidrs: [10.79.0.0/16], ports: [\"80/tcp\"] }

@@ -34,7 +34,7 @@ use nix::{
 use serde::{Deserialize, de::DeserializeOwned};
 
 /// What every flood has beside it: a network, a name that is learned before, new names.
-const ALLOWED: &str = "ttl: { min: 1s }\nallow:\n\
+const ALLOWED: &str = "ttl: { min: 1s, grace: 0s }\nallow:\n\
     - { cidrs: [10.79.0.0/16] }\n\
     - { names: [api.example.com, \"*.fresh.example.com\", \"*.storm.example.com\"] }";
 /// Where new names come from while the storm comes from elsewhere.

@@ -161,8 +161,7 @@ fn flows_that_an_audit_would_deny_go_on_as_others_do() {
         return;
     }
     let world = World::new();
-    let enforced =
-        "ttl: { min: 1s, max: 1s }\nallow: [{ names: [short.example.com, api.example.com] }]";
+    let enforced = "ttl: { min: 1s, grace: 0s, max: 1s }\nallow: [{ names: [short.example.com, api.example.com] }]";
     let agent = world.agent(&policies(enforced, "mode: audit")).start();
     let client = world.workload("client");
     let short = v4("short.example.com");
@@ -232,7 +231,8 @@ fn names_with_as_many_ports_as_fit_share_an_address_whether_audited_or_not() {
     let world = World::new();
     let ports = "[80/tcp, 81/tcp, 82/tcp, 83/tcp, 84/tcp, 85/tcp, 86/tcp, 443/udp]";
     let names = "names: [shared.cdn.example.net, evilshared.cdn.example.net]";
-    let enforced = format!("ttl: {{ min: 1s, max: 1s }}\nallow: [{{ {names}, ports: {ports} }}]");
+    let enforced =
+        format!("ttl: {{ min: 1s, grace: 0s, max: 1s }}\nallow: [{{ {names}, ports: {ports} }}]");
     let trial = "mode: audit\ndeny: [{ names: [evilshared.cdn.example.net] }]";
     let agent = world.agent(&policies(&enforced, trial)).start();
     let client = world.workload("client");

@@ -61,7 +61,7 @@ fn a_change_that_has_nothing_to_do_with_a_flow_leaves_it_alone() {
     let world = World::new();
     let agent = world
         .agent(&policy(
-            "ttl: { min: 1s, max: 1h }\nallow: [{ names: [short.example.com] }]",
+            "ttl: { min: 1s, grace: 0s, max: 1h }\nallow: [{ names: [short.example.com] }]",
         ))
         .start();
     let client = world.workload("client");
@@ -72,7 +72,7 @@ fn a_change_that_has_nothing_to_do_with_a_flow_leaves_it_alone() {
     // Its address has expired by then: the flow rests on its rule alone.
     thread::sleep(Duration::from_millis(1500));
     agent.reload(&policy(
-        "ttl: { min: 1s, max: 1h }\nallow: [{ names: [short.example.com] }, { cidrs: [10.79.0.0/16] }]",
+        "ttl: { min: 1s, grace: 0s, max: 1h }\nallow: [{ names: [short.example.com] }, { cidrs: [10.79.0.0/16] }]",
     ));
     reached(&client.connect("10.79.0.1", 80));
     assert!(tcp.is_alive(), "{:?}", tcp.lines());

@@ -35,7 +35,7 @@ fn world(more: &[&str]) -> (World, Agent, Workload) {
         .unwrap();
     let agent = world
         .agent(&policy(
-            "ttl: { min: 1s }\nallow: [{ names: [\"*.fresh.example.com\"] }]",
+            "ttl: { min: 1s, grace: 0s }\nallow: [{ names: [\"*.fresh.example.com\"] }]",
         ))
         .resolver(zone::SERVER)
         .start();

@@ -165,7 +165,7 @@ fn an_upgrade_to_another_layout_carries_over_what_is_known() {
         return;
     }
     let world = World::new();
-    let spec = "ttl: { min: 1s, max: 1h }\n\
+    let spec = "ttl: { min: 1s, grace: 0s, max: 1h }\n\
                 allow: [{ names: [api.example.com, short.example.com, new1.example.com] }]";
     let mut agent = world.agent(&policy(spec)).start();
     let client = world.workload("client");
@@ -296,7 +296,7 @@ fn maps_in_a_folder_of_another_name_are_taken_over_too() {
     let world = World::new();
     let mut agent = world
         .agent(&policy(
-            "ttl: { min: 1s, max: 1h }\nallow: [{ names: [api.example.com, short.example.com, alias.example.com] }]",
+            "ttl: { min: 1s, grace: 0s, max: 1h }\nallow: [{ names: [api.example.com, short.example.com, alias.example.com] }]",
         ))
         .start();
     let client = world.workload("client");

@@ -304,6 +304,8 @@ impl Exec {
             api_server: None,
             no_lifeline: self.no_lifeline.clone(),
             max_learned: LEARNED_CAPACITY,
+            // The command is alone.
+            shares: datapath::Shares { percent: Some(100) },
             ebpf_log: LogLevel::Off,
         })
     }

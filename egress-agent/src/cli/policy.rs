@@ -214,6 +214,13 @@ impl CheckReport {
     fn add(&mut self, set: &PolicySet, compiled: &Compiled, of_all: Option<Mode>) {
         self.names = self.names.saturating_add(compiled.names.len());
         self.cidrs = self.cidrs.saturating_add(compiled.cidrs.len());
+        for policy in set.policies().iter().filter(|policy| policy.ttl.min_s == 0) {
+            say(&format!(
+                "{}:{}: spec.ttl.min is 0s: an answer with a TTL of 0 opens nothing, not even for the moment; write at least 1s",
+                policy.file.display(),
+                policy.line
+            ));
+        }
         let reports = set.policies().iter().map(|policy| {
             let document = &policy.document;
             PolicyReport {

@@ -16,6 +16,7 @@ use super::{
     remote::{DEFAULT_PIN_DIR, DEFAULT_STATE_DIR, SocketArgs},
 };
 use crate::{
+    datapath::Shares,
     policy::{CatalogSources, Cidr, Star, parse_duration_s, parse_name_pattern},
     workload,
 };
@@ -118,6 +119,13 @@ pub struct Run {
         value_name = "N"
     )]
     pub max_learned: u32,
+    /// Part of each table that one scope may fill, in percent, for scopes other than the node
+    ///
+    /// A scope at its share loses its own oldest entries, never those of others. Without the option a pod, or a cgroup
+    /// given with `--scope`, may use a sixty-fourth of a table and at least 4,096 entries; the node's own processes
+    /// always have a quarter. `status` shows who is near.
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=100), value_name = "PERCENT")]
+    pub scope_share: Option<u8>,
     /// Debug messages of the kernel programs
     #[arg(long, value_enum, default_value_t, value_name = "LEVEL")]
     pub ebpf_log: LogLevel,
@@ -333,6 +341,8 @@ pub struct RunOptions {
     pub no_lifeline: Vec<LifelinePart>,
     /// Most learned addresses.
     pub max_learned: u32,
+    /// The parts of tables that scopes may use.
+    pub shares: Shares,
     /// How much the kernel programs say.
     pub ebpf_log: LogLevel,
 }
@@ -404,6 +414,9 @@ impl Run {
             api_server: self.api_server,
             no_lifeline: self.no_lifeline,
             max_learned: self.max_learned,
+            shares: Shares {
+                percent: self.scope_share,
+            },
             ebpf_log: self.ebpf_log,
         })
     }

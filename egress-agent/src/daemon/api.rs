@@ -112,6 +112,21 @@ impl AgentState for Shared {
                 alarms.push(format!("map {} is {percent} % full", map.name));
             }
         }
+        for scope in self.reader.scopes()? {
+            let usage = scope.usage;
+            let refused = usage.learned_refused.saturating_add(usage.aliases_refused);
+            if let Some(name) = self.scope_of(scope.scope_id).filter(|_| refused > 0) {
+                alarms.push(format!(
+                    "scope {} is at its share of learned addresses ({} of {}) or aliases ({} of {}): {refused} refused, its \
+                     oldest make room; --scope-share",
+                    name.name,
+                    usage.learned,
+                    usage.learned_share,
+                    usage.aliases,
+                    usage.aliases_share
+                ));
+            }
+        }
         for (tally, count) in &counters.tallies {
             if tally.is_alarm() && *count != 0 {
                 alarms.push(format!(

@@ -22,7 +22,7 @@ use super::{
 use crate::{
     api::model::Observations,
     cli::{RunOptions, UsageError},
-    datapath::{self, Datapath, DnsRing, EventRing},
+    datapath::{self, Datapath, EventRing},
     policy::{Catalog, PolicySet},
     shutdown,
 };
@@ -34,7 +34,6 @@ const SCOPE: &str = "exec";
 pub struct Session {
     shared: Arc<Shared>,
     events: EventRing,
-    copies: DnsRing,
 }
 
 impl Session {
@@ -62,13 +61,14 @@ impl Session {
             cgroup: options.cgroup.clone(),
             interfaces: Vec::new(),
             learned_capacity: options.max_learned,
+            shares: options.shares,
             ebpf_log_level: options.ebpf_log.number(),
         })
         .map_err(environment)?;
         debug!("programs loaded");
         let events = datapath.take_events().map_err(anyhow::Error::new)?;
         let copies = datapath.take_dns_copies().map_err(anyhow::Error::new)?;
-        let mut shared = Shared::new(options, datapath, node, state_writer)?;
+        let mut shared = Shared::new(options, datapath, copies, node, state_writer)?;
         // Everything that the programs see is in the one cgroup; but it is not the node: it answers for no resolver.
         let scope = Arc::new(Scope {
             name: SCOPE.to_owned(),
@@ -91,7 +91,6 @@ impl Session {
         Ok(Self {
             shared: Arc::new(shared),
             events,
-            copies,
         })
     }
 
@@ -107,7 +106,7 @@ impl Session {
         let mut tasks = tokio::task::JoinSet::new();
         let shared = self.shared;
         tasks.spawn(events::run(Arc::clone(&shared), self.events, stop.clone()));
-        tasks.spawn(dns::run(Arc::clone(&shared), self.copies, stop.clone()));
+        tasks.spawn(dns::run(Arc::clone(&shared), stop.clone()));
         tasks.spawn(upkeep::run(Arc::clone(&shared), stop.clone()));
         let watch = NodeWatch::begin();
         tasks.spawn(node::run(Arc::clone(&shared), watch, stop));

@@ -1,29 +1,31 @@
 //! Copies of DNS answers: remembered, and learned from where the kernel could not.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use egress_common::{
     address::Address,
-    dns::name_hash,
     event::DnsCopy,
-    maps::{ANSWER_LATE_NS, AliasKey, QueryKey},
-    policy::protocol,
+    maps::{ANSWER_LATE_NS, QueryKey},
+    policy::{NameRules, protocol},
     tally::Tally,
 };
 use tracing::{debug, warn};
 
 use super::{
+    carry::teaching,
     events::{Budget, rebinding, refused_query},
-    shared::{Bound, Shared, lock},
+    shared::{Bound, Scope, Shared, lock},
     time::now_ns,
+    upkeep,
 };
 use crate::{
-    datapath::{DnsRing, readable},
+    datapath::{NotedAlias, readable},
     dns::{
-        Answer, Reassembly, Receiver, Refusal, RefusalKind, Seen, StreamLimits, WholeMessage,
-        asked_name, is_left_to_the_agent,
+        AliasChain, Answer, Journal, Memory, Reassembly, Receiver, Refusal, RefusalKind,
+        ScopeNumber, Seen, StreamLimits, WholeMessage, asked_name, end_of, is_left_to_the_agent,
     },
+    policy::Compiled,
     shutdown::Shutdown,
 };
 
@@ -41,7 +43,9 @@ const REMEMBER_S: u32 = 300;
 /// # Errors
 ///
 /// The ring cannot be waited for.
-pub(super) async fn run(shared: Arc<Shared>, ring: DnsRing, stop: Shutdown) -> anyhow::Result<()> {
+pub(super) async fn run(shared: Arc<Shared>, stop: Shutdown) -> anyhow::Result<()> {
+    let ring = lock(&shared.early_copies).take();
+    let ring = ring.context("DNS copies are read already")?;
     let mut ring = readable(ring).context("cannot wait for DNS copies")?;
     let mut reassembly = Reassembly::new(StreamLimits::default());
     let mut raised = Budget::default();
@@ -75,6 +79,9 @@ pub(super) async fn run(shared: Arc<Shared>, ring: DnsRing, stop: Shutdown) -> a
         for message in messages {
             take(&shared, &message, &mut raised);
         }
+        if let Err(error) = shared.journal.flush(&shared.memory) {
+            warn!(%error, "names that opened addresses cannot be kept");
+        }
         if is_empty {
             shared.dns_looks.end(this);
         } else {
@@ -105,6 +112,9 @@ fn take(shared: &Shared, message: &WholeMessage, raised: &mut Budget) {
     };
     let (bound, number) = (&*bound, bound.scope.number);
     let now_ns = now_ns();
+    if copy.refused != 0 {
+        upkeep::make_room(shared, copy.scope_id, bound, now_ns);
+    }
     debug!(
         scope = bound.scope.name,
         question = answer.question(),
@@ -117,7 +127,17 @@ fn take(shared: &Shared, message: &WholeMessage, raised: &mut Budget) {
         remember_refusal(shared, bound, copy, &answer, kind, addresses.collect());
         return;
     }
-    remember(shared, bound, &answer, copy.at_ns, now_ns);
+    let is_left = outcome.is_some_and(is_left_to_the_agent);
+    // What nobody asked for is not remembered either: it would count at the next change of the policy.
+    if !is_left && !is_of_a_query(outcome) || is_left && !was_asked(shared, copy, &answer, now_ns) {
+        return;
+    }
+    let facts = Facts::of(copy, &answer, outcome);
+    let compiled = bound.compiled().map(|compiled| &**compiled);
+    facts.remember(&shared.memory, &shared.journal, number, compiled, now_ns);
+    if is_left {
+        learn(shared, copy, &answer, now_ns);
+    }
     if outcome == Some(Tally::AnswerLearned) {
         shared.refusals.forget(number, answer.question());
     }
@@ -131,9 +151,22 @@ fn take(shared: &Shared, message: &WholeMessage, raised: &mut Budget) {
     if answer.response_code == 0 {
         raise_rebinding(shared, bound, copy, &answer, raised);
     }
-    if outcome.is_some_and(is_left_to_the_agent) && was_asked(shared, copy, &answer, now_ns) {
-        learn(shared, copy, &answer, now_ns);
-    }
+}
+
+/// Whether the kernel matched the answer to a query of its receiver, whatever rules then said of it.
+fn is_of_a_query(outcome: Option<Tally>) -> bool {
+    matches!(
+        outcome,
+        Some(
+            Tally::AnswerLearned
+                | Tally::AnswerNoRule
+                | Tally::AnswerDeniedName
+                | Tally::AliasDenied
+                | Tally::AnswerEmpty
+                | Tally::AnswerTruncated
+                | Tally::AnswerErrorCode
+        )
+    )
 }
 
 /// Answers that say nothing, not even why.
@@ -219,28 +252,175 @@ fn was_asked(shared: &Shared, copy: &DnsCopy, answer: &Answer, now_ns: u64) -> b
         && now_ns.saturating_sub(query.sent_at_ns) <= ANSWER_LATE_NS
 }
 
-/// Keeps what was resolved to what, allowed or not.
-fn remember(shared: &Shared, bound: &Bound, answer: &Answer, at_ns: u64, now_ns: u64) {
-    let rules = bound.rules_of_name(answer.question());
-    for address in &answer.addresses {
-        let allowed = rules.filter(|rules| rules.deny == 0);
-        let life_s = match allowed {
-            Some(rules) => rules.lifetime_s(address.ttl_s),
-            None => address.ttl_s.max(REMEMBER_S),
+/// What an answer to a query says.
+struct Facts<'a> {
+    answer: &'a Answer,
+    netns: u32,
+    at_ns: u64,
+    outcome: Option<Tally>,
+}
+
+impl<'a> Facts<'a> {
+    const fn of(copy: &DnsCopy, answer: &'a Answer, outcome: Option<Tally>) -> Self {
+        Self {
+            answer,
+            netns: copy.netns,
+            at_ns: copy.at_ns,
+            outcome,
+        }
+    }
+
+    /// Whether the answer was read to its end, by the kernel or by the agent, and taught what it may.
+    fn is_read(&self) -> bool {
+        let outcome = self.outcome;
+        outcome.is_some_and(is_left_to_the_agent)
+            || matches!(
+                outcome,
+                Some(Tally::AnswerLearned | Tally::AnswerEmpty | Tally::AnswerTruncated)
+            )
+    }
+
+    /// Keeps what was resolved to what, allowed or not, and by which names. Without a policy the rules are not known yet.
+    fn remember(
+        &self,
+        memory: &Memory,
+        journal: &Journal,
+        number: ScopeNumber,
+        compiled: Option<&Compiled>,
+        now_ns: u64,
+    ) {
+        let answer = self.answer;
+        let mut led_by = memory.alias_chains(number, self.netns, answer.question(), now_ns);
+        led_by.retain(|one| one.chain.contains(' '));
+        // Chains from the question on, then those that led to it by another answer.
+        let chains = |place: usize| {
+            let own = answer.chain_to(place);
+            let rest = own.get(answer.question().len()..).unwrap_or_default();
+            let longer: Vec<String> = led_by
+                .iter()
+                .map(|before| format!("{}{rest}", before.chain))
+                .collect();
+            std::iter::once(own).chain(longer)
         };
-        let life_ns = u64::from(life_s).saturating_mul(1_000_000_000);
-        shared.memory.record(
-            bound.scope.number,
-            &Seen {
-                address: address.address,
-                name: answer.question(),
-                alias: answer.alias_of(address),
-                at_ns,
-                expires_at_ns: now_ns.saturating_add(life_ns),
-                is_allowed: allowed.is_some(),
-            },
-            now_ns,
-        );
+        for address in &answer.addresses {
+            for (chain, is_own) in
+                chains(address.owner).zip([true].into_iter().chain(std::iter::repeat(false)))
+            {
+                let teaching = compiled.map(|compiled| teaching(compiled, &chain));
+                let sets: Vec<NameRules> = match &teaching {
+                    Some(Some(teaching)) if self.is_read() => teaching.sets().collect(),
+                    _ => Vec::new(),
+                };
+                let is_allowed = !sets.is_empty()
+                    || compiled.is_none() && self.outcome == Some(Tally::AnswerLearned);
+                if !is_own && !is_allowed {
+                    continue;
+                }
+                let lives = sets.iter().map(|rules| rules.lifetime_s(address.ttl_s));
+                let life_s = match lives.max() {
+                    Some(life_s) => life_s,
+                    None => address.ttl_s.max(REMEMBER_S),
+                };
+                let life_ns = u64::from(life_s).saturating_mul(1_000_000_000);
+                // Where a denied name ended the reading, what stands beside its chain was not taught: not to be carried.
+                let is_beside =
+                    self.outcome == Some(Tally::AliasDenied) && !matches!(teaching, Some(None));
+                let shown = compiled.filter(|_| is_allowed).and_then(|compiled| {
+                    let mut names = chain.split(' ');
+                    names.find(|name| teaches_itself(compiled, name))
+                });
+                let name = shown.unwrap_or_else(|| answer.question());
+                let end = chain.rsplit(' ').next().unwrap_or_default();
+                let seen = Seen {
+                    address: address.address,
+                    netns: if is_beside { 0 } else { self.netns },
+                    name,
+                    alias: (end != name).then_some(end),
+                    chain: &chain,
+                    at_ns: self.at_ns,
+                    ttl_s: address.ttl_s,
+                    expires_at_ns: self.at_ns.saturating_add(life_ns),
+                    is_allowed,
+                };
+                if memory.record(number, &seen, now_ns) && is_allowed {
+                    journal.note_address(memory, number, &seen);
+                }
+            }
+        }
+        if !self.is_read() {
+            return;
+        }
+        for (place, name) in answer.chain.iter().enumerate().skip(1) {
+            if !name.is_matchable {
+                continue;
+            }
+            for (chain, before) in chains(place).zip(chains(name.led_by)) {
+                let led = compiled.and_then(|compiled| teaching(compiled, &before));
+                let rules = led.and_then(|led| led.sets().next());
+                let is_denied =
+                    compiled.is_some_and(|compiled| teaching(compiled, &chain).is_none());
+                if is_denied || compiled.is_some() && rules.is_none() {
+                    continue;
+                }
+                let noted = AliasChain {
+                    chain: chain.into(),
+                    netns: self.netns,
+                    at_ns: self.at_ns,
+                    ttl_s: name.ttl_s,
+                    expires_at_ns: end_of(&rules.unwrap_or_default(), name.ttl_s, self.at_ns),
+                };
+                if memory.note_alias(number, noted.clone(), now_ns) {
+                    journal.note_alias(memory, number, &noted);
+                }
+            }
+        }
+    }
+}
+
+/// Whether a rule allows a name itself.
+fn teaches_itself(compiled: &Compiled, name: &str) -> bool {
+    let rules = compiled.names.rules_of(name);
+    rules.is_some_and(|rules| rules.deny == 0 && !rules.is_empty())
+}
+
+impl Shared {
+    /// Remembers the answers that came while no agent looked, for scopes by the ids that they had then. The rules of
+    /// then are not known: what the kernel learned is looked up under those to come.
+    pub(super) fn remember_early(&self, scopes: &HashMap<u32, Arc<Scope>>) {
+        lock(&self.earlier).extend(scopes.iter().map(|(id, scope)| (*id, Arc::clone(scope))));
+        let mut ring = lock(&self.early_copies);
+        let Some(ring) = ring.as_mut() else {
+            return;
+        };
+        let mut reassembly = Reassembly::new(StreamLimits::default());
+        let now_ns = now_ns();
+        let mut remembered = 0_u64;
+        while let Some((copy, payload)) = ring.next_copy() {
+            reassembly.push(&copy, &payload, now_ns, |message| {
+                let copy = &message.copy;
+                let outcome = Tally::try_from(copy.outcome).ok();
+                let Some(scope) = scopes.get(&copy.scope_id) else {
+                    return;
+                };
+                if !is_of_a_query(outcome) {
+                    return;
+                }
+                if let Ok(answer) = Answer::read(&message.bytes) {
+                    Facts::of(copy, &answer, outcome).remember(
+                        &self.memory,
+                        &self.journal,
+                        scope.number,
+                        None,
+                        now_ns,
+                    );
+                    remembered = remembered.saturating_add(1);
+                }
+            });
+        }
+        if let Err(error) = self.journal.flush(&self.memory) {
+            warn!(%error, "names that opened addresses cannot be kept");
+        }
+        debug!(remembered, "answers of before remembered");
     }
 }
 
@@ -298,28 +478,35 @@ fn learn(shared: &Shared, copy: &DnsCopy, answer: &Answer, now_ns: u64) {
         return;
     };
     let (scope_id, local) = (bound.binding.scope_id, &in_force.facts.local);
-    let Ok(seed) = datapath.seed() else {
-        return;
-    };
-    let key = AliasKey::new(name_hash(seed, answer.question()), scope_id);
-    let noted = datapath
-        .alias(&key)
-        .filter(|alias| alias.expires_at_ns > now_ns);
-    let receiver = Receiver {
-        scope_id,
-        seed,
-        now_ns,
-        by_alias: noted.as_ref().map(|alias| &alias.rules),
-    };
-    let lesson = crate::dns::learn(
-        answer,
-        receiver,
-        |name| compiled.names.rules_of(name).copied(),
-        |address| local.contains(address),
-    );
     let stored = datapath
-        .learn(&lesson.requests)
-        .and_then(|_| datapath.note_aliases(&lesson.aliases));
+        .alias(scope_id, copy.netns, answer.question(), now_ns)
+        .and_then(|by_alias| {
+            let receiver = Receiver {
+                scope_id,
+                netns: copy.netns,
+                now_ns,
+                by_alias: by_alias.as_ref(),
+            };
+            let lesson = crate::dns::learn(
+                answer,
+                receiver,
+                |name| compiled.names.rules_of(name).copied(),
+                |address| local.contains(address),
+            );
+            datapath.learn(&lesson.requests)?;
+            let aliases: Vec<NotedAlias> = lesson
+                .aliases
+                .into_iter()
+                .map(|alias| NotedAlias {
+                    scope_id,
+                    netns: copy.netns,
+                    name: alias.name,
+                    expires_at_ns: alias.expires_at_ns,
+                    rules: alias.rules,
+                })
+                .collect();
+            datapath.note_aliases(&aliases)
+        });
     if let Err(error) = stored {
         warn!(
             error = format!("{:#}", anyhow::Error::new(error)),

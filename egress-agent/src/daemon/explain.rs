@@ -20,7 +20,7 @@ use crate::{
         report::{AddressFacts, Elsewhere, ExplainFacts, explanation},
     },
     datapath::Datapath,
-    dns::{Refusal, SeenName},
+    dns::{Memory, Refusal, SeenName},
     policy::{Compiled, Destination, Host, Lifeline, PolicySet},
     workload::cgroup_root,
 };
@@ -42,6 +42,7 @@ struct Remembered {
 /// What the kernel decides now, beside what is remembered.
 fn judged(
     datapath: &Datapath,
+    memory: &Memory,
     bound: &Bound,
     destination: &Destination,
     remembered: Remembered,
@@ -52,7 +53,11 @@ fn judged(
         let mut flow = destination.at(address).flow(address);
         // A pod has a network namespace of its own; for all others an address of the node is on loopback.
         flow.way.is_outside = bound.scope.pod.is_some();
-        let judged = datapath.judge(&flow, &binding, now_ns);
+        // In the namespace that the scope used last for it.
+        let netns = memory
+            .last_netns(bound.scope.number, &address)
+            .unwrap_or_else(|| datapath.node_netns());
+        let judged = datapath.judge(&flow, &binding, netns, now_ns);
         AddressFacts {
             address,
             decision: judged.decision,
@@ -95,7 +100,13 @@ impl Shared {
         let in_force = self.in_force().ok_or_else(no_policy)?;
         let bound = in_force.of_scope(&scope);
         let bound = bound.with_context(|| format!("{} has just ended", scope.name))?;
-        let facts = judged(&datapath, bound, &query.destination, remembered);
+        let facts = judged(
+            &datapath,
+            &self.memory,
+            bound,
+            &query.destination,
+            remembered,
+        );
         drop(datapath);
         if let Some(compiled) = bound.compiled() {
             let mode = facts.binding.mode();

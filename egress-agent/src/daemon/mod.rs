@@ -30,6 +30,7 @@ mod rulesets;
 mod scopes;
 mod shared;
 mod state_writer;
+mod sweep;
 mod switch;
 mod takeover;
 mod time;
@@ -150,6 +151,7 @@ async fn start(options: RunOptions, files: Watched) -> anyhow::Result<ExitCode> 
         cgroup: options.cgroup.clone(),
         interfaces: options.interfaces.clone(),
         learned_capacity: options.max_learned,
+        shares: options.shares,
         ebpf_log_level: options.ebpf_log.number(),
     })
     .map_err(environment)?;
@@ -160,7 +162,7 @@ async fn start(options: RunOptions, files: Watched) -> anyhow::Result<ExitCode> 
         .context("cannot read the programs' messages")?;
     let is_adopted = datapath.is_adopted();
 
-    let shared = Arc::new(Shared::new(options, datapath, node, state_writer)?);
+    let shared = Arc::new(Shared::new(options, datapath, copies, node, state_writer)?);
     let pod_tree = shared.join(cluster)?;
     if let Err(error) = begin(&shared, base) {
         end_unconfirmed(&shared);
@@ -195,7 +197,7 @@ async fn start(options: RunOptions, files: Watched) -> anyhow::Result<ExitCode> 
         tasks.spawn(scopes::run(Arc::clone(&shared), stop.clone()));
     }
     tasks.spawn(events::run(Arc::clone(&shared), events, stop.clone()));
-    tasks.spawn(dns::run(Arc::clone(&shared), copies, stop.clone()));
+    tasks.spawn(dns::run(Arc::clone(&shared), stop.clone()));
     tasks.spawn(upkeep::run(Arc::clone(&shared), stop.clone()));
     tasks.spawn(policy_files::run(
         Arc::clone(&shared),

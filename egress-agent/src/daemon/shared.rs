@@ -15,19 +15,20 @@ use egress_common::{
     verdict::Mode,
 };
 use tokio::sync::{broadcast, watch};
+use tracing::{debug, warn};
 
 use super::{
     confirm::Confirmation, looks::Looks, node::Node, observe::Observer, plan::Wanted,
-    scopes::OwnScopes, state_writer::StateWriter,
+    scopes::OwnScopes, state_writer::StateWriter, time::now_ns,
 };
 use crate::{
     api::{
         RecentFlows, Timestamp,
         model::{FlowReport, KubernetesStatus, PodInterfacesStatus},
     },
-    cli::RunOptions,
-    datapath::{Anchors, Datapath, Reader},
-    dns::{Memory, MemoryLimits, Refusals, ScopeNumber},
+    cli::{RunOptions, run::NODE_SCOPE},
+    datapath::{Anchors, Datapath, DnsRing, Reader},
+    dns::{Journal, Memory, MemoryLimits, Refusals, ScopeNumber},
     kube::{Feed, Pod, events::Denials},
     policy::{Catalog, Compiled, Lifeline, Policy, ServiceTagsFacts},
     workload::CgroupPaths,
@@ -305,6 +306,8 @@ pub(super) struct Shared {
     /// The node, and the cgroups given with `--scope`.
     pub(super) scopes: Mutex<OwnScopes>,
     pub(super) memory: Memory,
+    /// The same on disk, for the next agent.
+    pub(super) journal: Journal,
     /// Answers that taught nothing.
     pub(super) refusals: Refusals,
     pub(super) started: Instant,
@@ -349,6 +352,12 @@ pub(super) struct Shared {
     pub(super) dns_looks: Looks,
     /// Looks at the ring of verdicts.
     pub(super) event_looks: Looks,
+    /// Copies of answers, until the task that reads them begins.
+    pub(super) early_copies: Mutex<Option<DnsRing>>,
+    /// Scopes by the ids that agents before this one, or another layout, gave them.
+    pub(super) earlier: Mutex<HashMap<u32, Arc<Scope>>>,
+    /// When room was last made in the share of a scope, by its id.
+    pub(super) room_made: Mutex<HashMap<u32, Instant>>,
 }
 
 /// Locks; a task that panicked has left nothing half done that matters here.
@@ -365,11 +374,30 @@ impl Shared {
     pub(super) fn new(
         options: RunOptions,
         datapath: Datapath,
+        copies: DnsRing,
         node: Node,
         state_writer: StateWriter,
     ) -> anyhow::Result<Self> {
-        let memory = Memory::new(MemoryLimits::default());
+        // What the agent remembers of a scope is bounded as what the kernel learns of it.
+        let (capacity, shares) = (options.max_learned, options.shares);
+        let share = |is_node| usize::try_from(shares.of(capacity, is_node)).unwrap_or(usize::MAX);
+        let memory = Memory::new(MemoryLimits {
+            addresses: usize::try_from(capacity).unwrap_or(usize::MAX),
+            share: share(false),
+            ..MemoryLimits::default()
+        });
+        memory.set_share(memory.scope(NODE_SCOPE), share(true));
         let scopes = OwnScopes::new(&options, &memory)?;
+        let is_adopted = datapath.is_adopted();
+        let (journal, opened) = Journal::open(&options.state_dir, &memory, is_adopted, now_ns());
+        match opened {
+            Ok(chains) => debug!(chains, "known names taken up"),
+            Err(error) => warn!(
+                %error,
+                folder = %options.state_dir.display(),
+                "names that opened addresses are not kept: after a restart they have to be asked for again"
+            ),
+        }
         let confirmation = Confirmation::new(options.confirm);
         // An empty path: nothing is kept.
         let observer = if options.state_dir.as_os_str().is_empty() {
@@ -382,6 +410,7 @@ impl Shared {
             options,
             scopes: Mutex::new(scopes),
             memory,
+            journal,
             refusals: Refusals::default(),
             started: Instant::now(),
             reader: datapath.reader(),
@@ -407,6 +436,9 @@ impl Shared {
             pod_interfaces: Mutex::default(),
             dns_looks: Looks::default(),
             event_looks: Looks::default(),
+            early_copies: Mutex::new(Some(copies)),
+            earlier: Mutex::default(),
+            room_made: Mutex::default(),
         })
     }
 
@@ -445,6 +477,11 @@ impl Shared {
 
     /// How the scope is bound now that a scope id of now or of a moment ago belongs to.
     pub(super) fn bound_now(&self, scope_id: u32) -> Option<Arc<Bound>> {
-        self.in_force()?.now_of(scope_id).map(Arc::clone)
+        let in_force = self.in_force()?;
+        if let Some(bound) = in_force.now_of(scope_id) {
+            return Some(Arc::clone(bound));
+        }
+        let earlier = lock(&self.earlier);
+        in_force.of_scope(earlier.get(&scope_id)?).map(Arc::clone)
     }
 }

@@ -7,8 +7,8 @@
 //! 2. The workloads are bound to them as `next`: from now on answers teach the
 //!    old scope and the new one.
 //! 3. After a pause, in which programs that read the old binding end, known
-//!    addresses are carried over into the new scopes: grants whose rule is
-//!    still there, and names that the agent remembers and the policy allows.
+//!    addresses are carried over into the new scopes: those that a name which the
+//!    new policy allows is remembered to have taught (see `carry`).
 //! 4. The workloads are bound to them as `current`: one atomic write for each.
 //! 5. The generation is raised: sockets check what they remember.
 //! 6. After another pause, rules that nothing is bound to and the old scopes are removed.
@@ -24,16 +24,18 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use egress_common::{
-    maps::{AliasKey, CGROUP_LEVELS},
+    learned::LearnedKey,
+    maps::CGROUP_LEVELS,
     policy::{ANSWERS_DNS, Binding, IS_NODE, SEARCH_POLICY, Workload},
     verdict::Mode,
 };
 use tracing::{debug, info, warn};
 
 use super::{
-    carry::{Successors, carry_over_aliases},
+    carry::{Carried, Successors},
     plan::Assignment,
     shared::{Bound, InForce, NodeFacts, Rules, Ruleset, Scope, Shared},
+    time::now_ns,
 };
 use crate::{
     datapath::{Datapath, DatapathError},
@@ -96,7 +98,29 @@ impl Shared {
             // An agent that was killed on its way may have left something under the new ids.
             datapath.remove_policies_but(&kept_policies)?;
         }
-        if let Err(error) = self.prepare(&mut datapath, &steps) {
+        let prepared = prepare(&mut datapath, &steps);
+        if prepared.is_ok() && !steps.moved.is_empty() {
+            // What the kernel learned until now has to be remembered before it can be carried over, and the task that
+            // reads it needs the data plane too. Nobody else switches meanwhile.
+            drop(datapath);
+            std::thread::sleep(PAUSE);
+            if before.is_some() {
+                self.dns_looks.catch_up();
+            } else {
+                let by_cgroup: HashMap<u64, &Arc<Scope>> = plan
+                    .iter()
+                    .map(|(scope, _)| (scope.cgroup_id, scope))
+                    .collect();
+                let scopes = known.iter().filter_map(|(cgroup_id, workload)| {
+                    let scope = by_cgroup.get(cgroup_id)?;
+                    Some((workload.current.scope_id, Arc::clone(scope)))
+                });
+                self.remember_early(&scopes.collect());
+            }
+            datapath = self.datapath();
+        }
+        let prepared = prepared.and_then(|()| self.carry(&mut datapath, &steps));
+        if let Err(error) = prepared {
             for (workload, bound) in &steps.moved {
                 let next = Binding::default();
                 datapath.bind(bound.scope.cgroup_id, Workload { next, ..*workload })?;
@@ -138,7 +162,7 @@ impl Shared {
         let is_adopting = is_beginning && datapath.is_adopted();
         if is_adopting || !steps.moved.is_empty() {
             std::thread::sleep(PAUSE);
-            sweep(&mut datapath, &steps.bound, 0)?;
+            self.leave(&mut datapath, &steps)?;
         }
         if is_beginning || kept_policies.iter().any(|id| !policy_ids.contains(id)) {
             datapath.remove_policies_but(&policy_ids)?;
@@ -248,8 +272,8 @@ impl Shared {
     ) -> anyhow::Result<u32> {
         let mut last = self.last_scope_id.load(Ordering::Relaxed);
         if last == 0 {
-            let mut learned = 0;
-            datapath.for_each_learned(|key, _| learned = key.scope_id.max(learned))?;
+            let scopes = datapath.scopes()?;
+            let learned = scopes.iter().map(|scope| scope.scope_id).max().unwrap_or(0);
             let bound = known.values().flat_map(|one| [one.current, one.next]);
             last = bound
                 .map(|binding| binding.scope_id)
@@ -280,40 +304,64 @@ impl Shared {
         datapath.set_search_domains(&facts.search_domains)
     }
 
-    /// Steps 1 to 3, and the scopes that are new.
-    fn prepare(&self, datapath: &mut Datapath, steps: &Steps) -> Result<(), DatapathError> {
-        for (policy_id, ruleset) in &steps.new_rules {
-            datapath.install(*policy_id, &ruleset.compiled)?;
+    /// Step 3: what the scopes take along.
+    fn carry(&self, datapath: &mut Datapath, steps: &Steps) -> Result<(), DatapathError> {
+        let now_ns = now_ns();
+        let mut carried = Carried::default();
+        for (scope_id, bound) in steps.successors() {
+            let held = |netns, address| datapath.grants(&LearnedKey::new(scope_id, netns, address));
+            carried.take(&self.memory, bound, held, now_ns);
         }
-        for bound in &steps.fresh {
-            let workload = workload(&bound.scope, bound.binding, Binding::default());
-            datapath.bind(bound.scope.cgroup_id, workload)?;
-        }
-        if steps.moved.is_empty() {
-            return Ok(());
-        }
-        for (before, bound) in &steps.moved {
-            let workload = workload(&bound.scope, before.current, bound.binding);
-            datapath.bind(bound.scope.cgroup_id, workload)?;
-        }
-        std::thread::sleep(PAUSE);
-        let successors = steps.successors();
-        let requests = self.carry_over(&datapath.learned()?, &successors);
-        let carried = datapath.learn(&requests)?;
-        let lost = requests
+        let stored = datapath.learn(&carried.requests)?;
+        let lost = carried
+            .requests
             .len()
-            .saturating_sub(usize::try_from(carried).unwrap_or(usize::MAX));
+            .saturating_sub(usize::try_from(stored).unwrap_or(usize::MAX));
         if lost > 0 {
             warn!(
-                carried,
+                carried = stored,
                 lost,
                 "known addresses found no room under the new policy, and are refused until \
                  their names are resolved again: raise --max-learned"
             );
         }
-        let aliases = carry_over_aliases(&datapath.aliases()?, &successors);
-        datapath.note_aliases(&aliases)
+        datapath.note_aliases(&carried.aliases)?;
+        Ok(())
     }
+
+    /// Removes what the scopes of before knew: as far as the agent remembers it, at once. The rest is found by the sweep
+    /// that goes round.
+    fn leave(&self, datapath: &mut Datapath, steps: &Steps) -> Result<(), DatapathError> {
+        for (before, bound) in &steps.moved {
+            let mut keys = Vec::new();
+            self.memory.for_each(bound.scope.number, |address, seen| {
+                keys.push(LearnedKey::new(
+                    before.current.scope_id,
+                    seen.netns,
+                    address,
+                ));
+            });
+            // No grant ends later than this: all of them go.
+            datapath.sweep(&keys, u64::MAX, u32::MAX)?;
+        }
+        Ok(())
+    }
+}
+
+/// Steps 1 and 2, and the scopes that are new.
+fn prepare(datapath: &mut Datapath, steps: &Steps) -> Result<(), DatapathError> {
+    for (policy_id, ruleset) in &steps.new_rules {
+        datapath.install(*policy_id, &ruleset.compiled)?;
+    }
+    for bound in &steps.fresh {
+        let workload = workload(&bound.scope, bound.binding, Binding::default());
+        datapath.bind(bound.scope.cgroup_id, workload)?;
+    }
+    for (before, bound) in &steps.moved {
+        let workload = workload(&bound.scope, before.current, bound.binding);
+        datapath.bind(bound.scope.cgroup_id, workload)?;
+    }
+    Ok(())
 }
 
 /// Logs a switch of rules.
@@ -334,41 +382,6 @@ fn tell(in_force: &InForce, generation: u32, began: Instant) {
         ms,
         "policy switched"
     );
-}
-
-/// Removes what scopes know that are not there any more, and what of the others ended before a point in time.
-pub(super) fn sweep(
-    datapath: &mut Datapath,
-    bound: &[Arc<Bound>],
-    ended_before_ns: u64,
-) -> Result<(), DatapathError> {
-    // Programs of another layout may still judge by what they know.
-    let live: BTreeSet<u32> = bound
-        .iter()
-        .map(|bound| bound.binding.scope_id)
-        .chain(datapath.foreign_scope_ids())
-        .collect();
-    let (mut gone, mut ended) = (Vec::new(), Vec::new());
-    datapath.for_each_learned(|key, learned| {
-        let mut grants = learned.grants.iter();
-        if !live.contains(&key.scope_id) {
-            gone.push(*key);
-        } else if grants.all(|grant| grant.expires_at_ns <= ended_before_ns) {
-            ended.push(*key);
-        }
-    })?;
-    // No grant ends later than this: all of them go.
-    datapath.sweep(&gone, u64::MAX)?;
-    datapath.sweep(&ended, ended_before_ns)?;
-    let stale: Vec<AliasKey> = datapath
-        .aliases()?
-        .iter()
-        .filter(|(key, alias)| {
-            !live.contains(&key.scope_id) || alias.expires_at_ns <= ended_before_ns
-        })
-        .map(|(key, _)| *key)
-        .collect();
-    datapath.remove_aliases(&stale)
 }
 
 /// The id after the last one that is used, or the first that is free.

@@ -14,17 +14,19 @@
 //! An agent that is killed on the way leaves both folders of maps: the next one,
 //! of either layout, begins with step 1.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
+use anyhow::Context as _;
 use egress_common::{
-    learned::{LearnRequest, LearnedKey},
-    maps::{AliasKey, NODE_CGROUP},
+    address::Address,
+    learned::{Grant, LearnRequest, LearnedKey},
+    maps::NODE_CGROUP,
     policy::{Binding, Workload},
 };
 use tracing::info;
 
 use super::{
-    carry::alias_for,
+    carry::Carried,
     shared::{Shared, lock},
     switch::PAUSE,
     time::now_ns,
@@ -69,29 +71,50 @@ impl Shared {
         datapath.attach_learning()?;
         std::thread::sleep(PAUSE);
 
+        // What came for the scopes of then, and comes until the hooks are switched, is remembered for those of now.
+        let in_force = self.in_force().context("no policy is in force")?;
+        let bound_of = |binding: &Binding| {
+            let mut bound = in_force.bound.iter();
+            bound.find(|bound| bound.binding.scope_id == binding.scope_id)
+        };
+        let scopes = successors.iter().filter_map(|(theirs, bindings)| {
+            let bound = bindings.first().and_then(bound_of)?;
+            Some((*theirs, Arc::clone(&bound.scope)))
+        });
+        self.remember_early(&scopes.collect());
         let now_ns = now_ns();
-        let mut requests = Vec::new();
+        let mut carried = Carried::default();
+        let mut held: HashMap<u32, HashMap<(u32, Address), Vec<Grant>>> = HashMap::new();
         for entry in datapath.foreign_learned()? {
-            for binding in successors.get(&entry.scope_id).into_iter().flatten() {
-                let live = entry.grants.iter().filter(|grant| {
-                    grant.expires_at_ns > now_ns && datapath.has_rule(binding.policy_id, grant.rule)
-                });
-                requests.extend(live.map(|grant| LearnRequest {
-                    key: LearnedKey::new(binding.scope_id, entry.address),
-                    grant: *grant,
-                }));
+            let of_scope = held.entry(entry.scope_id).or_default();
+            of_scope.insert((entry.netns, entry.address), entry.grants);
+        }
+        for (theirs, bindings) in &successors {
+            let known = held.remove(theirs).unwrap_or_default();
+            for bound in bindings.iter().filter_map(bound_of) {
+                let held = |netns, address| known.get(&(netns, address)).cloned();
+                carried.take(&self.memory, bound, held, now_ns);
+            }
+            // Layout 1 knew no namespaces and no names: what rests on a rule that is still there ends when it would have
+            // ended, in the node's own namespace, where its programs ran first of all.
+            for binding in bindings {
+                let of_layout_1 = known.iter().filter(|((netns, _), _)| *netns == 0);
+                for ((_, address), grants) in of_layout_1 {
+                    let live = grants.iter().filter(|grant| {
+                        grant.expires_at_ns > now_ns
+                            && datapath.has_rule(binding.policy_id, grant.rule)
+                    });
+                    let netns = datapath.node_netns();
+                    carried.requests.extend(live.map(|grant| LearnRequest {
+                        key: LearnedKey::new(binding.scope_id, netns, *address),
+                        grant: *grant,
+                    }));
+                }
             }
         }
-        let carried = datapath.learn(&requests)?;
-        let mut aliases = Vec::new();
-        for (key, alias) in datapath.aliases()? {
-            for binding in successors.get(&key.scope_id).into_iter().flatten() {
-                let key = AliasKey::new(key.name, binding.scope_id);
-                let has_rule = |rule| datapath.has_rule(binding.policy_id, rule);
-                aliases.extend(alias_for(key, &alias, has_rule).map(|alias| (key, alias)));
-            }
-        }
-        datapath.note_aliases(&aliases)?;
+        let requests = carried.requests;
+        let carried_over = datapath.learn(&requests)?;
+        datapath.note_aliases(&carried.aliases)?;
         datapath.attach_judging()?;
 
         for (cgroup_id, workload) in &own {
@@ -100,26 +123,8 @@ impl Shared {
         }
         datapath.remove_foreign()?;
         std::thread::sleep(PAUSE);
-        let is_left = |scope_id| {
-            let mut own = own.iter();
-            own.all(|(_, workload)| workload.current.scope_id != scope_id)
-        };
-        let left: Vec<_> = datapath
-            .learned()?
-            .iter()
-            .filter(|entry| is_left(entry.scope_id))
-            .map(|entry| LearnedKey::new(entry.scope_id, entry.address))
-            .collect();
-        // No grant ends later than this: all of them go.
-        datapath.sweep(&left, u64::MAX)?;
-        let left: Vec<_> = datapath
-            .aliases()?
-            .into_iter()
-            .map(|(key, _)| key)
-            .filter(|key| is_left(key.scope_id))
-            .collect();
-        datapath.remove_aliases(&left)?;
-        info!(carried, "taken over from another layout");
+        // What the scopes of the other layout knew is found by the sweep that goes round.
+        info!(carried = carried_over, "taken over from another layout");
         Ok(())
     }
 }

@@ -1,24 +1,25 @@
 //! What has to be done from time to time: the fall back, expiry. Nothing here waits for the disk.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use egress_common::{tally::Tally, verdict::Mode};
+use egress_common::{learned::LearnedKey, maps::AliasKey, tally::Tally, verdict::Mode};
 use tokio::time::{MissedTickBehavior, interval};
-use tracing::{error, warn};
+use tracing::{debug, error, warn};
 
 use super::{
     confirm::Moment,
     notify,
-    shared::{InForce, Shared},
-    switch,
+    shared::{Bound, InForce, Shared, lock},
+    sweep::Sweep,
     time::now_ns,
 };
 use crate::{
-    datapath::{Datapath, DatapathError},
+    datapath::{Datapath, DatapathError, Pages},
+    dns::ScopeNumber,
     shutdown::Shutdown,
 };
 
@@ -26,10 +27,8 @@ use crate::{
 const TICK: Duration = Duration::from_millis(200);
 /// Ticks between two looks at what was lost.
 const LOSSES_TICKS: u64 = 25;
-/// Ticks between two sweeps.
-const SWEEP_TICKS: u64 = 50;
-/// An entry stays this long after its end, so that a denial can say that it expired.
-const KEEP_EXPIRED_NS: u64 = 60 * 1_000_000_000;
+/// Ticks between two sweeps of what the agent remembers.
+const MEMORY_TICKS: u64 = 300;
 
 /// Does what has to be done until it is told to stop.
 ///
@@ -39,7 +38,10 @@ const KEEP_EXPIRED_NS: u64 = 60 * 1_000_000_000;
 pub(super) async fn run(shared: Arc<Shared>, stop: Shutdown) -> anyhow::Result<()> {
     let mut timer = interval(TICK);
     timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut refused = refused_for_room(&shared);
+    let mut seen = Seen {
+        refused_for_room: refused_for_room(&shared),
+        sweep: Sweep::default(),
+    };
     shared.observe_losses();
     let mut tick = 0_u64;
     let watchdog = notify::watchdog();
@@ -52,7 +54,7 @@ pub(super) async fn run(shared: Arc<Shared>, stop: Shutdown) -> anyhow::Result<(
         tick = tick.wrapping_add(1);
         let shared = Arc::clone(&shared);
         // Maps: milliseconds, which the runtime's own threads should not wait for.
-        refused = tokio::task::spawn_blocking(move || upkeep(&shared, refused, tick)).await?;
+        seen = tokio::task::spawn_blocking(move || upkeep(&shared, seen, tick)).await?;
         if watchdog.is_some_and(|pause| told_at.elapsed() >= pause) {
             notify::alive();
             told_at = Instant::now();
@@ -60,8 +62,15 @@ pub(super) async fn run(shared: Arc<Shared>, stop: Shutdown) -> anyhow::Result<(
     }
 }
 
-/// Returns how many addresses were refused for lack of room so far.
-fn upkeep(shared: &Shared, refused_before: u64, tick: u64) -> u64 {
+/// What the last tick left.
+#[derive(Debug)]
+struct Seen {
+    /// Addresses refused for lack of room so far.
+    refused_for_room: u64,
+    sweep: Sweep,
+}
+
+fn upkeep(shared: &Shared, mut seen: Seen, tick: u64) -> Seen {
     confirm_or_fall_back(shared);
     if tick.is_multiple_of(LOSSES_TICKS) {
         shared.observe_losses();
@@ -69,11 +78,19 @@ fn upkeep(shared: &Shared, refused_before: u64, tick: u64) -> u64 {
     shared.save_observations_if_due();
     // A full table refuses new addresses: then nothing that has ended is kept for its reason.
     let refused = refused_for_room(shared);
-    let is_full = refused > refused_before;
-    if tick.is_multiple_of(SWEEP_TICKS) || is_full {
-        sweep(shared, if is_full { 0 } else { KEEP_EXPIRED_NS });
+    let is_full = refused > seen.refused_for_room;
+    seen.refused_for_room = refused;
+    let swept = seen.sweep.go_on(shared, is_full);
+    if let Err(error) = swept {
+        warn!(
+            error = format!("{:#}", anyhow::Error::new(error)),
+            "cannot sweep"
+        );
     }
-    refused
+    if tick.is_multiple_of(MEMORY_TICKS) {
+        sweep_memory(shared);
+    }
+    seen
 }
 
 /// Falls back to audit when enforcing was not confirmed in time; tries again as long as that fails.
@@ -103,29 +120,114 @@ fn refused_for_room(shared: &Shared) -> u64 {
         .unwrap_or_default()
 }
 
-/// Removes learned addresses of scopes that are gone, and those that ended longer ago than `keep_ns`.
-fn sweep(shared: &Shared, keep_ns: u64) {
-    let now_ns = now_ns();
-    let mut datapath = shared.datapath();
-    // Under the lock, so that a switch comes before or after.
+/// Forgets names whose addresses the kernel does not hold any more.
+fn sweep_memory(shared: &Shared) {
     let Some(in_force) = shared.in_force() else {
         return;
     };
-    let ended_before_ns = now_ns.saturating_sub(keep_ns);
-    let swept = switch::sweep(&mut datapath, &in_force.bound, ended_before_ns)
-        .and_then(|()| forget_workloads(&mut datapath, &in_force));
+    let scope_ids: HashMap<ScopeNumber, u32> = in_force
+        .bound
+        .iter()
+        .map(|bound| (bound.scope.number, bound.binding.scope_id))
+        .collect();
+    let datapath = shared.datapath();
+    shared.memory.sweep(now_ns(), |scope, netns, address| {
+        let scope_id = scope_ids.get(&scope);
+        scope_id.is_some_and(|scope_id| {
+            let key = LearnedKey::new(*scope_id, netns, *address);
+            datapath.grants(&key).is_some()
+        })
+    });
+}
+
+/// A scope that is at its share gets room at most this often.
+const ROOM_PAUSE: Duration = Duration::from_millis(50);
+
+/// Makes room in the share of a scope that has none left: its own entries that are worth least go, an eighth of its
+/// share at once; nobody else's.
+pub(super) fn make_room(shared: &Shared, scope_id: u32, bound: &Bound, now_ns: u64) {
+    if bound.binding.scope_id != scope_id {
+        return;
+    }
+    let mut made = lock(&shared.room_made);
+    made.retain(|_, at| at.elapsed() < ROOM_PAUSE);
+    if made.contains_key(&scope_id) {
+        return;
+    }
+    made.insert(scope_id, Instant::now());
+    drop(made);
+    let mut datapath = shared.datapath();
+    let made = make_room_of(shared, &mut datapath, bound, now_ns);
     drop(datapath);
-    if let Err(error) = swept {
+    if let Err(error) = made {
         warn!(
             error = format!("{:#}", anyhow::Error::new(error)),
-            "cannot sweep"
+            scope = bound.scope.name,
+            "cannot make room"
         );
     }
-    shared.memory.sweep(now_ns);
+}
+
+fn make_room_of(
+    shared: &Shared,
+    datapath: &mut Datapath,
+    bound: &Bound,
+    now_ns: u64,
+) -> Result<(), DatapathError> {
+    let scope_id = bound.binding.scope_id;
+    let usage = datapath.scope_usage(scope_id)?.unwrap_or_default();
+    let eighth = |share: u32| usize::try_from(share / 8).unwrap_or(0).max(1);
+    if usage.learned >= u64::from(usage.learned_share) {
+        let wanted = eighth(usage.learned_share);
+        let number = bound.scope.number;
+        let keys: Vec<LearnedKey> = shared
+            .memory
+            .least_worth(number, wanted.saturating_mul(2))
+            .into_iter()
+            .map(|(address, netns)| LearnedKey::new(scope_id, netns, address))
+            .collect();
+        // Those that ended go first; then those that nobody used lately.
+        let mut gone = datapath.sweep(&keys, now_ns, u32::MAX)?;
+        for pause_s in [600, 60, 0] {
+            let gone_so_far = usize::try_from(gone).unwrap_or(usize::MAX);
+            let Some(more) = wanted.checked_sub(gone_so_far).filter(|more| *more > 0) else {
+                break;
+            };
+            let rest: Vec<LearnedKey> = keys.iter().copied().take(more.saturating_mul(2)).collect();
+            let used_before = seconds(now_ns).saturating_sub(pause_s);
+            gone = gone.saturating_add(datapath.sweep(&rest, u64::MAX, used_before)?);
+        }
+        debug!(scope = bound.scope.name, gone, "room made in a share");
+    }
+    if usage.aliases >= u64::from(usage.aliases_share) {
+        let wanted = eighth(usage.aliases_share);
+        let mut ends: Vec<(u64, AliasKey)> = Vec::new();
+        let mut pages = Pages::default();
+        while let Some(read) = datapath.aliases_page(&mut pages)? {
+            let own = read.iter().filter(|(key, _)| key.scope_id == scope_id);
+            ends.extend(own.map(|(key, alias)| (alias.expires_at_ns, *key)));
+        }
+        if ends.len() > wanted {
+            ends.select_nth_unstable_by_key(wanted, |(end, _)| *end);
+            ends.truncate(wanted);
+        }
+        let keys: Vec<AliasKey> = ends.into_iter().map(|(_, key)| key).collect();
+        let gone = datapath.sweep_aliases(&keys, u64::MAX)?;
+        debug!(scope = bound.scope.name, gone, "room made for aliases");
+    }
+    Ok(())
+}
+
+/// Seconds of the monotonic clock.
+fn seconds(ns: u64) -> u32 {
+    u32::try_from(ns / 1_000_000_000).unwrap_or(u32::MAX)
 }
 
 /// Removes the counters of pods that are gone.
-fn forget_workloads(datapath: &mut Datapath, in_force: &InForce) -> Result<(), DatapathError> {
+pub(super) fn forget_workloads(
+    datapath: &mut Datapath,
+    in_force: &InForce,
+) -> Result<(), DatapathError> {
     let there: HashSet<u32> = in_force
         .bound
         .iter()

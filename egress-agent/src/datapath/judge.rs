@@ -30,29 +30,29 @@ impl Datapath {
         self.maps.effective(binding, now_ns)
     }
 
-    /// Decides a flow as the kernel would for the first packet of a socket of this binding.
+    /// Decides a flow as the kernel would for the first packet of a socket of this binding in a network namespace.
     #[must_use]
-    pub fn judge(&self, flow: &Flow, binding: &Binding, now_ns: u64) -> Judged {
-        self.maps.judge(flow, binding, now_ns)
+    pub fn judge(&self, flow: &Flow, binding: &Binding, netns: u32, now_ns: u64) -> Judged {
+        self.maps.judge(flow, binding, netns, now_ns)
     }
 }
 
 impl Maps {
-    fn judge(&self, flow: &Flow, binding: &Binding, now_ns: u64) -> Judged {
+    fn judge(&self, flow: &Flow, binding: &Binding, netns: u32, now_ns: u64) -> Judged {
         let binding = &self.effective(*binding, now_ns);
         let key = Key::new(CIDR_KEY_BITS, cidr_key(binding.policy_id, &flow.daddr));
         let cidr = self.cidrs.get(&key, 0).ok();
-        let key = LearnedKey::new(binding.scope_id, flow.daddr);
+        let key = LearnedKey::new(binding.scope_id, netns, flow.daddr);
         let learned = self.learned.get(&key, 0).ok();
         let decision = decide(
             flow,
             binding,
             now_ns,
             || cidr.as_ref(),
-            || learned.as_ref().map(|learned| (learned, key.owner())),
+            || learned.as_ref().map(|learned| (learned, &key)),
             || self.trouble(binding.scope_id, now_ns),
         );
-        let own = learned.filter(|learned| learned.owner == key.owner());
+        let own = learned.filter(|learned| learned.is_of(&key));
         Judged {
             decision,
             grants: own.as_ref().map(used_grants).unwrap_or_default(),

@@ -150,6 +150,7 @@ pub(super) struct Foreign {
     pub(super) config: Option<Config>,
     workloads: Option<HashMap<MapData, u64, Workload>>,
     learned: Option<HashMap<MapData, LearnedKey, Learned>>,
+    learned_of_layout_1: Option<HashMap<MapData, [u8; 24], [u8; 272]>>,
 }
 
 impl Foreign {
@@ -158,11 +159,13 @@ impl Foreign {
         let config = pinned_config(&dir).filter(|config| config.layout_version != 0);
         let workloads = pinned_map(&dir, "WORKLOADS").and_then(|map| map.try_into().ok());
         let learned = pinned_map(&dir, "LEARNED").and_then(|map| map.try_into().ok());
+        let learned_of_layout_1 = pinned_map(&dir, "LEARNED").and_then(|map| map.try_into().ok());
         Self {
             dir,
             config,
             workloads,
             learned,
+            learned_of_layout_1,
         }
     }
 
@@ -207,14 +210,108 @@ impl Foreign {
             .collect()
     }
 
-    /// What was learned there; nothing if that is not in a form that this agent reads.
+    /// What was learned there; nothing if that is not in a form that this agent reads. Entries of layout 1, which knew no
+    /// network namespaces, have the number 0 for theirs.
     pub(super) fn learned(&self) -> Result<Vec<LearnedEntry>, MapError> {
-        match &self.learned {
-            Some(learned) => learned_entries(learned),
-            None => {
+        match (&self.learned, &self.learned_of_layout_1) {
+            (Some(learned), _) => learned_entries(learned),
+            (None, Some(learned)) => {
+                let entries = learned.iter().map(|item| {
+                    let (key, value) = item?;
+                    Ok(layout_1::entry(&key, &value))
+                });
+                let entries = entries.filter(|item| !matches!(item, Err(MapError::KeyNotFound)));
+                Ok(entries
+                    .collect::<Result<Vec<_>, MapError>>()?
+                    .into_iter()
+                    .flatten()
+                    .collect())
+            }
+            (None, None) => {
                 warn!(from = %self.dir.display(), "learned addresses cannot be read: not carried over");
                 Ok(Vec::new())
             }
+        }
+    }
+}
+
+/// Learned addresses as layout 1 held them.
+mod layout_1 {
+    use egress_common::{
+        learned::Grant,
+        policy::{NAME_ENTRIES, PortRange},
+    };
+
+    use crate::datapath::LearnedEntry;
+
+    fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+        let bytes = bytes.get(at..at.checked_add(8)?)?;
+        Some(u64::from_ne_bytes(bytes.try_into().ok()?))
+    }
+
+    fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+        let bytes = bytes.get(at..at.checked_add(2)?)?;
+        Some(u16::from_ne_bytes(bytes.try_into().ok()?))
+    }
+
+    /// Key: scope, padding, address. Value: owner, lock, padding, grants.
+    pub(super) fn entry(key: &[u8; 24], value: &[u8; 272]) -> Option<LearnedEntry> {
+        let grants = (0..NAME_ENTRIES).map_while(|index| {
+            let at = index.checked_mul(32)?.checked_add(16)?;
+            grant(value.get(at..at.checked_add(32)?)?)
+        });
+        Some(LearnedEntry {
+            scope_id: u32::from_ne_bytes(key.get(..4)?.try_into().ok()?),
+            netns: 0,
+            address: key.get(8..)?.try_into().ok()?,
+            grants: grants.collect(),
+        })
+    }
+
+    /// End, rule, auditor, ports; `None` for a slot that was never used. No use prolongs it.
+    fn grant(bytes: &[u8]) -> Option<Grant> {
+        let expires_at_ns = u64_at(bytes, 0).filter(|end| *end != 0)?;
+        Some(Grant {
+            expires_at_ns,
+            rule: u64_at(bytes, 8)?,
+            auditor: u64_at(bytes, 16)?,
+            ports: PortRange::new(*bytes.get(24)?, u16_at(bytes, 26)?, u16_at(bytes, 28)?),
+            ..Grant::default()
+        })
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use egress_common::{address::from_v4, policy::protocol::TCP};
+
+        use super::*;
+
+        #[test]
+        fn an_entry_is_read_as_layout_1_wrote_it() {
+            let address = from_v4([192, 0, 2, 7]);
+            let key: Vec<u8> = [&7_u32.to_ne_bytes()[..], &[0; 4], &address].concat();
+            let grant: Vec<u8> = [
+                &99_u64.to_ne_bytes()[..],
+                &5_u64.to_ne_bytes(),
+                &6_u64.to_ne_bytes(),
+                &[TCP, 0],
+                &443_u16.to_ne_bytes(),
+                &444_u16.to_ne_bytes(),
+                &[0; 2],
+            ]
+            .concat();
+            let mut value = [0; 272];
+            value[16..48].copy_from_slice(&grant);
+            let entry = entry(&key.try_into().expect("24 bytes"), &value).expect("an entry");
+            assert_eq!(
+                (entry.scope_id, entry.netns, entry.address),
+                (7, 0, address)
+            );
+            let [one] = entry.grants.as_slice() else {
+                panic!("{:?}", entry.grants);
+            };
+            assert_eq!((one.expires_at_ns, one.rule, one.auditor), (99, 5, 6));
+            assert_eq!(one.ports, PortRange::new(TCP, 443, 444));
         }
     }
 }

@@ -29,6 +29,7 @@ use super::{
     error::{DatapathError, io_error},
     kernel_types,
     layout::{self, Foreign, links_dir, own_maps_dir, pinned_config, share},
+    maps::Shares,
     owned::{Owned, free_layout_dir},
     pod_interfaces::is_pod_pin,
 };
@@ -71,6 +72,8 @@ pub struct Options {
     pub interfaces: Vec<String>,
     /// Most learned addresses.
     pub learned_capacity: u32,
+    /// The parts of the tables that scopes may use.
+    pub shares: Shares,
     /// Level of kernel-side debug messages: 0 is off, 5 is trace.
     pub ebpf_log_level: u8,
 }
@@ -171,7 +174,7 @@ pub(super) fn load(options: Options) -> Result<Loaded, DatapathError> {
     for hook in Hook::ALL {
         load_program(&mut ebpf, hook.name())?;
     }
-    for name in ["learn", "sweep", "own_netns"] {
+    for name in ["learn", "aliases", "sweep", "own_netns"] {
         load_program(&mut ebpf, name)?;
     }
     let programs = Hook::ALL.iter().map(|hook| {

@@ -13,8 +13,8 @@ use egress_common::{
     address::Address,
     learned::{Grant, Learned, LearnedKey},
     maps::{
-        Alias, AliasKey, Config, Keys, Query, QueryKey, RuleCounters, WORKLOAD_COUNTER,
-        workload_counter,
+        Alias, AliasKey, Config, Keys, Query, QueryKey, RuleCounters, ScopeUse, WORKLOAD_COUNTER,
+        default_share, workload_counter,
     },
     name::{NAME_KEY_BYTES, NameKey, below_key},
     policy::{
@@ -48,12 +48,12 @@ pub(super) struct Maps {
     pub(super) learned: Hash<LearnedKey, Learned>,
     pub(super) holds: Hash<u32, u64>,
     pub(super) queries: Hash<QueryKey, Query>,
-    aliases: Hash<AliasKey, Alias>,
+    pub(super) scopes: Hash<u32, ScopeUse>,
     tallies: PerCpuArray<MapData, u64>,
     rule_counters: Hash<u64, RuleCounters>,
     /// The same as `learned`, to be read as a whole.
-    all_learned: Walk<LearnedKey, Learned>,
-    all_aliases: Walk<AliasKey, Alias>,
+    pub(super) all_learned: Walk<LearnedKey, Learned>,
+    pub(super) all_aliases: Walk<AliasKey, Alias>,
     /// The search domains that this agent has written.
     search_domains: Option<Vec<String>>,
     bulk_names: Bulk<Key<[u8; NAME_KEY_BYTES]>, NameEntry>,
@@ -65,6 +65,27 @@ pub(super) struct Maps {
     rules_of: BTreeMap<u16, BTreeSet<u64>>,
     /// Whether nothing else is in the maps.
     is_searched: bool,
+}
+
+/// The parts of tables that scopes may use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shares {
+    /// The part of a scope other than the node, in percent; `None` for the default.
+    pub percent: Option<u8>,
+}
+
+impl Shares {
+    /// The share of a scope in a table of this capacity.
+    #[must_use]
+    pub fn of(self, capacity: u32, is_node: bool) -> u32 {
+        match self.percent {
+            Some(percent) if !is_node => {
+                let share = u64::from(capacity).saturating_mul(u64::from(percent)) / 100;
+                u32::try_from(share).unwrap_or(capacity).max(1)
+            }
+            _ => default_share(capacity, is_node),
+        }
+    }
 }
 
 /// Takes a map out of the object.
@@ -108,7 +129,7 @@ impl Maps {
             learned: take(ebpf, "LEARNED")?,
             holds: take(ebpf, "HOLDS")?,
             queries: take(ebpf, "QUERIES")?,
-            aliases: take(ebpf, "ALIASES")?,
+            scopes: take(ebpf, "SCOPES")?,
             tallies: take(ebpf, "TALLIES")?,
             rule_counters: take(ebpf, "RULE_COUNTERS")?,
             search_domains: None,
@@ -279,53 +300,62 @@ impl Maps {
         set_exactly(&mut self.local, "LOCAL", wanted)
     }
 
-    /// Calls `visit` for every learned address.
-    pub(super) fn for_each_learned(
-        &self,
-        visit: impl FnMut(&LearnedKey, &Learned),
-    ) -> Result<(), DatapathError> {
-        self.all_learned.for_each(visit)
-    }
-
     /// Whether a policy has a rule that names teach.
     pub(super) fn has_rule(&self, policy_id: u16, rule: u64) -> bool {
         self.rules.get(&rule_key(policy_id, rule), 0).is_ok()
     }
 
-    /// Every noted alias.
-    pub(super) fn aliases(&self) -> Result<Vec<(AliasKey, Alias)>, DatapathError> {
-        let mut entries = Vec::new();
-        self.all_aliases
-            .for_each(|key, alias| entries.push((*key, *alias)))?;
-        Ok(entries)
+    /// The grants of an address of a holder, live or ended; none where it is not known.
+    pub(super) fn grants(&self, key: &LearnedKey) -> Option<Vec<Grant>> {
+        let learned = self.learned.get(key, 0).ok()?;
+        learned.is_of(key).then(|| used_grants(&learned))
     }
 
-    /// The noted alias of this key.
-    pub(super) fn alias(&self, key: &AliasKey) -> Option<Alias> {
-        self.aliases.get(key, 0).ok()
-    }
-
-    /// Notes an alias, unless it is noted for longer.
-    pub(super) fn note_alias(
+    /// Makes room in the counts for a scope, if there is none yet.
+    pub(super) fn add_scope(
         &mut self,
-        key: &AliasKey,
-        alias: &Alias,
+        scope_id: u32,
+        is_node: bool,
+        shares: Shares,
     ) -> Result<(), DatapathError> {
-        let held = self.alias(key);
-        if held.is_some_and(|held| held.expires_at_ns >= alias.expires_at_ns) {
+        if scope_id == 0 || self.scopes.get(&scope_id, 0).is_ok() {
             return Ok(());
         }
-        self.aliases
-            .insert(key, alias, 0)
-            .map_err(error("write", "ALIASES"))
+        let usage = ScopeUse {
+            learned_share: shares.of(self.all_learned.capacity(), is_node),
+            aliases_share: shares.of(egress_common::maps::ALIASES_CAPACITY, is_node),
+            ..ScopeUse::default()
+        };
+        self.scopes
+            .insert(scope_id, usage, 0)
+            .map_err(error("write", "SCOPES"))
     }
 
-    /// Removes aliases.
-    pub(super) fn remove_aliases(&mut self, keys: &[AliasKey]) -> Result<(), DatapathError> {
-        for key in keys {
-            ignore_missing(self.aliases.remove(key), "ALIASES")?;
+    /// What every scope uses.
+    pub(super) fn scopes(&self) -> Result<Vec<(u32, ScopeUse)>, DatapathError> {
+        let mut found = Vec::new();
+        for item in self.scopes.iter() {
+            match item {
+                Ok(item) => found.push(item),
+                Err(MapError::KeyNotFound) => {}
+                Err(source) => return Err(error("read", "SCOPES")(source)),
+            }
         }
-        Ok(())
+        Ok(found)
+    }
+
+    /// What a scope uses, if it is known.
+    pub(super) fn scope(&self, scope_id: u32) -> Result<Option<ScopeUse>, DatapathError> {
+        match self.scopes.get(&scope_id, 0) {
+            Ok(usage) => Ok(Some(usage)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(source) => Err(error("read", "SCOPES")(source)),
+        }
+    }
+
+    /// Forgets a scope of which nothing is left.
+    pub(super) fn remove_scope(&mut self, scope_id: u32) -> Result<(), DatapathError> {
+        ignore_missing(self.scopes.remove(&scope_id), "SCOPES")
     }
 
     /// Reads one tally.

@@ -21,9 +21,7 @@ mod unload;
 mod unpinned;
 mod walk;
 
-use std::{
-    collections::BTreeSet, fs, os::unix::fs::MetadataExt, path::Path, sync::Arc, time::Instant,
-};
+use std::{collections::BTreeSet, fs, os::unix::fs::MetadataExt, path::Path, sync::Arc};
 
 use aya::{
     maps::RingBuf,
@@ -32,9 +30,13 @@ use aya::{
 use egress_common::{
     address::Address,
     hash::SipKey,
-    learned::{Grant, LEARN_BATCH, LearnRequest, Learned, LearnedKey},
-    maps::{Alias, AliasKey, CGROUP_LEVELS, Config, Keys, NO_LEVEL, Query, QueryKey},
-    policy::Workload,
+    learned::{Grant, LEARN_BATCH, LearnRequest, Learned, LearnedKey, SWEEP_DELETE},
+    maps::{
+        ALIAS_BATCH, ALIAS_DELETE, ALIAS_DOOM, ALIAS_NOTE, ALIAS_WORDS, Alias, AliasKey,
+        AliasRequest, CGROUP_LEVELS, Config, Keys, NO_LEVEL, Query, QueryKey, ScopeUse, alias_hash,
+        alias_name,
+    },
+    policy::{NameRules, Workload},
     tally::Tally,
     verdict::Hook,
 };
@@ -44,13 +46,16 @@ pub use doctor::{Check, doctor, doctor_unpinned};
 pub use error::DatapathError;
 pub use judge::Judged;
 pub use load::Options;
+pub use maps::Shares;
 pub use reader::{LearnedPages, Reader};
 pub use rings::{DnsRing, EventRing, Ring, readable};
 pub use snapshot::{
-    AttachedHook, Counter, Counters, LearnedEntry, MapFill, PutBack, RuleCounter, WorkloadCounter,
+    AttachedHook, Counter, Counters, LearnedEntry, MapFill, NotedAlias, PutBack, RuleCounter,
+    ScopeFill, WorkloadCounter,
 };
 pub use sys::release_memory;
 pub use unload::Unload;
+pub use walk::Pages;
 
 use crate::policy::Compiled;
 
@@ -278,6 +283,12 @@ impl Datapath {
     ///
     /// The map cannot be written.
     pub fn bind(&mut self, cgroup_id: u64, workload: Workload) -> Result<(), DatapathError> {
+        // Its counts first: a scope without them learns nothing.
+        for binding in [workload.current, workload.next] {
+            let shares = self.loaded.options.shares;
+            self.maps
+                .add_scope(binding.scope_id, workload.is_node(), shares)?;
+        }
         self.maps
             .workloads
             .insert(cgroup_id, workload, 0)
@@ -441,70 +452,170 @@ impl Datapath {
         Arc::clone(&self.reader)
     }
 
-    /// Calls `visit` for every learned address, expired ones included.
-    ///
-    /// # Errors
-    ///
-    /// The map cannot be read.
-    pub fn for_each_learned(
-        &self,
-        mut visit: impl FnMut(&LearnedKey, &Learned),
-    ) -> Result<(), DatapathError> {
-        let began = Instant::now();
-        let mut count = 0_u64;
-        self.maps.for_each_learned(|key, learned| {
-            count = count.saturating_add(1);
-            visit(key, learned);
-        })?;
-        self.reader.note_learned(count, began.elapsed());
-        Ok(())
-    }
-
-    /// Every learned address, expired ones included.
-    ///
-    /// # Errors
-    ///
-    /// The map cannot be read.
-    pub fn learned(&self) -> Result<Vec<LearnedEntry>, DatapathError> {
-        let mut entries = Vec::new();
-        self.for_each_learned(|key, value| entries.push(reader::learned_entry(key, value)))?;
-        Ok(entries)
-    }
-
-    /// Every noted alias.
-    ///
-    /// # Errors
-    ///
-    /// The map cannot be read.
-    pub fn aliases(&self) -> Result<Vec<(AliasKey, Alias)>, DatapathError> {
-        self.maps.aliases()
-    }
-
-    /// The noted alias of this key.
+    /// The grants of an address of a holder, live or ended; `None` where it is not known.
     #[must_use]
-    pub fn alias(&self, key: &AliasKey) -> Option<Alias> {
-        self.maps.alias(key)
+    pub fn grants(&self, key: &LearnedKey) -> Option<Vec<Grant>> {
+        self.maps.grants(key)
     }
 
-    /// Notes aliases, unless they are noted for longer.
+    /// Notes aliases of names, or prolongs them; returns how many.
     ///
     /// # Errors
     ///
-    /// The map cannot be written.
-    pub fn note_aliases(&mut self, aliases: &[(AliasKey, Alias)]) -> Result<(), DatapathError> {
-        for (key, alias) in aliases {
-            self.maps.note_alias(key, alias)?;
+    /// The program cannot be run.
+    pub fn note_aliases(&mut self, aliases: &[NotedAlias]) -> Result<u32, DatapathError> {
+        let keys = self.maps.keys()?;
+        let requests: Vec<AliasRequest> = aliases
+            .iter()
+            .filter_map(|alias| {
+                let name = alias_name(&alias.name)?;
+                let hash = alias_hash(&keys.name, &name);
+                Some(AliasRequest {
+                    key: AliasKey::new(hash, alias.scope_id, alias.netns),
+                    action: ALIAS_NOTE,
+                    expires_at_ns: alias.expires_at_ns,
+                    name,
+                    rules: alias.rules,
+                })
+            })
+            .collect();
+        let mut noted = self.run_aliases(&requests)?;
+        let missing = requests.len().saturating_sub(noted as usize);
+        if missing > 0 {
+            // Some may be doomed: they are made anew.
+            let keys: Vec<AliasKey> = requests.iter().map(|request| request.key).collect();
+            if self.delete_doomed_aliases(&keys)? > 0 {
+                noted = self.run_aliases(&requests)?;
+            }
         }
-        Ok(())
+        Ok(noted)
     }
 
-    /// Removes aliases.
+    /// The rules of the names that a name is a noted alias of, if it is.
+    ///
+    /// # Errors
+    ///
+    /// The keys cannot be read.
+    pub fn alias(
+        &self,
+        scope_id: u32,
+        netns: u32,
+        name: &str,
+        now_ns: u64,
+    ) -> Result<Option<NameRules>, DatapathError> {
+        let Some(words) = alias_name(name) else {
+            return Ok(None);
+        };
+        let hash = alias_hash(&self.maps.keys()?.name, &words);
+        let key = AliasKey::new(hash, scope_id, netns);
+        let alias = self.maps.all_aliases.find(&key)?;
+        let own = alias.filter(|alias| {
+            alias.holder == key.holder() && alias.name == words && alias.expires_at_ns > now_ns
+        });
+        Ok(own.map(|alias| alias.rules))
+    }
+
+    /// Removes aliases that ended before a point in time; returns how many.
+    ///
+    /// # Errors
+    ///
+    /// The program cannot be run.
+    pub fn sweep_aliases(
+        &mut self,
+        keys: &[AliasKey],
+        ended_before_ns: u64,
+    ) -> Result<u32, DatapathError> {
+        let requests: Vec<AliasRequest> = keys
+            .iter()
+            .map(|key| alias_request(*key, ALIAS_DOOM, ended_before_ns))
+            .collect();
+        if self.run_aliases(&requests)? == 0 {
+            return Ok(0);
+        }
+        sys::wait_for_programs();
+        self.delete_doomed_aliases(keys)
+    }
+
+    fn delete_doomed_aliases(&mut self, keys: &[AliasKey]) -> Result<u32, DatapathError> {
+        sys::wait_for_programs();
+        let requests: Vec<AliasRequest> = keys
+            .iter()
+            .map(|key| alias_request(*key, ALIAS_DELETE, 0))
+            .collect();
+        self.run_aliases(&requests)
+    }
+
+    fn run_aliases(&mut self, requests: &[AliasRequest]) -> Result<u32, DatapathError> {
+        let batches = requests.chunks(ALIAS_BATCH).map(|batch| {
+            let bytes = batch.iter().flat_map(AliasRequest::to_bytes);
+            bytes.collect::<Vec<u8>>()
+        });
+        let batches: Vec<_> = batches.collect();
+        self.run("aliases", batches.into_iter())
+    }
+
+    /// The next page of learned addresses, ended and doomed ones included; `None` when there are no more.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be read.
+    pub fn learned_page(
+        &self,
+        pages: &mut Pages<LearnedKey, Learned>,
+    ) -> Result<Option<Vec<(LearnedKey, Learned)>>, DatapathError> {
+        let page = self.maps.all_learned.next(pages)?;
+        Ok(page.map(|page| page.map(|(key, value)| (*key, *value)).collect()))
+    }
+
+    /// The next page of aliases, likewise.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be read.
+    pub fn aliases_page(
+        &self,
+        pages: &mut Pages<AliasKey, Alias>,
+    ) -> Result<Option<Vec<(AliasKey, Alias)>>, DatapathError> {
+        let page = self.maps.all_aliases.next(pages)?;
+        Ok(page.map(|page| page.map(|(key, value)| (*key, *value)).collect()))
+    }
+
+    /// What every scope uses of the tables that workloads fill.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be read.
+    pub fn scopes(&self) -> Result<Vec<ScopeFill>, DatapathError> {
+        let scopes = self.maps.scopes()?.into_iter();
+        Ok(scopes
+            .map(|(scope_id, usage)| ScopeFill { scope_id, usage })
+            .collect())
+    }
+
+    /// What one scope uses of them.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be read.
+    pub fn scope_usage(&self, scope_id: u32) -> Result<Option<ScopeUse>, DatapathError> {
+        self.maps.scope(scope_id)
+    }
+
+    /// Number of the node's own network namespace, for what counts there.
+    #[must_use]
+    pub fn node_netns(&self) -> u32 {
+        let known = self.maps.config().map_or(0, |config| config.node_netns);
+        // As the programs do where it is not known (`egress-ebpf/src/netns.rs`).
+        if known == 0 { u32::MAX } else { known }
+    }
+
+    /// Forgets the counts of a scope of which nothing is left.
     ///
     /// # Errors
     ///
     /// The map cannot be written.
-    pub fn remove_aliases(&mut self, keys: &[AliasKey]) -> Result<(), DatapathError> {
-        self.maps.remove_aliases(keys)
+    pub fn remove_scope(&mut self, scope_id: u32) -> Result<(), DatapathError> {
+        self.maps.remove_scope(scope_id)
     }
 
     /// One count that is not a verdict.
@@ -528,10 +639,19 @@ impl Datapath {
     ///
     /// The program cannot be run.
     pub fn learn(&mut self, requests: &[LearnRequest]) -> Result<u32, DatapathError> {
+        let stored = self.run_batches("learn", requests)?;
+        if stored as usize >= requests.len() {
+            return Ok(stored);
+        }
+        // Some of the entries may be doomed: they are made anew.
+        let keys: Vec<LearnedKey> = requests.iter().map(|request| request.key).collect();
+        if self.delete_doomed(&keys)? == 0 {
+            return Ok(stored);
+        }
         self.run_batches("learn", requests)
     }
 
-    /// Lets the kernel remove the entries of these keys whose grants all ended before `ended_before_ns`.
+    /// Removes the entries of these keys whose grants all ended, and were used last, before points in time; returns how many.
     ///
     /// # Errors
     ///
@@ -540,6 +660,7 @@ impl Datapath {
         &mut self,
         keys: &[LearnedKey],
         ended_before_ns: u64,
+        used_before_s: u32,
     ) -> Result<u32, DatapathError> {
         let requests: Vec<LearnRequest> = keys
             .iter()
@@ -547,6 +668,26 @@ impl Datapath {
                 key: *key,
                 grant: Grant {
                     expires_at_ns: ended_before_ns,
+                    used_at_s: used_before_s,
+                    ..Grant::default()
+                },
+            })
+            .collect();
+        if self.run_batches("sweep", &requests)? == 0 {
+            return Ok(0);
+        }
+        self.delete_doomed(keys)
+    }
+
+    /// Deletes those of the entries that are doomed, when no program can hold one any more.
+    fn delete_doomed(&mut self, keys: &[LearnedKey]) -> Result<u32, DatapathError> {
+        sys::wait_for_programs();
+        let requests: Vec<LearnRequest> = keys
+            .iter()
+            .map(|key| LearnRequest {
+                key: *key,
+                grant: Grant {
+                    auditor: SWEEP_DELETE,
                     ..Grant::default()
                 },
             })
@@ -581,6 +722,20 @@ impl Datapath {
         name: &'static str,
         requests: &[LearnRequest],
     ) -> Result<u32, DatapathError> {
+        let batches = requests.chunks(LEARN_BATCH).map(|batch| {
+            let bytes = batch.iter().flat_map(LearnRequest::to_bytes);
+            bytes.collect::<Vec<u8>>()
+        });
+        let batches: Vec<_> = batches.collect();
+        self.run(name, batches.into_iter())
+    }
+
+    /// Runs a program once for each batch of requests; the sum of what it returns.
+    fn run(
+        &mut self,
+        name: &'static str,
+        batches: impl Iterator<Item = Vec<u8>>,
+    ) -> Result<u32, DatapathError> {
         let Some(Program::SchedClassifier(program)) = self.loaded.ebpf.program_mut(name) else {
             return Err(DatapathError::Missing {
                 what: "program",
@@ -588,11 +743,9 @@ impl Datapath {
             });
         };
         let mut done = 0_u32;
-        for batch in requests.chunks(LEARN_BATCH) {
+        for batch in batches {
             let mut input = vec![0; BATCH_HEAD_BYTES];
-            for request in batch {
-                input.extend_from_slice(&request.to_bytes());
-            }
+            input.extend_from_slice(&batch);
             let options = TestRunOptions {
                 data_in: Some(&input),
                 ..TestRunOptions::new()
@@ -619,6 +772,16 @@ impl Datapath {
                 Some((name.to_owned(), info.verified_instruction_count()?))
             })
             .collect()
+    }
+}
+
+fn alias_request(key: AliasKey, action: u64, expires_at_ns: u64) -> AliasRequest {
+    AliasRequest {
+        key,
+        action,
+        expires_at_ns,
+        name: [0; ALIAS_WORDS],
+        rules: NameRules::default(),
     }
 }
 

@@ -12,14 +12,14 @@ use aya::{
 };
 use egress_common::{
     learned::{Learned, LearnedKey},
-    maps::{Alias, AliasKey, RuleCounters, WORKLOAD_COUNTER},
+    maps::{Alias, AliasKey, RuleCounters, ScopeUse, WORKLOAD_COUNTER},
     policy::Workload,
     tally::Tally,
     verdict::{Hook, Reason, Verdict, counter_index},
 };
 
 use super::{
-    Counter, Counters, LearnedEntry, MapFill, RuleCounter, WorkloadCounter,
+    Counter, Counters, LearnedEntry, MapFill, RuleCounter, ScopeFill, WorkloadCounter,
     error::DatapathError,
     maps::{identity_of, used_grants},
     walk::{Pages, Walk},
@@ -30,12 +30,6 @@ const LONG_WALK: Duration = Duration::from_millis(10);
 
 /// A count is used again for this many times what its walk took: whoever asks how often, counting takes a tenth of a CPU.
 const REUSE: u32 = 10;
-
-/// A walk that takes longer than this is left to the agent's sweeps, which look at every learned address anyway.
-const VERY_LONG_WALK: Duration = Duration::from_millis(150);
-
-/// More than what lies between two of them.
-const SWEPT_LATELY: Duration = Duration::from_secs(15);
 
 /// A map whose entries are counted.
 struct Counted<K, V> {
@@ -82,21 +76,14 @@ impl<K: Pod, V: Pod> Counted<K, V> {
             capacity: u64::from(self.walk.capacity()),
         })
     }
-
-    /// Takes up what somebody counted who walked the map for another reason.
-    fn note(&self, entries: u64, took: Duration) {
-        if took > VERY_LONG_WALK {
-            let until = Instant::now().checked_add(SWEPT_LATELY);
-            let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-            *last = until.map(|until| Count { entries, until });
-        }
-    }
 }
 
 /// Reads what the kernel knows and counts.
 pub struct Reader {
-    learned: Counted<LearnedKey, Learned>,
-    aliases: Counted<AliasKey, Alias>,
+    learned: Walk<LearnedKey, Learned>,
+    aliases: u32,
+    /// What each scope uses of the two: nobody has to walk them to know how full they are.
+    scopes: Walk<u32, ScopeUse>,
     rule_counters: Counted<u64, RuleCounters>,
     workloads: Counted<u64, Workload>,
     counters: PerCpuArray<MapData, u64>,
@@ -107,8 +94,9 @@ impl Reader {
     /// Opens what is read; the maps stay where they are.
     pub(super) fn open(ebpf: &Ebpf) -> Result<Self, DatapathError> {
         Ok(Self {
-            learned: Counted::open(ebpf, "LEARNED")?,
-            aliases: Counted::open(ebpf, "ALIASES")?,
+            learned: Walk::open(ebpf, "LEARNED")?,
+            aliases: Walk::<AliasKey, Alias>::open(ebpf, "ALIASES")?.capacity(),
+            scopes: Walk::open(ebpf, "SCOPES")?,
             rule_counters: Counted::open(ebpf, "RULE_COUNTERS")?,
             workloads: Counted::open(ebpf, "WORKLOADS")?,
             counters: array(ebpf, "COUNTERS")?,
@@ -131,17 +119,12 @@ impl Reader {
         &self,
         pages: &mut LearnedPages,
     ) -> Result<Option<Vec<LearnedEntry>>, DatapathError> {
-        let entries = self.learned.walk.next(&mut pages.0)?;
+        let entries = self.learned.next(&mut pages.0)?;
         Ok(entries.map(|entries| {
             entries
                 .map(|(key, value)| learned_entry(key, value))
                 .collect()
         }))
-    }
-
-    /// Takes up how many learned addresses somebody found who looked at all of them.
-    pub(super) fn note_learned(&self, entries: u64, took: Duration) {
-        self.learned.note(entries, took);
     }
 
     /// Fill of the maps that the kernel fills, in the order of their names here.
@@ -150,12 +133,38 @@ impl Reader {
     ///
     /// A map cannot be read.
     pub fn fill(&self) -> Result<Vec<MapFill>, DatapathError> {
+        let (mut learned, mut aliases) = (0_u64, 0_u64);
+        self.scopes.for_each(|_, usage| {
+            learned = learned.saturating_add(usage.learned);
+            aliases = aliases.saturating_add(usage.aliases);
+        })?;
+        let fill = |name, entries, capacity| MapFill {
+            name,
+            entries,
+            capacity: u64::from(capacity),
+        };
         Ok(vec![
-            self.learned.fill("LEARNED")?,
-            self.aliases.fill("ALIASES")?,
+            fill("LEARNED", learned, self.learned.capacity()),
+            fill("ALIASES", aliases, self.aliases),
             self.rule_counters.fill("RULE_COUNTERS")?,
             self.workloads.fill("WORKLOADS")?,
         ])
+    }
+
+    /// What every scope uses of the tables that workloads fill.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be read.
+    pub fn scopes(&self) -> Result<Vec<ScopeFill>, DatapathError> {
+        let mut scopes = Vec::new();
+        self.scopes.for_each(|scope_id, usage| {
+            scopes.push(ScopeFill {
+                scope_id: *scope_id,
+                usage: *usage,
+            });
+        })?;
+        Ok(scopes)
     }
 
     /// One count that is not a verdict.
@@ -222,6 +231,7 @@ pub struct LearnedPages(Pages<LearnedKey, Learned>);
 pub(super) fn learned_entry(key: &LearnedKey, value: &Learned) -> LearnedEntry {
     LearnedEntry {
         scope_id: key.scope_id,
+        netns: key.netns,
         address: key.address,
         grants: used_grants(value),
     }

@@ -5,6 +5,8 @@ use std::{collections::BTreeMap, time::SystemTime};
 use egress_common::{
     address::Address,
     learned::Grant,
+    maps::ScopeUse,
+    policy::NameRules,
     tally::Tally,
     verdict::{Hook, Reason, Verdict},
 };
@@ -67,10 +69,36 @@ pub struct Counters {
 pub struct LearnedEntry {
     /// Scope that resolved it.
     pub scope_id: u32,
+    /// Network namespace in which it did.
+    pub netns: u32,
     /// The address.
     pub address: Address,
     /// Used slots, live or expired.
     pub grants: Vec<Grant>,
+}
+
+/// A name that an allowed name is an alias of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotedAlias {
+    /// Scope that resolved it.
+    pub scope_id: u32,
+    /// Network namespace in which it did.
+    pub netns: u32,
+    /// The name, lower case, without the final dot.
+    pub name: String,
+    /// When it ends, nanoseconds of the monotonic clock.
+    pub expires_at_ns: u64,
+    /// The rules under which answers about it teach.
+    pub rules: NameRules,
+}
+
+/// What one scope uses of the tables that workloads fill.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScopeFill {
+    /// The scope.
+    pub scope_id: u32,
+    /// What the kernel counts, and the shares.
+    pub usage: ScopeUse,
 }
 
 /// Fill of one map.

@@ -339,3 +339,21 @@ pub const fn release_memory() {}
 fn raw(fd: &impl AsFd) -> io::Result<u32> {
     u32::try_from(fd.as_fd().as_raw_fd()).map_err(io::Error::other)
 }
+
+/// `MEMBARRIER_CMD_GLOBAL` of include/uapi/linux/membarrier.h.
+const MEMBARRIER_GLOBAL: libc::c_long = 1;
+
+/// Longer than any program runs, for kernels that refuse the command (`nohz_full`).
+const PROGRAM_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
+
+/// Waits until every program that runs now has ended: the command waits for a grace period of RCU
+/// (`synchronize_rcu` in kernel/sched/membarrier.c), under which programs run.
+pub(super) fn wait_for_programs() {
+    // SAFETY: the command takes two numbers.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_GLOBAL, 0, 0) };
+    // With one processor the kernel does not wait: programs do not run while this thread does, unless they were interrupted.
+    let is_single = std::thread::available_parallelism().is_ok_and(|count| count.get() == 1);
+    if result != 0 || is_single {
+        std::thread::sleep(PROGRAM_PAUSE);
+    }
+}

@@ -47,6 +47,7 @@ pub(super) struct Walk<K, V> {
 }
 
 /// How far a walk has come.
+#[derive(Debug)]
 enum Place<K> {
     Start,
     /// After this batch.
@@ -57,7 +58,8 @@ enum Place<K> {
 }
 
 /// The entries of one page after another.
-pub(super) struct Pages<K, V> {
+#[derive(Debug)]
+pub struct Pages<K, V> {
     place: Place<K>,
     keys: Vec<K>,
     values: Vec<V>,
@@ -125,6 +127,15 @@ impl<K: Pod, V: Pod> Walk<K, V> {
             entries.for_each(|(key, value)| visit(key, value));
         }
         Ok(())
+    }
+
+    /// The value of a key, if there is one.
+    pub(super) fn find(&self, key: &K) -> Result<Option<V>, DatapathError> {
+        self.value_of(key).map_err(|source| DatapathError::Bulk {
+            action: "read",
+            map: self.name,
+            source,
+        })
     }
 
     /// How many entries there are.

@@ -9,6 +9,7 @@
 //!
 //! Times are nanoseconds of the monotonic clock and always a parameter.
 
+mod journal;
 mod memory;
 mod refusals;
 mod slow;
@@ -17,10 +18,11 @@ mod stream;
 #[path = "../../../egress-common/tests/support/mod.rs"]
 mod support;
 
-pub use memory::{LiveName, Memory, MemoryCounts, MemoryLimits, ScopeNumber, Seen, SeenName};
+pub use journal::Journal;
+pub use memory::{AliasChain, Memory, MemoryCounts, MemoryLimits, ScopeNumber, Seen, SeenName};
 pub use refusals::{Refusal, RefusalKind, Refusals};
 pub use slow::{
-    ALIASES, Answer, ChainAddress, ChainName, Lesson, Receiver, SlowError, asked_name,
-    is_left_to_the_agent, learn,
+    ALIASES, Answer, ChainAddress, ChainName, Lesson, Receiver, SlowError, TaughtAlias, Teaching,
+    asked_name, end_of, grants, is_left_to_the_agent, learn,
 };
 pub use stream::{Reassembly, StreamCounts, StreamLimits, WholeMessage};

@@ -11,10 +11,9 @@ use std::collections::HashMap;
 
 use egress_common::{
     address::{Address, from_v4, is_unteachable},
-    dns::{name_hash, question_hash},
+    dns::question_hash,
     hash::mix,
     learned::{Grant, LearnRequest, LearnedKey},
-    maps::{Alias, AliasKey},
     name::is_matchable,
     policy::{EntryKind, NameRules},
     tally::Tally,
@@ -57,6 +56,8 @@ pub struct ChainName {
     pub is_matchable: bool,
     /// Shortest TTL on the way to it, seconds; `u32::MAX` for the question.
     pub ttl_s: u32,
+    /// Place in the chain of the name that it is an alias of; its own for the question.
+    pub led_by: usize,
 }
 
 /// An address on the alias chain.
@@ -116,7 +117,7 @@ pub const fn is_left_to_the_agent(outcome: Tally) -> bool {
 pub fn asked_name(query: &[u8]) -> Option<String> {
     let message = Message::from_vec(query).ok()?;
     let question = message.queries.first()?;
-    Some(chain_name(question.name(), 0).name)
+    Some(chain_name(question.name(), 0, 0).name)
 }
 
 impl Answer {
@@ -139,7 +140,7 @@ impl Answer {
             question_class: question.query_class().into(),
             response_code: message.response_code.low(),
             is_truncated: message.truncation,
-            chain: vec![chain_name(question.name(), u32::MAX)],
+            chain: vec![chain_name(question.name(), u32::MAX, 0)],
             addresses: Vec::new(),
             unteachable: Vec::new(),
             off_chain: 0,
@@ -156,6 +157,31 @@ impl Answer {
     #[must_use]
     pub fn question(&self) -> &str {
         self.chain.first().map_or("", |first| first.name.as_str())
+    }
+
+    /// The places in the chain on the way from the question to `place`, both included.
+    #[must_use]
+    pub fn way_to(&self, place: usize) -> Vec<usize> {
+        let mut way = vec![place];
+        let mut at = place;
+        // Each is reached from one before it.
+        while let Some(name) = self.chain.get(at)
+            && name.led_by < at
+        {
+            at = name.led_by;
+            way.push(at);
+        }
+        way.reverse();
+        way
+    }
+
+    /// Every name from the question to the owner `place`, a space between them.
+    #[must_use]
+    pub fn chain_to(&self, place: usize) -> String {
+        let way = self.way_to(place).into_iter();
+        let names = way.filter_map(|place| self.chain.get(place));
+        let names: Vec<&str> = names.map(|one| one.name.as_str()).collect();
+        names.join(" ")
     }
 
     /// The end of the alias chain that holds an address; `None` where it is the question itself.
@@ -205,7 +231,7 @@ impl Answer {
                     }
                     let place = self.chain.len();
                     places.insert(target, place);
-                    self.chain.push(chain_name(target, ttl_s));
+                    self.chain.push(chain_name(target, ttl_s, owner));
                     self.met.push(Met::Alias(place));
                     reads_again |= self.off_chain != 0;
                 }
@@ -234,8 +260,19 @@ impl Answer {
 pub struct Lesson {
     /// For every address and every allowed port range one request.
     pub requests: Vec<LearnRequest>,
-    /// Names that the question is an alias of now, with the rules under which answers about them teach.
-    pub aliases: Vec<(AliasKey, Alias)>,
+    /// Names that an allowed name is an alias of now, with the rules under which answers about them teach.
+    pub aliases: Vec<TaughtAlias>,
+}
+
+/// A name that an allowed name is an alias of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TaughtAlias {
+    /// Lower case, without the final dot.
+    pub name: String,
+    /// When it ends.
+    pub expires_at_ns: u64,
+    /// The rules of the name that led there.
+    pub rules: NameRules,
 }
 
 /// What is known of an answer's receiver.
@@ -243,20 +280,82 @@ pub struct Lesson {
 pub struct Receiver<'a> {
     /// Its scope.
     pub scope_id: u32,
-    /// Key of the hashes.
-    pub seed: u64,
+    /// Its network namespace.
+    pub netns: u32,
     /// Now, nanoseconds of the monotonic clock.
     pub now_ns: u64,
     /// Rules of the name that the question is a noted alias of.
     pub by_alias: Option<&'a NameRules>,
 }
 
+/// Rules under which a chain teaches: those of each of its owners, and the auditor of any of them.
+#[derive(Clone, Debug, Default)]
+pub struct Teaching {
+    sets: Vec<NameRules>,
+    auditor: u64,
+}
+
+impl Teaching {
+    /// Takes the rules of the next owner on the chain; `false` when it is denied, and nothing more may be taught.
+    pub fn take(&mut self, rules: &NameRules) -> bool {
+        if rules.deny != 0 {
+            self.sets.clear();
+            return false;
+        }
+        if rules.auditor != 0 {
+            self.auditor = rules.auditor;
+        }
+        let is_same = |known: &NameRules| known.entries == rules.entries;
+        if !rules.is_empty() && !self.sets.iter().any(is_same) {
+            self.sets.push(*rules);
+        }
+        true
+    }
+
+    /// What every owner so far teaches, under its own rules; who audits one of them audits all.
+    pub fn sets(&self) -> impl Iterator<Item = NameRules> {
+        self.sets.iter().map(|rules| NameRules {
+            auditor: if self.auditor == 0 {
+                rules.auditor
+            } else {
+                self.auditor
+            },
+            ..*rules
+        })
+    }
+
+    /// Whether nothing is taught.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.sets.is_empty()
+    }
+
+    /// What a chain teaches whose names stand with spaces between them; `None` when one of them is denied.
+    #[must_use]
+    pub fn of_chain(chain: &str, rules_of: impl Fn(&str) -> Option<NameRules>) -> Option<Self> {
+        let mut teaching = Self::default();
+        for name in chain.split(' ') {
+            // Bytes that no rule can match are written as `\\ddd`; the root has no rules.
+            if name.is_empty() || name.contains('\\') {
+                continue;
+            }
+            if let Some(rules) = rules_of(name)
+                && !teaching.take(&rules)
+            {
+                return None;
+            }
+        }
+        Some(teaching)
+    }
+}
+
 /// Learns from an answer what the kernel would have learned.
 ///
-/// `rules_of` gives the rules of the longest pattern that covers a name. A
-/// question without rules, or a denied one, teaches nothing; an alias that is
-/// denied ends the reading. The node's own addresses, which only the caller
-/// knows, have to be taken out by `is_local`.
+/// `rules_of` gives the rules of the longest pattern that covers a name. Every
+/// owner on the chain from the question teaches under its own rules; one that
+/// is denied ends the reading, and so does an address that nothing so far has
+/// rules for. The node's own addresses, which only the caller knows, have to be
+/// taken out by `is_local`.
 #[must_use]
 pub fn learn(
     answer: &Answer,
@@ -267,53 +366,63 @@ pub fn learn(
     let rules_of = |name: &ChainName| {
         // The root has no rules.
         let can_match = name.is_matchable && !name.name.is_empty();
-        can_match.then(|| rules_of(&name.name)).flatten()
+        let rules = can_match.then(|| rules_of(&name.name)).flatten();
+        rules.unwrap_or_default()
     };
     let mut lesson = Lesson::default();
-    let own = answer.chain.first().and_then(rules_of);
-    if own.is_some_and(|rules| rules.deny != 0) {
+    let mut question = Teaching::default();
+    if !question.take(&answer.chain.first().map(rules_of).unwrap_or_default()) {
         return lesson;
     }
-    let own = own.filter(|rules| !rules.is_empty());
-    let mut sets: Vec<NameRules> = own.iter().chain(receiver.by_alias).copied().collect();
-    if sets.is_empty() {
-        return lesson;
+    if let Some(rules) = receiver.by_alias {
+        question.take(rules);
     }
+    let mut teaches = !question.is_empty();
+    // What each name of the chain that was met so far teaches.
+    let mut teachings = HashMap::from([(0, question)]);
     for met in &answer.met {
         match met {
             Met::Alias(place) => {
                 let Some(name) = answer.chain.get(*place) else {
                     continue;
                 };
-                let of_alias = rules_of(name).unwrap_or_default();
-                if of_alias.deny != 0 {
+                let led = teachings.get(&name.led_by).cloned().unwrap_or_default();
+                let mut teaching = led.clone();
+                if !teaching.take(&rules_of(name)) {
                     break;
                 }
-                if of_alias.auditor != 0 {
-                    for rules in &mut sets {
-                        rules.auditor = of_alias.auditor;
-                    }
+                let led = Teaching {
+                    auditor: teaching.auditor,
+                    ..led
+                };
+                if name.is_matchable
+                    && let Some(rules) = led.sets().next()
+                {
+                    lesson.aliases.push(TaughtAlias {
+                        name: name.name.clone(),
+                        expires_at_ns: end_of(&rules, name.ttl_s, receiver.now_ns),
+                        rules,
+                    });
                 }
-                let Some(first) = sets.first() else { break };
-                if name.is_matchable {
-                    let key =
-                        AliasKey::new(name_hash(receiver.seed, &name.name), receiver.scope_id);
-                    let alias = Alias {
-                        owner: key.owner(),
-                        expires_at_ns: end_of(first, name.ttl_s, receiver.now_ns),
-                        rules: *first,
-                    };
-                    lesson.aliases.push((key, alias));
-                }
+                teaches |= !teaching.is_empty();
+                teachings.insert(*place, teaching);
             }
             Met::Address(place) => {
+                if !teaches {
+                    break;
+                }
                 let Some(one) = answer.addresses.get(*place) else {
                     continue;
                 };
-                if !is_local(&one.address) {
-                    for rules in &sets {
-                        teach(&mut lesson.requests, one, rules, receiver);
-                    }
+                if is_local(&one.address) {
+                    continue;
+                }
+                let key = LearnedKey::new(receiver.scope_id, receiver.netns, one.address);
+                let teaching = teachings.get(&one.owner).into_iter();
+                for rules in teaching.flat_map(Teaching::sets) {
+                    let ends = end_of(&rules, one.ttl_s, receiver.now_ns);
+                    let granted = grants(key, &rules, receiver.now_ns, ends);
+                    lesson.requests.extend(granted);
                 }
             }
         }
@@ -321,32 +430,38 @@ pub fn learn(
     lesson
 }
 
-/// When something ends that is learned now.
-fn end_of(rules: &NameRules, ttl_s: u32, now_ns: u64) -> u64 {
+/// When something ends that is learned at a time.
+#[must_use]
+pub fn end_of(rules: &NameRules, ttl_s: u32, at_ns: u64) -> u64 {
     let lifetime_ns = u64::from(rules.lifetime_s(ttl_s)).saturating_mul(1_000_000_000);
-    now_ns.saturating_add(lifetime_ns)
+    at_ns.saturating_add(lifetime_ns)
 }
 
-fn teach(
-    requests: &mut Vec<LearnRequest>,
-    one: &ChainAddress,
+/// What an address is granted by an answer of a time, under the rules of a name.
+pub fn grants(
+    key: LearnedKey,
     rules: &NameRules,
-    receiver: Receiver<'_>,
-) {
-    let grants = rules
-        .entries
-        .iter()
-        .take_while(|entry| entry.kind == EntryKind::Allow as u8);
-    requests.extend(grants.map(|entry| LearnRequest {
-        key: LearnedKey::new(receiver.scope_id, one.address),
+    answered_at_ns: u64,
+    expires_at_ns: u64,
+) -> impl Iterator<Item = LearnRequest> {
+    let answered_at_s = answered_at_ns.checked_div(1_000_000_000).unwrap_or(0);
+    let limit_s = answered_at_s.saturating_add(u64::from(rules.ttl_max_s));
+    let grace_s = rules.grace_s();
+    let auditor = rules.auditor;
+    let entries = rules.entries.into_iter();
+    let entries = entries.take_while(|entry| entry.kind == EntryKind::Allow as u8);
+    entries.map(move |entry| LearnRequest {
+        key,
         grant: Grant {
-            expires_at_ns: end_of(rules, one.ttl_s, receiver.now_ns),
+            expires_at_ns,
             rule: entry.rule,
-            auditor: rules.auditor,
+            auditor,
+            used_at_s: 0,
+            limit_s: u32::try_from(limit_s).unwrap_or(u32::MAX),
             ports: entry.ports,
-            _pad: 0,
+            grace_s,
         },
-    }));
+    })
 }
 
 /// RFC 2181 section 8: a TTL with its top bit set is zero.
@@ -414,7 +529,7 @@ fn hints_of(service: &SVCB) -> Result<Vec<(Address, bool)>, SlowError> {
     Ok(addresses)
 }
 
-fn chain_name(name: &Name, ttl_s: u32) -> ChainName {
+fn chain_name(name: &Name, ttl_s: u32, led_by: usize) -> ChainName {
     let mut text = String::with_capacity(name.len());
     let mut can_match = true;
     for (index, label) in name.iter().enumerate() {
@@ -435,6 +550,7 @@ fn chain_name(name: &Name, ttl_s: u32) -> ChainName {
         name: text,
         is_matchable: can_match,
         ttl_s,
+        led_by,
     }
 }
 
@@ -480,7 +596,7 @@ mod tests {
     fn receiver(scope_id: u32, now_ns: u64) -> Receiver<'static> {
         Receiver {
             scope_id,
-            seed: 5,
+            netns: 1,
             now_ns,
             by_alias: None,
         }
@@ -636,6 +752,60 @@ mod tests {
     }
 
     #[test]
+    fn every_owner_on_the_chain_teaches_under_its_own_rules() {
+        let answer = Answer::read(&message(
+            "none.example.",
+            vec![
+                ("none.example.", 60, cname("b.example.")),
+                ("b.example.", 60, cname("c.example.")),
+                ("c.example.", 60, a(1)),
+            ],
+        ))
+        .expect("an answer");
+        assert_eq!(answer.chain_to(1), "none.example b.example");
+        let of = |port: u16, auditor| {
+            let mut rules = NameRules {
+                auditor,
+                ttl_max_s: u32::from(port),
+                ..NameRules::default()
+            };
+            rules.entries[0] = RuleEntry {
+                rule: u64::from(port),
+                ports: PortRange::new(TCP, port, port),
+                kind: EntryKind::Allow as u8,
+                _pad: 0,
+            };
+            rules
+        };
+        let look = |name: &str| match name {
+            "b.example" => Some(of(443, 0)),
+            "c.example" => Some(of(22, 9)),
+            _ => None,
+        };
+        let lesson = learn(&answer, receiver(1, 0), look, |_| false);
+        let grants: Vec<_> = lesson
+            .requests
+            .iter()
+            .map(|one| (one.grant.rule, one.grant.auditor, one.grant.limit_s))
+            .collect();
+        // Who audits one of them audits what the chain teaches.
+        assert_eq!(grants, [(443, 9, 443), (22, 9, 22)]);
+        let aliases: Vec<_> = lesson
+            .aliases
+            .iter()
+            .map(|one| (one.name.as_str(), one.rules.entries[0].rule))
+            .collect();
+        assert_eq!(aliases, [("c.example", 443)]);
+        let chain = answer.chain_to(2);
+        let teaching = Teaching::of_chain(&chain, look).expect("not denied");
+        assert_eq!(teaching.sets().count(), 2);
+        let denied = |name: &str| (name == "b.example").then(|| rules(7));
+        assert!(Teaching::of_chain(&chain, denied).is_none());
+        let nothing = Teaching::of_chain("a\\032b.example ", |_| panic!("it was looked up"));
+        assert!(nothing.expect("not denied").is_empty());
+    }
+
+    #[test]
     fn a_question_without_rules_and_a_local_address_teach_nothing() {
         let none = Answer::read(&message("none.example.", vec![("none.example.", 60, a(1))]));
         assert_eq!(taught(&none.expect("an answer"), ""), []);
@@ -719,7 +889,8 @@ mod tests {
         rules_of: fn(&str) -> Option<NameRules>,
     ) -> (Result<dns::Answer, Tally>, BTreeSet<(Address, u32)>) {
         let message = dns::Message::from_slice(bytes).expect("a message that fits");
-        let mut is_first = true;
+        let teaches = std::cell::Cell::new(false);
+        let is_over = std::cell::Cell::new(false);
         let mut taught = BTreeSet::new();
         let outcome = dns::read_answer(
             &message,
@@ -729,14 +900,19 @@ mod tests {
                 let can_match = name.is_unmatchable == 0 && !text.is_empty();
                 let text = String::from_utf8_lossy(&text);
                 let rules = can_match.then(|| rules_of(&text)).flatten();
-                if std::mem::take(&mut is_first) {
-                    rules.is_some_and(|rules| rules.deny == 0)
-                } else {
-                    rules.is_none_or(|rules| rules.deny == 0)
+                if rules.is_some() {
+                    teaches.set(true);
                 }
+                rules.is_none_or(|rules| rules.deny == 0)
             },
             |Taught { address, ttl_s }| {
-                taught.insert((address, ttl_s));
+                // As the kernel does: the first address that nothing has rules for ends the reading.
+                if !teaches.get() {
+                    is_over.set(true);
+                }
+                if !is_over.get() {
+                    taught.insert((address, ttl_s));
+                }
             },
         );
         (outcome, taught)

@@ -472,7 +472,8 @@ mod tests {
             payload_bytes: 0,
             outcome: 15,
             proto,
-            _pad: [0; 2],
+            refused: 0,
+            _pad: 0,
             netns: 1,
             _pad2: 0,
         }

@@ -15,7 +15,7 @@ use super::{
         SpecDns, SpecMode, SpecRule, SpecTtl, Subject,
     },
     set::{DESTINATIONS, Policy, Rule},
-    ttl::{Ttl, TtlError, parse_duration_s},
+    ttl::{MAX_GRACE_S, Ttl, TtlError, parse_duration_s},
     yaml::{Node, Value},
 };
 
@@ -248,13 +248,14 @@ impl Reader<'_> {
 
     fn ttl(&mut self, node: &Node, path: FieldPath<'_>) -> (SpecTtl, Ttl) {
         let (mut spec, mut ttl) = (SpecTtl::default(), Ttl::default());
-        let example = "ttl: { min: 30s, max: 24h }";
-        let Some(fields) = self.fields(node, path, &["min", "max"], example) else {
+        let example = "ttl: { min: 30s, grace: 30m, max: 24h }";
+        let Some(fields) = self.fields(node, path, &["min", "grace", "max"], example) else {
             return (spec, ttl);
         };
         let mut is_good = true;
         for (name, example, text, seconds) in [
             ("min", "min: 30s", &mut spec.min, &mut ttl.min_s),
+            ("grace", "grace: 30m", &mut spec.grace, &mut ttl.grace_s),
             ("max", "max: 24h", &mut spec.max, &mut ttl.max_s),
         ] {
             let Some(node) = fields.get(name) else {
@@ -270,6 +271,10 @@ impl Reader<'_> {
                 Ok(0) if name == "max" => {
                     is_good = false;
                     self.wrong(node.line, path, TtlError::Zero(quoted(given)));
+                }
+                Ok(value) if name == "grace" && value > MAX_GRACE_S => {
+                    is_good = false;
+                    self.wrong(node.line, path, TtlError::LongGrace(quoted(given)));
                 }
                 Ok(value) => *seconds = value,
                 Err(error) => {

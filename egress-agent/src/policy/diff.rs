@@ -16,6 +16,7 @@ use super::{
     cidr::Cidr,
     compiled::{Compiled, RuleSource},
     port_set::PortSet,
+    ttl::Ttl,
 };
 
 /// A label that stands for any: no pattern of a policy can hold its first and last byte.
@@ -399,7 +400,14 @@ fn settings(old: &Compiled, new: &Compiled) -> Vec<SettingDifference> {
             && was.deny == 0
             && is.deny == 0
         {
-            let text = |rules: &NameRules| format!("{}s to {}s", rules.ttl_min_s, rules.ttl_max_s);
+            let text = |rules: &NameRules| {
+                let grace = if rules.ttl_grace_s == Ttl::default().grace_s {
+                    String::new()
+                } else {
+                    format!(", {}s after a use", rules.ttl_grace_s)
+                };
+                format!("{}s to {}s{grace}", rules.ttl_min_s, rules.ttl_max_s)
+            };
             if text(was) != text(is) {
                 lives
                     .entry((text(was), text(is)))

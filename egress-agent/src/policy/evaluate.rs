@@ -19,6 +19,7 @@ use super::{
 
 /// Any scope and policy but none: their numbers mean nothing here.
 const SCOPE: u32 = 1;
+const NETNS: u32 = 1;
 const POLICY: u16 = 1;
 
 /// A moment before the end of what was taught.
@@ -73,7 +74,7 @@ impl Compiled {
         rules: Option<&CidrRules>,
         name: Option<&str>,
     ) -> Decision {
-        let key = LearnedKey::new(SCOPE, address);
+        let key = LearnedKey::new(SCOPE, NETNS, address);
         let learned = name
             .and_then(|name| self.rules_of_name(name))
             .map(|rules| taught(rules, &key));
@@ -82,7 +83,7 @@ impl Compiled {
             &self.binding(SCOPE, POLICY),
             NOW_NS,
             || rules,
-            || learned.as_ref().map(|learned| (learned, key.owner())),
+            || learned.as_ref().map(|learned| (learned, &key)),
             || Trouble::None,
         )
     }
@@ -143,7 +144,7 @@ pub fn telling(decisions: impl IntoIterator<Item = Decision>) -> Option<Decision
 /// The entry of an address that a name with these rules has taught. A denied name has no entries.
 fn taught(rules: &NameRules, key: &LearnedKey) -> Learned {
     let mut learned = Learned {
-        owner: key.owner(),
+        owner: key.words(),
         ..Learned::default()
     };
     let used = rules.entries.iter().take_while(|entry| entry.kind != 0);
@@ -153,7 +154,7 @@ fn taught(rules: &NameRules, key: &LearnedKey) -> Learned {
             rule: entry.rule,
             auditor: rules.auditor,
             ports: entry.ports,
-            _pad: 0,
+            ..Grant::default()
         };
     }
     learned

@@ -245,6 +245,10 @@ pub struct SpecTtl {
     /// At least this long, also when the answer says less.
     #[schemars(with = "DurationText")]
     pub min: String,
+    /// This long after an allowed flow last used the address, never longer than `max` after the last answer that named
+    /// it; at most 18h. `0s` for not at all: only answers keep an address open then.
+    #[schemars(with = "DurationText")]
+    pub grace: String,
     /// At most this long, also when the answer says more; not less than `min`, and not nothing.
     #[schemars(with = "DurationText", extend("not" = { "pattern": "^(0+[dhms])+$" }))]
     pub max: String,
@@ -254,6 +258,7 @@ impl Default for SpecTtl {
     fn default() -> Self {
         Self {
             min: "30s".to_owned(),
+            grace: "30m".to_owned(),
             max: "24h".to_owned(),
         }
     }

@@ -7,11 +7,16 @@ use super::error::quoted;
 /// Longest length of time that a policy can ask for, seconds.
 pub const MAX_TTL_S: u32 = 7 * 24 * 3600;
 
+/// Longest time after a use that a policy can ask for, seconds: what a grant in the kernel can hold.
+pub(super) const MAX_GRACE_S: u32 = 18 * 3600;
+
 /// How long learned addresses live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ttl {
     /// At least this long, seconds.
     pub min_s: u32,
+    /// This long after an allowed flow last used it, seconds.
+    pub grace_s: u32,
     /// At most this long, seconds.
     pub max_s: u32,
 }
@@ -20,6 +25,7 @@ impl Default for Ttl {
     fn default() -> Self {
         Self {
             min_s: 30,
+            grace_s: 1800,
             max_s: 24 * 3600,
         }
     }
@@ -37,6 +43,11 @@ pub enum TtlError {
     /// A longest life of nothing.
     #[error("{0} would forget every address at once; write at least 1s, or leave it out for 24h")]
     Zero(String),
+    /// Too long after a use.
+    #[error(
+        "{0} is too long: an address stays open for at most 18h after its last use; write 18h or less"
+    )]
+    LongGrace(String),
     /// The shortest is longer than the longest.
     #[error("min {min} is longer than max {max}; write a min that is at most the max")]
     Reversed {

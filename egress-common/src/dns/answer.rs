@@ -72,7 +72,8 @@ struct Link {
     hash: u64,
     /// Shortest TTL on the way to it, seconds.
     ttl_s: u32,
-    _pad: u32,
+    /// The links on the way to it and itself: one bit for each.
+    way: u32,
 }
 
 /// Links of the longest chain, rounded up to a power of two.
@@ -123,6 +124,10 @@ pub struct AnswerReader {
     pub ttl_s: u32,
     /// The address of [`Next::Teach`].
     pub address: Address,
+    /// The links from the question to the owner of the address, or of the alias that is being read: one bit for each.
+    pub way: u32,
+    /// Number of the link that the alias of [`Next::Alias`] is.
+    pub alias_link: u32,
     /// Next parameter of the service binding.
     parameter_at: u32,
     /// Its smallest key: keys increase.
@@ -163,6 +168,8 @@ impl AnswerReader {
             read_again: 0,
             name_at: 0,
             ttl_s: 0,
+            way: 0,
+            alias_link: 0,
             parameter_at: 0,
             least_key: 0,
             priority: 0,
@@ -176,7 +183,7 @@ impl AnswerReader {
             chain: [Link {
                 hash: 0,
                 ttl_s: 0,
-                _pad: 0,
+                way: 0,
             }; LINKS],
         }
     }
@@ -279,7 +286,7 @@ impl AnswerReader {
             return self.refuse(Tally::AnswerMalformed);
         }
         self.question = question_hash(name.hash, message.u32_at(at));
-        self.set_link(0, name.hash, u32::MAX);
+        self.set_link(0, name.hash, u32::MAX, 1);
         self.links = 1;
         self.records_at = records_at;
         self.begin_pass();
@@ -337,6 +344,7 @@ impl AnswerReader {
         // RFC 2181 section 8: a TTL with its top bit set is zero.
         let ttl_s = if ttl_s >> 31 == 1 { 0 } else { ttl_s };
         self.ttl_s = ttl_s.min(self.link_ttl(self.owner));
+        self.way = self.link_way(self.owner);
         if kind == TYPE_CNAME {
             self.name_at = data_at;
             self.phase = Phase::AliasRead as u32;
@@ -470,7 +478,8 @@ impl AnswerReader {
         if links as usize > ALIASES {
             return self.refuse(Tally::AnswerOversized);
         }
-        self.set_link(links, name.hash, self.ttl_s);
+        self.set_link(links, name.hash, self.ttl_s, self.way | 1 << links);
+        self.alias_link = links;
         self.links = links.wrapping_add(1);
         // A pointer that was off the chain before may be on it now.
         self.memo_target = 0;
@@ -485,10 +494,20 @@ impl AnswerReader {
         clippy::indexing_slicing,
         reason = "the mask keeps the index in bounds"
     )]
-    const fn set_link(&mut self, index: u32, hash: u64, ttl_s: u32) {
+    const fn set_link(&mut self, index: u32, hash: u64, ttl_s: u32, way: u32) {
         let link = &mut self.chain[index as usize & (LINKS - 1)];
         link.hash = hash;
         link.ttl_s = ttl_s;
+        link.way = way;
+    }
+
+    #[inline(always)]
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "the mask keeps the index in bounds"
+    )]
+    const fn link_way(&self, index: u32) -> u32 {
+        self.chain[index as usize & (LINKS - 1)].way
     }
 
     #[inline(always)]

@@ -204,6 +204,14 @@ impl NameReader {
         key_from(&self.key, at)
     }
 
+    /// Where the text begins: backwards, as many zeros behind it as fill 256 bytes.
+    #[inline(always)]
+    #[must_use]
+    pub fn text(&self) -> *const u8 {
+        // Masked for the verifier, as in `trie_key`.
+        key_from(&self.key, self.text_at as usize & (PLACES - 1))
+    }
+
     /// Bytes of the text behind the first label, dots included.
     #[inline(always)]
     #[must_use]

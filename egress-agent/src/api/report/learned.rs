@@ -79,7 +79,7 @@ impl Share {
             self.port_texts.push(port_range_text(ports));
         }
         self.rules.insert(rule.to_owned());
-        self.expires_at_ns = self.expires_at_ns.max(grant.expires_at_ns);
+        self.expires_at_ns = self.expires_at_ns.max(grant.end_ns());
     }
 }
 
@@ -124,7 +124,7 @@ fn shares(
     let live = entry
         .grants
         .iter()
-        .filter(|grant| grant.expires_at_ns > context.now_ns);
+        .filter(|grant| grant.end_ns() > context.now_ns);
     let mut names = None;
     for grant in live {
         let known = names.get_or_insert_with(|| (context.names)(entry.scope_id, &entry.address));
@@ -186,15 +186,15 @@ mod tests {
         Grant {
             expires_at_ns,
             rule,
-            auditor: 0,
             ports: PortRange::new(TCP, port, port),
-            _pad: 0,
+            ..Grant::default()
         }
     }
 
     fn entry(grants: Vec<Grant>) -> LearnedEntry {
         LearnedEntry {
             scope_id: 1,
+            netns: 1,
             address: from_v4([192, 0, 2, 1]),
             grants,
         }
@@ -216,8 +216,11 @@ mod tests {
         let seen = |name: &&str| SeenName {
             name: Arc::from(*name),
             alias: None,
+            chain: None,
             at_ns: NOW_NS,
             expires_at_ns: NOW_NS,
+            netns: 1,
+            ttl_s: 0,
             allowed: true,
         };
         let context = LearnedContext {

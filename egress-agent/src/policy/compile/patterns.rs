@@ -55,6 +55,7 @@ impl<'a> Union<'a> {
             auditor: self.auditor.unwrap_or(0),
             ttl_min_s: ttl.min_s,
             ttl_max_s: ttl.max_s,
+            ttl_grace_s: ttl.grace_s,
             ..NameRules::default()
         };
         if self.deny.is_none() {
@@ -364,6 +365,7 @@ fn take_one(
 fn longest(a: Ttl, b: Ttl) -> Ttl {
     Ttl {
         min_s: a.min_s.max(b.min_s),
+        grace_s: a.grace_s.max(b.grace_s),
         max_s: a.max_s.max(b.max_s),
     }
 }

@@ -570,6 +570,7 @@ fn a_life_of_two_policies_is_the_longer_of_theirs() {
         Ttl::default(),
         Ttl {
             min_s: 30,
+            grace_s: 1800,
             max_s: 86_400
         }
     );

@@ -22,6 +22,7 @@ fn the_example_is_read_as_it_stands() {
         policy.ttl,
         Ttl {
             min_s: 30,
+            grace_s: 1800,
             max_s: 86_400
         }
     );

@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr},
+    os::fd::AsRawFd as _,
     time::Duration,
 };
 
@@ -17,7 +18,10 @@ use egress_common::{
     dns::{HEADER_BYTES, QuestionHasher, QuestionStep},
     hash::SipKey,
     learned::{Grant, LEARN_BATCH, LearnRequest, LearnedKey},
-    maps::{CGROUP_LEVELS, Config, Keys, LAYOUT_VERSION, NO_LEVEL, NODE_CGROUP, Query, QueryKey},
+    maps::{
+        CGROUP_LEVELS, Config, Keys, LAYOUT_VERSION, NO_LEVEL, NODE_CGROUP, Query, QueryKey,
+        ScopeUse,
+    },
     name::{NAME_KEY_BYTES, below_key, exact_key},
     policy::{
         Binding, CIDR_KEY_BYTES, CidrRules, EntryKind, NameEntry, NameRules, POLICY_ID_BITS,
@@ -27,6 +31,7 @@ use egress_common::{
     verdict::{Hook, Reason, Verdict, counter_index},
 };
 use egress_tests::{programs, test_run};
+use nix::libc;
 use socket2::{Domain, Socket, Type};
 
 use crate::wire;
@@ -86,8 +91,11 @@ impl Rig {
         })?;
         let kernel = KernelVersion::current().context("no kernel version")?;
         let coarse_clock = u8::from(kernel >= KernelVersion::new(5, 11, 0));
+        // Before that kernel nothing is learned here: the offsets that it takes are the agent's to find.
+        let netns_helper = u8::from(kernel >= KernelVersion::new(6, 15, 0));
         let mut ebpf = EbpfLoader::new()
             .override_global("COARSE_CLOCK", &coarse_clock, true)
+            .override_global("NETNS_HELPER", &netns_helper, true)
             .map_max_entries("LEARNED", LEARNED_CAPACITY)
             .load(&object)
             .context("cannot load the programs")?;
@@ -167,13 +175,14 @@ impl Rig {
     pub(crate) fn learn(&self, addresses: &mut dyn Iterator<Item = Ipv4Addr>) -> Result<()> {
         let program: &SchedClassifier = program(&self.ebpf, "learn")?.try_into()?;
         let mut addresses = addresses.peekable();
+        let netns = own_netns()?;
         while addresses.peek().is_some() {
             // As the agent's datapath writes a batch: 16 bytes, then the requests.
             let mut input = vec![0; 16];
             let mut wanted = 0;
             for address in addresses.by_ref().take(LEARN_BATCH) {
                 let request = LearnRequest {
-                    key: LearnedKey::new(BINDING.scope_id, from_v4(address.octets())),
+                    key: LearnedKey::new(BINDING.scope_id, netns, from_v4(address.octets())),
                     grant: Grant {
                         expires_at_ns: u64::MAX,
                         rule: RULE,
@@ -300,6 +309,29 @@ fn program_mut<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut aya::progra
         .with_context(|| format!("no program {name}"))
 }
 
+/// Number of the network namespace in which test runs make their sockets: this process' own.
+#[expect(unsafe_code, reason = "an option of sockets that nix does not offer")]
+fn own_netns() -> Result<u32> {
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0")?;
+    let mut cookie = 0_u64;
+    let mut bytes = libc::socklen_t::try_from(size_of::<u64>())?;
+    // SAFETY: the value has eight bytes, as the option and `bytes` say.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut bytes,
+        )
+    };
+    ensure!(result == 0, "the kernel does not number network namespaces");
+    Ok(u32::try_from(cookie)?)
+}
+
+/// `SO_NETNS_COOKIE` of include/uapi/asm-generic/socket.h, from Linux 5.14 on.
+const SO_NETNS_COOKIE: libc::c_int = 71;
+
 fn configure(ebpf: &mut Ebpf) -> Result<()> {
     let map = |name: &'static str| move || format!("no map {name}");
     let mut levels = [0; CGROUP_LEVELS];
@@ -311,6 +343,13 @@ fn configure(ebpf: &mut Ebpf) -> Result<()> {
     };
     let workloads = ebpf.map_mut("WORKLOADS").with_context(map("WORKLOADS"))?;
     HashMap::<_, u64, Workload>::try_from(workloads)?.insert(NODE_CGROUP, workload, 0)?;
+    let usage = ScopeUse {
+        learned_share: LEARNED_CAPACITY,
+        aliases_share: LEARNED_CAPACITY,
+        ..ScopeUse::default()
+    };
+    let scopes = ebpf.map_mut("SCOPES").with_context(map("SCOPES"))?;
+    HashMap::<_, u32, ScopeUse>::try_from(scopes)?.insert(BINDING.scope_id, usage, 0)?;
     let resolvers = ebpf.map_mut("RESOLVERS").with_context(map("RESOLVERS"))?;
     HashMap::<_, Address, u32>::try_from(resolvers)?.insert(from_v4(RESOLVER.octets()), 1, 0)?;
     let config = Config {

@@ -120,16 +120,19 @@ impl World {
         let is_allowed = compiled.rules_of_name(name).is_some();
         let seen = Seen {
             address,
+            netns: 1,
             name,
             alias: None,
+            chain: name,
             at_ns: 0,
+            ttl_s: 0,
             expires_at_ns,
             is_allowed,
         };
         self.memory.record(self.node, &seen, 0);
-        let key = LearnedKey::new(1, address);
+        let key = LearnedKey::new(1, 1, address);
         let mut learned = Learned {
-            owner: key.owner(),
+            owner: key.words(),
             ..Learned::default()
         };
         let rule = compiled.rules_of_name(name).map(|rules| rules.entries[0]);
@@ -138,9 +141,8 @@ impl World {
             .map(|entry| Grant {
                 expires_at_ns,
                 rule: entry.rule,
-                auditor: 0,
                 ports: entry.ports,
-                _pad: 0,
+                ..Grant::default()
             })
             .into_iter()
             .collect();
@@ -154,7 +156,7 @@ impl World {
             &self.facts.binding,
             NOW_NS,
             || compiled.rules_of_address(&address),
-            || (!grants.is_empty()).then_some((&learned, key.owner())),
+            || (!grants.is_empty()).then_some((&learned, &key)),
             || Trouble::None,
         );
         self.facts.addresses.push(AddressFacts {
