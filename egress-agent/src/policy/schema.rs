@@ -192,6 +192,9 @@ impl Spec {
         if self.node_selector.is_some() {
             text = format!("{text} on {nodes}");
         }
+        if self.ceiling {
+            text.push_str(", as a ceiling");
+        }
         text
     }
 }

@@ -125,6 +125,17 @@ fn a_ceiling_in_audit_bounds_nothing_beside_policies_that_are_enforced() {
 }
 
 #[test]
+fn whom_it_is_for_says_that_it_is_a_ceiling() {
+    let text = "apiVersion: egress.dev/v1alpha1\nkind: ClusterEgressPolicy\nmetadata: { name: fence }\n\
+                spec: { ceiling: true, namespaceSelector: { matchLabels: { team: shop } } }\n";
+    let document = &super::set(text).policies()[0].document.clone();
+    assert_eq!(
+        document.subjects(),
+        "all pods in namespaces team=shop, as a ceiling"
+    );
+}
+
+#[test]
 fn patterns_that_all_overlap_end_in_one_message() {
     let patterns = |end: &str| {
         let patterns: Vec<String> = (0..2_100)

@@ -26,7 +26,7 @@ pub(super) fn port_rule(
     for (name, field) in item.fields() {
         match name {
             "ports" => {}
-            "rules" => seven(&field, to_resolvers, rule),
+            "rules" if field.is_map() => seven(&field, to_resolvers, rule),
             _ if field.says_nothing() => {}
             _ => rule.differs(
                 &field,
@@ -50,7 +50,8 @@ fn seven(rules: &Item<'_>, to_resolvers: bool, rule: &mut Carried<'_>) {
         let mut patterns = field
             .items()
             .map(|item| item.word("matchPattern") == Some("*"));
-        if !patterns.all(|is_any| is_any) {
+        let is_list = field.items().next().is_some();
+        if !is_list || !patterns.all(|is_any| is_any) {
             let here = "here any name may be asked, or with `dns: { queries: allowed }` those that rules allow";
             let what = if to_resolvers {
                 "the resolvers"
