@@ -220,7 +220,11 @@ fn the_arguments_are_what_run_takes_and_leave_every_path_at_its_default() {
     assert_eq!(run.lifeline_cidr.len(), 2, "pods and services");
     assert_eq!(run.resolver.len(), 2, "the cluster's and the node's");
     // Every pod could run a resolver on its own loopback.
-    assert!(run.resolver.iter().all(|address| !address.is_loopback()));
+    assert!(
+        run.resolver
+            .iter()
+            .all(|address| !address.ip().is_loopback())
+    );
 }
 
 #[test]

@@ -167,8 +167,10 @@ pub struct DnsCopy {
     pub _pad: u8,
     /// Number of the receiver's network namespace; 0 where it is not known.
     pub netns: u32,
+    /// Port of the resolver, host byte order.
+    pub resolver_port: u16,
     /// Padding, always zero.
-    pub _pad2: u32,
+    pub _pad2: u16,
 }
 const _: () = assert!(size_of::<DnsCopy>() == 72 && align_of::<DnsCopy>() == 8);
 

@@ -33,5 +33,7 @@ pub mod origin;
 pub mod packed;
 pub mod packet;
 pub mod policy;
+pub mod query;
+pub mod stream;
 pub mod tally;
 pub mod verdict;

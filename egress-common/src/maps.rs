@@ -18,7 +18,6 @@
 //! | `EVENTS`, `DNS_COPIES` | kernel | agent |
 
 use crate::{
-    address::Address,
     hash::{Sip, SipKey},
     learned::{bpf_spin_lock, holder_word},
     policy::{Binding, NameRules},
@@ -116,25 +115,6 @@ pub const NO_LEVEL: i32 = -1;
 
 /// Key of `WORKLOADS` for everything that is bound nowhere else: the node.
 pub const NODE_CGROUP: u64 = 0;
-
-/// Key of `QUERIES`: a query that a socket sent.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct QueryKey {
-    /// Cookie of the socket.
-    pub cookie: u64,
-    /// The resolver that was asked.
-    pub resolver: Address,
-    /// The query's id as its two bytes stand in the message.
-    pub id: [u8; 2],
-    /// The port that it was sent from, host byte order.
-    pub port: u16,
-    /// IANA protocol number: UDP or TCP.
-    pub proto: u8,
-    /// Padding, always zero.
-    pub _pad: [u8; 3],
-}
-const _: () = assert!(size_of::<QueryKey>() == 32 && align_of::<QueryKey>() == 8);
 
 /// Key of `ALIASES`: a name that an allowed name is an alias of, of the holder that resolved it.
 #[repr(C)]
@@ -354,17 +334,6 @@ pub const HOLDS_FULL: u32 = 1 << 31;
 /// A denial says this long that the table was full.
 pub const FULL_NS: u64 = 60 * 1_000_000_000;
 
-/// Value of `QUERIES`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Query {
-    /// Keyed hash of the question: name in lower case, type, class.
-    pub question: u64,
-    /// When it was sent, nanoseconds of the monotonic clock.
-    pub sent_at_ns: u64,
-}
-const _: () = assert!(size_of::<Query>() == 16);
-
 /// An answer that comes later than this after its query teaches nothing.
 pub const ANSWER_LATE_NS: u64 = 10 * 1_000_000_000;
 
@@ -422,8 +391,10 @@ pub const WORKLOADS_CAPACITY: u32 = 4_096;
 pub const RESOLVERS_CAPACITY: u32 = 256;
 /// Capacity of `LOCAL`.
 pub const LOCAL_CAPACITY: u32 = 4_096;
-/// Capacity of `QUERIES`: with 2 s between query and answer, 32,000 queries per second.
-pub const QUERIES_CAPACITY: u32 = 65_536;
+/// Buckets of `QUERIES`, a power of two; each has four places. With 2 s between query and answer, 32,000 queries per second.
+pub const QUERY_BUCKETS: u32 = 16_384;
+/// Capacity of `FILTERED`: open connections to resolvers whose queries are restricted.
+pub const FILTERED_CAPACITY: u32 = 16_384;
 /// Capacity of `ALIASES`.
 pub const ALIASES_CAPACITY: u32 = 65_536;
 /// Capacity of `SCOPES`: every workload before and after a switch.
@@ -457,9 +428,12 @@ pub const MAP_NAMES: &[&str] = &[
     "RULES",
     "INTERFACES",
     "RESOLVERS",
+    "RESOLVER_PORTS",
     "LOCAL",
     "LEARNED",
     "QUERIES",
+    "STREAMS",
+    "FILTERED",
     "ALIASES",
     "SCOPES",
     "HOLDS",
@@ -480,6 +454,8 @@ pub const PROCESSES_CAPACITY: u32 = 8_192;
 pub const KERNEL_MAPS: &[&str] = &[
     "LEARNED",
     "QUERIES",
+    "STREAMS",
+    "FILTERED",
     "ALIASES",
     "SCOPES",
     "HOLDS",
@@ -499,14 +475,15 @@ mod user {
     #![expect(unsafe_code, reason = "Pod is an unsafe trait")]
 
     use super::{
-        Alias, AliasKey, Config, ConfigOfLayout1, Interface, Keys, Query, QueryKey, RuleCounters,
-        ScopeUse,
+        Alias, AliasKey, Config, ConfigOfLayout1, Interface, Keys, RuleCounters, ScopeUse,
     };
     use crate::{
         event::EventBudget,
         flow::{FlowKey, FlowState, SocketState},
         learned::{Learned, LearnedKey},
         policy::{CidrRules, NameEntry, RuleKey, Workload},
+        query::{QueryBucket, ResolverKey, ResolverPorts},
+        stream::Stream,
     };
 
     macro_rules! pod {
@@ -525,8 +502,10 @@ mod user {
         ConfigOfLayout1,
         Interface,
         Keys,
-        Query,
-        QueryKey,
+        QueryBucket,
+        Stream,
+        ResolverKey,
+        ResolverPorts,
         RuleCounters,
         ScopeUse,
         EventBudget,

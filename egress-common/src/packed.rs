@@ -124,6 +124,13 @@ impl Header {
         )
     }
 
+    /// TCP: the flags.
+    #[inline(always)]
+    #[must_use]
+    pub const fn tcp_flags(self) -> u8 {
+        (self.0 >> 40) as u8
+    }
+
     /// Whether the packet opens a TCP flow, or answers one that does.
     #[inline(always)]
     #[must_use]

@@ -115,6 +115,8 @@ tallies! {
     37 HolderUnknown "holder_unknown" true,
     /// Aliases removed.
     38 AliasSwept "dns_aliases_swept" false,
+    /// An answer to a query that an answer had come to before.
+    39 AnswerReplayed "dns_answer_replayed" false,
 }
 
 /// Capacity of the map of tallies.

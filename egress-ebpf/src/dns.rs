@@ -5,19 +5,23 @@
 //! nested loops small; what they share lies in the slot of this CPU.
 
 use aya_ebpf::{
-    bindings::{BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, bpf_sock},
+    bindings::{__sk_buff, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, bpf_sock},
     helpers::{
         bpf_get_socket_cookie, bpf_map_lookup_elem, bpf_ringbuf_output, bpf_skb_load_bytes,
-        bpf_tcp_sock,
+        bpf_spin_lock, bpf_spin_unlock, bpf_tcp_sock,
     },
 };
 use egress_common::{
     address::is_unteachable,
-    dns::{ANSWER_STEPS, HEADER_BYTES, MESSAGE_BYTES, NAME_STEPS, NameReader, NameStep, Next},
+    dns::{
+        ANSWER_STEPS, DNS_PORT, HEADER_BYTES, MESSAGE_BYTES, NAME_STEPS, NameReader, NameStep, Next,
+    },
     event::{DnsCopy, REFUSED_LEARNED},
-    maps::{ANSWER_LATE_NS, Config, HOLDS_FULL, QueryKey},
+    maps::{ANSWER_LATE_NS, HOLDS_FULL},
+    packed::address_words,
     packet::PacketBytes,
     policy::{EntryKind, NameEntry, NameRules, Workload, protocol},
+    query::{Asked, Query, query_ports},
     tally::Tally,
 };
 
@@ -25,11 +29,16 @@ use crate::{
     alias::{alias_name_read, dns_note_alias, dns_recall_alias},
     learn::learn_grant,
     lookup::mark,
-    maps::{DNS_COPIES, LOCAL, NAMES, QUERIES, RESOLVERS, SCOPES},
+    maps::{DNS_COPIES, LOCAL, NAMES, QUERIES, SCOPES, STREAMS},
     netns,
+    query::question_in,
     record::{self, forget, opaque},
+    resolver::{is_trusted, near_words},
     scratch::{BY_ALIAS, HOOK, NEXT, OF_OWNER, SETS, STEP, Scratch},
-    skb::{FindPayload as _, Header, Payload, ReadHeader as _, Skb, packet_sequence},
+    skb::{
+        FindPayload as _, Header, Payload, ReadHeader as _, ReadSocket as _, Skb, Socket,
+        packet_sequence,
+    },
     time::now_ns,
     workload,
 };
@@ -50,6 +59,11 @@ pub struct Arrival {
     pub cookie: u64,
     /// TCP: the sequence number that the receiver expects.
     pub expected_sequence: u32,
+    /// 1 when the receiver chose one resolver; else the answer may come from another one than was asked, because the
+    /// address that was asked is translated in this network namespace.
+    pub is_connected: u32,
+    /// TCP: when the last query left on this connection; 0 for never.
+    pub asked_at_ns: u64,
 }
 
 /// The arrival of a packet at a socket.
@@ -58,6 +72,7 @@ pub fn arrival_at_socket(skb: &Skb, header: Header, sk: *mut bpf_sock) -> Arriva
     // SAFETY: the context is valid while the program runs.
     let cookie = unsafe { bpf_get_socket_cookie(skb.raw.cast()) };
     let mut expected_sequence = 0;
+    let mut asked_at_ns = 0;
     if header.proto() == protocol::TCP {
         // SAFETY: `sk` is a full socket, which the verifier checks.
         let tcp = unsafe { bpf_tcp_sock(sk) };
@@ -65,24 +80,30 @@ pub fn arrival_at_socket(skb: &Skb, header: Header, sk: *mut bpf_sock) -> Arriva
             // SAFETY: `tcp` is not null.
             expected_sequence = unsafe { (*tcp).rcv_nxt };
         }
+        if let Some(stream) = STREAMS.get(sk) {
+            // SAFETY: the storage lives as long as the socket; one aligned word.
+            asked_at_ns = unsafe { (*stream).asked_at_ns };
+        }
     }
     Arrival {
         cookie,
         expected_sequence,
+        is_connected: u32::from(Socket::read(sk).peer_port != 0),
+        asked_at_ns,
     }
 }
 
 /// Learns from an answer of a trusted resolver, and copies it to the agent; also one of another server, which teaches nothing.
 #[inline(always)]
-pub fn answer(config: &Config, skb: &Skb, header: Header, workload: &Workload, arrival: &Arrival) {
+pub fn answer(skb: &Skb, header: Header, workload: &Workload, arrival: &Arrival) {
     let payload = Payload::find(skb);
     if payload.bytes == 0 {
         return;
     }
-    let resolver = header.saddr(skb);
-    let is_trusted = RESOLVERS.get_ptr(&resolver).is_some();
+    let is_trusted = is_trusted(near_words(skb, header), header.sport());
     if !is_trusted {
-        if header.proto() != protocol::UDP {
+        // What comes from another port is no answer.
+        if header.proto() != protocol::UDP || header.sport() != DNS_PORT {
             return;
         }
         record::tally(Tally::AnswerUntrusted);
@@ -101,37 +122,16 @@ pub fn answer(config: &Config, skb: &Skb, header: Header, workload: &Workload, a
         }
         return;
     }
-    let sequence = if header.proto() == protocol::TCP {
-        packet_sequence(skb.raw, skb.base)
-    } else {
-        0
-    };
     scratch.busy = 1;
-    scratch.seed = workload::seed();
-    scratch.now_ns = now_ns();
     scratch.current = workload.current;
     scratch.next = workload.next;
-    scratch.learned = 0;
-    scratch.copy = DnsCopy {
-        at_ns: scratch.now_ns,
-        cookie: arrival.cookie,
-        resolver,
-        scope_id: workload.current.scope_id,
-        policy_id: workload.current.policy_id,
-        port: header.dport(),
-        sequence,
-        expected_sequence: arrival.expected_sequence,
-        total_bytes: payload.bytes,
-        offset_bytes: 0,
-        payload_bytes: 0,
-        outcome: 0,
-        proto: header.proto(),
-        refused: 0,
-        _pad: 0,
-        netns: netns::of_frame(skb.raw),
-        _pad2: 0,
-    };
-    scratch.netns = scratch.copy.netns;
+    answer_begin(
+        skb.raw,
+        skb.base,
+        header.pack(),
+        arrival.cookie,
+        u64::from(arrival.expected_sequence) << 32 | u64::from(payload.bytes),
+    );
     let outcome = if is_trusted {
         let outcome = learn(scratch, skb, header, payload, arrival);
         record::tally_number(outcome);
@@ -143,16 +143,18 @@ pub fn answer(config: &Config, skb: &Skb, header: Header, workload: &Workload, a
     // Waking the agent costs more than learning the answer: what the kernel has learned by itself waits until the
     // agent looks, which it does often. What only the agent can learn does not.
     scratch.copy_flags = u64::from(BPF_RB_NO_WAKEUP);
-    if outcome == Tally::AnswerSegmented as u32 || outcome == Tally::AnswerOversized as u32 {
-        scratch.copy_flags = u64::from(BPF_RB_FORCE_WAKEUP);
-        // The agent will learn it: until then nothing is refused for not being known.
-        mark(workload.current.scope_id);
-    }
     if scratch.copy.refused != 0 && may_wake(workload.current.scope_id, scratch.now_ns) {
         // The agent makes room in the scope's own share.
         scratch.copy_flags = u64::from(BPF_RB_FORCE_WAKEUP);
     }
-    copy(scratch, skb, payload);
+    if outcome == Tally::AnswerSegmented as u32 || outcome == Tally::AnswerOversized as u32 {
+        scratch.copy_flags = u64::from(BPF_RB_FORCE_WAKEUP);
+        // It was asked for, and the agent will learn it: until then nothing is refused for not being known.
+        mark(workload.current.scope_id);
+        copy(scratch, skb, payload);
+    } else if payload.bytes <= MESSAGE_BYTES as u32 && is_worth_telling(scratch, outcome) {
+        copy(scratch, skb, payload);
+    }
     scratch.busy = 0;
 }
 
@@ -176,7 +178,72 @@ fn may_wake(scope_id: u32, now_ns: u64) -> bool {
     true
 }
 
+/// Fills the slot for an answer; `numbers` are the sequence number that the receiver expects and the answer's length.
+/// Verified once for itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn answer_begin(
+    raw: *mut __sk_buff,
+    base: u32,
+    header: u64,
+    cookie: u64,
+    numbers: u64,
+) -> u32 {
+    let Some(scratch) = Scratch::get(HOOK) else {
+        return 0;
+    };
+    let skb = Skb { raw, base };
+    let header = Header::unpack(header);
+    let sequence = if header.proto() == protocol::TCP {
+        packet_sequence(raw, base)
+    } else {
+        0
+    };
+    scratch.seed = workload::seed();
+    scratch.now_ns = now_ns();
+    scratch.learned = 0;
+    scratch.work = 0;
+    scratch.copy = DnsCopy {
+        at_ns: scratch.now_ns,
+        cookie,
+        resolver: [0; 16],
+        scope_id: scratch.current.scope_id,
+        policy_id: scratch.current.policy_id,
+        port: header.dport(),
+        sequence,
+        expected_sequence: (numbers >> 32) as u32,
+        total_bytes: numbers as u32,
+        offset_bytes: 0,
+        payload_bytes: 0,
+        outcome: 0,
+        proto: header.proto(),
+        refused: 0,
+        _pad: 0,
+        netns: netns::of_frame(raw),
+        resolver_port: header.sport(),
+        _pad2: 0,
+    };
+    scratch.copy.resolver = header.saddr(&skb);
+    scratch.netns = scratch.copy.netns;
+    1
+}
+
+/// Whether the agent is to have an answer that it will not learn from. Of what was not asked for, as much as of allowed
+/// flows: it says why nothing was learned, and nobody else's answers are lost for it.
+#[inline(always)]
+fn is_worth_telling(scratch: &Scratch, outcome: u32) -> bool {
+    let is_unasked = outcome == Tally::AnswerUnsolicited as u32
+        || outcome == Tally::AnswerOtherQuestion as u32
+        || outcome == Tally::AnswerMalformed as u32
+        || outcome == Tally::AnswerReplayed as u32;
+    !is_unasked
+        || (outcome != Tally::AnswerReplayed as u32
+            && record::has_budget(scratch.current.scope_id, true, scratch.now_ns))
+}
+
 /// Loads the message into the slot and runs the machines over it; returns a [`Tally`] as a number.
+///
+/// Whatever its size and transport: what was not asked for is known before anything else is done with it.
 #[inline(always)]
 fn learn(
     scratch: &mut Scratch,
@@ -188,7 +255,12 @@ fn learn(
     let mut at = payload.at;
     let mut length = payload.bytes;
     if header.proto() == protocol::TCP {
-        // RFC 1035 section 4.2.2: two bytes of length come first.
+        // Nobody waits for an answer on this connection.
+        if scratch.now_ns.wrapping_sub(arrival.asked_at_ns) > ANSWER_LATE_NS {
+            return Tally::AnswerUnsolicited as u32;
+        }
+        // RFC 1035 section 4.2.2: two bytes of length come first. Which question a segment answers that is no whole
+        // message, the agent finds out.
         let Some(prefix) = skb.load::<2>(at) else {
             return Tally::AnswerSegmented as u32;
         };
@@ -204,48 +276,90 @@ fn learn(
     if length < HEADER_BYTES {
         return Tally::AnswerMalformed as u32;
     }
-    if length > MESSAGE_BYTES as u32 {
-        return Tally::AnswerOversized as u32;
-    }
-    if !load_message(scratch, skb, at, length) {
+    let loaded = if length > MESSAGE_BYTES as u32 {
+        MESSAGE_BYTES as u32
+    } else {
+        length
+    };
+    if !load_message(scratch, skb, at, loaded) {
         return Tally::AnswerMalformed as u32;
     }
-    let key = QueryKey {
-        cookie: arrival.cookie,
-        resolver: scratch.copy.resolver,
-        id: [scratch.message.byte(0), scratch.message.byte(1)],
-        port: header.dport(),
-        proto: header.proto(),
-        _pad: [0; 3],
-    };
-    let Some(query) = QUERIES.get_ptr(&key) else {
-        // A query over TCP that was sent in pieces could not be noted: the connection speaks for its answer.
-        return if header.proto() == protocol::TCP {
-            Tally::AnswerSegmented as u32
+    let asked = spend(
+        HOOK,
+        arrival.cookie,
+        u64::from(header.sport()) << 32
+            | u64::from(header.dport()) << 16
+            | u64::from(header.proto()),
+        arrival.is_connected,
+    );
+    if asked != Asked::Yes as u32 {
+        return if asked == Asked::OtherQuestion as u32 {
+            Tally::AnswerOtherQuestion as u32
+        } else if asked == Asked::TooLate as u32 {
+            Tally::AnswerLate as u32
+        } else if asked == Asked::Before as u32 {
+            Tally::AnswerReplayed as u32
+        } else if asked == MALFORMED {
+            Tally::AnswerMalformed as u32
         } else {
             Tally::AnswerUnsolicited as u32
         };
-    };
-    // SAFETY: the entry may be reused while it is read: a wrong question then refuses the answer.
-    scratch.asked = unsafe { (*query).question };
-    // SAFETY: as above.
-    scratch.asked_at_ns = unsafe { (*query).sent_at_ns };
-    if scratch.now_ns.wrapping_sub(scratch.asked_at_ns) > ANSWER_LATE_NS {
-        return Tally::AnswerLate as u32;
+    }
+    if length > MESSAGE_BYTES as u32 {
+        return Tally::AnswerOversized as u32;
     }
     scratch.answer.start();
     for _ in 0..ANSWER_STEPS {
         let result = dns_step(HOOK);
         if result != CONTINUE {
-            let outcome = result.wrapping_sub(STOP);
-            // One query, one answer: a second one with the same numbers teaches nothing more.
-            if outcome == Tally::AnswerLearned as u32 {
-                let _ = QUERIES.remove(&key);
-            }
-            return outcome;
+            return result.wrapping_sub(STOP);
         }
     }
     Tally::AnswerOversized as u32
+}
+
+/// What [`spend`] returns for a message without a question.
+const MALFORMED: u32 = u32::MAX;
+
+/// Looks for the query that the message in a slot answers, and spends it: an [`Asked`] as a number, or [`MALFORMED`].
+/// `numbers` are the ports of resolver and receiver, and the protocol. Verified once for itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn spend(slot: u32, cookie: u64, numbers: u64, is_connected: u32) -> u32 {
+    let question = question_in(slot);
+    let Some(scratch) = Scratch::get(slot) else {
+        return MALFORMED;
+    };
+    if question == 0 {
+        return MALFORMED;
+    }
+    let id = [scratch.message.byte(0), scratch.message.byte(1)];
+    let wanted = Query {
+        sent_at_ns: scratch.now_ns,
+        question,
+        cookie,
+        resolver: address_words(&scratch.copy.resolver),
+        ports: query_ports(
+            (numbers >> 32) as u16,
+            (numbers >> 16) as u16,
+            id,
+            numbers as u8,
+        ),
+        scope_id: 0,
+        _pad: 0,
+    };
+    let Some(bucket) = QUERIES.get_ptr_mut(wanted.bucket()) else {
+        return MALFORMED;
+    };
+    // SAFETY: the bucket is a map value with a lock that the kernel knows.
+    let lock = unsafe { &raw mut (*bucket).lock };
+    // SAFETY: no lock is held, and nothing below calls a function before the unlock.
+    unsafe { bpf_spin_lock(lock.cast()) };
+    // SAFETY: the lock is held.
+    let asked = unsafe { (*bucket).spend(&wanted, is_connected != 0) } as u32;
+    // SAFETY: the lock is held.
+    unsafe { bpf_spin_unlock(lock.cast()) };
+    asked
 }
 
 /// Copies `length` bytes (1 to [`MESSAGE_BYTES`]) of the packet into the slot.
@@ -302,13 +416,7 @@ pub extern "C" fn dns_step(slot: u32) -> u32 {
                 STOP + Tally::AnswerMalformed as u32
             }
         }
-        Next::Match => {
-            if scratch.answer.question != scratch.asked {
-                STOP + Tally::AnswerOtherQuestion as u32
-            } else {
-                dns_match(slot)
-            }
-        }
+        Next::Match => dns_match(slot),
         Next::Teach => dns_teach(slot),
         Next::Alias => dns_alias(slot),
         Next::Done => STOP + conclude(scratch) as u32,

@@ -121,15 +121,12 @@ pub fn skb_egress(ctx: &SkBuffContext) -> i32 {
     let code = judge_packet(ctx, config, &sent);
     if code == Verdict::Allow.cgroup_code() && query::may_be_one(header, &skb, &sent.socket) {
         let payload = Payload::find(&skb).pack();
-        if binding.restricts_queries()
-            && query::query_refused(skb.raw, 0, header.pack(), payload, 0) != 0
-        {
-            query::copy_refused(skb.raw, 0, header.pack(), payload, binding.pack());
-            return refuse(&skb, header, Reason::QueryNotAllowed, &binding);
+        let verdict = query::query_leaves(skb.raw, 0, header.pack(), payload, 0);
+        if verdict == query::LATER {
+            return Verdict::SILENT_DROP;
         }
-        // What a raw socket asks teaches nothing: nobody can tell its answer from others.
-        if !sent.socket.is_raw {
-            query::note_query(skb.raw, header.pack(), payload);
+        if verdict != query::PASSES {
+            return refuse(&skb, header, Reason::QueryNotAllowed, &binding);
         }
     }
     // Verifiers before 5.16 forget what a number was that waited on the stack: the mask says that it is a code.

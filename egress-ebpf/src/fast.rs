@@ -6,7 +6,6 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use egress_common::{
-    dns::DNS_PORT,
     flow::Peer,
     origin::{Do, Known, Socket, at_once},
     packed::{AddressWords, Header, v4_words},
@@ -14,10 +13,13 @@ use egress_common::{
     verdict::Reason,
 };
 
-use crate::{skb::is_on_loopback, state::State, workload};
+use crate::{
+    resolver::{may_be_at, may_be_inside},
+    skb::is_on_loopback,
+    state::State,
+    workload,
+};
 
-/// Port 53 as it lies in a packet: queries are noted, and who answers in a resolver's name is looked at.
-const DNS_PORT_BE: u16 = DNS_PORT.to_be();
 /// Bytes of an IPv4 header without options, and of an IPv6 header.
 const V4_BYTES: usize = 20;
 const V6_BYTES: usize = 40;
@@ -100,7 +102,8 @@ fn plain(raw: *mut __sk_buff) -> Option<Plain> {
 #[inline(always)]
 pub fn reason(raw: *mut __sk_buff) -> Option<Reason> {
     let packet = plain(raw)?;
-    if packet.sport_be == DNS_PORT_BE || packet.dport_be == DNS_PORT_BE {
+    // Queries are noted, and who answers in a resolver's name is looked at.
+    if may_be_at(u16::from_be(packet.sport_be)) || may_be_at(u16::from_be(packet.dport_be)) {
         return None;
     }
     if packet.proto != protocol::TCP && packet.proto != protocol::UDP {
@@ -126,8 +129,8 @@ pub fn reason(raw: *mut __sk_buff) -> Option<Reason> {
     // SAFETY: `sk` is not null; every kind of socket has the field.
     let peer_port = u16::from_be(unsafe { (*sk).dst_port });
     let is_on_loopback = is_on_loopback(raw);
-    // A query whose destination was translated: its socket asked port 53, or a stub at a loopback address.
-    if peer_port == DNS_PORT || (is_on_loopback && peer_port == 0) {
+    // A query whose destination was translated: its socket asked a resolver's port, or a stub at a loopback address.
+    if may_be_at(peer_port) || (is_on_loopback && (peer_port == 0 || may_be_inside())) {
         return None;
     }
     let known = if is_on_loopback {

@@ -3,7 +3,6 @@
 use aya_ebpf::programs::SkBuffContext;
 use egress_common::{
     decision::Decision,
-    dns::DNS_PORT,
     flow::ROLE_PASSIVE,
     maps::Config,
     policy::protocol,
@@ -15,6 +14,7 @@ use crate::{
     dns,
     egress::UNCONFIGURED,
     record,
+    resolver::may_be_at,
     skb::{Header, ReadHeader as _, ReadSocket as _, Skb, Socket, full_socket},
     source,
     state::State,
@@ -31,10 +31,10 @@ pub fn skb_ingress(ctx: &SkBuffContext) -> Verdict {
     let Some(config) = workload::config() else {
         return Verdict::Allow;
     };
-    // A connected socket chose its peer, and only port 53 teaches: most packets end here.
+    // A connected socket chose its peer, and only resolvers teach: most packets end here.
     if let Some(sk) = full_socket(skb.raw) {
         let socket = Socket::read(sk);
-        if socket.peer_port != 0 && socket.peer_port != DNS_PORT && !socket.listens {
+        if socket.peer_port != 0 && !may_be_at(socket.peer_port) && !socket.listens {
             return Verdict::Allow;
         }
     }
@@ -65,7 +65,7 @@ pub fn skb_ingress(ctx: &SkBuffContext) -> Verdict {
     if !is_tcp {
         udp::note_inbound(&skb, header, &socket);
     }
-    if header.sport() != DNS_PORT || socket.is_raw || header.opens_tcp() {
+    if !may_be_at(header.sport()) || socket.is_raw || header.opens_tcp() {
         return Verdict::Allow;
     }
     let Some(workload) = workload::of_skb(config, skb.raw) else {
@@ -76,7 +76,7 @@ pub fn skb_ingress(ctx: &SkBuffContext) -> Verdict {
         return Verdict::Allow;
     }
     let arrival = dns::arrival_at_socket(&skb, header, sk);
-    dns::answer(config, &skb, header, workload, &arrival);
+    dns::answer(&skb, header, workload, &arrival);
     Verdict::Allow
 }
 

@@ -16,12 +16,14 @@ use egress_common::{
     maps::{
         ALIASES_CAPACITY, Alias, AliasKey, CIDRS_CAPACITY, Config, DNS_COPIES_BYTES, EVENTS_BYTES,
         FLOWS_CAPACITY, HOLDS_CAPACITY, INTERFACES_CAPACITY, Interface, Keys, LEARNED_CAPACITY,
-        LOCAL_CAPACITY, NAMES_CAPACITY, PROCESSES_CAPACITY, QUERIES_CAPACITY, Query, QueryKey,
-        RESOLVERS_CAPACITY, RULE_COUNTERS_CAPACITY, RULES_CAPACITY, RuleCounters, SCOPES_CAPACITY,
-        ScopeUse, WORKLOADS_CAPACITY,
+        LOCAL_CAPACITY, NAMES_CAPACITY, PROCESSES_CAPACITY, QUERY_BUCKETS, RESOLVERS_CAPACITY,
+        RULE_COUNTERS_CAPACITY, RULES_CAPACITY, RuleCounters, SCOPES_CAPACITY, ScopeUse,
+        WORKLOADS_CAPACITY,
     },
     name::NAME_KEY_BYTES,
     policy::{CIDR_KEY_BYTES, CidrRules, NameEntry, RuleKey, Workload},
+    query::{QueryBucket, ResolverKey, ResolverPorts},
+    stream::Stream,
     tally::TALLIES as TALLY_COUNT,
     verdict::COUNTERS as COUNTER_COUNT,
 };
@@ -52,8 +54,12 @@ pub static CIDRS: LpmTrie<[u8; CIDR_KEY_BYTES], CidrRules, { CIDRS_CAPACITY as u
 pub static RULES: HashMap<RuleKey, u32, { RULES_CAPACITY as usize }, GRANTING> = HashMap::new();
 
 #[btf_map]
-pub static RESOLVERS: HashMap<Address, u32, { RESOLVERS_CAPACITY as usize }, GRANTING> =
+pub static RESOLVERS: HashMap<ResolverKey, u32, { RESOLVERS_CAPACITY as usize }, GRANTING> =
     HashMap::new();
+
+/// A first look, before `RESOLVERS`.
+#[btf_map]
+pub static RESOLVER_PORTS: Array<ResolverPorts, 1> = Array::new();
 
 #[btf_map]
 pub static LOCAL: HashMap<Address, u32, { LOCAL_CAPACITY as usize }, GRANTING> = HashMap::new();
@@ -67,9 +73,9 @@ pub static INTERFACES: HashMap<u32, Interface, { INTERFACES_CAPACITY as usize },
 pub static LEARNED: HashMap<LearnedKey, Learned, { LEARNED_CAPACITY as usize }, GRANTING> =
     HashMap::new();
 
-/// Grants nothing by itself: a query that is evicted leaves its answer to the agent.
+/// Buckets with a lock each: whoever reads or writes one holds it.
 #[btf_map]
-pub static QUERIES: LruHashMap<QueryKey, Query, { QUERIES_CAPACITY as usize }> = LruHashMap::new();
+pub static QUERIES: Array<QueryBucket, { QUERY_BUCKETS as usize }> = Array::new();
 
 /// Names that allowed names are aliases of, by scope.
 #[btf_map]
@@ -165,5 +171,54 @@ impl Sockets {
         } else {
             Some(state.cast())
         }
+    }
+}
+
+/// Socket storage of connections to resolvers, made by their first packet. Not inherited.
+#[repr(C)]
+pub struct Streams {
+    r#type: *const [i32; bpf_map_type::BPF_MAP_TYPE_SK_STORAGE as usize],
+    key: *const i32,
+    value: *const Stream,
+    max_entries: *const [i32; 0],
+    map_flags: *const [i32; BPF_F_NO_PREALLOC as usize],
+}
+
+// SAFETY: the pointers are placeholders for the loader and never read.
+unsafe impl Sync for Streams {}
+
+#[btf_map]
+pub static STREAMS: Streams = Streams {
+    r#type: core::ptr::null(),
+    key: core::ptr::null(),
+    value: core::ptr::null(),
+    max_entries: core::ptr::null(),
+    map_flags: core::ptr::null(),
+};
+
+impl Streams {
+    #[inline(always)]
+    fn storage(&self, sk: *mut bpf_sock, flags: u32) -> Option<*mut Stream> {
+        let map = core::ptr::from_ref(self).cast_mut().cast();
+        // SAFETY: `sk` is a full socket, which the verifier checks.
+        let stream =
+            unsafe { bpf_sk_storage_get(map, sk.cast(), core::ptr::null_mut(), u64::from(flags)) };
+        if stream.is_null() {
+            None
+        } else {
+            Some(stream.cast())
+        }
+    }
+
+    /// The stream of a full socket.
+    #[inline(always)]
+    pub fn get(&self, sk: *mut bpf_sock) -> Option<*mut Stream> {
+        self.storage(sk, 0)
+    }
+
+    /// The same, made when there is none; `None` when there is no memory for it.
+    #[inline(always)]
+    pub fn get_or_create(&self, sk: *mut bpf_sock) -> Option<*mut Stream> {
+        self.storage(sk, BPF_SK_STORAGE_GET_F_CREATE)
     }
 }

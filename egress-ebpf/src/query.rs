@@ -1,30 +1,38 @@
 //! DNS queries that leave: noted, so that their answers can be told from forged ones; and judged by their name, where
 //! the policy lets only queries for allowed names through.
+//!
+//! What a packet is goes by its destination, whatever its socket is connected to.
 
-use aya_ebpf::{bindings::__sk_buff, helpers::bpf_get_socket_cookie};
+use aya_ebpf::{
+    bindings::__sk_buff,
+    helpers::{bpf_get_socket_cookie, bpf_skb_load_bytes, bpf_spin_lock, bpf_spin_unlock},
+};
 use egress_common::{
-    address::Address,
     dns::{
-        DNS_PORT, HEADER_BYTES, MESSAGE_BYTES, NameStep, QUESTION_STEPS, QuestionHasher,
-        QuestionStep, is_query_header,
+        DNS_PORT, HEADER_BYTES, MESSAGE_BYTES, NAME_WORDS, NameStep, QuestionHasher,
+        is_plain_query, is_query_header, question_of as question_of_message,
     },
     event::DnsCopy,
-    maps::{Config, Query, QueryKey},
+    hash::Sip,
     packet::PacketBytes,
-    policy::{Binding, SEARCH_POLICY, protocol},
+    policy::{SEARCH_POLICY, Workload, protocol},
+    query::{Query, query_ports},
     tally::Tally,
+    verdict::Mode,
 };
 
 use crate::{
     alias::{alias_name_read, dns_recall_alias},
     dns::{ALLOWED, UNRULED, dns_name, dns_rules, load_message, send_part},
-    maps::{QUERIES, RESOLVERS},
-    netns, record,
+    maps::QUERIES,
+    netns,
+    record::{self, opaque},
+    resolver::{Asked, may_be_at, may_be_inside, near_words},
     scratch::{QUERY, SETS, Scratch},
     skb::{
-        Header, Payload, ReadHeader as _, ReadSocket as _, Skb, Socket, full_socket,
-        is_on_loopback, peer_address,
+        Header, Payload, ReadHeader as _, ReadSocket as _, Skb, Socket, full_socket, is_on_loopback,
     },
+    stream::stream_leaves,
     time::now_ns,
     workload,
 };
@@ -38,62 +46,17 @@ pub fn may_be_one(header: Header, skb: &Skb, socket: &Socket) -> bool {
     if header.proto() != protocol::UDP && header.proto() != protocol::TCP {
         return false;
     }
-    if socket.peer_port != 0 {
-        return socket.peer_port == DNS_PORT;
-    }
-    header.dport() == DNS_PORT || header.is_to_loopback(skb)
+    may_be_at(header.dport())
+        || (socket.peer_port != 0 && may_be_at(socket.peer_port))
+        || (may_be_inside() && header.is_to_loopback(skb))
 }
 
-/// Notes the query in a packet that leaves, if it is one to a trusted resolver.
-///
-/// The resolver is the socket's peer where it has one: address translation in
-/// this namespace has already been done to the packet, and is undone on the
-/// answer before the socket gets it. A socket without a peer that asks a
-/// resolver on loopback may have its port translated (docker's 127.0.0.11).
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn note_query(raw: *mut __sk_buff, header: u64, payload: u64) -> u32 {
-    let skb = Skb { raw, base: 0 };
-    let Some(config) = workload::config() else {
-        return 0;
-    };
-    let header = Header::unpack(header);
-    let Some(resolver) = resolver_of(&skb, header, false) else {
-        return 0;
-    };
-    if RESOLVERS.get_ptr(&resolver).is_none() {
-        return 0;
-    }
-    // SAFETY: the context is valid while the program runs.
-    let cookie = unsafe { bpf_get_socket_cookie(raw.cast()) };
-    store(
-        config,
-        &skb,
-        header,
-        Payload::unpack(payload),
-        resolver,
-        cookie,
-    );
-    0
-}
-
-/// Who is asked: the socket's peer, or the destination of a packet without a peer or a socket.
-#[inline(always)]
-fn resolver_of(skb: &Skb, header: Header, is_frame: bool) -> Option<Address> {
-    if is_frame {
-        return Some(header.daddr(skb));
-    }
-    let sk = full_socket(skb.raw)?;
-    let socket = Socket::read(sk);
-    Some(if socket.peer_port != 0 && !socket.is_raw {
-        peer_address(sk)
-    } else {
-        header.daddr(skb)
-    })
-}
-
-/// What [`query_refused`] returns for a query that the policy does not let through.
-const REFUSED: u32 = 1;
+/// What becomes of a packet that may hold a query: it passes.
+pub const PASSES: u32 = 0;
+/// It is refused, and its sender told.
+pub const REFUSED: u32 = 1;
+/// It is dropped without a word: it will be sent again.
+pub const LATER: u32 = 2;
 
 /// Whether a packet leaves for the DNS port of somebody who is no trusted resolver.
 #[inline(always)]
@@ -101,37 +64,95 @@ fn asks_a_stranger(skb: &Skb, header: Header) -> bool {
     header.dport() == DNS_PORT && header.sport() != DNS_PORT && !is_on_loopback(skb.raw)
 }
 
-/// Judges a packet for port 53 under a policy that restricts queries; returns [`REFUSED`] or 0. What cannot be read as one
-/// query is refused. Of a frame, `is_frame` is 1: it has no socket, and is the node's.
+/// The workload that a packet belongs to: of a frame, the node.
+#[inline(always)]
+pub fn workload_of(raw: *mut __sk_buff, is_frame: u32) -> Option<&'static Workload> {
+    if is_frame != 0 {
+        workload::node()
+    } else {
+        workload::config().and_then(|config| workload::of_skb(config, raw))
+    }
+}
+
+/// Whether a socket that is not raw sends the packet.
+#[inline(always)]
+fn is_cooked(raw: *mut __sk_buff) -> bool {
+    full_socket(raw).is_some_and(|sk| !Socket::read(sk).is_raw)
+}
+
+/// Whether a TCP socket sends the packet: a raw socket keeps no order that could be followed.
+#[inline(always)]
+fn is_stream(raw: *mut __sk_buff) -> bool {
+    full_socket(raw).is_some_and(|sk| Socket::read(sk).is_stream)
+}
+
+/// Notes the queries in a packet that leaves for a trusted resolver, and judges them where the policy restricts them:
+/// what cannot be read as a query is then refused. Of a frame, `is_frame` is 1: it has no socket, and is the node's.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn query_refused(
+pub extern "C" fn query_leaves(
     raw: *mut __sk_buff,
     base: u32,
     header: u64,
     payload: u64,
     is_frame: u32,
 ) -> u32 {
-    let workload = if is_frame != 0 {
-        workload::node()
-    } else {
-        workload::config().and_then(|config| workload::of_skb(config, raw))
+    let Some(workload) = workload_of(raw, is_frame) else {
+        return REFUSED;
     };
-    let Some(workload) = workload else {
+    let is_restricted = workload.current.restricts_queries();
+    let skb = Skb { raw, base };
+    let unpacked = Header::unpack(header);
+    let asked = Asked::find(&skb, unpacked, is_frame);
+    if asked == Asked::NOBODY {
+        return u32::from(is_restricted && asks_a_stranger(&skb, unpacked));
+    }
+    if unpacked.proto() == protocol::TCP && is_frame == 0 && is_stream(raw) {
+        return stream_leaves(raw, header, payload, asked.pack());
+    }
+    let mut verdict = PASSES;
+    if is_restricted {
+        verdict = datagram_refused(raw, base, header, payload, is_frame);
+    }
+    // DNS over TCP of forwarded senders is not learned; nor is what a raw socket asks: nobody can tell its answer from
+    // others.
+    if unpacked.proto() == protocol::UDP
+        && (verdict == PASSES || !is_enforced(workload))
+        && (is_frame != 0 || is_cooked(raw))
+    {
+        let Payload { at, bytes } = Payload::unpack(payload);
+        let begin = base.wrapping_add(at).wrapping_add(HEADER_BYTES);
+        let question = question_of(raw, begin, bytes.wrapping_sub(HEADER_BYTES));
+        let asked = u64::from(asked.pack() | is_frame << IS_FRAME) | u64::from(at) << 32;
+        note_datagram(raw, base, header, asked, question);
+    }
+    verdict
+}
+
+/// Bit of what [`note_datagram`] takes beside [`Asked`].
+const IS_FRAME: u32 = 31;
+
+/// Judges what leaves for a trusted resolver in one packet: one query, and nothing else. Returns [`REFUSED`] or
+/// [`PASSES`]; under audit, refused ones pass too, and are reported.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn datagram_refused(
+    raw: *mut __sk_buff,
+    base: u32,
+    header: u64,
+    payload: u64,
+    is_frame: u32,
+) -> u32 {
+    let Some(workload) = workload_of(raw, is_frame) else {
         return REFUSED;
     };
     let skb = Skb { raw, base };
     let header = Header::unpack(header);
-    let Some(resolver) = resolver_of(&skb, header, is_frame != 0) else {
-        return REFUSED;
-    };
-    if RESOLVERS.get_ptr(&resolver).is_none() {
-        return u32::from(asks_a_stranger(&skb, header));
-    }
-    let payload = Payload::unpack(payload);
-    // The handshake of DNS over TCP.
-    if payload.bytes == 0 {
-        return 0;
+    let Payload { mut at, mut bytes } = Payload::unpack(payload);
+    let is_tcp = header.proto() == protocol::TCP;
+    // A frame's handshake of DNS over TCP.
+    if is_tcp && bytes == 0 {
+        return PASSES;
     }
     let Some(scratch) = Scratch::get(QUERY) else {
         return REFUSED;
@@ -141,181 +162,269 @@ pub extern "C" fn query_refused(
         return REFUSED;
     }
     scratch.busy = 1;
-    scratch.current = workload.current;
-    scratch.now_ns = now_ns();
-    let is_allowed = name_is_allowed(scratch, &skb, header, payload);
-    scratch.busy = 0;
-    u32::from(!is_allowed)
-}
-
-#[inline(always)]
-fn name_is_allowed(scratch: &mut Scratch, skb: &Skb, header: Header, payload: Payload) -> bool {
-    let Some(config) = workload::config() else {
-        return false;
-    };
-    let Payload { mut at, mut bytes } = payload;
-    if header.proto() == protocol::TCP {
+    begin(scratch, workload, header);
+    scratch.copy.resolver = header.daddr(&skb);
+    scratch.copy.netns = netns::of_frame(raw);
+    scratch.netns = scratch.copy.netns;
+    if is_tcp {
         // RFC 1035 section 4.2.2: two bytes of length come first.
-        let Some(length) = skb.load::<2>(at) else {
-            return false;
-        };
+        let prefix = skb.load::<2>(at).unwrap_or_default();
         at = at.wrapping_add(2);
         bytes = bytes.wrapping_sub(2);
-        if u32::from(u16::from_be_bytes(length)) != bytes {
-            return false;
+        if u32::from(u16::from_be_bytes(prefix)) != bytes {
+            bytes = 0;
         }
     }
-    if !(HEADER_BYTES..=MESSAGE_BYTES as u32).contains(&bytes)
-        || !load_message(scratch, skb, at, bytes)
-    {
-        return false;
+    let is_loaded = (1..=MESSAGE_BYTES as u32).contains(&bytes)
+        && !is_several(&skb)
+        && (is_frame != 0 || is_linear(&skb, at, bytes))
+        && load_message(scratch, &skb, at, bytes);
+    if !is_loaded {
+        scratch.message.length = 0;
     }
-    // QR 0, opcode 0, one question.
-    if scratch.message.u16_at(2) & 0xf800 != 0 || scratch.message.u16_at(4) != 1 {
-        return false;
-    }
-    scratch.seed = workload::seed();
-    scratch.answer.name_at = HEADER_BYTES;
-    if dns_name(QUERY) != NameStep::Done as u32 {
-        return false;
-    }
-    let found = dns_rules(QUERY, u32::from(scratch.current.policy_id), SETS);
-    if found != UNRULED {
-        return found == ALLOWED;
-    }
-    if dns_rules(QUERY, u32::from(SEARCH_POLICY), SETS) == ALLOWED {
-        return true;
-    }
-    scratch.netns = netns::of_frame(skb.raw);
-    alias_name_read(QUERY) != 0 && dns_recall_alias(QUERY, 0) != 0
+    let verdict = if is_loaded && message_is_allowed(QUERY) != 0 {
+        PASSES
+    } else {
+        refused(QUERY)
+    };
+    scratch.busy = 0;
+    verdict
 }
 
-/// Counts a refused query, and copies it to the agent, which reports it with its name.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn copy_refused(
-    raw: *mut __sk_buff,
-    base: u32,
-    header: u64,
-    payload: u64,
-    binding: u64,
-) -> u32 {
-    record::tally(Tally::QueryRefused);
-    let Some(scratch) = Scratch::get(QUERY) else {
-        return 0;
-    };
-    let at_ns = now_ns();
-    let binding = Binding::unpack(binding);
-    if !record::has_budget(binding.scope_id, false, at_ns) {
-        return 0;
-    }
-    let skb = Skb { raw, base };
-    let header = Header::unpack(header);
-    let payload = Payload::unpack(payload);
-    if scratch.busy != 0 || payload.bytes == 0 || payload.bytes > MESSAGE_BYTES as u32 {
-        record::tally(Tally::CopiesLost);
-        return 0;
-    }
-    scratch.busy = 1;
-    scratch.copy_flags = 0;
+/// Whether the buffer holds several datagrams (`UDP_SEGMENT`).
+#[inline(always)]
+fn is_several(skb: &Skb) -> bool {
+    // SAFETY: the context is valid while the program runs.
+    unsafe { (*skb.raw).gso_size != 0 }
+}
+
+/// Whether bytes lie in the buffer itself, where nobody can change them any more: pages may be the sender's own
+/// (`MSG_ZEROCOPY`, `splice`).
+#[inline(always)]
+fn is_linear(skb: &Skb, at: u32, bytes: u32) -> bool {
+    // SAFETY: the context is valid while the program runs.
+    let data = unsafe { (*skb.raw).data };
+    // SAFETY: as above.
+    let end = unsafe { (*skb.raw).data_end };
+    u64::from(at).wrapping_add(u64::from(bytes)) <= u64::from(end.wrapping_sub(data))
+}
+
+/// Prepares the slot for queries of a workload.
+#[inline(always)]
+pub fn begin(scratch: &mut Scratch, workload: &Workload, header: Header) {
+    scratch.current = workload.current;
+    scratch.now_ns = now_ns();
+    scratch.seed = workload::seed();
     scratch.copy = DnsCopy {
-        at_ns,
+        at_ns: scratch.now_ns,
         cookie: 0,
         resolver: [0; 16],
-        scope_id: binding.scope_id,
-        policy_id: binding.policy_id,
+        scope_id: workload.current.scope_id,
+        policy_id: workload.current.policy_id,
         port: header.sport(),
         sequence: 0,
         expected_sequence: 0,
-        total_bytes: payload.bytes,
+        total_bytes: 0,
         offset_bytes: 0,
-        payload_bytes: payload.bytes,
+        payload_bytes: 0,
         outcome: Tally::QueryRefused as u8,
         proto: header.proto(),
         refused: 0,
         _pad: 0,
-        netns: netns::of_packet(skb.raw),
+        netns: 0,
+        resolver_port: header.dport(),
         _pad2: 0,
     };
-    scratch.copy.resolver = header.daddr(&skb);
-    if !load_message(scratch, &skb, payload.at, payload.bytes) || !send_part(scratch, payload.bytes)
-    {
-        record::tally(Tally::CopiesLost);
-    }
-    scratch.busy = 0;
-    0
 }
 
-/// Reads and stores the query; `cookie` is whatever tells its sender from others.
-#[inline(always)]
-pub fn store(
-    config: &Config,
-    skb: &Skb,
-    header: Header,
-    payload: Payload,
-    resolver: Address,
-    cookie: u64,
-) {
-    let Payload { mut at, bytes } = payload;
-    if header.proto() == protocol::TCP {
-        if bytes == 0 {
-            return;
-        }
-        // RFC 1035 section 4.2.2: two bytes of length come first.
-        let Some(length) = skb.load::<2>(at) else {
-            return record::tally(Tally::QueryUnreadable);
-        };
-        if u32::from(u16::from_be_bytes(length)).wrapping_add(2) != bytes {
-            return record::tally(Tally::QueryUnreadable);
-        }
-        at = at.wrapping_add(2);
-    }
-    let Some(head) = skb.load::<12>(at) else {
-        return record::tally(Tally::QueryUnreadable);
-    };
-    if !is_query_header(&head) {
-        return record::tally(Tally::QueryUnreadable);
-    }
-    let begin = skb.base.wrapping_add(at).wrapping_add(HEADER_BYTES);
-    let question = question_of(skb.raw, begin, workload::seed());
-    if question == 0 {
-        return record::tally(Tally::QueryUnreadable);
-    }
-    let [id_high, id_low, ..] = head;
-    let key = QueryKey {
-        cookie,
-        resolver,
-        id: [id_high, id_low],
-        port: header.sport(),
-        proto: header.proto(),
-        _pad: [0; 3],
-    };
-    let query = Query {
-        question,
-        sent_at_ns: now_ns(),
-    };
-    match QUERIES.insert(&key, &query, 0) {
-        Ok(()) => record::tally(Tally::QueryNoted),
-        Err(_) => record::tally(Tally::QueryTableFull),
-    }
-}
-
-/// Hashes the question byte by byte from the packet: queries are rare, and no buffer here would be safe from a
-/// softirq that sends another query on this CPU. Returns 0 for what is no question.
+/// Whether the message in a slot is one query for a name that may be asked, and nothing else.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn question_of(raw: *mut __sk_buff, begin: u32, seed: u64) -> u64 {
-    let skb = Skb { raw, base: begin };
-    let mut hasher = QuestionHasher::new(seed);
-    for at in 0..QUESTION_STEPS {
-        let Some([byte]) = skb.load::<1>(at) else {
-            return 0;
-        };
-        match hasher.step(byte) {
-            QuestionStep::More => {}
-            QuestionStep::Done => return hasher.hash(),
-            QuestionStep::Malformed => return 0,
+pub extern "C" fn message_is_allowed(slot: u32) -> u32 {
+    let Some(scratch) = Scratch::get(slot) else {
+        return 0;
+    };
+    scratch.answer.name_at = HEADER_BYTES;
+    if dns_name(slot) != NameStep::Done as u32 || !is_plain_query(&scratch.message, &scratch.name) {
+        return 0;
+    }
+    let found = dns_rules(slot, u32::from(scratch.current.policy_id), SETS);
+    if found != UNRULED {
+        return u32::from(found == ALLOWED);
+    }
+    u32::from(
+        dns_rules(slot, u32::from(SEARCH_POLICY), SETS) == ALLOWED
+            || (alias_name_read(slot) != 0 && dns_recall_alias(slot, 0) != 0),
+    )
+}
+
+/// Counts the refused query in a slot, and copies it to the agent, which reports it with its name; returns what becomes
+/// of it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn refused(slot: u32) -> u32 {
+    record::tally(Tally::QueryRefused);
+    let Some(scratch) = Scratch::get(slot) else {
+        return REFUSED;
+    };
+    let bytes = scratch.message.length;
+    if record::has_budget(scratch.current.scope_id, false, scratch.now_ns) {
+        scratch.copy_flags = 0;
+        scratch.copy.total_bytes = bytes;
+        scratch.copy.payload_bytes = bytes;
+        // What could not be read as a message is reported without a name.
+        if bytes == 0 || bytes > MESSAGE_BYTES as u32 || !send_part(scratch, bytes) {
+            record::tally(Tally::CopiesLost);
         }
     }
+    REFUSED
+}
+
+/// Whether the policy in force drops what it refuses.
+#[inline(always)]
+pub fn is_enforced(workload: &Workload) -> bool {
+    workload::config()
+        .is_none_or(|config| matches!(workload::binding(config, workload).mode(), Mode::Enforce))
+}
+
+/// Notes the query in a datagram; `asked` is packed, with [`IS_FRAME`] and where the message begins (upper half).
+/// Verified once for itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn note_datagram(
+    raw: *mut __sk_buff,
+    base: u32,
+    header: u64,
+    asked: u64,
+    question: u64,
+) -> u32 {
+    let is_frame = asked as u32 >> IS_FRAME;
+    let skb = Skb { raw, base };
+    let head = skb.load::<12>((asked >> 32) as u32).unwrap_or_default();
+    let asked = Asked::unpack(asked as u32 & !(1 << IS_FRAME));
+    let header = Header::unpack(header);
+    let Some(workload) = workload_of(raw, is_frame) else {
+        return 0;
+    };
+    if question == 0 || !is_query_header(&head) {
+        record::tally(Tally::QueryUnreadable);
+        return 0;
+    }
+    let cookie = if is_frame != 0 {
+        frame_cookie(raw, near_words(&skb, header))
+    } else {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { bpf_get_socket_cookie(raw.cast()) }
+    };
+    let [high, low, ..] = head;
+    note(&Query {
+        sent_at_ns: now_ns(),
+        question,
+        cookie,
+        resolver: asked.words(&skb, header),
+        ports: query_ports(asked.port(), header.sport(), [high, low], header.proto()),
+        scope_id: workload.current.scope_id,
+        _pad: 0,
+    });
     0
+}
+
+/// What tells the queries of forwarded senders apart: their address and the interface, which fit no cookie. A
+/// pseudorandom function of both, under the key of questions. The top bit keeps it apart from cookies of sockets, which
+/// count up from 1.
+#[inline(always)]
+pub fn frame_cookie(raw: *mut __sk_buff, [first, second]: [u64; 2]) -> u64 {
+    let Some(keys) = workload::keys() else {
+        return 0;
+    };
+    // SAFETY: the context is valid while the program runs.
+    let interface = unsafe { (*raw).ifindex };
+    let state = Sip::new(&keys.question).word(u64::from(interface));
+    state.word(first).word(second).finish() | 1 << 63
+}
+
+/// Stores a query.
+#[inline(always)]
+pub fn note(query: &Query) {
+    let Some(bucket) = QUERIES.get_ptr_mut(query.bucket()) else {
+        return record::tally(Tally::QueryTableFull);
+    };
+    // SAFETY: the bucket is a map value with a lock that the kernel knows.
+    let lock = unsafe { &raw mut (*bucket).lock };
+    // SAFETY: no lock is held, and nothing below calls a function before the unlock.
+    unsafe { bpf_spin_lock(lock.cast()) };
+    // SAFETY: the lock is held.
+    unsafe { (*bucket).note(query) };
+    // SAFETY: the lock is held.
+    unsafe { bpf_spin_unlock(lock.cast()) };
+    record::tally(Tally::QueryNoted);
+}
+
+/// Words of a question that are loaded at once.
+const CHUNK_WORDS: u32 = 8;
+const CHUNK_BYTES: u32 = CHUNK_WORDS * 8;
+const CHUNKS: u32 = NAME_WORDS / CHUNK_WORDS;
+
+/// Hash of the question of the message in a slot; 0 for what is no question. Verified once for itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn question_in(slot: u32) -> u64 {
+    let (Some(scratch), Some(keys)) = (Scratch::get(slot), workload::keys()) else {
+        return 0;
+    };
+    question_of_message(&scratch.message, &keys.question).map_or(0, |question| question.max(1))
+}
+
+/// Hashes the question that begins at a byte of the packet, of which `left` bytes are left; 0 for what is no question.
+/// In chunks on the stack: no buffer for each CPU would be safe from a softirq that sends another query there.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn question_of(raw: *mut __sk_buff, begin: u32, left: u32) -> u64 {
+    let Some(keys) = workload::keys() else {
+        return 0;
+    };
+    let mut hasher = QuestionHasher::new(&keys.question);
+    let mut begins_at = begin;
+    let mut left = left;
+    for _ in 0..CHUNKS {
+        if left == 0 || left > u32::from(u16::MAX) {
+            return 0;
+        }
+        let mut words = [0_u64; CHUNK_WORDS as usize];
+        let here = if left > CHUNK_BYTES {
+            CHUNK_BYTES
+        } else {
+            left
+        };
+        let masked = (opaque(here.wrapping_sub(1)) & (CHUNK_BYTES - 1)).wrapping_add(1);
+        // SAFETY: the buffer has CHUNK_BYTES bytes, and `masked` is at most that.
+        let error =
+            unsafe { bpf_skb_load_bytes(raw.cast(), begins_at, words.as_mut_ptr().cast(), masked) };
+        if error != 0 {
+            return 0;
+        }
+        for index in 0..CHUNK_WORDS {
+            // Hidden from the compiler, which would unroll the loop: that needs more stack than there is.
+            let index = opaque(index) & (CHUNK_WORDS - 1);
+            // SAFETY: the index is below CHUNK_WORDS.
+            let word = unsafe { words.as_ptr().add(index as usize).read() };
+            if hasher.word(u64::from_le(word)) {
+                return tail_of(raw, begin, hasher);
+            }
+        }
+        begins_at = begins_at.wrapping_add(CHUNK_BYTES);
+        left = left.wrapping_sub(here);
+    }
+    0
+}
+
+/// The hash of a question whose name has been taken, with type and class, which follow it.
+#[inline(always)]
+fn tail_of(raw: *mut __sk_buff, begin: u32, hasher: QuestionHasher) -> u64 {
+    let skb = Skb { raw, base: 0 };
+    match skb.load::<4>(begin.wrapping_add(hasher.name_bytes())) {
+        // 0 stands for none.
+        Some(tail) => hasher.finish(u32::from_be_bytes(tail)).max(1),
+        None => 0,
+    }
 }

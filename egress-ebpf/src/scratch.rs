@@ -15,6 +15,7 @@ use egress_common::{
     learned::{GRANTS, Grant, LearnRequest, Learned},
     maps::{Alias, AliasName, AliasRequest},
     policy::{Binding, NAME_ENTRIES, NameRules},
+    stream::Framer,
 };
 
 use crate::record::opaque;
@@ -98,10 +99,16 @@ pub struct Scratch {
     pub seed: u64,
     /// When the packet was met.
     pub now_ns: u64,
-    /// Hash of the question that was asked; 0 when no query is known.
-    pub asked: u64,
-    /// When it was asked.
-    pub asked_at_ns: u64,
+    /// What the message has cost so far, in units of [`ANSWER_WORK`](egress_common::dns::ANSWER_WORK).
+    pub work: u64,
+    /// Where in a query of a stream.
+    pub framer: Framer,
+    /// What is left of the stream's segment: where it begins in the packet, and how long it is.
+    pub part_at: u32,
+    /// See `part_at`.
+    pub part_bytes: u32,
+    /// Sequence number behind the segment.
+    pub part_end: u32,
     /// What judges the receiver now.
     pub current: Binding,
     /// What will judge it after the switch that is being prepared.

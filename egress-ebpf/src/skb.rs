@@ -8,7 +8,7 @@ use aya_ebpf::{
 };
 use egress_common::{
     address::{Address, is_loopback},
-    packed::{AddressWords, address_of, v4_words},
+    packed::{AddressWords, address_of, address_words, v4_words},
     packet::{Extensions, Packet, PacketBytes, parse_into, walk_extensions, walk_options},
     verdict::Reason,
 };
@@ -154,24 +154,27 @@ impl ReadSocket for Socket {
 }
 
 /// Address of the peer that a socket is connected to, as the socket sees it: before any translation.
+///
+/// Every field is read, at its own place: of two reads the compiler would make one from a place that it computes, which
+/// the verifier forbids.
 #[inline(always)]
-pub fn peer_address(sk: *mut bpf_sock) -> Address {
+pub fn peer_words(sk: *mut bpf_sock) -> AddressWords {
     // SAFETY: `sk` is a full socket, which the verifier checks.
-    let family = unsafe { (*sk).family };
+    let family = unsafe { (&raw const (*sk).family).read_volatile() };
+    // SAFETY: as above.
+    let v4 = unsafe { (&raw const (*sk).dst_ip4).read_volatile() };
+    // SAFETY: as above.
+    let first = unsafe { (&raw const (*sk).dst_ip6[0]).read_volatile() };
+    // SAFETY: as above.
+    let second = unsafe { (&raw const (*sk).dst_ip6[1]).read_volatile() };
+    // SAFETY: as above.
+    let third = unsafe { (&raw const (*sk).dst_ip6[2]).read_volatile() };
+    // SAFETY: as above.
+    let last = unsafe { (&raw const (*sk).dst_ip6[3]).read_volatile() };
     if family == AF_INET {
-        // SAFETY: as above.
-        let v4 = unsafe { (*sk).dst_ip4 };
-        return address_of(v4_words(v4));
+        return v4_words(v4);
     }
-    // SAFETY: as above.
-    let first = unsafe { (*sk).dst_ip6[0] };
-    // SAFETY: as above.
-    let second = unsafe { (*sk).dst_ip6[1] };
-    // SAFETY: as above.
-    let third = unsafe { (*sk).dst_ip6[2] };
-    // SAFETY: as above.
-    let last = unsafe { (*sk).dst_ip6[3] };
-    address_of_words([first, second, third, last])
+    address_words(&address_of_words([first, second, third, last]))
 }
 
 /// An address from four words as the kernel's contexts hold them: in network order.
@@ -278,6 +281,25 @@ pub extern "C" fn packet_header(raw: *mut __sk_buff, base: u32) -> u64 {
         Err(reason) => Header::refused(reason),
     };
     header.pack()
+}
+
+/// A word of an address of a packet: 0 and 1 of the destination, 2 and 3 of the source. Verified once for itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn packet_address_word(
+    raw: *mut __sk_buff,
+    base: u32,
+    header: u64,
+    which: u32,
+) -> u64 {
+    let skb = Skb { raw, base };
+    let header = Header::unpack(header);
+    let [first, second] = if which & 2 != 0 {
+        header.source(&skb)
+    } else {
+        header.destination(&skb)
+    };
+    if which & 1 == 0 { first } else { second }
 }
 
 /// Finds a [`Payload`].

@@ -9,7 +9,8 @@ use aya_ebpf::bindings::__sk_buff;
 use egress_common::address::is_loopback;
 
 use crate::{
-    maps::{LOCAL, RESOLVERS},
+    maps::LOCAL,
+    resolver::is_trusted,
     skb::{Header, ReadHeader as _, Skb, is_on_loopback},
 };
 
@@ -45,6 +46,6 @@ pub extern "C" fn is_local(raw: *mut __sk_buff, header: u64) -> u32 {
 #[inline(never)]
 pub extern "C" fn is_resolver(raw: *mut __sk_buff, header: u64) -> u32 {
     let skb = Skb { raw, base: 0 };
-    let saddr = Header::unpack(header).saddr(&skb);
-    u32::from(RESOLVERS.get_ptr(&saddr).is_some())
+    let header = Header::unpack(header);
+    u32::from(is_trusted(header.source(&skb), header.sport()))
 }

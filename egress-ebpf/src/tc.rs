@@ -12,10 +12,8 @@ use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use aya_log_ebpf::debug;
 use egress_common::{
     decision::Decision,
-    dns::DNS_PORT,
     flow::{FLOW_IDLE_NS, FlowKey, Way},
-    hash::{mix, mix_address},
-    maps::{Config, LEADS_TO_POD, NODE_CGROUP},
+    maps::{LEADS_TO_POD, NODE_CGROUP},
     origin::{Ask, Do, classify_frame},
     packed::{Facts, Recalled},
     packet::PacketBytes,
@@ -28,8 +26,9 @@ use crate::{
     egress::UNCONFIGURED,
     learn::keep_open,
     lookup::{has_rule, judge, reported},
-    maps::{INTERFACES, RESOLVERS},
+    maps::INTERFACES,
     netns, query, record,
+    resolver::may_be_at,
     skb::{
         AF_INET, AF_INET6, FindPayload as _, Header, Payload, ReadHeader as _, Skb, is_on_loopback,
     },
@@ -255,15 +254,6 @@ pub extern "C" fn frame_remember(
     0
 }
 
-/// What tells the queries of forwarded senders apart: the near address, and the interface.
-#[inline(never)]
-fn cookie(config: &Config, raw: *mut __sk_buff, near: &[u8; 16]) -> u64 {
-    // SAFETY: the context is valid while the program runs.
-    let interface = unsafe { (*raw).ifindex };
-    // The top bit keeps it apart from socket cookies, which count up from 1.
-    mix_address(mix(workload::seed(), u64::from(interface)), near) | 1 << 63
-}
-
 /// Time without a packet after which a flow is over.
 #[inline(always)]
 fn idle_ns(proto: u8) -> u64 {
@@ -306,18 +296,14 @@ pub fn tc_egress(ctx: &TcContext) -> Verdict {
         return refuse(&skb, header, reason, &binding);
     }
     let verdict = judge_frame(ctx, &skb, workload, &binding, header);
-    let may_be_query = header.dport() == DNS_PORT && !header.is_later_fragment();
-    if may_be_query && !matches!(verdict, Verdict::Deny) {
+    let may_be_query = may_be_at(header.dport()) && !header.is_later_fragment();
+    if may_be_query
+        && !matches!(verdict, Verdict::Deny)
+        && matches!(header.proto(), protocol::UDP | protocol::TCP)
+    {
         let payload = Payload::find(&skb).pack();
-        if binding.restricts_queries()
-            && query::query_refused(skb.raw, skb.base, header.pack(), payload, 1) != 0
-        {
-            query::copy_refused(skb.raw, skb.base, header.pack(), payload, binding.pack());
+        if query::query_leaves(skb.raw, skb.base, header.pack(), payload, 1) != query::PASSES {
             return refuse(&skb, header, Reason::QueryNotAllowed, &binding);
-        }
-        // DNS over TCP of forwarded senders is not learned.
-        if header.proto() == protocol::UDP {
-            frame_note_query(skb.raw, skb.base, header.pack(), payload);
         }
     }
     verdict
@@ -409,35 +395,12 @@ fn judge_frame(
     decision.verdict
 }
 
-/// As `query::note_query`, for a packet that has no socket.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn frame_note_query(
-    raw: *mut __sk_buff,
-    base: u32,
-    header: u64,
-    payload: u64,
-) -> u32 {
-    let skb = Skb { raw, base };
-    let Some(config) = workload::config() else {
-        return 0;
-    };
-    let header = Header::unpack(header);
-    let daddr = header.daddr(&skb);
-    if RESOLVERS.get_ptr(&daddr).is_some() {
-        let cookie = cookie(config, raw, &header.saddr(&skb));
-        let payload = Payload::unpack(payload);
-        query::store(config, &skb, header, payload, daddr, cookie);
-    }
-    0
-}
-
 /// Notes who started a flow, and learns from DNS answers to forwarded queries.
 #[inline(always)]
 pub fn tc_ingress(ctx: &TcContext) {
-    let Some(config) = workload::config() else {
+    if workload::config().is_none() {
         return;
-    };
+    }
     let Frame::Ip(skb) = frame(ctx) else {
         return;
     };
@@ -452,15 +415,17 @@ pub fn tc_ingress(ctx: &TcContext) {
         frame_note_flow(skb.raw, skb.base, header.pack());
     }
     // DNS over TCP of forwarded senders is not learned: without a socket nothing here tells a forged segment.
-    if header.proto() == protocol::UDP && header.sport() == DNS_PORT {
+    if header.proto() == protocol::UDP && may_be_at(header.sport()) {
         let Some(workload) = workload::bound(frame_cgroup(skb.raw, 1)) else {
             return;
         };
         let arrival = dns::Arrival {
-            cookie: cookie(config, skb.raw, &header.daddr(&skb)),
+            cookie: query::frame_cookie(skb.raw, header.destination(&skb)),
             expected_sequence: 0,
+            is_connected: 1,
+            asked_at_ns: 0,
         };
-        dns::answer(config, &skb, header, workload, &arrival);
+        dns::answer(&skb, header, workload, &arrival);
     }
 }
 

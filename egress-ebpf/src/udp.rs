@@ -4,7 +4,6 @@ use aya_ebpf::bindings::__sk_buff;
 use egress_common::{
     address::is_loopback,
     decision::Decision,
-    dns::DNS_PORT,
     flow::{
         FLOW_IDLE_NS, FlowKey, FlowState, STARTED_BY_REMOTE, STARTED_BY_WORKLOAD, is_stamp_due,
     },
@@ -15,8 +14,9 @@ use egress_common::{
 };
 
 use crate::{
-    maps::{FLOWS, RESOLVERS},
+    maps::FLOWS,
     netns, record,
+    resolver::{is_trusted, may_be_at},
     skb::{Header, ReadHeader as _, Skb, Socket, full_socket},
     source,
     state::State,
@@ -224,7 +224,7 @@ pub extern "C" fn udp_note_inbound(raw: *mut __sk_buff, header: u64) -> u32 {
     if is_loopback(&address_of(source)) {
         return 0;
     }
-    if header.sport() == DNS_PORT && RESOLVERS.get_ptr(&address_of(source)).is_some() {
+    if may_be_at(header.sport()) && is_trusted(source, header.sport()) {
         return 0;
     }
     let Some(config) = workload::config() else {

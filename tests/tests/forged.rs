@@ -184,7 +184,7 @@ fn a_second_answer_to_the_same_query_teaches_nothing() {
     let (lookup, moved) = agent.counted(|| ask(&client, Kind::Twice, "A", 300));
     assert_eq!(lookup.arrived.len(), 2, "{lookup:?}");
     assert!(delivered_unchanged(&world, Kind::Twice, &lookup));
-    tallied(&moved, "dns_answer_unsolicited");
+    tallied(&moved, "dns_answer_replayed");
     reached(&client.connect(Kind::Twice.v4(), 80));
     refused(&client.connect(Kind::Twice.second(), 80));
     thread::sleep(Duration::from_millis(200));

@@ -201,7 +201,6 @@ fn names_resolved_through_a_translated_service_address_are_learned() {
 }
 
 #[test]
-#[ignore = "known gap (ARCHITECTURE.md): the query is noted under the translated address"]
 fn an_unconnected_socket_learns_through_a_translated_service_address() {
     learned_through_a_service(&[("api.example.com", &["--unconnected"])]);
 }

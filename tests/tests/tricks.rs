@@ -222,7 +222,7 @@ fn repeated_records_and_repeated_answers_are_learned_once() {
     assert_eq!(lookup.arrived[0].hex, lookup.arrived[1].hex);
     assert_eq!(lookup.addresses, [ip("10.78.128.31"); 3]);
     assert_eq!(moved.dns("dns_answer_learned"), 1, "{:?}", moved.dns);
-    tallied(&moved, "dns_answer_unsolicited");
+    tallied(&moved, "dns_answer_replayed");
     reached(&client.connect("10.78.128.31", 80));
     ask(&client, "twice-32.stale.example.com", &[]);
     refused(&client.connect("10.78.128.32", 80));

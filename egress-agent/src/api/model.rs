@@ -31,8 +31,8 @@ pub struct Status {
     pub maps: Vec<MapStatus>,
     /// What was lost or refused for lack of room, by name; zero counts included.
     pub lost: BTreeMap<String, u64>,
-    /// Trusted resolvers.
-    pub resolvers: Vec<IpAddr>,
+    /// Trusted resolvers: addresses, and ports where they are not 53.
+    pub resolvers: Vec<String>,
     /// What is allowed whatever the policy says.
     pub lifeline: Vec<LifelineStatus>,
     /// Scopes, the node's own first.

@@ -141,7 +141,7 @@ pub(crate) fn status() -> Status {
             ("learned_full".to_owned(), 7),
         ]
         .into(),
-        resolvers: vec![address("192.0.2.53"), address("2001:db8::53")],
+        resolvers: vec!["192.0.2.53".to_owned(), "2001:db8::53".to_owned()],
         lifeline: vec![LifelineStatus {
             name: "resolver".to_owned(),
             destination: "192.0.2.53/32".to_owned(),

@@ -4,7 +4,7 @@ use std::{
     ffi::OsString,
     fs::File,
     io::{Seek, Write},
-    net::IpAddr,
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::{Duration, Instant, SystemTime},
 };
@@ -105,9 +105,10 @@ pub struct Exec {
     /// Cgroup v2 directory in which the command's own is made [default: the cgroup of this process]
     #[arg(long, value_name = "PATH")]
     pub cgroup: Option<PathBuf>,
-    /// Resolvers whose answers are trusted; may be repeated [default: those of /etc/resolv.conf]
-    #[arg(long, value_name = "IP")]
-    pub resolver: Vec<IpAddr>,
+    /// Resolvers whose answers are trusted, at port 53 if none is given; may be repeated [default: those of
+    /// /etc/resolv.conf]
+    #[arg(long, value_parser = crate::workload::parse_resolver, value_name = "IP[:PORT]")]
+    pub resolver: Vec<SocketAddr>,
     /// Domains below which any name may be asked for under `dns.queries: allowed`; may be repeated [default: the search
     /// domains of /etc/resolv.conf]
     #[arg(long, value_name = "DOMAIN")]
@@ -278,8 +279,7 @@ impl Exec {
     /// What the daemon's parts are told.
     fn options(&self, cgroup: &Path) -> anyhow::Result<RunOptions> {
         let are_resolvers_given = !self.resolver.is_empty();
-        let given = self.resolver.iter();
-        let resolvers = given.map(|address| address.to_canonical()).collect();
+        let resolvers = self.resolver.clone();
         Ok(RunOptions {
             // They are read once: the command may change its files.
             policies: Vec::new(),
@@ -592,6 +592,8 @@ fn show(report: &Report, has_files: bool, screen: Screen) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use super::*;
     use crate::{
         api::{Timestamp, model::SenderProcess},

@@ -1,11 +1,6 @@
 //! `run`: the daemon.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
-    str::FromStr,
-    time::Duration,
-};
+use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{Args, ValueEnum};
 use egress_common::{maps::LEARNED_CAPACITY, verdict::Mode};
@@ -66,9 +61,10 @@ pub struct Run {
     /// interfaces: veth and netkit pairs
     #[arg(long, value_enum, value_name = "WHICH")]
     pub pod_interfaces: Option<PodInterfaces>,
-    /// Resolvers whose answers are trusted; may be repeated [default: those of /etc/resolv.conf]
-    #[arg(long, num_args = 1.., value_name = "IP")]
-    pub resolver: Vec<IpAddr>,
+    /// Resolvers whose answers are trusted, at port 53 if none is given; may be repeated [default: those of
+    /// /etc/resolv.conf]
+    #[arg(long, num_args = 1.., value_parser = workload::parse_resolver, value_name = "IP[:PORT]")]
+    pub resolver: Vec<SocketAddr>,
     /// Where to listen.
     #[command(flatten)]
     pub socket: SocketArgs,
@@ -312,7 +308,7 @@ pub struct RunOptions {
     /// Which interfaces of pods are judged; none: none.
     pub pod_interfaces: Option<PodInterfaces>,
     /// Trusted resolvers, as given.
-    pub resolvers: Vec<IpAddr>,
+    pub resolvers: Vec<SocketAddr>,
     /// Whether they were given; if not, [`workload::ResolvConf`] tells them, whenever it changes.
     pub are_resolvers_given: bool,
     /// Where to listen.
@@ -382,8 +378,7 @@ impl Run {
             None => found_cgroup()?,
         };
         let are_resolvers_given = !self.resolver.is_empty();
-        let given = self.resolver.into_iter();
-        let resolvers = given.map(|address| address.to_canonical()).collect();
+        let resolvers = self.resolver;
         Ok(RunOptions {
             policies: self.policy,
             kubernetes: self

@@ -113,8 +113,7 @@ fn facts(status: &model::Status) -> Table {
         let text = format!("{} of pods are judged", interfaces.judged);
         facts.row(["interfaces".into(), text.into()]);
     }
-    let resolvers: Vec<_> = status.resolvers.iter().map(ToString::to_string).collect();
-    facts.row(["resolvers".into(), resolvers.join(", ").into()]);
+    facts.row(["resolvers".into(), status.resolvers.join(", ").into()]);
     let losses: Vec<_> = status
         .lost
         .iter()

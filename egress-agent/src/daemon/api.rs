@@ -33,6 +33,7 @@ use crate::{
     datapath::{Anchors, AttachedHook, PutBack},
     observed::DROPPED,
     policy::{Compiled, RuleSource, ServiceTagsFacts, port_range_text},
+    workload::resolver_text,
 };
 
 /// Fill of a map, in percent, that raises an alarm.
@@ -186,7 +187,7 @@ impl AgentState for Shared {
             lost,
             resolvers: in_force
                 .as_ref()
-                .map(|in_force| in_force.facts.resolvers.clone())
+                .map(|in_force| in_force.facts.resolvers.iter().map(resolver_text).collect())
                 .unwrap_or_default(),
             lifeline: in_force
                 .as_ref()

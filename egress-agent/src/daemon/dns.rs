@@ -1,13 +1,19 @@
 //! Copies of DNS answers: remembered, and learned from where the kernel could not.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context;
 use egress_common::{
     address::Address,
     event::DnsCopy,
-    maps::{ANSWER_LATE_NS, QueryKey},
+    maps::ANSWER_LATE_NS,
+    packed::address_words,
     policy::{NameRules, protocol},
+    query::{Query, query_ports},
     tally::Tally,
 };
 use tracing::{debug, warn};
@@ -49,6 +55,7 @@ pub(super) async fn run(shared: Arc<Shared>, stop: Shutdown) -> anyhow::Result<(
     let mut ring = readable(ring).context("cannot wait for DNS copies")?;
     let mut reassembly = Reassembly::new(StreamLimits::default());
     let mut raised = Budget::default();
+    let mut spent = Spent::default();
     let mut look = tokio::time::interval(LOOK);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -77,7 +84,7 @@ pub(super) async fn run(shared: Arc<Shared>, stop: Shutdown) -> anyhow::Result<(
             }
         }
         for message in messages {
-            take(&shared, &message, &mut raised);
+            take(&shared, &message, &mut raised, &mut spent);
         }
         if let Err(error) = shared.journal.flush(&shared.memory) {
             warn!(%error, "names that opened addresses cannot be kept");
@@ -94,10 +101,10 @@ pub(super) async fn run(shared: Arc<Shared>, stop: Shutdown) -> anyhow::Result<(
     }
 }
 
-fn take(shared: &Shared, message: &WholeMessage, raised: &mut Budget) {
+fn take(shared: &Shared, message: &WholeMessage, raised: &mut Budget, spent: &mut Spent) {
     let copy = &message.copy;
     let outcome = Tally::try_from(copy.outcome).ok();
-    if is_unusable(outcome, copy) {
+    if is_unusable(outcome) {
         return;
     }
     let answer = match Answer::read(&message.bytes) {
@@ -122,14 +129,14 @@ fn take(shared: &Shared, message: &WholeMessage, raised: &mut Budget) {
         outcome = outcome.map(Tally::name),
         "DNS answer"
     );
-    if let Some(kind) = untold(outcome, copy) {
+    if let Some(kind) = untold(outcome) {
         let addresses = answer.addresses.iter().map(|one| one.address);
         remember_refusal(shared, bound, copy, &answer, kind, addresses.collect());
         return;
     }
     let is_left = outcome.is_some_and(is_left_to_the_agent);
     // What nobody asked for is not remembered either: it would count at the next change of the policy.
-    if !is_left && !is_of_a_query(outcome) || is_left && !was_asked(shared, copy, &answer, now_ns) {
+    if !is_left && !is_of_a_query(outcome) || is_left && !was_asked(shared, copy, &answer, spent) {
         return;
     }
     let facts = Facts::of(copy, &answer, outcome);
@@ -170,23 +177,22 @@ fn is_of_a_query(outcome: Option<Tally>) -> bool {
 }
 
 /// Answers that say nothing, not even why.
-fn is_unusable(outcome: Option<Tally>, copy: &DnsCopy) -> bool {
+fn is_unusable(outcome: Option<Tally>) -> bool {
     match outcome {
-        Some(Tally::AnswerOtherQuestion) => copy.proto != protocol::TCP,
-        None | Some(Tally::AnswerMalformed) => true,
+        None
+        | Some(Tally::AnswerOtherQuestion | Tally::AnswerMalformed | Tally::AnswerReplayed) => true,
         Some(_) => false,
     }
 }
 
-/// Why an answer is not believed. Over TCP the connection itself speaks for an answer: see [`was_asked`].
-fn untold(outcome: Option<Tally>, copy: &DnsCopy) -> Option<RefusalKind> {
-    let is_datagram = copy.proto != protocol::TCP;
+/// Why an answer is not believed.
+fn untold(outcome: Option<Tally>) -> Option<RefusalKind> {
     let outcome = outcome?;
     if outcome == Tally::AnswerUntrusted {
         Some(RefusalKind::Untrusted)
-    } else if outcome == Tally::AnswerUnsolicited && is_datagram {
+    } else if outcome == Tally::AnswerUnsolicited {
         Some(RefusalKind::NotAsked)
-    } else if outcome == Tally::AnswerLate && is_datagram {
+    } else if outcome == Tally::AnswerLate {
         Some(RefusalKind::Late)
     } else {
         None
@@ -230,27 +236,65 @@ fn denied_alias(bound: &Bound, answer: &Answer) -> Option<String> {
     Some(denied.name.clone())
 }
 
-/// Whether this answers a query of this socket. A query over TCP that was sent in pieces could not be noted; then
-/// the connection, whose sequence numbers the kernel compared, is all there is.
-fn was_asked(shared: &Shared, copy: &DnsCopy, answer: &Answer, now_ns: u64) -> bool {
-    let key = QueryKey {
-        cookie: copy.cookie,
-        resolver: copy.resolver,
-        id: answer.id.to_be_bytes(),
-        port: copy.port,
-        proto: copy.proto,
-        _pad: [0; 3],
-    };
+/// Whether this answers a query of this socket that nothing has answered yet. A datagram the kernel has compared with
+/// its query already; a segment it could not read.
+fn was_asked(shared: &Shared, copy: &DnsCopy, answer: &Answer, spent: &mut Spent) -> bool {
+    if copy.proto != protocol::TCP {
+        return true;
+    }
     let datapath = shared.datapath();
-    let Some(query) = datapath.query(&key) else {
-        return copy.proto == protocol::TCP;
-    };
-    let Ok(seed) = datapath.seed() else {
+    let Ok(key) = datapath.question_key() else {
         return false;
     };
-    query.question == answer.question_hash(seed)
-        && now_ns.saturating_sub(query.sent_at_ns) <= ANSWER_LATE_NS
+    let id = answer.id.to_be_bytes();
+    let query = Query {
+        sent_at_ns: copy.at_ns,
+        question: answer.question_hash(&key),
+        cookie: copy.cookie,
+        resolver: address_words(&copy.resolver),
+        ports: query_ports(copy.resolver_port, copy.port, id, copy.proto),
+        scope_id: 0,
+        _pad: 0,
+    };
+    let asked_at = datapath.asked_at(&query);
+    drop(datapath);
+    match asked_at {
+        Ok(asked_at) => asked_at.is_some_and(|sent_at_ns| {
+            spent.note(&Query {
+                sent_at_ns,
+                ..query
+            })
+        }),
+        Err(error) => {
+            warn!(
+                error = format!("{:#}", anyhow::Error::new(error)),
+                "cannot look up a query"
+            );
+            false
+        }
+    }
 }
+
+/// Queries over TCP that the agent has met an answer to. Only the kernel writes its own list.
+#[derive(Debug, Default)]
+struct Spent(HashSet<(u64, u64, u64, u64)>);
+
+impl Spent {
+    /// Notes that an answer was met; false when one was before.
+    fn note(&mut self, query: &Query) -> bool {
+        let at_ns = query.sent_at_ns;
+        if self.0.len() >= SPENT_AT_LEAST {
+            // Twice as long as an answer may come late: nothing that the kernel still takes for a query is forgotten.
+            self.0
+                .retain(|(sent_ns, ..)| at_ns.saturating_sub(*sent_ns) <= 2 * ANSWER_LATE_NS);
+        }
+        self.0
+            .insert((at_ns, query.cookie, query.ports, query.question))
+    }
+}
+
+/// So many spent queries are kept before old ones are looked for.
+const SPENT_AT_LEAST: usize = 1_024;
 
 /// What an answer to a query says.
 struct Facts<'a> {
@@ -454,13 +498,7 @@ fn raise_rebinding(
 
 /// Reports a query that the policy does not let through.
 fn raise_refused_query(shared: &Shared, copy: &DnsCopy, payload: &[u8], raised: &mut Budget) {
-    // Over TCP two bytes of length come first; what is no query is reported without its name.
-    let bytes = if copy.proto == protocol::TCP {
-        payload.get(2..)
-    } else {
-        Some(payload)
-    };
-    let name = bytes.and_then(asked_name);
+    let name = asked_name(payload);
     refused_query(shared, copy, name, raised);
 }
 

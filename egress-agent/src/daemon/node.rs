@@ -6,12 +6,15 @@
 use std::{
     collections::BTreeMap,
     io,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex},
     time::{Duration, SystemTime},
 };
 
-use egress_common::maps::{LOCAL_CAPACITY, RESOLVERS_CAPACITY};
+use egress_common::{
+    dns::DNS_PORT,
+    maps::{LOCAL_CAPACITY, RESOLVERS_CAPACITY},
+};
 use serde::{Deserialize, Serialize};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{error, info, warn};
@@ -40,7 +43,7 @@ const SETTLE: Duration = Duration::from_millis(40);
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct NodeNow {
     /// Trusted resolvers.
-    pub(super) resolvers: Vec<IpAddr>,
+    pub(super) resolvers: Vec<SocketAddr>,
     /// Domains below which any name may be asked for.
     pub(super) search_domains: Vec<String>,
     /// The node's own addresses.
@@ -68,7 +71,7 @@ impl Kept for KeptNode {
 #[derive(Debug)]
 pub(super) struct Node {
     /// Resolvers and search domains that were given stand for those of the node.
-    given_resolvers: Option<Vec<IpAddr>>,
+    given_resolvers: Option<Vec<SocketAddr>>,
     given_search_domains: Option<Vec<String>>,
     /// None where nothing is kept.
     store: Option<Store<KeptNode>>,
@@ -84,6 +87,9 @@ struct Known {
     /// What is on the disk, or on its way there.
     kept: Option<ResolvConf>,
 }
+
+/// The domain of a cluster that was not given another one: the default of kubelet's `clusterDomain`.
+const CLUSTER_DOMAIN: &str = "cluster.local";
 
 const RESOLVERS: &str = "resolvers";
 const ADDRESSES: &str = "addresses";
@@ -147,7 +153,12 @@ impl Node {
         let given = self.given_resolvers.clone();
         let given_domains = self.given_search_domains.clone();
         NodeNow {
-            resolvers: given.unwrap_or_else(|| known.resolv_conf.resolvers.clone()),
+            resolvers: given.unwrap_or_else(|| {
+                let found = known.resolv_conf.resolvers.iter();
+                found
+                    .map(|address| SocketAddr::new(*address, DNS_PORT))
+                    .collect()
+            }),
             search_domains: given_domains
                 .unwrap_or_else(|| known.resolv_conf.search_domains.clone()),
             addresses: known.addresses.clone(),
@@ -377,10 +388,18 @@ impl Shared {
     pub(super) fn node_now(&self) -> NodeNow {
         let mut now = self.node.last();
         if !self.options.are_resolvers_given {
-            for address in lock(&self.dns_service).iter() {
-                if !now.resolvers.contains(address) {
-                    now.resolvers.push(*address);
+            for resolver in lock(&self.dns_service).iter() {
+                if !now.resolvers.contains(resolver) {
+                    now.resolvers.push(*resolver);
                 }
+            }
+        }
+        // A pod asks for every name below its namespace's domain first, and for the services' and the cluster's, which
+        // cover that one.
+        if self.options.kubernetes.is_some() && !self.options.are_search_domains_given {
+            let domain = CLUSTER_DOMAIN.to_owned();
+            if !now.search_domains.contains(&domain) {
+                now.search_domains.push(domain);
             }
         }
         now
@@ -437,7 +456,7 @@ mod tests {
         };
         known.take_resolv_conf(Err("empty".to_owned()), start, false);
         let first = node(known);
-        assert_eq!(first.last().resolvers, Vec::<IpAddr>::new());
+        assert_eq!(first.last().resolvers, Vec::<SocketAddr>::new());
         assert!(first.faults()[0].starts_with("no resolver is trusted"));
 
         let mut known = first.known.into_inner().expect("not poisoned");
@@ -471,7 +490,9 @@ mod tests {
     #[test]
     fn more_than_fits_is_refused_with_the_limit() {
         let many = |count: u32| NodeNow {
-            resolvers: (0..count).map(|n| IpAddr::from(n.to_be_bytes())).collect(),
+            resolvers: (0..count)
+                .map(|n| SocketAddr::new(IpAddr::from(n.to_be_bytes()), DNS_PORT))
+                .collect(),
             ..NodeNow::default()
         };
         assert!(many(256).check().is_ok());

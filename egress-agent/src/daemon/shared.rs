@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    net::IpAddr,
+    net::SocketAddr,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, atomic::AtomicU32},
     time::{Duration, Instant, SystemTime},
@@ -197,7 +197,7 @@ pub(super) struct NodeFacts {
     /// The file of service tags that rules were read with.
     pub(super) service_tags: Option<ServiceTagsFacts>,
     /// Trusted resolvers.
-    pub(super) resolvers: Vec<IpAddr>,
+    pub(super) resolvers: Vec<SocketAddr>,
     /// Domains below which any name may be asked for.
     pub(super) search_domains: Vec<String>,
     /// The node's own addresses.
@@ -334,7 +334,7 @@ pub(super) struct Shared {
     /// What is known of the cluster, as it was last switched to.
     pub(super) kubernetes: Mutex<Option<KubernetesStatus>>,
     /// Addresses of the cluster's DNS service.
-    pub(super) dns_service: Mutex<Vec<IpAddr>>,
+    pub(super) dns_service: Mutex<Vec<SocketAddr>>,
     /// The last id that a scope was given; 0 while the kernel was not asked.
     pub(super) last_scope_id: AtomicU32,
     /// Why the last change of a policy was not taken.

@@ -37,10 +37,7 @@ use super::{
     shared::{Bound, InForce, NodeFacts, Rules, Ruleset, Scope, Shared},
     time::now_ns,
 };
-use crate::{
-    datapath::{Datapath, DatapathError},
-    policy::address_from,
-};
+use crate::datapath::{Datapath, DatapathError};
 
 /// Longer than any program runs.
 pub(super) const PAUSE: Duration = Duration::from_millis(20);
@@ -295,8 +292,7 @@ impl Shared {
     ) -> Result<(), DatapathError> {
         let before = before.map(|before| &before.facts);
         if before.is_none_or(|before| before.resolvers != facts.resolvers) {
-            let resolvers = facts.resolvers.iter().copied().map(address_from);
-            datapath.set_resolvers(&resolvers.collect::<Vec<_>>())?;
+            datapath.set_resolvers(&facts.resolvers)?;
         }
         if before.is_none_or(|before| before.local != facts.local) {
             datapath.set_local(&facts.local)?;

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
 };
 
@@ -13,14 +14,15 @@ use egress_common::{
     address::Address,
     learned::{Grant, Learned, LearnedKey},
     maps::{
-        Alias, AliasKey, Config, Keys, Query, QueryKey, RuleCounters, ScopeUse, WORKLOAD_COUNTER,
-        default_share, workload_counter,
+        Alias, AliasKey, Config, Keys, RuleCounters, ScopeUse, WORKLOAD_COUNTER, default_share,
+        workload_counter,
     },
     name::{NAME_KEY_BYTES, NameKey, below_key},
     policy::{
         CIDR_KEY_BYTES, CidrRules, EntryKind, NameEntry, NameRules, POLICY_ID_BITS, PortRange,
         RuleEntry, RuleKey, SEARCH_POLICY, Workload, cidr_key,
     },
+    query::{Query, QueryBucket, ResolverKey, ResolverPorts},
     tally::Tally,
 };
 
@@ -31,7 +33,7 @@ use super::{
     reader::{error, learned_entry, sum},
     walk::Walk,
 };
-use crate::policy::Compiled;
+use crate::policy::{Compiled, address_from};
 
 type Hash<K, V> = HashMap<MapData, K, V>;
 
@@ -43,11 +45,12 @@ pub(super) struct Maps {
     names: LpmTrie<MapData, [u8; NAME_KEY_BYTES], NameEntry>,
     pub(super) cidrs: LpmTrie<MapData, [u8; CIDR_KEY_BYTES], CidrRules>,
     rules: Hash<RuleKey, u32>,
-    resolvers: Hash<Address, u32>,
+    resolvers: Hash<ResolverKey, u32>,
+    resolver_ports: Array<MapData, ResolverPorts>,
     local: Hash<Address, u32>,
     pub(super) learned: Hash<LearnedKey, Learned>,
     pub(super) holds: Hash<u32, u64>,
-    pub(super) queries: Hash<QueryKey, Query>,
+    queries: Array<MapData, QueryBucket>,
     pub(super) scopes: Hash<u32, ScopeUse>,
     tallies: PerCpuArray<MapData, u64>,
     rule_counters: Hash<u64, RuleCounters>,
@@ -125,6 +128,7 @@ impl Maps {
             cidrs: take(ebpf, "CIDRS")?,
             rules: take(ebpf, "RULES")?,
             resolvers: take(ebpf, "RESOLVERS")?,
+            resolver_ports: take(ebpf, "RESOLVER_PORTS")?,
             local: take(ebpf, "LOCAL")?,
             learned: take(ebpf, "LEARNED")?,
             holds: take(ebpf, "HOLDS")?,
@@ -250,8 +254,41 @@ impl Maps {
     }
 
     /// Makes the trusted resolvers exactly these.
-    pub(super) fn set_resolvers(&mut self, wanted: &[Address]) -> Result<(), DatapathError> {
-        set_exactly(&mut self.resolvers, "RESOLVERS", wanted)
+    pub(super) fn set_resolvers(&mut self, wanted: &[SocketAddr]) -> Result<(), DatapathError> {
+        let entries = resolver_entries(wanted);
+        let keys: Vec<ResolverKey> = entries.keys().copied().collect();
+        // What is looked at first is there before what it leads to, and gone after it.
+        let old: Vec<ResolverKey> = self.resolvers.keys().flatten().collect();
+        let both = [&keys[..], &old[..]].concat();
+        self.set_resolver_ports(&both)?;
+        for (key, port) in &entries {
+            self.resolvers
+                .insert(key, port, 0)
+                .map_err(error("write", "RESOLVERS"))?;
+        }
+        let stale = stale_keys(self.resolvers.keys(), "RESOLVERS", |key| {
+            !entries.contains_key(key)
+        })?;
+        for key in stale {
+            ignore_missing(self.resolvers.remove(&key), "RESOLVERS")?;
+        }
+        self.set_resolver_ports(&keys)
+    }
+
+    fn set_resolver_ports(&mut self, resolvers: &[ResolverKey]) -> Result<(), DatapathError> {
+        self.resolver_ports
+            .set(0, ResolverPorts::of(resolvers), 0)
+            .map_err(error("write", "RESOLVER_PORTS"))
+    }
+
+    /// When the query was sent that this one is like, if it is not spent.
+    pub(super) fn asked_at(&self, wanted: &Query) -> Result<Option<u64>, DatapathError> {
+        // Read under its lock.
+        let bucket = self
+            .queries
+            .get(&wanted.bucket(), BPF_F_LOCK)
+            .map_err(error("read", "QUERIES"))?;
+        Ok(bucket.asked_at(wanted))
     }
 
     /// Makes the search domains exactly these.
@@ -498,6 +535,27 @@ fn ignore_missing(result: Result<(), MapError>, map: &'static str) -> Result<(),
         }
         Err(source) => Err(error("delete from", map)(source)),
     }
+}
+
+/// `BPF_F_LOCK`, include/uapi/linux/bpf.h.
+const BPF_F_LOCK: u64 = 4;
+
+/// Address of a container engine's resolver inside of a container: the engine translates its port to another one of the
+/// same address (Docker's embedded DNS server).
+const ENGINE_RESOLVER: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 11));
+
+/// The entries of the trusted resolvers, and the port that each stands for.
+fn resolver_entries(resolvers: &[SocketAddr]) -> BTreeMap<ResolverKey, u32> {
+    let mut entries = BTreeMap::new();
+    for resolver in resolvers {
+        let address = address_from(resolver.ip());
+        let port = u32::from(resolver.port());
+        entries.insert(ResolverKey::new(address, resolver.port()), port);
+        if resolver.ip() == ENGINE_RESOLVER {
+            entries.insert(ResolverKey::new(address, 0), port);
+        }
+    }
+    entries
 }
 
 fn set_exactly<K: Pod + Eq>(

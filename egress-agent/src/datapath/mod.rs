@@ -21,7 +21,9 @@ mod unload;
 mod unpinned;
 mod walk;
 
-use std::{collections::BTreeSet, fs, os::unix::fs::MetadataExt, path::Path, sync::Arc};
+use std::{
+    collections::BTreeSet, fs, net::SocketAddr, os::unix::fs::MetadataExt, path::Path, sync::Arc,
+};
 
 use aya::{
     maps::RingBuf,
@@ -33,10 +35,10 @@ use egress_common::{
     learned::{Grant, LEARN_BATCH, LearnRequest, Learned, LearnedKey, SWEEP_DELETE},
     maps::{
         ALIAS_BATCH, ALIAS_DELETE, ALIAS_DOOM, ALIAS_NOTE, ALIAS_WORDS, Alias, AliasKey,
-        AliasRequest, CGROUP_LEVELS, Config, Keys, NO_LEVEL, Query, QueryKey, ScopeUse, alias_hash,
-        alias_name,
+        AliasRequest, CGROUP_LEVELS, Config, Keys, NO_LEVEL, ScopeUse, alias_hash, alias_name,
     },
     policy::{NameRules, Workload},
+    query::Query,
     tally::Tally,
     verdict::Hook,
 };
@@ -413,10 +415,22 @@ impl Datapath {
         Ok(self.maps.keys()?.flow.k0)
     }
 
-    /// A query that a socket sent, if it is still noted.
-    #[must_use]
-    pub fn query(&self, key: &QueryKey) -> Option<Query> {
-        self.maps.queries.get(key, 0).ok()
+    /// When the query was sent that this one is like, if it is not spent.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be read.
+    pub fn asked_at(&self, wanted: &Query) -> Result<Option<u64>, DatapathError> {
+        self.maps.asked_at(wanted)
+    }
+
+    /// The key of the hashes of questions.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be read.
+    pub fn question_key(&self) -> Result<SipKey, DatapathError> {
+        Ok(self.maps.keys()?.question)
     }
 
     /// Makes the trusted resolvers exactly these.
@@ -424,7 +438,7 @@ impl Datapath {
     /// # Errors
     ///
     /// The map cannot be written.
-    pub fn set_resolvers(&mut self, resolvers: &[Address]) -> Result<(), DatapathError> {
+    pub fn set_resolvers(&mut self, resolvers: &[SocketAddr]) -> Result<(), DatapathError> {
         self.maps.set_resolvers(resolvers)
     }
 

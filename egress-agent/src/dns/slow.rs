@@ -2,17 +2,17 @@
 //!
 //! The meaning is the kernel's (`egress_common::dns`), record by record and in
 //! the same order; only the limits are wider: 64 KiB and [`ALIASES`] aliases.
-//! Whether an answer *may* teach is not known here: the kernel refuses
-//! oversized and segmented answers before it has compared them with the query.
-//! So the caller looks up the query ([`Answer::id`], [`Answer::question_hash`])
-//! and asks [`is_left_to_the_agent`] first.
+//! Whether an answer *may* teach is not known here: [`is_left_to_the_agent`] says
+//! what the kernel has left, and for a segment of a TCP connection, of which the kernel
+//! knows only that an answer is waited for there, the caller looks up the query
+//! ([`Answer::id`], [`Answer::question_hash`]).
 
 use std::collections::HashMap;
 
 use egress_common::{
     address::{Address, from_v4, is_unteachable},
-    dns::question_hash,
-    hash::mix,
+    dns::QuestionHasher,
+    hash::SipKey,
     learned::{Grant, LearnRequest, LearnedKey},
     name::is_matchable,
     policy::{EntryKind, NameRules},
@@ -191,15 +191,23 @@ impl Answer {
         (address.owner != 0).then_some(owner.name.as_str())
     }
 
-    /// The hash under which the kernel has noted the query, with the seed of its maps.
+    /// The hash under which the kernel has noted the query.
     #[must_use]
-    pub fn question_hash(&self, seed: u64) -> u64 {
-        let name = self
-            .question_labels
-            .iter()
-            .fold(seed, |state, byte| mix(state, u64::from(*byte)));
+    pub fn question_hash(&self, key: &SipKey) -> u64 {
+        let mut hasher = QuestionHasher::new(key);
+        for chunk in [&self.question_labels[..], &[0]].concat().chunks(8) {
+            let mut word = [0; 8];
+            for (slot, byte) in word.iter_mut().zip(chunk) {
+                *slot = *byte;
+            }
+            if hasher.word(u64::from_le_bytes(word)) {
+                break;
+            }
+        }
         let kind = u32::from(self.question_type);
-        question_hash(name, kind << 16 | u32::from(self.question_class))
+        let hash = hasher.finish(kind << 16 | u32::from(self.question_class));
+        // 0 stands for none in the kernel.
+        hash.max(1)
     }
 
     /// Follows the aliases as the kernel does: in the order of the records, and
@@ -949,12 +957,10 @@ mod tests {
             Ok(_) | Err(_) => prop_assert_eq!(&requests, &expected, "{:?} {:02x?}", outcome, bytes),
         }
         if let Ok(machine) = outcome {
-            prop_assert_eq!(answer.question_hash(5), machine.question);
             prop_assert_eq!(answer.unteachable.len(), machine.unteachable as usize);
             prop_assert_eq!(answer.off_chain, machine.off_chain as usize);
-            // `None` where the question holds a pointer, which no query does.
-            let hash = hash_question(&bytes[12..], 5);
-            prop_assert!(hash.is_none_or(|hash| hash == machine.question));
+            let key = SipKey { k0: 5, k1: !5 };
+            prop_assert_eq!(hash_question(bytes, 5), Some(answer.question_hash(&key)));
         }
         Ok(!requests.is_empty())
     }

@@ -69,6 +69,7 @@ pub struct WholeMessage {
 struct Key {
     cookie: u64,
     resolver: [u8; 16],
+    resolver_port: u16,
     port: u16,
     proto: u8,
     /// Datagrams only: when it came, and how long it is. Zero for streams.
@@ -82,6 +83,7 @@ impl Key {
         Self {
             cookie: copy.cookie,
             resolver: copy.resolver,
+            resolver_port: copy.resolver_port,
             port: copy.port,
             proto: copy.proto,
             at_ns: if is_stream { 0 } else { copy.at_ns },
@@ -475,6 +477,7 @@ mod tests {
             refused: 0,
             _pad: 0,
             netns: 1,
+            resolver_port: 53,
             _pad2: 0,
         }
     }

@@ -1,6 +1,9 @@
 //! The lifeline: what the node needs to stay manageable. Always allowed, printed, overridable.
 
-use std::{borrow::Cow, net::IpAddr};
+use std::{
+    borrow::Cow,
+    net::{IpAddr, SocketAddr},
+};
 
 use egress_common::policy::{EntryKind, PortRange, protocol};
 use serde::{Serialize, Serializer};
@@ -82,12 +85,15 @@ impl Lifeline {
         self
     }
 
-    /// The resolvers: 53/udp and 53/tcp.
+    /// The resolvers: each at its port, by UDP and TCP.
     #[must_use]
-    pub fn resolvers(self, addresses: &[IpAddr]) -> Self {
-        let ports = [port(protocol::UDP, 53), port(protocol::TCP, 53)];
-        addresses.iter().fold(self, |lifeline, address| {
-            lifeline.entry("resolvers", Cidr::from(*address), &ports)
+    pub fn resolvers(self, resolvers: &[SocketAddr]) -> Self {
+        resolvers.iter().fold(self, |lifeline, resolver| {
+            let ports = [
+                port(protocol::UDP, resolver.port()),
+                port(protocol::TCP, resolver.port()),
+            ];
+            lifeline.entry("resolvers", Cidr::from(resolver.ip()), &ports)
         })
     }
 

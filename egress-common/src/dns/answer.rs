@@ -3,7 +3,6 @@
 use super::{
     message::{HEADER_BYTES, Message},
     name_reader::NameReader,
-    question::question_hash,
 };
 use crate::{
     address::{Address, from_v4},
@@ -36,7 +35,7 @@ pub enum Next {
     Step = 0,
     /// Read the name at [`AnswerReader::name_at`].
     ReadName = 1,
-    /// The question is known, its name is in the reader: check the query and find the rules.
+    /// The question is read, its name is in the reader: find the rules.
     Match = 2,
     /// [`AnswerReader::address`] belongs to the question, for [`AnswerReader::ttl_s`].
     Teach = 3,
@@ -94,8 +93,6 @@ fn reload(number: &u32) -> u32 {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct AnswerReader {
-    /// Hash of the question, after [`Next::Match`].
-    pub question: u64,
     /// A `Phase` as a number.
     phase: u32,
     /// Next record.
@@ -154,7 +151,6 @@ impl AnswerReader {
     #[must_use]
     pub const fn new() -> Self {
         Self {
-            question: 0,
             phase: 0,
             at: 0,
             records_at: 0,
@@ -280,12 +276,11 @@ impl AnswerReader {
 
     #[inline(always)]
     fn question(&mut self, message: &Message, name: &NameReader) -> Next {
-        let at = name.end;
-        let records_at = at.wrapping_add(4);
-        if records_at > message.length {
+        let records_at = name.end.wrapping_add(4);
+        // What was compared with the query are the bytes that stand here: a pointer would lead to others.
+        if records_at > message.length || name.has_pointers() {
             return self.refuse(Tally::AnswerMalformed);
         }
-        self.question = question_hash(name.hash, message.u32_at(at));
         self.set_link(0, name.hash, u32::MAX, 1);
         self.links = 1;
         self.records_at = records_at;

@@ -22,8 +22,6 @@ pub struct Taught {
 /// What an answer holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// Keyed hash of the question.
-    pub question: u64,
     /// Addresses on the alias chain.
     pub addresses: u32,
     /// Those of them that may not be taught.
@@ -98,7 +96,6 @@ pub fn read_answer(
             }
             Next::Done => {
                 return Ok(Answer {
-                    question: reader.question,
                     addresses: reader.addresses,
                     unteachable,
                     off_chain: reader.off_chain(),

@@ -20,7 +20,8 @@ pub use host::{Answer, Taught, read_answer};
 pub use message::{HEADER_BYTES, MESSAGE_BYTES, Message};
 pub use name_reader::{NAME_STEPS, NameReader, NameStep};
 pub use question::{
-    QUESTION_STEPS, QuestionHasher, QuestionStep, is_query_header, name_hash, question_hash,
+    NAME_BYTES, NAME_WORDS, OPTIONS_BYTES, QUERY_BYTES, QuestionHasher, is_plain_query,
+    is_query_header, name_hash, question_hash, question_of,
 };
 
 /// The port of DNS, host byte order.

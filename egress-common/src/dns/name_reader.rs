@@ -212,6 +212,13 @@ impl NameReader {
         key_from(&self.key, self.text_at as usize & (PLACES - 1))
     }
 
+    /// Whether the name, or a part of it, stood elsewhere in the message.
+    #[inline(always)]
+    #[must_use]
+    pub const fn has_pointers(&self) -> bool {
+        self.pointers != 0
+    }
+
     /// Bytes of the text behind the first label, dots included.
     #[inline(always)]
     #[must_use]

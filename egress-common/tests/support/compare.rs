@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 use egress_common::{
     address::is_unteachable,
     dns::{
-        ALIASES, ANSWER_STEPS, HEADER_BYTES, MESSAGE_BYTES, Message, NameReader, QUESTION_STEPS,
-        QuestionHasher, QuestionStep, Taught, read_answer,
+        ALIASES, ANSWER_STEPS, HEADER_BYTES, MESSAGE_BYTES, Message, NameReader, Taught,
+        question_of, read_answer,
     },
+    hash::SipKey,
     tally::Tally,
 };
 use hickory_proto::op::{Message as HickoryMessage, ResponseCode};
@@ -203,35 +204,29 @@ fn check_question(bytes: &[u8], seed: u64, machine: &Machine, read: &Read) -> Re
         if *text != text_of(&read.question) || *unmatchable != is_unmatchable(&read.question) {
             return mismatch("the question's name differs");
         }
-    } else if read.pointers <= oracle::MOST_POINTERS {
+    } else if read.pointers == 0 {
         return mismatch("the question was not matched");
     }
-    let Ok(answer) = &machine.outcome else {
+    if machine.outcome.is_err() || is_unmatchable(&read.question) {
         return Ok(());
-    };
-    let mut query: Vec<u8> = read.question.clone();
+    }
+    let mut query = [0; 12].to_vec();
+    query.extend(&read.question);
     query.push(0);
     query.extend(read.type_and_class.to_be_bytes());
-    if hash_question(&query, seed) != Some(answer.question) {
+    if hash_question(&query, seed) != hash_question(bytes, seed) {
         return mismatch("the question's hash is not that of its query");
-    }
-    if read.pointers == 0 && hash_question(&bytes[12..], seed) != Some(answer.question) {
-        return mismatch("the question's hash is not that of its bytes");
     }
     Ok(())
 }
 
-/// The hash of the question at the start of some bytes.
+/// The hash of the question of a message, its case left aside; `None` where there is none.
 pub fn hash_question(bytes: &[u8], seed: u64) -> Option<u64> {
-    let mut hasher = QuestionHasher::new(seed);
-    for byte in bytes.iter().take(QUESTION_STEPS as usize) {
-        match hasher.step(*byte) {
-            QuestionStep::More => {}
-            QuestionStep::Done => return Some(hasher.hash()),
-            QuestionStep::Malformed => return None,
-        }
-    }
-    None
+    let key = SipKey {
+        k0: seed,
+        k1: !seed,
+    };
+    question_of(&Message::from_slice(bytes)?, &key)
 }
 
 /// Every alias that was reported is on the chain, with its text.

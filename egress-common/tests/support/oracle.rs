@@ -428,7 +428,7 @@ pub struct Reach {
     pub has_broken: bool,
     /// Whether a service binding on the chain has an empty hint.
     pub has_empty_hint: bool,
-    /// Whether a name that has to be read holds more pointers than the machine follows.
+    /// Whether a name that has to be read holds more pointers than the machine follows: of the question, any.
     pub has_many_pointers: bool,
 }
 
@@ -466,7 +466,8 @@ impl Reach {
 /// Follows the aliases from the question until nothing new is found.
 pub fn reach(read: &Read) -> Reach {
     let mut reach = Reach {
-        has_many_pointers: read.pointers > MOST_POINTERS,
+        // In the question, none at all: its bytes were compared with the query.
+        has_many_pointers: read.pointers != 0,
         ..Reach::default()
     };
     reach.names.insert(read.question.clone(), u32::MAX);

@@ -126,7 +126,7 @@ fn compiles(
     file: &Path,
     lines: usize,
 ) -> Result<usize, Finding> {
-    let lifeline = Lifeline::new().resolvers(&["192.0.2.53".parse().unwrap()]);
+    let lifeline = Lifeline::new().resolvers(&["192.0.2.53:53".parse().unwrap()]);
     let class = match compile(set, &lifeline, None) {
         Ok(compiled) => {
             let rules = set

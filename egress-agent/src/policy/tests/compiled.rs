@@ -190,7 +190,10 @@ fn an_ipv6_network_never_decides_about_ipv4() {
 fn the_lifeline_beats_a_deny_rule() {
     let set = set(&policy("p", "{ deny: [{ cidrs: [0.0.0.0/0, '::/0'] }] }"));
     let lifeline = Lifeline::new()
-        .resolvers(&["10.0.0.53".parse().unwrap(), "fd00::53".parse().unwrap()])
+        .resolvers(&[
+            "10.0.0.53:53".parse().unwrap(),
+            "[fd00::53]:53".parse().unwrap(),
+        ])
         .node_addresses(&["10.0.0.1".parse().unwrap()])
         .dhcp()
         .api_server("10.0.0.2".parse().unwrap(), 6443)
@@ -411,7 +414,7 @@ fn a_network_holds_sixteen_entries_and_not_seventeen() {
             ),
         )
     };
-    let lifeline = Lifeline::new().resolvers(&["10.0.0.53".parse().unwrap()]);
+    let lifeline = Lifeline::new().resolvers(&["10.0.0.53:53".parse().unwrap()]);
     assert!(compile(&set(&text(14)), &lifeline, None).is_ok());
     assert!(compile(&set(&text(16)), &Lifeline::new(), None).is_ok());
     let error = compile(&set(&text(15)), &lifeline, None).unwrap_err();

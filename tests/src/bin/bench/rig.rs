@@ -14,19 +14,18 @@ use aya::{
     util::KernelVersion,
 };
 use egress_common::{
-    address::{Address, from_v4},
-    dns::{HEADER_BYTES, QuestionHasher, QuestionStep},
+    address::from_v4,
+    dns::{DNS_PORT, Message, question_of},
     hash::SipKey,
     learned::{Grant, LEARN_BATCH, LearnRequest, LearnedKey},
-    maps::{
-        CGROUP_LEVELS, Config, Keys, LAYOUT_VERSION, NO_LEVEL, NODE_CGROUP, Query, QueryKey,
-        ScopeUse,
-    },
+    maps::{CGROUP_LEVELS, Config, Keys, LAYOUT_VERSION, NO_LEVEL, NODE_CGROUP, ScopeUse},
     name::{NAME_KEY_BYTES, below_key, exact_key},
+    packed::address_words,
     policy::{
         Binding, CIDR_KEY_BYTES, CidrRules, EntryKind, NameEntry, NameRules, POLICY_ID_BITS,
         PortRange, RuleEntry, Workload, cidr_key, protocol,
     },
+    query::{Query, QueryBucket, ResolverKey, ResolverPorts, query_ports},
     tally::Tally,
     verdict::{Hook, Reason, Verdict, counter_index},
 };
@@ -39,6 +38,8 @@ use crate::wire;
 /// Room for a million learned addresses and what the answers add.
 const LEARNED_CAPACITY: u32 = 1 << 21;
 const SEED: u64 = 7;
+/// Key of the hashes of questions.
+const QUESTION_KEY: SipKey = SipKey { k0: 8, k1: 9 };
 const RULE: u64 = 42;
 const BINDING: Binding = Binding {
     scope_id: 1,
@@ -69,7 +70,7 @@ const FRAME: [u8; 14] = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x88, 0xb5];
 /// The loaded programs and the maps that the bench writes.
 pub(crate) struct Rig {
     ebpf: Ebpf,
-    queries: HashMap<MapData, QueryKey, Query>,
+    queries: Array<MapData, QueryBucket>,
     names: LpmTrie<MapData, [u8; NAME_KEY_BYTES], NameEntry>,
     cidrs: LpmTrie<MapData, [u8; CIDR_KEY_BYTES], CidrRules>,
     rings: [RingBuf<MapData>; 2],
@@ -244,30 +245,29 @@ impl Rig {
 
     /// Notes the query that this message answers, for the socket that the next run is given.
     fn expect_answer(&mut self, message: &[u8]) -> Result<()> {
-        let mut hasher = QuestionHasher::new(SEED);
-        let mut bytes = message.iter().skip(HEADER_BYTES as usize);
-        while let Some(byte) = bytes.next()
-            && hasher.step(*byte) == QuestionStep::More
-        {}
+        let asked = Message::from_slice(message).context("the message is too long")?;
+        let question = question_of(&asked, &QUESTION_KEY).context("no question")?;
         // The kernel numbers sockets on each CPU one by one.
         let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).context("no socket")?;
         let cookie = socket.cookie().context("no cookie")?;
-        let query = Query {
-            question: hasher.hash(),
-            // The programs' clock is a coarse one, and must not be behind this.
-            sent_at_ns: now_ns()?.saturating_sub(CLOCK_STEP_NS),
-        };
         for next in 1..=COOKIES {
-            let key = QueryKey {
+            let query = Query {
+                // The programs' clock is a coarse one, and must not be behind this.
+                sent_at_ns: now_ns()?.saturating_sub(CLOCK_STEP_NS),
+                question,
                 cookie: cookie + next,
-                resolver: from_v4(RESOLVER.octets()),
-                id: [message[0], message[1]],
-                port: OWN_PORT,
-                proto: protocol::UDP,
-                _pad: [0; 3],
+                resolver: address_words(&from_v4(RESOLVER.octets())),
+                ports: query_ports(DNS_PORT, OWN_PORT, [message[0], message[1]], protocol::UDP),
+                scope_id: BINDING.scope_id,
+                _pad: 0,
             };
+            let mut bucket = self
+                .queries
+                .get(&query.bucket(), 0)
+                .context("cannot read QUERIES")?;
+            bucket.note(&query);
             self.queries
-                .insert(key, query, 0)
+                .set(query.bucket(), bucket, 0)
                 .context("cannot write QUERIES")?;
         }
         Ok(())
@@ -351,7 +351,16 @@ fn configure(ebpf: &mut Ebpf) -> Result<()> {
     let scopes = ebpf.map_mut("SCOPES").with_context(map("SCOPES"))?;
     HashMap::<_, u32, ScopeUse>::try_from(scopes)?.insert(BINDING.scope_id, usage, 0)?;
     let resolvers = ebpf.map_mut("RESOLVERS").with_context(map("RESOLVERS"))?;
-    HashMap::<_, Address, u32>::try_from(resolvers)?.insert(from_v4(RESOLVER.octets()), 1, 0)?;
+    let resolver = ResolverKey::new(from_v4(RESOLVER.octets()), DNS_PORT);
+    HashMap::<_, ResolverKey, u32>::try_from(resolvers)?.insert(
+        resolver,
+        u32::from(DNS_PORT),
+        0,
+    )?;
+    let ports = ebpf
+        .map_mut("RESOLVER_PORTS")
+        .with_context(map("RESOLVER_PORTS"))?;
+    Array::<_, ResolverPorts>::try_from(ports)?.set(0, ResolverPorts::of(&[resolver]), 0)?;
     let config = Config {
         layout_version: LAYOUT_VERSION,
         generation: 1,
@@ -360,6 +369,7 @@ fn configure(ebpf: &mut Ebpf) -> Result<()> {
     };
     let keys = Keys {
         flow: SipKey { k0: SEED, k1: 0 },
+        question: QUESTION_KEY,
         ..Keys::default()
     };
     let map_keys = ebpf.map_mut("KEYS").with_context(map("KEYS"))?;

@@ -1,0 +1,141 @@
+//! Who is a trusted resolver: an address and a port.
+
+use aya_ebpf::bindings::__sk_buff;
+use egress_common::query::{INSIDE_PORTS, ResolverKey};
+
+use crate::{
+    maps::{RESOLVER_PORTS, RESOLVERS},
+    skb::{Header, ReadSocket as _, Skb, Socket, full_socket, packet_address_word, peer_words},
+};
+
+/// Whether packets from or to this port may be a trusted resolver's: a first look. Port 53 counts always, for those who
+/// ask strangers.
+#[inline(always)]
+pub fn may_be_at(port: u16) -> bool {
+    port == egress_common::dns::DNS_PORT
+        || RESOLVER_PORTS.get(0).is_some_and(|listed| listed.has(port))
+}
+
+/// Whether a resolver on loopback may be asked at any port of its address.
+#[inline(always)]
+pub fn may_be_inside() -> bool {
+    RESOLVER_PORTS
+        .get(0)
+        .is_some_and(|listed| listed.flags & INSIDE_PORTS != 0)
+}
+
+/// Whether an address and port are a trusted resolver's.
+#[inline(always)]
+pub fn is_trusted(address: [u64; 2], port: u16) -> bool {
+    RESOLVERS
+        .get_ptr(&ResolverKey::of_words(address, port))
+        .is_some()
+}
+
+/// The destination of a packet, as two words.
+#[inline(always)]
+pub fn far_words(skb: &Skb, header: Header) -> [u64; 2] {
+    [0, 1].map(|which| packet_address_word(skb.raw, skb.base, header.pack(), which))
+}
+
+/// The source of a packet, as two words.
+#[inline(always)]
+pub fn near_words(skb: &Skb, header: Header) -> [u64; 2] {
+    [2, 3].map(|which| packet_address_word(skb.raw, skb.base, header.pack(), which))
+}
+
+/// Which trusted resolver a packet goes to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Asked(u32);
+
+impl Asked {
+    /// None.
+    pub const NOBODY: Self = Self(0);
+    const DESTINATION: u32 = 1 << 16;
+    const PEER: u32 = 2 << 16;
+
+    /// Its port.
+    #[inline(always)]
+    pub fn port(self) -> u16 {
+        self.0 as u16
+    }
+
+    /// Its address, as two words.
+    #[inline(always)]
+    pub fn words(self, skb: &Skb, header: Header) -> [u64; 2] {
+        [0, 1].map(|which| asked_word(skb.raw, skb.base, header.pack(), self.0, which))
+    }
+
+    /// As one number: what global functions take.
+    #[inline(always)]
+    pub fn pack(self) -> u32 {
+        self.0
+    }
+
+    /// Undoes [`Asked::pack`].
+    #[inline(always)]
+    pub fn unpack(number: u32) -> Self {
+        Self(number)
+    }
+
+    /// Finds it. Verified once for itself.
+    #[inline(always)]
+    pub fn find(skb: &Skb, header: Header, is_frame: u32) -> Self {
+        Self(asked_resolver(skb.raw, skb.base, header.pack(), is_frame))
+    }
+}
+
+/// The trusted resolver that a packet goes to: the peer of its socket, if that is one; else its own destination.
+///
+/// Address translation in this network namespace has been done to the packet, and is undone on the answer before the
+/// socket gets it: so a query of a connected socket is known by the peer. A packet to a resolver is a query whoever the
+/// socket's peer is. Where a resolver is on loopback, a container engine may have translated its port.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn asked_resolver(
+    raw: *mut __sk_buff,
+    base: u32,
+    header: u64,
+    is_frame: u32,
+) -> u32 {
+    let skb = Skb { raw, base };
+    let header = Header::unpack(header);
+    if is_frame == 0
+        && let Some(sk) = full_socket(raw)
+    {
+        let socket = Socket::read(sk);
+        if socket.peer_port != 0 && !socket.is_raw && is_trusted(peer_words(sk), socket.peer_port) {
+            return Asked::PEER | u32::from(socket.peer_port);
+        }
+    }
+    let far = far_words(&skb, header);
+    if is_trusted(far, header.dport()) {
+        return Asked::DESTINATION | u32::from(header.dport());
+    }
+    // SAFETY: one number, which the agent writes once.
+    if may_be_inside()
+        && let Some(port) = unsafe { RESOLVERS.get(&ResolverKey::of_words(far, 0)) }
+    {
+        return Asked::DESTINATION | (*port & 0xffff);
+    }
+    0
+}
+
+/// The first or second word of the asked resolver's address; `asked` is packed. Verified once for itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn asked_word(
+    raw: *mut __sk_buff,
+    base: u32,
+    header: u64,
+    asked: u32,
+    which: u32,
+) -> u64 {
+    if asked & Asked::PEER != 0
+        && let Some(sk) = full_socket(raw)
+    {
+        let [first, second] = peer_words(sk);
+        return if which == 0 { first } else { second };
+    }
+    packet_address_word(raw, base, header, which & 1)
+}
