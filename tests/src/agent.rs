@@ -75,6 +75,20 @@ impl AgentOptions {
         self
     }
 
+    /// Leaves it to the node's resolv.conf which resolvers are trusted.
+    #[must_use]
+    pub fn resolvers_of_the_node(mut self) -> Self {
+        self.resolvers.clear();
+        self
+    }
+
+    /// Keeps its state in this folder.
+    #[must_use]
+    pub fn state_dir(mut self, folder: &Path) -> Self {
+        self.state = folder.to_path_buf();
+        self
+    }
+
     /// Overrides the mode of the policies.
     #[must_use]
     pub fn mode(self, mode: &str) -> Self {
@@ -924,6 +938,8 @@ pub struct Status {
     pub maps: Vec<MapStatus>,
     /// Scopes.
     pub scopes: Vec<ScopeStatus>,
+    /// Trusted resolvers.
+    pub resolvers: Vec<IpAddr>,
     /// Sentences for an operator.
     pub alarms: Vec<String>,
     /// What is known of the cluster, if the agent belongs to one.
