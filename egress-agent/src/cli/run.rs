@@ -83,9 +83,9 @@ pub struct Run {
     /// Fall back to audit unless `egress-agent confirm` comes within this time of enforcing
     ///
     /// Until then, and after falling back until it is confirmed or started anew, whatever changes in the policies. An
-    /// agent that is told to end (SIGTERM) before the confirmation falls back first. One that is killed cannot: the
-    /// kernel goes on enforcing, and the time begins anew when the agent is started again. So have a service manager
-    /// restart it, and take the option away once it is confirmed: every start waits for a confirmation.
+    /// agent that is told to end (SIGTERM) before the confirmation falls back first. The kernel keeps to the end of the
+    /// time also when the agent is killed, stopped or hangs, or when its terminal goes. Take the option away once it
+    /// is confirmed: every start waits for a confirmation.
     #[arg(long, value_parser = confirm_window, value_name = "TIME")]
     pub confirm: Option<Duration>,
     /// A cgroup that is a scope of its own: what it resolves is open to it alone; waited for while it is not there; may be repeated

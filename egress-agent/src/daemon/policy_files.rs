@@ -29,9 +29,9 @@ use crate::{
 };
 
 /// How often files are looked at.
-const TICK: Duration = Duration::from_millis(200);
+const TICK: Duration = Duration::from_millis(100);
 /// How long a change has to be all before it is taken up.
-const STABLE: Duration = Duration::from_millis(350);
+const STABLE: Duration = Duration::from_millis(250);
 /// How often the content is compared although nothing says that it changed.
 const COMPARE: Duration = Duration::from_secs(30);
 /// How long after a file was written times may not tell a second change.
