@@ -393,8 +393,6 @@ pub const RESOLVERS_CAPACITY: u32 = 256;
 pub const LOCAL_CAPACITY: u32 = 4_096;
 /// Buckets of `QUERIES`, a power of two; each has four places. With 2 s between query and answer, 32,000 queries per second.
 pub const QUERY_BUCKETS: u32 = 16_384;
-/// Capacity of `FILTERED`: open connections to resolvers whose queries are restricted.
-pub const FILTERED_CAPACITY: u32 = 16_384;
 /// Capacity of `ALIASES`.
 pub const ALIASES_CAPACITY: u32 = 65_536;
 /// Capacity of `SCOPES`: every workload before and after a switch.
@@ -433,7 +431,6 @@ pub const MAP_NAMES: &[&str] = &[
     "LEARNED",
     "QUERIES",
     "STREAMS",
-    "FILTERED",
     "ALIASES",
     "SCOPES",
     "HOLDS",
@@ -455,7 +452,6 @@ pub const KERNEL_MAPS: &[&str] = &[
     "LEARNED",
     "QUERIES",
     "STREAMS",
-    "FILTERED",
     "ALIASES",
     "SCOPES",
     "HOLDS",
