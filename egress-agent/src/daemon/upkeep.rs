@@ -74,6 +74,12 @@ fn upkeep(shared: &Shared, mut seen: Seen, tick: u64) -> Seen {
     confirm_or_fall_back(shared);
     if tick.is_multiple_of(LOSSES_TICKS) {
         shared.observe_losses();
+        if let Err(error) = shared.datapath().note_node() {
+            warn!(
+                error = format!("{:#}", anyhow::Error::new(error)),
+                "cannot tell the programs which network namespace is the node's"
+            );
+        }
     }
     shared.save_observations_if_due();
     // A full table refuses new addresses: then nothing that has ended is kept for its reason.

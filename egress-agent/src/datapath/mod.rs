@@ -192,12 +192,36 @@ impl Datapath {
             .attach(&[Hook::SockCreate, Hook::SkbIngress, Hook::TcIngress])
     }
 
+    /// Tells the programs which network namespace is the node's, if they do not know it yet. Before 5.12 the kernel
+    /// numbers a namespace when a process that is judged makes a socket there, so that it may take another try.
+    ///
+    /// # Errors
+    ///
+    /// The program cannot be run, or the map not be read or written.
+    pub fn note_node(&mut self) -> Result<(), DatapathError> {
+        let mut config = self.maps.config()?;
+        if config.node_netns != 0 {
+            return Ok(());
+        }
+        // What it is for ends with it.
+        drop(std::net::UdpSocket::bind((
+            std::net::Ipv4Addr::LOCALHOST,
+            0,
+        )));
+        config.node_netns = self.own_netns()?;
+        if config.node_netns == 0 {
+            return Ok(());
+        }
+        self.maps.set_config(config)
+    }
+
     /// Attaches the hooks that judge, packets before connects.
     ///
     /// # Errors
     ///
     /// The hook that cannot be attached.
     pub fn attach_judging(&mut self) -> Result<(), DatapathError> {
+        self.note_node()?;
         self.loaded.attach(&[
             Hook::SkbEgress,
             Hook::Connect4,
