@@ -897,7 +897,9 @@ mod tests {
         rules_of: fn(&str) -> Option<NameRules>,
     ) -> (Result<dns::Answer, Tally>, BTreeSet<(Address, u32)>) {
         let message = dns::Message::from_slice(bytes).expect("a message that fits");
-        let teaches = std::cell::Cell::new(false);
+        // The names of the chain that have rules, a bit for each, and how many were met.
+        let ruled = std::cell::Cell::new(0_u32);
+        let met = std::cell::Cell::new(0_u32);
         let is_over = std::cell::Cell::new(false);
         let mut taught = BTreeSet::new();
         let outcome = dns::read_answer(
@@ -909,16 +911,22 @@ mod tests {
                 let text = String::from_utf8_lossy(&text);
                 let rules = can_match.then(|| rules_of(&text)).flatten();
                 if rules.is_some() {
-                    teaches.set(true);
+                    ruled.set(ruled.get() | 1 << met.get());
                 }
+                met.set(met.get() + 1);
                 rules.is_none_or(|rules| rules.deny == 0)
             },
-            |Taught { address, ttl_s }| {
-                // As the kernel does: the first address that nothing has rules for ends the reading.
-                if !teaches.get() {
+            |Taught {
+                 address,
+                 ttl_s,
+                 way,
+             }| {
+                // As the kernel does: the first address that nothing has rules for ends the reading, and an address is
+                // taught by the names on its way.
+                if ruled.get() == 0 {
                     is_over.set(true);
                 }
-                if !is_over.get() {
+                if !is_over.get() && ruled.get() & way != 0 {
                     taught.insert((address, ttl_s));
                 }
             },

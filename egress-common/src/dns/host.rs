@@ -17,6 +17,8 @@ pub struct Taught {
     pub address: Address,
     /// Shortest TTL on the way to it, seconds.
     pub ttl_s: u32,
+    /// The names on the way to it: bit 0 for the question, the next ones for aliases in the order in which they were met.
+    pub way: u32,
 }
 
 /// What an answer holds.
@@ -91,6 +93,7 @@ pub fn read_answer(
                     teach(Taught {
                         address: reader.address,
                         ttl_s: reader.ttl_s,
+                        way: reader.way,
                     });
                 }
             }

@@ -77,7 +77,7 @@ fn read(bytes: &[u8]) -> (Vec<(Address, u32)>, Result<Answer, Tally>) {
         &message,
         SEED,
         |_| true,
-        |Taught { address, ttl_s }| taught.push((address, ttl_s)),
+        |Taught { address, ttl_s, .. }| taught.push((address, ttl_s)),
     );
     (taught, outcome)
 }
