@@ -87,7 +87,7 @@ pub const fn budget_index(scope_id: Option<u32>, is_allowed: bool) -> u32 {
         Some(scope_id) => scope_id & (EVENT_SCOPES - 1),
         None => EVENT_SCOPES,
     };
-    scope * 2 + is_allowed as u32
+    scope.wrapping_mul(2).wrapping_add(is_allowed as u32)
 }
 
 /// Value of `EVENT_BUDGETS`, one for each CPU, scope and kind: a window of one second.

@@ -14,10 +14,6 @@ pub const STREAM_STEPS: u32 = 512;
 
 /// Flag of a [`Stream`]: a query in it was refused, and nothing behind it leaves any more.
 pub const STREAM_ENDED: u32 = 1;
-/// Flag of a [`Stream`]: refused queries are taken out before they become segments.
-pub const STREAM_FILTERED: u32 = 2;
-/// Flag of a [`Stream`]: the query at the beginning of what waits to be sent was refused, and that was reported.
-pub const STREAM_REPORTED: u32 = 4;
 
 /// What stands where in the stream.
 #[repr(C)]
@@ -121,8 +117,6 @@ pub struct Stream {
     pub asked_at_ns: u64,
     /// Cookie of the socket.
     pub cookie: u64,
-    /// Cgroup under whose workload its first packet was judged.
-    pub cgroup_id: u64,
     /// The resolver, as two words.
     pub resolver: [u64; 2],
     /// Its port, host byte order.
@@ -133,14 +127,14 @@ pub struct Stream {
     pub netns: u32,
     /// Sequence number of the next byte.
     pub next: u32,
-    /// [`STREAM_ENDED`], [`STREAM_FILTERED`], [`STREAM_REPORTED`].
+    /// [`STREAM_ENDED`], or 0.
     pub flags: u32,
     /// Where in a query that is.
     pub framer: Framer,
     /// The part of a query that has left.
     pub bytes: [u8; STREAM_BYTES],
 }
-const _: () = assert!(size_of::<Stream>() == 72 + STREAM_BYTES && align_of::<Stream>() == 8);
+const _: () = assert!(size_of::<Stream>() == 64 + STREAM_BYTES && align_of::<Stream>() == 8);
 
 #[cfg(test)]
 #[expect(clippy::arithmetic_side_effects, reason = "test code")]

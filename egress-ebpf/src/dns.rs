@@ -14,7 +14,8 @@ use aya_ebpf::{
 use egress_common::{
     address::is_unteachable,
     dns::{
-        ANSWER_STEPS, DNS_PORT, HEADER_BYTES, MESSAGE_BYTES, NAME_STEPS, NameReader, NameStep, Next,
+        ANSWER_STEPS, ANSWER_WORK, DNS_PORT, HEADER_BYTES, MESSAGE_BYTES, NAME_STEPS, NameReader,
+        NameStep, Next, STEP_WORK,
     },
     event::{DnsCopy, REFUSED_LEARNED},
     maps::{ANSWER_LATE_NS, HOLDS_FULL},
@@ -314,6 +315,10 @@ fn learn(
         if result != CONTINUE {
             return result.wrapping_sub(STOP);
         }
+        // The answer was asked for: the agent reads it to its end.
+        if scratch.work > ANSWER_WORK {
+            return Tally::AnswerOversized as u32;
+        }
     }
     Tally::AnswerOversized as u32
 }
@@ -407,10 +412,13 @@ pub extern "C" fn dns_step(slot: u32) -> u32 {
     let Some(scratch) = Scratch::get(slot) else {
         return STOP + Tally::AnswerReentered as u32;
     };
+    scratch.work = scratch.work.wrapping_add(STEP_WORK);
     match scratch.answer.step(&scratch.message, &scratch.name) {
         Next::Step => CONTINUE,
         Next::ReadName => {
             if dns_name(slot) == NameStep::Done as u32 {
+                let name_bytes = u64::from(scratch.name.text_bytes);
+                scratch.work = scratch.work.wrapping_add(name_bytes);
                 CONTINUE
             } else {
                 STOP + Tally::AnswerMalformed as u32

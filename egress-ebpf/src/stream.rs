@@ -169,10 +169,6 @@ pub extern "C" fn stream_open(raw: *mut __sk_buff, header: u64, asked: u32, next
     let skb = Skb { raw, base: 0 };
     let header = Header::unpack(header);
     let asked = Asked::unpack(asked);
-    let Some(config) = workload::config() else {
-        return 0;
-    };
-    let cgroup_id = workload::cgroup_of_skb(config, raw, |_| false);
     let resolver = asked.words(&skb, header);
     let netns = netns::of_packet(raw);
     // SAFETY: the context is valid while the program runs.
@@ -184,7 +180,6 @@ pub extern "C" fn stream_open(raw: *mut __sk_buff, header: u64, asked: u32, next
     let stream = unsafe { &mut *stream };
     stream.cookie = cookie;
     stream.asked_at_ns = 0;
-    stream.cgroup_id = cgroup_id;
     stream.resolver = resolver;
     stream.resolver_port = asked.port();
     stream.port = header.sport();

@@ -15,13 +15,13 @@ mod question;
 #[expect(clippy::arithmetic_side_effects, reason = "test code")]
 mod tests;
 
-pub use answer::{ALIASES, ANSWER_STEPS, AnswerReader, Next};
+pub use answer::{ALIASES, ANSWER_STEPS, ANSWER_WORK, AnswerReader, Next, STEP_WORK};
 pub use host::{Answer, Taught, read_answer};
 pub use message::{HEADER_BYTES, MESSAGE_BYTES, Message};
 pub use name_reader::{NAME_STEPS, NameReader, NameStep};
 pub use question::{
     NAME_BYTES, NAME_WORDS, OPTIONS_BYTES, QUERY_BYTES, QuestionHasher, is_plain_query,
-    is_query_header, name_hash, question_hash, question_of,
+    is_query_header, question_of,
 };
 
 /// The port of DNS, host byte order.

@@ -10,7 +10,7 @@ use super::{
     message::{HEADER_BYTES, MESSAGE_BYTES, Message},
     name_reader::NameReader,
 };
-use crate::hash::{Sip, SipKey, mix};
+use crate::hash::{Sip, SipKey};
 
 /// Longest name in wire form (RFC 1035 section 3.1).
 pub const NAME_BYTES: u32 = 255;
@@ -31,25 +31,6 @@ const CLASS_IN: u16 = 1;
 const QUERY_FLAGS: u16 = 0x0130;
 /// Of an OPT record's TTL field: extended code and version 0, DO and reserved flags (RFC 6891 section 6.1.3).
 const OPT_TTL: u32 = 0x8000;
-
-/// Hash of a name and a number.
-#[inline(always)]
-#[must_use]
-pub const fn question_hash(name_hash: u64, type_and_class: u32) -> u64 {
-    mix(name_hash, type_and_class as u64)
-}
-
-/// Hash of a name as the machines compute it; `text` is in lower case, without the final dot.
-#[must_use]
-pub fn name_hash(seed: u64, text: &str) -> u64 {
-    let labels = text.split('.').filter(|label| !label.is_empty());
-    labels.fold(seed, |hash, label| {
-        let hash = mix(hash, label.len() as u64);
-        label
-            .bytes()
-            .fold(hash, |hash, byte| mix(hash, u64::from(byte)))
-    })
-}
 
 /// Whether a header is that of one plain query: QR 0, opcode 0, one question (RFC 1035 section 4.1.1).
 #[inline(always)]
