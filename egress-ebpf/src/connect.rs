@@ -12,7 +12,7 @@ use egress_common::{
     flow::{Flow, Origin, ROLE_ACTIVE, Way},
     maps::Config,
     packed::{AddressWords, Facts, address_of, v4_words},
-    policy::protocol,
+    policy::{Binding, protocol},
     tally::Tally,
     verdict::{Hook, Reason, Verdict},
 };
@@ -97,6 +97,22 @@ fn mark(ctx: &SockAddrContext) -> bool {
     }
 }
 
+/// Reports a denial; in a stack frame of its own.
+#[inline(never)]
+fn report(denial: &record::Facts, binding: &Binding, destination: &AddressWords, facts: u64) {
+    let facts = Facts::unpack(facts);
+    // SAFETY: the helper reads the current task only.
+    let cgroup_id = unsafe { bpf_get_current_cgroup_id() };
+    record::report(denial, binding, |event| {
+        event.daddr = address_of(*destination);
+        event.dport = facts.port().unwrap_or(0);
+        event.proto = facts.proto();
+        event.cgroup_id = cgroup_id;
+        event.netns = facts.netns();
+        event.process = process::current();
+    });
+}
+
 #[inline(always)]
 fn connect(ctx: &SockAddrContext, hook: Hook, destination: AddressWords) -> Verdict {
     // SAFETY: the context is valid while the program runs.
@@ -150,16 +166,8 @@ fn connect(ctx: &SockAddrContext, hook: Hook, destination: AddressWords) -> Verd
         if let Some(workload) = found {
             record::count_decision(&decision, workload);
         }
-        // SAFETY: the helper reads the current task only.
-        let cgroup_id = unsafe { bpf_get_current_cgroup_id() };
-        record::report(&record::Facts::of(hook, &decision), &binding, |event| {
-            event.daddr = daddr;
-            event.dport = dport;
-            event.proto = flow.proto;
-            event.cgroup_id = cgroup_id;
-            event.netns = netns;
-            event.process = process::current();
-        });
+        let denial = record::Facts::of(hook, &decision);
+        report(&denial, &binding, &destination, facts.pack());
     }
     debug!(
         ctx,
