@@ -383,6 +383,14 @@ impl<'a> Causes<'a> {
     }
 
     fn nothing_near(&mut self, asked: &Destination) {
+        // A rule that a ceiling bounds is as near as it gets.
+        let is_bounded = self
+            .found
+            .iter()
+            .any(|told| told.cause == Cause::Ceiling.name());
+        if is_bounded {
+            return;
+        }
         let words = format!("no rule names {} or anything near it", asked.host);
         self.tell(Cause::NothingNear, words, None);
     }

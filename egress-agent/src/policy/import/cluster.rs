@@ -5,7 +5,7 @@ use egress_common::policy::{PortRange, protocol};
 use super::{
     input::{Item, named},
     order::first_match_to_deny_wins,
-    rule::Carried,
+    rule::{Carried, Ports},
     sink::{Note, NoteKind, Sink},
 };
 use crate::policy::{Cidr, Draft};
@@ -50,7 +50,10 @@ pub(super) fn import(objects: &[Item<'_>], sink: &mut Sink) {
     }
     let denies_the_rest = |ranked: &Ranked<'_>| {
         let rule = &ranked.rule;
-        rule.is_deny && rule.is_in_force() && rule.cidrs.contains(&Cidr::ALL_V4)
+        rule.is_deny
+            && rule.is_in_force()
+            && rule.ports == Ports::Any
+            && rule.cidrs.contains(&Cidr::ALL_V4)
     };
     if !ranked.iter().any(denies_the_rest) {
         for (spec, draft) in specs.iter().zip(&mut drafts) {

@@ -513,6 +513,28 @@ proptest! {
     }
 }
 
+#[test]
+fn a_denial_of_some_ports_is_no_denial_of_the_rest() {
+    for (ports, has_note) in [
+        ("", false),
+        (
+            ", protocols: [{ tcp: { destinationPort: { number: 25 } } }]",
+            true,
+        ),
+    ] {
+        let text = format!(
+            "{{apiVersion: policy.networking.k8s.io/v1alpha2, kind: ClusterNetworkPolicy, metadata: {{name: a}}, spec: {{tier: Admin, priority: 1, subject: {{namespaces: {{}}}}, \
+             egress: [{{action: Accept, to: [{{networks: [10.0.0.0/8]}}]}}, {{action: Deny, to: [{{networks: [0.0.0.0/0]}}]{ports}}}]}}}}"
+        );
+        let imported = run(&[(PathBuf::from("a.yaml"), text)], None).unwrap();
+        let is_told = imported
+            .notes
+            .iter()
+            .any(|note| note.text.contains("no rule names"));
+        assert_eq!(is_told, has_note, "{:?}", imported.notes);
+    }
+}
+
 /// Ways to damage a source so that it is still JSON.
 #[derive(Clone, Copy, Debug)]
 enum Damage {

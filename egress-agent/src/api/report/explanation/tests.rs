@@ -75,6 +75,7 @@ spec: { ceiling: true, allow: [{ names: [a.cdn.example.net] }, { cidrs: [10.1.0.
             "{explained:?}"
         );
         if is_cut {
+            assert!(!causes(&explained).contains(&"nothing_near"));
             let words = &explained.causes[0].words;
             assert!(words.contains("ClusterEgressPolicy fence"), "{words}");
         }
