@@ -32,7 +32,7 @@ const FUZZ_RUNS: [(Target, u64, u64); 5] = [
 /// The kernels of a run with `--quick`.
 const QUICK_KERNELS: [&str; 2] = ["5.10", "newest"];
 /// Test programs that load the machine or measure times.
-const ALONE: [&str; 5] = ["expiry", "flood", "races", "scale", "upgrade"];
+const ALONE: [&str; 6] = ["expiry", "flood", "races", "readers", "scale", "upgrade"];
 /// How many tests of the other programs run side by side: they mostly wait.
 const TOGETHER: usize = 3;
 /// Skips that are no failure in CI, one `name: reason` per line.
