@@ -72,7 +72,7 @@ fn objects_of_both_kinds_are_read_and_written() {
     let spec = json!({
         "podSelector": { "matchLabels": { "app": "payments" } },
         "mode": "audit",
-        "ttl": { "min": "30s", "max": "24h" },
+        "ttl": { "min": "30s", "grace": "30m", "max": "24h" },
         "preexisting": "keep",
         "dns": { "queries": "any" },
         "allow": [{ "names": ["api.example.com"], "ports": ["443/tcp"] }],

@@ -234,6 +234,10 @@ fn the_policies_of_the_reference_load() {
     assert!(blocks.len() >= 2, "{} examples", blocks.len());
     for block in blocks {
         let (text, _) = block.split_once("```").unwrap();
+        // The one with all fields needs a file of service tags: tests/manifests.rs reads it.
+        if text.contains("serviceTags:") {
+            continue;
+        }
         let set = PolicySet::from_texts([(Path::new("policy.md"), text)], &Catalog::default());
         assert!(set.is_ok(), "{text}\n{}", set.unwrap_err());
     }

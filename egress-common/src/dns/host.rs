@@ -17,7 +17,7 @@ pub struct Taught {
     pub address: Address,
     /// Shortest TTL on the way to it, seconds.
     pub ttl_s: u32,
-    /// The names on the way to it: bit 0 for the question, the next ones for aliases in the order in which they were met.
+    /// The links from the question to its owner, one bit for each.
     pub way: u32,
 }
 
@@ -50,7 +50,7 @@ fn read_name(name: &mut NameReader, message: &Message, at: u32, seed: u64) -> Re
 /// Reads a whole answer.
 ///
 /// `names` is called with the question's name and then with each alias on the
-/// chain; when it returns false nothing more is taught. `teach` is called for
+/// chain, and with the number of its link; when it returns false nothing more is taught. `teach` is called for
 /// each address on the chain; an answer whose aliases come out of order is
 /// read again, so that it can be called more than once for an address.
 ///
@@ -61,7 +61,7 @@ fn read_name(name: &mut NameReader, message: &Message, at: u32, seed: u64) -> Re
 pub fn read_answer(
     message: &Message,
     seed: u64,
-    mut names: impl FnMut(&NameReader) -> bool,
+    mut names: impl FnMut(&NameReader, u32) -> bool,
     mut teach: impl FnMut(Taught),
 ) -> Result<Answer, Tally> {
     let mut name = NameReader::new();
@@ -73,12 +73,12 @@ pub fn read_answer(
             Next::Step => {}
             Next::ReadName => read_name(&mut name, message, reader.name_at, seed)?,
             Next::Match => {
-                if !names(&name) {
+                if !names(&name, 0) {
                     return Err(Tally::AnswerNoRule);
                 }
             }
             Next::Alias => {
-                if !names(&name) {
+                if !names(&name, reader.alias_link) {
                     return Err(Tally::AliasDenied);
                 }
             }

@@ -76,7 +76,7 @@ fn read(bytes: &[u8]) -> (Vec<(Address, u32)>, Result<Answer, Tally>) {
     let outcome = read_answer(
         &message,
         SEED,
-        |_| true,
+        |_, _| true,
         |Taught { address, ttl_s, .. }| taught.push((address, ttl_s)),
     );
     (taught, outcome)
@@ -472,7 +472,7 @@ fn a_name_that_ends_behind_the_message_is_refused_whatever_stands_there() {
     for behind in [0, 1, 0xc0] {
         let mut message = Message::from_slice(&bytes).expect("a message");
         message.bytes[bytes.len()..].fill(behind);
-        let outcome = read_answer(&message, SEED, |_| true, |_| {});
+        let outcome = read_answer(&message, SEED, |_, _| true, |_| {});
         assert_eq!(outcome, Err(Tally::AnswerMalformed), "{behind}");
     }
 }
@@ -527,7 +527,7 @@ fn a_refused_name_ends_the_reading() {
     let run = |refused: &[u8]| {
         let mut taught = Vec::new();
         let reversed: Vec<u8> = refused.iter().rev().copied().collect();
-        let names = |name: &NameReader| name.reversed_text() != reversed;
+        let names = |name: &NameReader, _: u32| name.reversed_text() != reversed;
         let outcome = read_answer(&message, SEED, names, |one| taught.push(one.address));
         (taught, outcome.err())
     };
@@ -630,7 +630,7 @@ fn hints_for_a_refused_target_or_off_the_chain_are_not_taught() {
 
     let message = Message::from_slice(&bytes).expect("a message");
     let mut taught = Vec::new();
-    let names = |name: &NameReader| name.reversed_text() != b"elpmaxe.b";
+    let names = |name: &NameReader, _: u32| name.reversed_text() != b"elpmaxe.b";
     let outcome = read_answer(&message, SEED, names, |one| taught.push(one.address));
     assert_eq!(
         (taught, outcome.err()),

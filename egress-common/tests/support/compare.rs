@@ -93,7 +93,7 @@ fn run_machine(message: &Message, seed: u64) -> Machine {
     let outcome = read_answer(
         message,
         seed,
-        |name: &NameReader| {
+        |name: &NameReader, _: u32| {
             let text = name.reversed_text().iter().rev().copied().collect();
             names.push((text, name.is_unmatchable != 0));
             true

@@ -64,7 +64,7 @@ impl Target for Dns {
 
     fn refusal(&self, input: &[u8]) -> Option<usize> {
         let message = egress_common::dns::Message::from_slice(input)?;
-        let outcome = egress_common::dns::read_answer(&message, 0, |_| true, |_| {});
+        let outcome = egress_common::dns::read_answer(&message, 0, |_, _| true, |_| {});
         match outcome.err()? {
             Tally::AnswerMalformed => Some(0),
             Tally::AnswerErrorCode => Some(1),
