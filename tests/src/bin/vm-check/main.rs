@@ -8,7 +8,10 @@ use std::{
     env,
     ffi::OsString,
     fs,
+    io::ErrorKind,
+    net::{SocketAddr, TcpStream},
     process::{Command, exit},
+    time::Duration,
 };
 
 mod agent;
@@ -25,6 +28,7 @@ fn main() {
         }
         // Attaches nothing, so that it may run anywhere.
         Some("object") => return object::checks(),
+        Some("connect") => connect(),
         _ => {}
     }
     // What follows judges all of the machine's traffic.
@@ -42,7 +46,40 @@ fn main() {
         let mut doctor = Command::new(agent::program());
         agent::output(doctor.arg("doctor")).map(drop)
     });
+    check("exec_judges_one_command", exec);
     agent::checks();
+}
+
+/// Status of a connect that was refused with EPERM.
+const REFUSED: i32 = 7;
+
+/// Connects to an address that nobody allowed, and ends with what became of it.
+fn connect() -> ! {
+    let address = SocketAddr::from(([192, 0, 2, 1], 80));
+    match TcpStream::connect_timeout(&address, Duration::from_secs(2)) {
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => exit(REFUSED),
+        Err(error) => {
+            eprintln!("{error}");
+            exit(1)
+        }
+        Ok(_) => exit(0),
+    }
+}
+
+/// `exec` loads its programs, which note processes, and attaches them to one cgroup.
+fn exec() -> Result<(), String> {
+    let own = env::current_exe().map_err(|error| error.to_string())?;
+    let output = Command::new(agent::program())
+        .args(["exec", "--allow", "x.example", "--"])
+        .arg(own)
+        .arg("connect")
+        .output()
+        .map_err(|error| error.to_string())?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    if output.status.code() == Some(REFUSED) && said.contains("vm-check (") {
+        return Ok(());
+    }
+    Err(format!("{}: {said}", output.status))
 }
 
 /// A path from the environment.
