@@ -100,6 +100,11 @@ fn plain_v4(bytes: &[u8], lax: Lax) -> Result<Plain, Reason> {
 
 fn plain_v6(bytes: &[u8], lax: Lax) -> Result<Plain, Reason> {
     let header = Ipv6HeaderSlice::from_slice(bytes).map_err(|_| Reason::Malformed)?;
+    // RFC 4291 section 2.5.5.2: never on a wire.
+    let is_mapped = |address: [u8; 16]| address[..12] == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
+    if is_mapped(header.source()) || is_mapped(header.destination()) {
+        return Err(Reason::Malformed);
+    }
     let end = match usize::from(header.payload_length()) {
         0 => usize::MAX,
         length => 40 + length,
