@@ -101,6 +101,48 @@ fn queries_over_tcp_are_judged_by_their_name_too() {
 }
 
 #[test]
+fn a_query_in_segments_of_one_byte_is_judged_as_a_whole() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let agent = world.agent(&policy(RESTRICTED)).start();
+    let client = world.workload("client");
+    let lookup = ask(&client, "api.example.com", &["--tcp", "--split"]);
+    assert!(lookup.error.is_none(), "{lookup:?}");
+    reached(&client.connect(zone::address("api.example.com", false), 80));
+    let how = ["--tcp", "--split", "--timeout", "400"];
+    let (lookup, moved) = agent.counted(|| ask(&client, "forbidden.example.org", &how));
+    assert!(lookup.error.is_some(), "{lookup:?}");
+    counted(&moved, "query_not_allowed");
+    tallied(&moved, "dns_query_refused");
+    assert!(is_reported(&agent, "forbidden.example.org"));
+}
+
+#[test]
+fn options_of_a_query_are_bounded() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let agent = world.agent(&policy(RESTRICTED)).start();
+    let client = world.workload("client");
+    let at = format!("@{}", zone::RESOLVER[0]);
+    let dig = |how: &[&str]| {
+        let fixed = ["+short", "+tries=1", "+timeout=1", &at, "api.example.com"];
+        client.run("dig", &[&fixed[..], how].concat())
+    };
+    // A cookie and a padding, as clients send them, by datagram and stream.
+    for how in [&["+padding=128"][..], &["+padding=128", "+tcp"]] {
+        let output = dig(how);
+        assert_eq!(output.stdout.trim(), "10.78.1.1", "{}", output.shown());
+    }
+    let (output, moved) = agent.counted(|| dig(&["+padding=512"]));
+    assert_ne!(output.stdout.trim(), "10.78.1.1", "{}", output.shown());
+    counted(&moved, "query_not_allowed");
+}
+
+#[test]
 fn only_trusted_resolvers_may_be_asked() {
     if !ready() {
         return;
