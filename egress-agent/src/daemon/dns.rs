@@ -239,7 +239,8 @@ fn denied_alias(bound: &Bound, answer: &Answer) -> Option<String> {
 /// Whether this answers a query of this socket that nothing has answered yet. A datagram the kernel has compared with
 /// its query already; a segment it could not read.
 fn was_asked(shared: &Shared, copy: &DnsCopy, answer: &Answer, spent: &mut Spent) -> bool {
-    if copy.proto != protocol::TCP {
+    // Whole messages the kernel has compared with their queries itself, whatever their size, and spent them.
+    if copy.proto != protocol::TCP || copy.outcome == Tally::AnswerOversized as u8 {
         return true;
     }
     let datapath = shared.datapath();
