@@ -503,11 +503,14 @@ pub(crate) fn a_resolvers_address_in_a_namespace_of_ones_own() {
         .unwrap();
     let lookup = attacker.lookup(&["n9.gen.example.com", "--server", zone::RESOLVER[0]]);
     let taught = lookup.addresses[0];
-    // It teaches its own scope, here the node's.
+    // It teaches the scope, here the node's, in the attacker's namespace alone.
     assert!(agent.knows(taught), "{lookup:?} {:?}", agent.counters().dns);
-    reached(&world.workload("client").connect(taught, 80));
-    // The twin: no other scope gains by it.
+    let client = world.workload("client");
+    refused(&client.connect(taught, 80));
     refused(&other.connect(taught, 80));
+    // The twin: an allowed name, asked of the real resolver where the client is.
+    let honest = client.resolve("api.example.com", false)[0];
+    reached(&client.connect(honest, 80));
 }
 
 /// An answer to the query `id` for [`NAME`] with this address, as bytes.
@@ -577,8 +580,8 @@ pub(crate) fn answers_over_a_device_of_ones_own() {
     };
     let gateway = bench.world.hardware_address(Role::Pod, "in0");
     let ends = Ends::new(SILENT[0], zone::POD[0]);
+    let client = bench.world.workload("client");
     for (lie, device, gateway, is_believed) in [
-        // The twin: over loopback.
         ("10.78.9.21", "lo", "00:00:00:00:00:00", false),
         (LIE[0], "out0", gateway.as_str(), true),
     ] {
@@ -597,8 +600,13 @@ pub(crate) fn answers_over_a_device_of_ones_own() {
             asking.ended().is_some()
         });
         assert!(heard, "{device:?}: {:?}", asking.lines());
-        let attempt = bench.world.workload("client").connect(lie, 80);
-        assert_eq!(attempt.ok, is_believed, "{device:?}: {attempt:?}");
+        // What looks like the resolver's teaches in the namespace that it came to, and nobody elsewhere gains by it.
+        assert_eq!(
+            bench.agent.knows(lie.parse().unwrap()),
+            is_believed,
+            "{device:?}"
+        );
+        refused(&client.connect(lie, 80));
     }
 }
 

@@ -260,7 +260,9 @@ fn good_spec() -> String {
 fn told(agent: &Agent, from: usize) -> Vec<String> {
     let log = agent.log();
     let refusals = log.lines().filter_map(|line| {
-        let (_, message) = line.split_once("policy change refused; the old policy stays error=")?;
+        let (_, message) = line.split_once(
+            "policy change refused; the old policy stays, the new one is tried again error=",
+        )?;
         Some(message.to_owned())
     });
     refusals.skip(from).collect()
