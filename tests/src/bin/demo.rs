@@ -28,7 +28,7 @@ kind: EgressPolicy
 metadata: { name: demo }
 spec:
   mode: enforce
-  ttl: { min: 1s, max: 24h }
+  ttl: { min: 1s, grace: 0s, max: 24h }
   allow:
     - names: [api.example.com, \"*.cdn.example.net\"]
       ports: [\"80/tcp\", \"443/tcp\"]
