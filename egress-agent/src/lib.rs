@@ -8,13 +8,15 @@ pub mod datapath;
 pub mod dns;
 pub mod exec;
 #[cfg(test)]
+#[path = "../../egress-policy/src/golden.rs"]
 mod golden;
 pub mod kube;
 pub mod metrics;
 pub mod observed;
-pub mod policy;
 pub mod settings;
 pub mod shutdown;
 pub mod signals;
 pub mod store;
 pub mod workload;
+
+pub use egress_policy as policy;

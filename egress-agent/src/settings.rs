@@ -7,12 +7,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::policy::{
-    PolicyErrors,
-    load::load_text,
-    reader::{FieldPath, Reader, one_document},
-    yaml,
-};
+use crate::policy::{FieldPath, Node, PolicyErrors, Reader, load_text, one_document};
 
 /// Read when no other file is given, if it is there.
 pub const DEFAULT_SETTINGS: &str = "/etc/egress/agent.yaml";
@@ -50,7 +45,7 @@ impl Settings {
         one_document(file, text, None, Self::read)
     }
 
-    fn read(&mut self, document: &yaml::Node, reader: &mut Reader<'_>) {
+    fn read(&mut self, document: &Node, reader: &mut Reader<'_>) {
         let root = FieldPath::Root;
         let example = "serviceTags: { file: /var/lib/egress/service-tags.json }";
         let Some(fields) = reader.fields(document, root, &["serviceTags"], example) else {

@@ -22,13 +22,13 @@ const PAGES: &[(&str, &[&str], &str, &str)] = &[
         "docs/reasons.md",
     ),
     (
-        "egress-agent",
+        "egress-policy",
         &["--lib"],
         "the_page_about_presets_is_as_the_data",
         "docs/presets.md",
     ),
     (
-        "egress-agent",
+        "egress-policy",
         &["--test", "policy_reference"],
         "the_policy_reference_is_what_the_schema_says",
         "docs/policy.md or docs/policy.schema.json",

@@ -436,3 +436,34 @@ fn the_ports_of_an_address_are_those_of_its_networks() {
         crate::policy::parse_port_range("any").expect("a range")
     );
 }
+
+#[test]
+fn explain_names_the_preset_that_allows_or_nearly_does() {
+    let preset = "apiVersion: egress.dev/v1alpha1
+kind: EgressPolicy
+metadata: { name: node }
+spec: { allow: [{ preset: aks/azure-global, with: { location: eastus } }] }
+";
+    let compiled = compiled(preset);
+    let explained = |to: &str| {
+        let explained = explanation(&compiled, &self::to(to), None);
+        let cause = explained.causes.into_iter().next();
+        let near = cause.and_then(|cause| cause.rule);
+        let rule = explained.rule.or(near).map(|rule| rule.rule);
+        (explained.verdict.to_string(), rule.unwrap_or_default())
+    };
+    let rule = "policy/node allow[0] aks/azure-global: mcr.microsoft.com 443/tcp";
+    assert_eq!(
+        explained("mcr.microsoft.com:443"),
+        ("allowed".to_owned(), rule.to_owned())
+    );
+    assert_eq!(
+        explained("mcr.microsoft.com:80"),
+        ("denied".to_owned(), rule.to_owned())
+    );
+    // One label off: found by the rule's own pattern.
+    assert_eq!(
+        explained("mcx.microsoft.com:443"),
+        ("denied".to_owned(), rule.to_owned())
+    );
+}
