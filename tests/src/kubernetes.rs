@@ -8,6 +8,7 @@
 //! empty text in a custom resource for none, and refuses it. Objects of tests have no empty texts.
 
 use std::{
+    collections::BTreeMap,
     env,
     ffi::OsStr,
     fs,
@@ -119,14 +120,24 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// The server that the tests of this program share: the first of them prepares it, and it ends with the last.
+    /// The server that the tests of one module share: the first of them prepares it, and it ends with the last. Each
+    /// module has its own, for policies of a whole cluster would judge the pods of the others.
     ///
     /// # Errors
     ///
     /// As of [`Cluster::start`], or it cannot be prepared.
     pub fn shared(prepare: impl FnOnce(&Self) -> Result<()>) -> Result<Shared> {
-        static SHARED: Mutex<Weak<Cluster>> = Mutex::new(Weak::new());
-        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        type Slot = Arc<Mutex<Weak<Cluster>>>;
+        static SHARED: Mutex<BTreeMap<String, Slot>> = Mutex::new(BTreeMap::new());
+        // libtest names the thread of a test by its path.
+        let thread = thread::current();
+        let test = thread.name().unwrap_or_default();
+        let module = test.rsplit_once("::").map_or("", |(module, _)| module);
+        let slot = {
+            let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(shared.entry(module.to_owned()).or_default())
+        };
+        let mut shared = slot.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(cluster) = shared.upgrade() {
             return Ok(Shared(cluster));
         }

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Result, bail};
 use clap::Args;
 
 use crate::{
@@ -31,15 +31,16 @@ const FUZZ_RUNS: [(Target, u64, u64); 5] = [
 ];
 /// The kernels of a run with `--quick`.
 const QUICK_KERNELS: [&str; 2] = ["5.10", "newest"];
-/// Test programs that load the machine or measure times.
-const ALONE: [&str; 6] = ["expiry", "flood", "races", "readers", "scale", "upgrade"];
-/// How many tests of the other programs run side by side: they mostly wait.
+/// The programs of `tests/` whose tests need namespaces and mostly wait.
+const NETNS: &[&str] = &["bypass", "netns"];
+/// The one whose tests fill the machine or measure times: one at a time.
+const LOAD: &str = "load";
+/// The one whose tests need an API server.
+const KUBERNETES: &str = "kubernetes";
+/// How many tests run side by side where they mostly wait.
 const TOGETHER: usize = 3;
 /// Skips that are no failure in CI, one `name: reason` per line.
 const EXPECTED_SKIPS: &str = ".ci/expected-skips";
-
-/// What the names of test programs begin with that need an API server.
-const KUBERNETES: &str = "kubernetes";
 
 /// Options of `cargo xtask test`.
 #[derive(Args, Debug)]
@@ -122,14 +123,10 @@ impl Test {
         if !nix::unistd::geteuid().is_root() {
             return Ok(vec![Suite::skipped("netns", "needs root")]);
         }
-        let (alone, together): (Vec<_>, Vec<_>) = test_programs()?
-            .into_iter()
-            .filter(|name| !name.starts_with(KUBERNETES))
-            .partition(|name| ALONE.contains(&name.as_str()));
         let mut suites = Vec::new();
         for (name, title, programs, threads) in [
-            ("netns", "tests in network namespaces", together, TOGETHER),
-            ("load", "tests under load in network namespaces", alone, 1),
+            ("netns", "tests in network namespaces", NETNS, TOGETHER),
+            (LOAD, "tests under load in network namespaces", &[LOAD], 1),
         ] {
             let mut cargo = self.cargo_test();
             cargo.args(["--package", "egress-tests"]);
@@ -137,7 +134,7 @@ impl Test {
                 cargo.args(["--lib", "--bins"]);
             }
             for program in programs {
-                cargo.args(["--test", &program]);
+                cargo.args(["--test", program]);
             }
             cargo
                 .args(["--", "--show-output", &format!("--test-threads={threads}")])
@@ -153,14 +150,9 @@ impl Test {
     fn kubernetes(&self, agent: &Path) -> Result<Suite> {
         kubernetes::prepare()?;
         let mut cargo = self.cargo_test();
-        cargo.args(["--package", "egress-tests"]);
-        for program in test_programs()? {
-            if program.starts_with(KUBERNETES) {
-                cargo.args(["--test", &program]);
-            }
-        }
-        // The tests of a program share one server while they overlap.
+        // The tests of a module share one server while they overlap.
         cargo
+            .args(["--package", "egress-tests", "--test", KUBERNETES])
             .args(["--", "--show-output", &format!("--test-threads={TOGETHER}")])
             .args(&self.filter)
             .env("EGRESS_AGENT", agent);
@@ -256,30 +248,6 @@ impl Test {
         suite.end(stage);
         Ok(suite)
     }
-}
-
-/// The programs of `tests/`, by name.
-fn test_programs() -> Result<Vec<String>> {
-    let tests = run::root().join("tests/tests");
-    let mut names = vec!["bypass".to_owned()];
-    for entry in fs::read_dir(&tests).with_context(|| run::shown(&tests))? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "rs") {
-            names.extend(
-                path.file_stem()
-                    .and_then(|name| name.to_str())
-                    .map(str::to_owned),
-            );
-        }
-    }
-    names.sort();
-    for name in ALONE {
-        ensure!(
-            names.iter().any(|known| known == name),
-            "there is no test program {name}"
-        );
-    }
-    Ok(names)
 }
 
 /// The folder below `target/` for the suites' logs.

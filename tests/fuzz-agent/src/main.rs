@@ -25,7 +25,7 @@ mod packets;
 mod policy;
 mod prog;
 #[allow(dead_code, reason = "the tests use more of it")]
-#[path = "../../tests/support/rig.rs"]
+#[path = "../../tests/netns/rig.rs"]
 mod rig;
 #[path = "../../fuzz/src/rng.rs"]
 mod rng;

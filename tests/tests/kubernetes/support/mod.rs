@@ -1,0 +1,7 @@
+//! What these tests share.
+
+pub(crate) mod account;
+pub(crate) mod feed;
+pub(crate) mod installed;
+pub(crate) mod node;
+pub(crate) mod policies;

@@ -1,0 +1,275 @@
+//! `run --confirm`: nobody locks himself out.
+
+use std::{fs, time::Duration};
+
+use egress_tests::{
+    Agent, World, eventually,
+    expect::{policy, reached, refused},
+    ready, zone,
+};
+
+const FORBIDDEN: &str = "10.78.9.1";
+
+fn state(agent: &Agent) -> String {
+    agent.status().confirmation.map_or_else(
+        || "not asked for".to_owned(),
+        |confirmation| confirmation.state,
+    )
+}
+
+#[test]
+fn without_a_confirmation_the_agent_falls_back_to_audit() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let allow = "allow: [{ names: [api.example.com] }]";
+    let agent = world
+        .agent(&policy(allow))
+        .arg("--confirm")
+        .arg("5s")
+        .start();
+    let client = world.workload("client");
+    client.resolve("api.example.com", false);
+    let api = zone::address("api.example.com", false);
+    let mut flow = client.hold(api, 80);
+    refused(&client.connect(FORBIDDEN, 80));
+    let status = agent.status();
+    let awaited = status.confirmation.unwrap();
+    assert_eq!(awaited.state, "awaited");
+    assert!(awaited.until.is_some() && awaited.remaining_s.unwrap() <= 5);
+    assert_eq!((status.mode.as_str(), status.enforcing), ("enforce", true));
+    let table = agent.cli(&["status"]).unwrap();
+    assert!(table.stdout.contains("AWAITED until"), "{}", table.shown());
+    // A policy change does not give more time, and a wrong one does not keep it from falling back.
+    fs::write(world.dir().join("policy.yaml"), "this: is no policy\n").unwrap();
+
+    assert!(
+        eventually(Duration::from_secs(10), || state(&agent) == "fell_back"
+            && agent.status().mode == "audit"),
+        "{:?}",
+        agent.status()
+    );
+    let status = agent.status();
+    assert!(!status.enforcing);
+    assert!(
+        status
+            .alarms
+            .iter()
+            .any(|alarm| alarm.contains("fell back to audit") && alarm.contains("in time")),
+        "{:?}",
+        status.alarms
+    );
+    let reason = status.confirmation.unwrap().reason.unwrap();
+    assert!(reason.contains("in time"), "{reason}");
+    assert_eq!(agent.cli(&["status"]).unwrap().code(), Some(1));
+    assert!(flow.is_alive(), "the switch is the ordinary one");
+    let (attempt, moved) = agent.counted(|| client.connect(FORBIDDEN, 80));
+    reached(&attempt);
+    assert_eq!(moved.denied, 0, "{moved:?}");
+    assert!(moved.would_deny > 0, "{moved:?}");
+
+    // A policy that enforces is taken up, but audited.
+    agent.reload(&policy(&format!("mode: enforce\n{allow}")));
+    assert_eq!(agent.status().mode, "audit");
+    reached(&client.connect(FORBIDDEN, 80));
+
+    // A late confirmation enforces again, on probation.
+    let output = agent.cli(&["confirm"]).unwrap();
+    assert_eq!(output.code(), Some(0), "{}", output.shown());
+    assert!(
+        output.stdout.contains("AWAITED until"),
+        "{}",
+        output.shown()
+    );
+    refused(&client.connect(FORBIDDEN, 80));
+    assert!(agent.status().enforcing);
+    assert!(flow.is_alive());
+    assert!(
+        eventually(Duration::from_secs(10), || client.connect(FORBIDDEN, 80).ok),
+        "{:?}",
+        agent.status()
+    );
+}
+
+#[test]
+fn a_confirmed_agent_goes_on_enforcing() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let agent = world
+        .agent(&policy("allow: [{ cidrs: [10.79.0.0/16] }]"))
+        .arg("--confirm")
+        .arg("4s")
+        .start();
+    let client = world.workload("client");
+    let output = agent.cli(&["confirm", "-o", "json"]).unwrap();
+    assert_eq!(output.code(), Some(0), "{}", output.shown());
+    assert!(
+        output.stdout.contains("\"confirmed\""),
+        "{}",
+        output.shown()
+    );
+    std::thread::sleep(Duration::from_secs(5));
+    let status = agent.status();
+    assert_eq!(status.confirmation.unwrap().state, "confirmed");
+    assert_eq!((status.mode.as_str(), status.enforcing), ("enforce", true));
+    assert_eq!(status.alarms, Vec::<String>::new());
+    reached(&client.connect("10.79.0.1", 80));
+    refused(&client.connect(FORBIDDEN, 80));
+
+    // A second time there is nothing to confirm.
+    let again = agent.cli(&["confirm"]).unwrap();
+    assert_eq!(again.code(), Some(1), "{}", again.shown());
+    assert!(
+        again.stderr.contains("no confirmation is awaited"),
+        "{}",
+        again.shown()
+    );
+    refused(&client.connect(FORBIDDEN, 80));
+}
+
+#[test]
+fn nothing_to_confirm_without_the_option() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let agent = world.agent(&policy("allow: []")).start();
+    let output = agent.cli(&["confirm"]).unwrap();
+    assert_eq!((output.code(), output.stdout.as_str()), (Some(1), ""));
+    assert!(
+        output.stderr.contains("started without --confirm"),
+        "{}",
+        output.shown()
+    );
+    assert_eq!(state(&agent), "not asked for");
+}
+
+#[test]
+fn an_agent_that_is_stopped_before_the_confirmation_leaves_audit_and_a_killed_one_waits_again() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let mut agent = world
+        .agent(&policy("allow: [{ cidrs: [10.79.0.0/16] }]"))
+        .arg("--confirm")
+        .arg("5s")
+        .start();
+    let client = world.workload("client");
+    refused(&client.connect(FORBIDDEN, 80));
+    agent.stop();
+    reached(&client.connect(FORBIDDEN, 80));
+
+    agent.start_again();
+    refused(&client.connect(FORBIDDEN, 80));
+    agent.kill();
+    refused(&client.connect(FORBIDDEN, 80));
+    agent.start_again();
+    refused(&client.connect(FORBIDDEN, 80));
+    assert_eq!(state(&agent), "awaited");
+    assert!(
+        eventually(Duration::from_secs(10), || state(&agent) == "fell_back"),
+        "{:?}",
+        agent.status()
+    );
+    assert!(
+        eventually(Duration::from_secs(5), || client.connect(FORBIDDEN, 80).ok),
+        "{:?}",
+        agent.status()
+    );
+}
+
+/// What becomes of an agent while its confirmation is awaited.
+fn send(agent: &Agent, signal: &str) {
+    let status = std::process::Command::new("kill")
+        .args([format!("-{signal}"), agent.pid().to_string()])
+        .status()
+        .unwrap();
+    assert!(status.success(), "kill -{signal}");
+}
+
+#[test]
+fn the_kernel_falls_back_without_the_agent_and_not_once_it_was_confirmed() {
+    if !ready() {
+        return;
+    }
+    let window = Duration::from_secs(6);
+    for is_confirmed in [false, true] {
+        let world = World::new();
+        let mut agent = world
+            .agent(&policy("allow: [{ cidrs: [10.79.0.0/16] }]"))
+            .arg("--confirm")
+            .arg("6s")
+            .start();
+        let client = world.workload("client");
+        if is_confirmed {
+            let output = agent.cli(&["confirm"]).unwrap();
+            assert_eq!(output.code(), Some(0), "{}", output.shown());
+        }
+        agent.kill();
+        refused(&client.connect(FORBIDDEN, 80));
+        std::thread::sleep(window);
+        reached(&client.connect("10.79.0.1", 80));
+        let attempt = client.connect(FORBIDDEN, 80);
+        if is_confirmed {
+            refused(&attempt);
+            continue;
+        }
+        reached(&attempt);
+        // The one that comes after it has a time of its own.
+        agent.start_again();
+        refused(&client.connect(FORBIDDEN, 80));
+        assert_eq!(state(&agent), "awaited");
+    }
+}
+
+#[test]
+fn a_stopped_agent_does_not_keep_the_kernel_from_falling_back() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let agent = world
+        .agent(&policy("allow: [{ cidrs: [10.79.0.0/16] }]"))
+        .arg("--confirm")
+        .arg("5s")
+        .start();
+    let client = world.workload("client");
+    send(&agent, "STOP");
+    refused(&client.connect(FORBIDDEN, 80));
+    std::thread::sleep(Duration::from_secs(5));
+    let attempt = client.connect(FORBIDDEN, 80);
+    send(&agent, "CONT");
+    reached(&attempt);
+    assert!(
+        eventually(Duration::from_secs(5), || state(&agent) == "fell_back"),
+        "{:?}",
+        agent.status()
+    );
+    let status = agent.status();
+    assert_eq!((status.mode.as_str(), status.enforcing), ("audit", false));
+    let explained = agent.explain(&format!("{FORBIDDEN}:80"), None);
+    assert_eq!(explained.verdict, "would_deny");
+}
+
+#[test]
+fn an_agent_without_the_option_enforces_after_one_that_was_not_confirmed() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let rules = policy("allow: [{ cidrs: [10.79.0.0/16] }]");
+    let mut first = world.agent(&rules).arg("--confirm").arg("4s").start();
+    let client = world.workload("client");
+    first.kill();
+    std::thread::sleep(Duration::from_secs(4));
+    reached(&client.connect(FORBIDDEN, 80));
+    let second = world.agent(&rules).start();
+    refused(&client.connect(FORBIDDEN, 80));
+    std::thread::sleep(Duration::from_secs(5));
+    refused(&client.connect(FORBIDDEN, 80));
+    assert_eq!(second.status().mode, "enforce");
+}

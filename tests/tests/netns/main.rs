@@ -1,0 +1,44 @@
+//! The agent in network namespaces. Several of these tests run side by side: they mostly wait.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    clippy::wildcard_enum_match_arm,
+    reason = "tests panic"
+)]
+
+mod aliases;
+mod attached;
+mod audit;
+mod bad_policies;
+mod cidrs;
+mod confirm;
+mod crash;
+mod exec;
+mod explain;
+mod firewall_guide;
+mod forged;
+mod inbound;
+mod interfaces;
+mod learn;
+mod lifecycle;
+mod log;
+mod modes;
+mod names;
+mod node;
+mod pod_interfaces;
+mod policy_diff;
+mod preexisting;
+mod prog_run;
+mod queries;
+mod reload;
+mod resolvers;
+mod rig;
+mod scopes;
+mod service_tags;
+mod stars;
+mod transports;
+mod tricks;
+mod worlds;

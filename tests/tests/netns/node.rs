@@ -1,0 +1,328 @@
+//! The agent follows its node: resolvers, addresses, files, a disk that hangs; and tells its service manager.
+
+use std::{
+    fs::{self, File},
+    io::Write as _,
+    net::IpAddr,
+    os::unix::{fs::PermissionsExt as _, net::UnixDatagram},
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+use egress_tests::{
+    Agent, World, eventually,
+    expect::{policy, reached, refused},
+    programs, ready,
+    world::Role,
+    zone,
+};
+
+const FORBIDDEN: &str = "10.78.9.1";
+/// How soon a change of the node is in force, on a machine with little time to spare.
+const SOON: Duration = Duration::from_secs(2);
+
+/// The agent, started by a line of shell that ends in `exec "$AGENT" "$@"`.
+fn started_by(world: &World, line: &str) -> PathBuf {
+    let script = world.dir().join("agent.sh");
+    let agent = programs::agent();
+    let text = format!("#!/bin/sh\nAGENT='{}'\n{line}\n", agent.display());
+    fs::write(&script, text).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    script
+}
+
+/// The agent, with this file as its resolv.conf.
+fn with_resolv_conf(world: &World, file: &Path) -> PathBuf {
+    let line = format!(
+        "RC='{}' exec unshare --mount sh -c 'mount --bind \"$RC\" /etc/resolv.conf && exec \"$0\" \"$@\"' \"$AGENT\" \"$@\"",
+        file.display()
+    );
+    started_by(world, &line)
+}
+
+fn run(program: &str, arguments: &[&str]) -> bool {
+    let status = Command::new(program).args(arguments).status();
+    status.is_ok_and(|status| status.success())
+}
+
+#[test]
+fn resolvers_follow_resolv_conf_and_an_empty_one_keeps_the_last() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let file = world.dir().join("resolv.conf");
+    let good = format!("nameserver {}\n", zone::RESOLVER[0]);
+    fs::write(&file, &good).unwrap();
+    let agent = world
+        .agent(&policy("allow: [{ names: ['*.example.com'] }]"))
+        .resolvers_of_the_node()
+        .program(with_resolv_conf(&world, &file))
+        .start();
+    let client = world.workload("client");
+    let resolvers = || agent.status().resolvers;
+    let first: Vec<IpAddr> = vec![zone::RESOLVER[0].parse().unwrap()];
+    assert_eq!(resolvers(), first);
+    client.resolve("api.example.com", false);
+
+    for bad in ["", "# being written\n", "\0\0garbage"] {
+        fs::write(&file, bad).unwrap();
+        let is_told = || {
+            let status = agent.cli(&["status"]).unwrap();
+            let text = &status.stdout;
+            status.code() == Some(1) && text.contains("last known good resolvers stay")
+        };
+        assert!(eventually(SOON, is_told), "{bad:?}: {:?}", agent.status());
+        assert_eq!(resolvers(), first, "{bad:?}");
+        assert!(agent.status().enforcing, "{bad:?}");
+        client.resolve("www.example.com", false);
+        fs::write(&file, &good).unwrap();
+        let is_well = || agent.cli(&["status"]).unwrap().code() == Some(0);
+        assert!(eventually(SOON, is_well), "{bad:?}: {:?}", agent.status());
+    }
+
+    fs::write(&file, format!("nameserver {}\n", zone::SERVER)).unwrap();
+    let other: Vec<IpAddr> = vec![zone::SERVER.parse().unwrap()];
+    let began = Instant::now();
+    assert!(
+        eventually(SOON, || resolvers() == other),
+        "{:?}",
+        resolvers()
+    );
+    assert!(began.elapsed() < SOON);
+    // What was resolved before stays; the one before is no resolver any more.
+    let lookup = client.lookup(&[
+        "late.example.com",
+        "--server",
+        zone::RESOLVER[0],
+        "--type",
+        "A",
+    ]);
+    assert!(lookup.error.is_some(), "{lookup:?}");
+}
+
+#[test]
+fn an_address_of_the_node_is_open_as_long_as_the_node_has_it() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let agent = world.agent(&policy("allow: []")).start();
+    let is_open = |address: &str| agent.explain(&format!("{address}:9"), None).verdict == "allowed";
+    let address = "10.99.1.1";
+    assert!(!is_open(address));
+    let namespace = world.namespace(Role::Node);
+    namespace.ip("addr add 10.99.1.1/32 dev lo\n").unwrap();
+    assert!(
+        eventually(SOON, || is_open(address)),
+        "{:?}",
+        agent.status()
+    );
+    namespace.ip("addr del 10.99.1.1/32 dev lo\n").unwrap();
+    assert!(
+        eventually(SOON, || !is_open(address)),
+        "{:?}",
+        agent.status()
+    );
+}
+
+fn generation(agent: &Agent) -> u32 {
+    agent.status().policy.generation
+}
+
+#[test]
+fn a_change_that_metadata_hides_is_taken_and_half_of_a_file_is_not() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let open = |network: &str| policy(&format!("allow: [{{ cidrs: [{network}] }}]"));
+    let agent = world.agent(&open("10.79.0.0/16")).start();
+    let client = world.workload("client");
+    let file = world.dir().join("policy.yaml");
+    let old = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    let set_old = || {
+        let file = File::options().write(true).open(&file).unwrap();
+        file.set_modified(old).unwrap();
+    };
+    set_old();
+    thread::sleep(Duration::from_secs(2));
+    refused(&client.connect(FORBIDDEN, 80));
+    // In place: the same file, size and time.
+    fs::write(&file, open("10.78.0.0/16")).unwrap();
+    set_old();
+    let is_taken = || client.connect(FORBIDDEN, 80).ok;
+    assert!(
+        eventually(Duration::from_secs(5), is_taken),
+        "{:?}",
+        agent.status()
+    );
+
+    // A valid beginning, and a moment later the rest.
+    thread::sleep(Duration::from_secs(1));
+    let before = generation(&agent);
+    let text = open("10.79.0.0/16");
+    let more = policy("allow: [{ cidrs: [10.78.0.0/16] }]").replacen("name: ", "name: more-", 1);
+    let mut writer = File::create(&file).unwrap();
+    for part in [&text, "---\n", &more] {
+        writer.write_all(part.as_bytes()).unwrap();
+        thread::sleep(Duration::from_millis(60));
+    }
+    drop(writer);
+    let is_whole = || agent.status().policy.generation > before;
+    assert!(
+        eventually(Duration::from_secs(5), is_whole),
+        "{:?}",
+        agent.status()
+    );
+    thread::sleep(Duration::from_secs(1));
+    assert_eq!(generation(&agent), before + 1, "{}", agent.log());
+    reached(&client.connect(FORBIDDEN, 80));
+}
+
+#[test]
+fn the_service_manager_is_told_when_all_is_attached() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let path = world.dir().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket
+        .set_read_timeout(Some(Duration::from_secs(60)))
+        .unwrap();
+    let line = format!(
+        "NOTIFY_SOCKET='{}' WATCHDOG_USEC=600000 exec \"$AGENT\" \"$@\"",
+        path.display()
+    );
+    let script = started_by(&world, &line);
+    let told = || {
+        let mut bytes = [0; 256];
+        let length = socket.recv(&mut bytes).unwrap();
+        String::from_utf8_lossy(&bytes[..length]).into_owned()
+    };
+    let client = world.workload("client");
+    let (first, mut agent) = thread::scope(|scope| {
+        let first = scope.spawn(|| {
+            let first = told();
+            // Whatever starts after this is judged.
+            refused(&client.connect(FORBIDDEN, 80));
+            first
+        });
+        let agent = world.agent(&policy("allow: []")).program(script).start();
+        (first.join().unwrap(), agent)
+    });
+    assert!(first.starts_with("READY=1\n"), "{first}");
+    assert_eq!(told(), "WATCHDOG=1");
+    assert_eq!(told(), "WATCHDOG=1");
+    agent.stop();
+    let is_stopping = |text: String| text.starts_with("STOPPING=1");
+    assert!((0..50).any(|_| is_stopping(told())));
+}
+
+#[test]
+fn too_few_descriptors_and_too_many_resolvers_are_told_before_anything_is_changed() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let script = started_by(&world, "ulimit -n 100 && exec \"$AGENT\" \"$@\"");
+    let options = world.agent(&policy("allow: []"));
+    let output = options.clone().program(script).run_to_end();
+    assert_eq!(output.code(), Some(2), "{}", output.shown());
+    assert!(
+        output.stderr.contains("at most 100 files may be open"),
+        "{}",
+        output.shown()
+    );
+
+    let mut many = options.clone();
+    for last in 0..=255 {
+        many = many.resolver(&format!("192.0.2.{last}"));
+    }
+    let output = many.run_to_end();
+    assert_eq!(output.code(), Some(2), "{}", output.shown());
+    assert!(
+        output.stderr.contains("at most 256 can be trusted"),
+        "{}",
+        output.shown()
+    );
+    assert!(!options.pins().join("links").exists());
+}
+
+/// A disk of its own.
+struct Disk(PathBuf);
+
+impl Disk {
+    /// None where that cannot be made here.
+    fn new(world: &World) -> Option<Self> {
+        let (image, disk) = (world.dir().join("disk.img"), world.dir().join("disk"));
+        File::create(&image).unwrap().set_len(16 << 20).unwrap();
+        fs::create_dir(&disk).unwrap();
+        let (image, path) = (image.to_str().unwrap(), disk.to_str().unwrap());
+        let is_made =
+            run("mkfs.ext4", &["-q", image]) && run("mount", &["-o", "loop", image, path]);
+        if !is_made {
+            println!("SKIPPED a_disk_that_hangs_holds_up_nothing_but_itself: no loop device");
+        }
+        is_made.then_some(Self(disk))
+    }
+
+    /// Hangs until what this returns is dropped.
+    fn freeze(&self) -> Frozen {
+        assert!(run("fsfreeze", &["-f", self.0.to_str().unwrap()]));
+        Frozen(self.0.clone())
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _unmounted = run("umount", &["-l", self.0.to_str().unwrap()]);
+    }
+}
+
+struct Frozen(PathBuf);
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        let _thawed = run("fsfreeze", &["-u", self.0.to_str().unwrap()]);
+    }
+}
+
+#[test]
+fn a_disk_that_hangs_holds_up_nothing_but_itself() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let Some(disk) = Disk::new(&world) else {
+        return;
+    };
+    let mut agent = world
+        .agent(&policy("allow: [{ cidrs: [10.79.0.0/16] }]"))
+        .state_dir(&disk.0.join("state"))
+        .arg("--confirm")
+        .arg("8s")
+        .start();
+    let client = world.workload("client");
+    let frozen = disk.freeze();
+    // To be written, now and every few seconds.
+    refused(&client.connect(FORBIDDEN, 80));
+    thread::sleep(Duration::from_secs(8));
+    reached(&client.connect(FORBIDDEN, 80));
+    let confirmation = || agent.status().confirmation.unwrap().state;
+    assert!(
+        eventually(SOON, || confirmation() == "fell_back"),
+        "{:?}",
+        agent.status()
+    );
+    let output = agent.cli(&["confirm"]).unwrap();
+    assert_eq!(output.code(), Some(0), "{}", output.shown());
+    refused(&client.connect(FORBIDDEN, 80));
+    agent.reload(&policy("allow: [{ cidrs: [10.79.0.0/16, 10.78.0.0/16] }]"));
+    reached(&client.connect(FORBIDDEN, 80));
+    drop(frozen);
+    agent.stop();
+}
