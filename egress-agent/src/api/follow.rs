@@ -17,8 +17,8 @@ use tokio::sync::{
 use tracing::warn;
 
 use super::{
+    FlowFilter,
     model::{FlowReport, FollowLine},
-    state::FlowFilter,
 };
 use crate::shutdown::Shutdown;
 

@@ -13,10 +13,10 @@ use std::{
     time::Duration,
 };
 
+use egress_api::socket::{Unreachable, is_trusted};
 use nix::{
     fcntl::OFlag,
     sys::socket::{getsockopt, sockopt::PeerCredentials},
-    unistd::geteuid,
 };
 use thiserror::Error;
 use tokio::{
@@ -76,28 +76,6 @@ pub enum ListenError {
         /// Why.
         source: io::Error,
     },
-}
-
-/// Common reasons why a socket cannot be connected to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Unreachable {
-    /// There is no socket, or nobody accepts on it any more.
-    NobodyListens,
-    /// Its mode, or that of a folder, forbids it.
-    NotPermitted,
-}
-
-impl Unreachable {
-    pub(super) fn of(error: &io::Error) -> Option<Self> {
-        let kind = error.kind();
-        if [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused].contains(&kind) {
-            Some(Self::NobodyListens)
-        } else if kind == io::ErrorKind::PermissionDenied {
-            Some(Self::NotPermitted)
-        } else {
-            None
-        }
-    }
 }
 
 /// Who listens on a socket.
@@ -401,11 +379,6 @@ impl TrustedPeers {
     }
 }
 
-/// Whether a process of this user may talk to the agent (and be believed to be the agent).
-pub(super) fn is_trusted(uid: u32) -> bool {
-    uid == 0 || uid == geteuid().as_raw()
-}
-
 impl axum::serve::Listener for TrustedPeers {
     type Io = Peer;
     type Addr = net::unix::SocketAddr;
@@ -444,6 +417,8 @@ impl axum::serve::Listener for TrustedPeers {
 #[cfg(test)]
 mod tests {
     use std::{io::Read, os::unix::process::CommandExt};
+
+    use nix::unistd::geteuid;
 
     use super::*;
 

@@ -1,7 +1,7 @@
 //! The unix-socket service that the CLI and metrics use: HTTP and JSON.
 //!
 //! The daemon implements [`AgentState`]; [`serve`] answers requests from it.
-//! [`Client`] is the other end. What travels is in [`model`], how it is made
+//! [`Client`] is the other end, and what travels is in [`model`]: both in `egress-api`. How it is made
 //! from the kernel's numbers in [`report`].
 //!
 //! | route | answer |
@@ -21,11 +21,10 @@
 //! Status, counters, confirm and metrics are answered whoever else reads what; of those who read lists, follow verdicts or
 //! have other questions, so many are served at a time, and 503 says that there is no place ([`seats`]).
 
-pub mod client;
+mod convert;
 mod follow;
 mod list;
 mod listener;
-pub mod model;
 mod peer;
 mod recent;
 pub mod report;
@@ -36,14 +35,12 @@ mod state;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
-mod timestamp;
 
-pub use client::{Client, ClientError, Listing, Row};
+pub use egress_api::{
+    Client, ClientError, FlowFilter, LearnedFilter, LearnedQuery, Listing, PodFilter, Row,
+    Timestamp, client, model,
+};
 pub use listener::{ApiListener, Holder, ListenError};
 pub use recent::{RECENT_FLOWS, RecentFlows};
 pub use service::{ServiceError, serve};
-pub use state::{
-    AgentState, BadQuestion, ExplainQuery, FlowFilter, LearnedFilter, LearnedQuery, NotAwaited,
-    PodFilter, Rows,
-};
-pub use timestamp::Timestamp;
+pub use state::{AgentState, BadQuestion, ExplainQuery, NotAwaited, Rows};

@@ -4,7 +4,7 @@ use std::{collections::VecDeque, sync::Arc};
 
 use egress_common::verdict::Verdict;
 
-use super::{model::FlowReport, state::FlowFilter};
+use super::{FlowFilter, model::FlowReport};
 
 /// Verdicts of each kind that [`RecentFlows`] remembers by default.
 pub const RECENT_FLOWS: usize = 4096;

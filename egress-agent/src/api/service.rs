@@ -27,7 +27,7 @@ use tokio::sync::Semaphore;
 use tracing::{debug, warn};
 
 use super::{
-    AgentState, ApiListener,
+    AgentState, ApiListener, FlowFilter, LearnedFilter, PodFilter,
     follow::follow,
     list::Lists,
     listener::TrustedPeers,
@@ -37,7 +37,7 @@ use super::{
     },
     peer::Limits,
     seats::{Full, Kind, Seat},
-    state::{BadQuestion, ExplainQuery, FlowFilter, LearnedFilter, NotAwaited, PodFilter, Rows},
+    state::{BadQuestion, ExplainQuery, NotAwaited, Rows},
 };
 use crate::{metrics, policy::DestinationError, shutdown::Shutdown};
 

@@ -20,13 +20,13 @@ use thiserror::Error;
 use tokio::net::UnixStream;
 use tracing::debug;
 
-use super::{
-    listener::{Unreachable, is_trusted},
+use crate::{
+    filter::{FlowFilter, PodFilter},
     model::{
         ConfirmationStatus, CountersReport, ErrorReport, Explanation, FlowReport, FollowLine,
         LearnedAddress, Observations, Status,
     },
-    state::{FlowFilter, PodFilter},
+    socket::{Unreachable, is_trusted},
 };
 
 /// How long an answer may take, or the next piece of one.
@@ -199,7 +199,7 @@ impl Client {
         Ok(Following(TextLines::of(response)))
     }
 
-    /// Asks what the kernel decides about a destination, as [`crate::policy::Destination`] reads it.
+    /// Asks what the kernel decides about a destination, as a destination of a policy question.
     ///
     /// # Errors
     ///

@@ -4,8 +4,7 @@ use std::{borrow::Cow, collections::BTreeMap, net::IpAddr, path::PathBuf, sync::
 
 use serde::{Deserialize, Serialize};
 
-use super::Timestamp;
-use crate::datapath::{self, AttachedHook, MapFill, PutBack};
+use crate::Timestamp;
 
 /// Text that is nearly always a constant.
 pub type Text = Cow<'static, str>;
@@ -70,20 +69,6 @@ pub struct PutBackStatus {
     pub last_at: Option<Timestamp>,
     /// What it was then.
     pub last: Option<String>,
-}
-
-impl From<PutBack> for PutBackStatus {
-    fn from(put_back: PutBack) -> Self {
-        let counts = put_back.counts.into_iter();
-        let (last_at, last) = put_back.last.unzip();
-        Self {
-            counts: counts
-                .map(|(what, count)| (what.to_owned(), count))
-                .collect(),
-            last_at: last_at.map(Timestamp::from),
-            last,
-        }
-    }
 }
 
 /// What is known of the cluster and of its pods here.
@@ -262,20 +247,6 @@ pub struct HookStatus {
     pub trouble: Option<String>,
 }
 
-impl From<&AttachedHook> for HookStatus {
-    fn from(hook: &AttachedHook) -> Self {
-        Self {
-            hook: hook.hook.name().into(),
-            target: hook.target.clone(),
-            kind: hook.kind.into(),
-            attached: hook.is_attached,
-            pinned: hook.is_pinned,
-            program_tag: hook.program_tag.clone(),
-            trouble: hook.trouble.clone(),
-        }
-    }
-}
-
 /// Fill of one map.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MapStatus {
@@ -285,16 +256,6 @@ pub struct MapStatus {
     pub entries: u64,
     /// Most that fit.
     pub capacity: u64,
-}
-
-impl From<&MapFill> for MapStatus {
-    fn from(map: &MapFill) -> Self {
-        Self {
-            name: map.name.into(),
-            entries: map.entries,
-            capacity: map.capacity,
-        }
-    }
 }
 
 /// One thing that the lifeline allows.
@@ -668,18 +629,6 @@ pub struct Check {
     pub needed: Text,
     /// What to do when it is not; empty when it is.
     pub fix: Text,
-}
-
-impl From<datapath::Check> for Check {
-    fn from(check: datapath::Check) -> Self {
-        Self {
-            name: check.name.into(),
-            ok: check.ok,
-            found: check.found,
-            needed: check.needed.into(),
-            fix: check.fix.into(),
-        }
-    }
 }
 
 /// Answer of `unload`.
