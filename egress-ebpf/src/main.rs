@@ -15,6 +15,30 @@
 #![no_main]
 // Two uses: an atomic add, which the target's `core` lacks, and keeping a bound check from being folded away.
 #![feature(asm_experimental_arch)]
+#![expect(
+    unsafe_code,
+    reason = "contexts, maps and helpers of the kernel are reached no other way"
+)]
+#![expect(
+    unreachable_pub,
+    reason = "nothing is reachable in a program; `pub` is what other modules may use"
+)]
+#![expect(
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "a field is named through a pointer and then read: one step, one reason"
+)]
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "sizes known when it is compiled, and parts of numbers that were packed"
+)]
+#![expect(
+    clippy::arithmetic_side_effects,
+    reason = "offsets and codes far from an end; what may wrap says so"
+)]
+#![expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "a key that is handed over is copied, and a stack has 512 bytes"
+)]
 
 mod agent;
 mod alias;

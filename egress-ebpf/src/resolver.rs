@@ -112,8 +112,8 @@ pub extern "C" fn asked_resolver(
     if is_trusted(far, header.dport()) {
         return Asked::DESTINATION | u32::from(header.dport());
     }
-    // SAFETY: one number, which the agent writes once.
     if may_be_inside()
+        // SAFETY: one number, which the agent writes once.
         && let Some(port) = unsafe { RESOLVERS.get(&ResolverKey::of_words(far, 0)) }
     {
         return Asked::DESTINATION | (*port & 0xffff);

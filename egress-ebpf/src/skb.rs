@@ -197,6 +197,7 @@ pub trait ReadHeader: Sized {
     /// Destination address, as words.
     fn destination(self, skb: &Skb) -> AddressWords;
     /// Whether the destination is loopback.
+    #[expect(clippy::wrong_self_convention, reason = "a header is a number")]
     fn is_to_loopback(self, skb: &Skb) -> bool;
 
     /// Source address.

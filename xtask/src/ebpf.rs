@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 
 use crate::{
@@ -34,6 +34,35 @@ impl BuildEbpf {
             let size = fs::metadata(object()).map_or(0, |data| data.len());
             run::say(&format!("{}: {size} bytes", run::shown(&object())));
         }
+        Ok(())
+    }
+}
+
+/// Options of `cargo xtask clippy-ebpf`.
+#[derive(Args, Debug)]
+pub(crate) struct ClippyEbpf {}
+
+impl ClippyEbpf {
+    /// Lints the kernel programs, and what of egress-common they use, as they are compiled for the kernel.
+    ///
+    /// # Errors
+    ///
+    /// A tool is missing, or there is something to say.
+    pub(crate) fn run(&self) -> Result<()> {
+        let toolchain = Toolchain::require()?;
+        let driver = setup::clippy(&toolchain.compiler)?;
+        // As `cargo clippy` does it, which is not in every package of a compiler.
+        let status = toolchain
+            .cargo()
+            .args(["check", "--quiet", "--release", "--package", "egress-ebpf"])
+            .args(["--target", "bpfel-unknown-none", "-Z", "build-std=core"])
+            .arg("--target-dir")
+            .arg(run::target_dir().join("ebpf/clippy"))
+            .env("RUSTC_WORKSPACE_WRAPPER", driver)
+            .env("CLIPPY_ARGS", "-Dwarnings__CLIPPY_HACKERY__")
+            .status()
+            .context("cannot start cargo")?;
+        ensure!(status.success(), "the kernel programs have lints");
         Ok(())
     }
 }

@@ -36,6 +36,8 @@ enum Command {
     Setup(setup::Setup),
     /// Build the eBPF object alone, to target/ebpf/egress-ebpf.
     BuildEbpf(ebpf::BuildEbpf),
+    /// Lint the kernel programs, as they are compiled for the kernel.
+    ClippyEbpf(ebpf::ClippyEbpf),
     /// Build the static release agent with the eBPF object inside.
     Build(build::Build),
     /// Show the agent at work, in namespaces of its own.
@@ -62,6 +64,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Setup(command) => command.run(),
         Command::BuildEbpf(command) => command.run(),
+        Command::ClippyEbpf(command) => command.run(),
         Command::Build(command) => command.run(),
         Command::Demo(command) => command.run(),
         Command::Bench(command) => command.run(),

@@ -313,7 +313,7 @@ fn unpack_compiler() -> Result<()> {
     for package in packages_in(&fetched)? {
         stage.run(run::command("dpkg").arg("-x").arg(&package).arg(&aside))?;
     }
-    write_wrapper(&aside.join("rustc"))?;
+    write_wrapper(&aside.join("rustc"), "rustc")?;
     remove_dir(&toolchain::debian_dir())?;
     fs::rename(&aside, toolchain::debian_dir()).context("cannot keep Debian's compiler")?;
     remove_dir(&fetched)?;
@@ -321,12 +321,76 @@ fn unpack_compiler() -> Result<()> {
     Ok(())
 }
 
-/// Writes the script that starts the unpacked compiler: only that sees its libraries.
-fn write_wrapper(path: &Path) -> Result<()> {
+/// The linter that belongs to a compiler, as a path; Debian's is unpacked beside its compiler if it is not there.
+///
+/// # Errors
+///
+/// There is none for this compiler, or it does not run.
+pub(crate) fn clippy(compiler: &Compiler) -> Result<PathBuf> {
+    let _lock = lock("setup")?;
+    let driver = match compiler {
+        Compiler::Nightly => toolchain::nightly_sysroot()?.join("bin/clippy-driver"),
+        Compiler::Debian(_) => toolchain::debian_clippy(),
+    };
+    if !driver.is_file() {
+        match compiler {
+            Compiler::Nightly => {
+                bail!(
+                    "nightly has no clippy: run `rustup component add clippy --toolchain nightly`"
+                )
+            }
+            Compiler::Debian(_) => unpack_clippy()?,
+        }
+    }
+    run::output(run::command(&driver).arg("--version")).with_context(|| {
+        format!(
+            "{} does not run: if the compiler beside it is older, remove {} and run `cargo xtask setup`",
+            run::shown(&driver),
+            run::shown(&toolchain::debian_dir())
+        )
+    })?;
+    Ok(driver)
+}
+
+/// Unpacks Debian's linter beside the compiler.
+fn unpack_clippy() -> Result<()> {
+    update_lists()?;
+    // In the order in which [`unpack_compiler`] takes them.
+    let package = ["rust-web-clippy", "rust-clippy"]
+        .into_iter()
+        .find(|package| depends(package).is_ok())
+        .context("apt knows no package rust-web-clippy")?;
+    let stage = Stage::begin("unpack-clippy", "Debian's Rust linter")?;
+    let fetched = toolchain::dir().join("fetched");
+    remove_dir(&fetched)?;
+    fs::create_dir_all(&fetched).with_context(|| format!("cannot create {}", fetched.display()))?;
+    stage.run(
+        run::command("apt-get")
+            .args(["-o", "APT::Sandbox::User=root", "download", package])
+            .current_dir(&fetched),
+    )?;
+    for package in packages_in(&fetched)? {
+        stage.run(
+            run::command("dpkg")
+                .arg("-x")
+                .arg(&package)
+                .arg(toolchain::debian_dir()),
+        )?;
+    }
+    write_wrapper(&toolchain::debian_clippy(), "clippy-driver")?;
+    remove_dir(&fetched)?;
+    stage.done();
+    Ok(())
+}
+
+/// Writes the script that starts a program of the unpacked compiler: only that sees its libraries.
+fn write_wrapper(path: &Path, program: &str) -> Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
-    let script = "#!/bin/sh\n\
+    let script = format!(
+        "#!/bin/sh\n\
         here=$(dirname \"$(readlink -f \"$0\")\")\n\
-        LD_LIBRARY_PATH=$here/usr/lib/$(uname -m)-linux-gnu exec \"$here/usr/bin/rustc\" \"$@\"\n";
+        LD_LIBRARY_PATH=$here/usr/lib/$(uname -m)-linux-gnu exec \"$here/usr/bin/{program}\" \"$@\"\n"
+    );
     fs::write(path, script)
         .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o755)))
         .with_context(|| format!("cannot write {}", path.display()))

@@ -3,11 +3,7 @@
 //! Two compilers will do: a rustup nightly with `rust-src`, or Debian's, unpacked below `target/toolchain/` by
 //! [`crate::setup`]. The linker is `bpf-linker`, built against Debian's LLVM below the same folder.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{fs, path::PathBuf, process::Command};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -99,6 +95,11 @@ impl Toolchain {
     }
 }
 
+/// Where the linter that belongs to Debian's compiler is: the wrapper that starts it.
+pub(crate) fn debian_clippy() -> PathBuf {
+    debian_dir().join("clippy-driver")
+}
+
 /// The compilers on this machine that can build `core`, best first, each with its LLVM's version.
 pub(crate) fn compilers() -> Vec<(Compiler, u32)> {
     let mut found = Vec::new();
@@ -116,6 +117,21 @@ pub(crate) fn compilers() -> Vec<(Compiler, u32)> {
     found
 }
 
+/// Where rustup's nightly is.
+///
+/// # Errors
+///
+/// There is none.
+pub(crate) fn nightly_sysroot() -> Result<PathBuf> {
+    // Look, but never install.
+    run::output(
+        run::command("rustup")
+            .args(["run", "nightly", "rustc", "--print", "sysroot"])
+            .env("RUSTUP_AUTO_INSTALL", "0"),
+    )
+    .map(PathBuf::from)
+}
+
 /// LLVM version of rustup's nightly if that has the library's source.
 fn nightly() -> Option<u32> {
     let rustc = || {
@@ -126,8 +142,8 @@ fn nightly() -> Option<u32> {
             .env("RUSTUP_AUTO_INSTALL", "0");
         command
     };
-    let sysroot = run::output(rustc().args(["--print", "sysroot"])).ok()?;
-    Path::new(&sysroot)
+    nightly_sysroot()
+        .ok()?
         .join("lib/rustlib/src/rust/library/core/src/lib.rs")
         .is_file()
         .then(|| version(&mut rustc()).ok())
