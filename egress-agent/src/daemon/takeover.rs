@@ -16,7 +16,6 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use anyhow::Context as _;
 use egress_common::{
     address::Address,
     learned::{Grant, LearnRequest, LearnedKey},
@@ -72,13 +71,14 @@ impl Shared {
         std::thread::sleep(PAUSE);
 
         // What came for the scopes of then, and comes until the hooks are switched, is remembered for those of now.
-        let in_force = self.in_force().context("no policy is in force")?;
+        // None where an agent that was killed on the way left its policy: which names it allowed is not known yet.
+        let in_force = self.in_force();
         let bound_of = |binding: &Binding| {
-            let mut bound = in_force.bound.iter();
+            let mut bound = in_force.iter().flat_map(|in_force| &in_force.bound);
             bound.find(|bound| bound.binding.scope_id == binding.scope_id)
         };
         let scopes = successors.iter().filter_map(|(theirs, bindings)| {
-            let bound = bindings.first().and_then(bound_of)?;
+            let bound = bindings.first().and_then(&bound_of)?;
             Some((*theirs, Arc::clone(&bound.scope)))
         });
         self.remember_early(&scopes.collect());
@@ -95,16 +95,22 @@ impl Shared {
                 let held = |netns, address| known.get(&(netns, address)).cloned();
                 carried.take(&self.memory, bound, held, now_ns);
             }
-            // Layout 1 knew no namespaces and no names: what rests on a rule that is still there ends when it would have
-            // ended, in the node's own namespace, where its programs ran first of all.
+            // What cannot be asked by name ends when it would have ended, if it rests on a rule that is still there: what
+            // layout 1 knew, in the node's own namespace, where its programs ran first of all; and everything while no
+            // policy is known, until the switch that follows within milliseconds asks by name.
             for binding in bindings {
-                let of_layout_1 = known.iter().filter(|((netns, _), _)| *netns == 0);
-                for ((_, address), grants) in of_layout_1 {
+                let by_rule = known
+                    .iter()
+                    .filter(|((netns, _), _)| *netns == 0 || in_force.is_none());
+                for ((netns, address), grants) in by_rule {
                     let live = grants.iter().filter(|grant| {
                         grant.expires_at_ns > now_ns
                             && datapath.has_rule(binding.policy_id, grant.rule)
                     });
-                    let netns = datapath.node_netns();
+                    let netns = match *netns {
+                        0 => datapath.node_netns(),
+                        netns => netns,
+                    };
                     carried.requests.extend(live.map(|grant| LearnRequest {
                         key: LearnedKey::new(binding.scope_id, netns, *address),
                         grant: *grant,

@@ -5,6 +5,7 @@
 //! of the programs too, and ends what is in the cgroup when this process is killed. [`follow`] passes signals and waits.
 //! What was seen becomes a [`Report`].
 
+mod accounts;
 mod allow;
 mod cgroup;
 mod process;

@@ -1,12 +1,14 @@
 //! As whom the command runs.
 
-use std::{ffi::CString, path::PathBuf};
+use std::{io, path::PathBuf};
 
 use nix::{
     errno::Errno,
-    unistd::{Gid, Group, Uid, User, getgrouplist, getgroups, setegid, seteuid, setgroups},
+    unistd::{Gid, Uid, getgroups, setegid, seteuid, setgroups},
 };
 use thiserror::Error;
+
+use super::accounts::Accounts;
 
 /// Why nobody can be told to run the command as.
 #[derive(Debug, Error)]
@@ -25,7 +27,7 @@ pub enum UserError {
     Become(u32, #[source] Errno),
     /// The system's list of users cannot be read.
     #[error("cannot look up user {0}")]
-    Lookup(String, #[source] Errno),
+    Lookup(String, #[source] io::Error),
 }
 
 /// A user with the groups that a command gets.
@@ -66,32 +68,24 @@ impl RunAs {
                 None => return Self::own(),
             },
         };
-        let looked_up = |errno| UserError::Lookup(user.clone(), errno);
+        let accounts = Accounts::read().map_err(|error| UserError::Lookup(user.clone(), error))?;
         let (uid, entry) = match user.parse::<u32>() {
             Ok(number) => {
                 let uid = Uid::from_raw(number);
-                (uid, User::from_uid(uid).map_err(looked_up)?)
+                (uid, accounts.user_of(uid))
             }
             Err(_) => {
-                let entry = User::from_name(&user).map_err(looked_up)?;
+                let entry = accounts.user(&user);
                 let entry = entry.ok_or_else(|| UserError::NoUser(user.clone()))?;
                 (entry.uid, Some(entry))
             }
         };
         let gid = match group {
-            Some(group) => group_of(&group)?,
+            Some(group) => group_of(&accounts, &group)?,
             // A number without an entry has a group of its own number, as containers have it.
-            None => entry
-                .as_ref()
-                .map_or_else(|| Gid::from_raw(uid.as_raw()), |entry| entry.gid),
+            None => entry.map_or_else(|| Gid::from_raw(uid.as_raw()), |entry| entry.gid),
         };
-        let groups = match &entry {
-            Some(entry) => match CString::new(entry.name.as_str()) {
-                Ok(name) => getgrouplist(&name, gid).map_err(looked_up)?,
-                Err(_) => vec![gid],
-            },
-            None => vec![gid],
-        };
+        let groups = entry.map_or_else(|| vec![gid], |entry| accounts.groups_of(&entry.name, gid));
         let is_other = uid != own || gid != Gid::effective();
         if is_other && !own.is_root() {
             return Err(UserError::NotRoot);
@@ -100,18 +94,19 @@ impl RunAs {
             uid,
             gid,
             groups,
-            name: entry.as_ref().map(|entry| entry.name.clone()),
+            name: entry.map(|entry| entry.name.clone()),
             is_other,
-            home: entry.as_ref().map(|entry| entry.dir.clone()),
-            shell: entry.map(|entry| entry.shell),
+            home: entry.map(|entry| entry.home.clone()),
+            shell: entry.map(|entry| entry.shell.clone()),
         })
     }
 
     fn own() -> Result<Self, UserError> {
         let uid = Uid::effective();
-        let name = User::from_uid(uid).ok().flatten().map(|user| user.name);
-        let groups =
-            getgroups().map_err(|errno| UserError::Lookup(uid.as_raw().to_string(), errno))?;
+        let failed = |error| UserError::Lookup(uid.as_raw().to_string(), error);
+        let accounts = Accounts::read().map_err(failed)?;
+        let name = accounts.user_of(uid).map(|entry| entry.name.clone());
+        let groups = getgroups().map_err(|errno| failed(errno.into()))?;
         Ok(Self {
             uid,
             gid: Gid::effective(),
@@ -184,12 +179,11 @@ impl RunAs {
     }
 }
 
-fn group_of(text: &str) -> Result<Gid, UserError> {
+fn group_of(accounts: &Accounts, text: &str) -> Result<Gid, UserError> {
     if let Ok(number) = text.parse::<u32>() {
         return Ok(Gid::from_raw(number));
     }
-    let group =
-        Group::from_name(text).map_err(|errno| UserError::Lookup(text.to_owned(), errno))?;
+    let group = accounts.group(text);
     group
         .map(|group| group.gid)
         .ok_or_else(|| UserError::NoGroup(text.to_owned()))

@@ -166,12 +166,13 @@ fn is_well(agent: &Agent, client: &Workload) -> Status {
 }
 
 #[test]
-fn a_full_table_refuses_new_addresses_with_an_alarm_and_takes_new_ones_when_old_ones_end() {
+fn a_scope_at_its_share_takes_new_addresses_in_place_of_its_own_oldest() {
     if !ready() {
         return;
     }
+    // The node's quarter is 16.
     let (world, agent) = world(
-        &["--records", "10", "--ttl", "4"],
+        &["--records", "10", "--ttl", "600"],
         ALLOWED,
         &["--max-learned", "64"],
     );
@@ -180,10 +181,66 @@ fn a_full_table_refuses_new_addresses_with_an_alarm_and_takes_new_ones_when_old_
     client.resolve("api.example.com", false);
     let mut flow = client.hold(api, 80);
     nothing_lost(&fresh(&client, 0, 5));
-    assert!(!told_status(&agent).alarms_of("learned_full"));
+    assert!(!told_status(&agent).alarms_of("learned_share_full"));
 
     let (storm, moved) = agent.counted(|| -> Storm {
         client.probe(&["storm", "--zone", "storm.example.com", "--count", "20"])
+    });
+    assert_eq!(storm.answered, 20, "{storm:?}");
+    tallied(&moved, "learned_share_full");
+    assert_eq!(moved.dns("learned_full"), 0, "{:?}", moved.dns);
+    let status = told_status(&agent);
+    assert!(
+        status.alarms_of("learned_share_full") && status.alarms_of("scope node is at its share"),
+        "{:?}",
+        status.alarms
+    );
+    assert!(agent.learned().len() <= 16);
+
+    // What is in use stays, and new names find room.
+    assert!(flow.is_alive());
+    reached(&client.connect(api, 80));
+    is_well(&agent, &client);
+    let mut first = 1000;
+    let recovered = eventually(Duration::from_secs(10), || {
+        thread::sleep(Duration::from_millis(200));
+        first += 1;
+        fresh(&client, first, 1).refused == 0
+    });
+    assert!(recovered, "{:?}", told_status(&agent));
+    reached(&client.connect(api, 80));
+    assert!(flow.is_alive());
+}
+
+#[test]
+fn a_full_table_refuses_new_addresses_with_an_alarm_and_takes_new_ones_when_old_ones_end() {
+    if !ready() {
+        return;
+    }
+    // Shares of 64 for each scope, and the node's of 16, are more than the table holds.
+    let mut world = World::new();
+    let storm = ["storm-server", "--records", "10", "--ttl", "4"];
+    world.start_probe(Role::Dns, &storm).unwrap();
+    world.start_probe(Role::Dns, &FRESH).unwrap();
+    let stormy = world.workload("stormy");
+    let mut options = world
+        .agent(&policy(ALLOWED))
+        .resolver(zone::SERVER)
+        .resolver(zone::FORGER)
+        .scope("stormy", stormy.cgroup());
+    for arg in ["--max-learned", "64", "--scope-share", "100"] {
+        options = options.arg(arg);
+    }
+    let agent = options.start();
+    let client = world.workload("client");
+    let api = zone::address("api.example.com", false);
+    client.resolve("api.example.com", false);
+    let mut flow = client.hold(api, 80);
+    nothing_lost(&fresh(&client, 0, 5));
+    assert!(!told_status(&agent).alarms_of("learned_full"));
+
+    let (storm, moved) = agent.counted(|| -> Storm {
+        stormy.probe(&["storm", "--zone", "storm.example.com", "--count", "20"])
     });
     let filled = Instant::now();
     assert_eq!(storm.answered, 20, "{storm:?}");
@@ -210,7 +267,7 @@ fn a_full_table_refuses_new_addresses_with_an_alarm_and_takes_new_ones_when_old_
     });
     assert!(recovered, "{:?}", told_status(&agent));
     eprintln!("room again {:?} after the table was full", filled.elapsed());
-    nothing_lost(&fresh(&client, 3000, 10));
+    nothing_lost(&fresh(&client, 3000, 5));
     assert!(flow.is_alive());
 }
 
@@ -273,13 +330,13 @@ fn storm(pool_size: &str, is_full: bool) {
     let after_mib = resident_mib(&agent);
     most_mib = most_mib.max(after_mib);
     eprintln!(
-        "{} answers of 100 addresses in {seconds} s: {:.0}/s; {} learned or prolonged, {} refused as full, {} answers \
+        "{} answers of 100 addresses in {seconds} s: {:.0}/s; {} learned or prolonged, {} refused for want of a share, {} answers \
          learned, {} copies lost; {} connects to known addresses, 0 lost, slowest {:.0} ms; {} new names, 0 lost; agent \
          {before_mib:.0} MiB before, {most_mib:.0} at most, {after_mib:.0} after",
         storm.answered,
         storm.rate(),
         moved.dns("address_learned"),
-        moved.dns("learned_full"),
+        moved.dns("learned_share_full"),
         moved.dns("dns_answer_learned"),
         moved.dns("dns_copies_lost"),
         calm.ok,
@@ -288,11 +345,16 @@ fn storm(pool_size: &str, is_full: bool) {
     );
     assert!(storm.answered > 100, "{storm:?}");
     // Every answer that came is counted as one that taught, or as one whose addresses found no room.
-    let answers = moved.dns("dns_answer_learned") + moved.dns("learned_full") / 100;
+    let answers = moved.dns("dns_answer_learned") + moved.dns("learned_share_full") / 100;
     assert!(answers >= storm.answered, "{storm:?} {:?}", moved.dns);
-    assert_eq!(moved.dns("learned_full") > 0, is_full, "{:?}", moved.dns);
     assert_eq!(
-        status.alarms_of("learned_full"),
+        moved.dns("learned_share_full") > 0,
+        is_full,
+        "{:?}",
+        moved.dns
+    );
+    assert_eq!(
+        status.alarms_of("learned_share_full"),
         is_full,
         "{:?}",
         status.alarms
@@ -310,7 +372,7 @@ fn a_storm_of_new_names_loses_no_allowed_connection() {
 }
 
 #[test]
-fn a_storm_of_new_addresses_fills_the_table_and_leaves_what_is_known_alone() {
+fn a_storm_of_new_addresses_fills_a_share_and_leaves_what_is_known_alone() {
     storm("16000000", true);
 }
 

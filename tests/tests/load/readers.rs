@@ -10,7 +10,10 @@ use std::{
 };
 
 use aya::maps::{HashMap, Map, MapData};
-use egress_common::learned::{Learned, LearnedKey};
+use egress_common::{
+    learned::{Learned, LearnedKey},
+    maps::ScopeUse,
+};
 use egress_tests::{
     Agent, World, eventually,
     expect::{policy, reached, refused},
@@ -28,13 +31,15 @@ const MEMORY_MIB: u64 = 48;
 
 /// Writes addresses as the kernel would have learned them, after the pattern of one that it has learned.
 fn fill(agent: &Agent) {
-    let maps = fs::read_dir(agent.pins()).unwrap().flatten();
-    let pin = maps
-        .map(|folder| folder.path().join("LEARNED"))
-        .find(|path| path.exists())
-        .expect("the map is pinned");
-    let map = Map::from_map_data(MapData::from_pin(pin).unwrap()).unwrap();
-    let mut learned = HashMap::<_, LearnedKey, Learned>::try_from(map).unwrap();
+    let pinned = |name: &str| {
+        let maps = fs::read_dir(agent.pins()).unwrap().flatten();
+        let pin = maps
+            .map(|folder| folder.path().join(name))
+            .find(|path| path.exists())
+            .expect("the map is pinned");
+        Map::from_map_data(MapData::from_pin(pin).unwrap()).unwrap()
+    };
+    let mut learned = HashMap::<_, LearnedKey, Learned>::try_from(pinned("LEARNED")).unwrap();
     let (key, mut value) = learned.iter().next().unwrap().unwrap();
     for grant in value.grants.iter_mut().filter(|one| one.expires_at_ns != 0) {
         grant.expires_at_ns = u64::MAX;
@@ -45,6 +50,10 @@ fn fill(agent: &Agent) {
         next.address[12..].copy_from_slice(&number.to_be_bytes());
         learned.insert(next, value, 0).unwrap();
     }
+    let mut scopes = HashMap::<_, u32, ScopeUse>::try_from(pinned("SCOPES")).unwrap();
+    let mut usage = scopes.get(&key.scope_id, 0).unwrap();
+    usage.learned += u64::from(MANY);
+    scopes.insert(key.scope_id, usage, 0).unwrap();
 }
 
 /// One of them.
