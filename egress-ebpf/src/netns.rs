@@ -8,6 +8,11 @@
 //! `bpf_get_netns_cookie` does it where the hook has it: `sock_create` and `connect4/6` from 5.7, packets from 6.15.
 //! For packets on older kernels the socket's pointer to its namespace, and the cookie there, are read as memory,
 //! at offsets that the agent takes from the kernel's own type information (BTF) before it loads the programs.
+//!
+//! Before 5.12 a namespace has a cookie only after somebody asked for it (`net_gen_cookie`), and packets of one that
+//! nobody asked for would count nowhere: a server older than the programs could not answer. There its number is
+//! `net->hash_mix`, 32 random bits that the kernel draws when it makes the namespace (`setup_net`) and never shows. A
+//! process that wants the number of another namespace has to make some four thousand million, a hundred or so a second.
 
 use core::ffi::c_void;
 
@@ -15,7 +20,7 @@ use aya_ebpf::{
     Global,
     bindings::{__sk_buff, bpf_sock},
     helpers::generated::{bpf_get_netns_cookie, bpf_probe_read_kernel},
-    programs::{SockAddrContext, SockContext},
+    programs::SockAddrContext,
 };
 use egress_common::maps::Config;
 
@@ -32,6 +37,11 @@ static SOCK_NET_AT: Global<u32> = Global::new(0);
 /// Offset of `net_cookie` in `struct net`, bytes. Set by the agent before loading.
 #[unsafe(no_mangle)]
 static NET_COOKIE_AT: Global<u32> = Global::new(0);
+
+/// Offset of `hash_mix` in `struct net`, bytes; 0 where every namespace has a cookie from its birth (5.12). Set by the
+/// agent before loading.
+#[unsafe(no_mangle)]
+static NET_MIX_AT: Global<u32> = Global::new(0);
 
 /// Offset of the byte with `sk_kern_sock` in `struct sock`; 0 when it is not known. Set by the agent before loading.
 #[unsafe(no_mangle)]
@@ -87,14 +97,20 @@ pub extern "C" fn netns_of_packet(raw: *mut __sk_buff) -> u32 {
 /// The namespace of a socket by its memory: a branch that the verifier removes where the helper is.
 #[inline(always)]
 fn read(sk: *mut bpf_sock) -> u32 {
-    let (sock_net_at, net_cookie_at) = (SOCK_NET_AT.load(), NET_COOKIE_AT.load());
+    let (sock_net_at, net_mix_at) = (SOCK_NET_AT.load(), NET_MIX_AT.load());
     if sock_net_at == 0 {
         return UNKNOWN;
     }
     let Some(net) = field(sk, sock_net_at) else {
         return UNKNOWN;
     };
-    match word(net.wrapping_add(u64::from(net_cookie_at))) {
+    if net_mix_at != 0 {
+        return match word(net.wrapping_add(u64::from(net_mix_at))) {
+            Some(mix) => mix as u32,
+            None => UNKNOWN,
+        };
+    }
+    match word(net.wrapping_add(u64::from(NET_COOKIE_AT.load()))) {
         Some(cookie) => number(cookie),
         None => UNKNOWN,
     }
@@ -147,17 +163,14 @@ fn word(at: u64) -> Option<u64> {
     if error == 0 { Some(word) } else { None }
 }
 
-/// The namespace in which a socket is made.
-#[inline(always)]
-pub fn of_new_socket(ctx: &SockContext) -> u32 {
-    // SAFETY: the context is valid while the program runs.
-    number(unsafe { bpf_get_netns_cookie(ctx.sock.cast()) })
-}
-
 /// The namespace of a socket that is connected.
 #[inline(always)]
 pub fn of_connect(ctx: &SockAddrContext) -> u32 {
-    // SAFETY: the context is valid while the program runs.
+    if NET_MIX_AT.load() != 0 {
+        // SAFETY: the context is valid while the program runs.
+        return read(unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk });
+    }
+    // SAFETY: as above.
     number(unsafe { bpf_get_netns_cookie(ctx.sock_addr.cast()) })
 }
 

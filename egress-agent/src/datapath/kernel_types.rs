@@ -16,6 +16,8 @@ pub(super) struct Offsets {
     pub(super) sock_net: u32,
     /// `struct net`, `net_cookie`.
     pub(super) net_cookie: u32,
+    /// `struct net`, `hash_mix`, where `net_cookie` is given on demand (an `atomic64_t`, before 5.12); else 0.
+    pub(super) net_mix: u32,
     /// `struct sock`, `sk_kern_sock`: the byte that holds it; 0 where the kernel has no such field.
     pub(super) kern_sock: u32,
     /// Its bit in that byte, from the lowest.
@@ -57,6 +59,11 @@ impl Offsets {
         Ok(Self {
             sock_net: find("sock_common", "skc_net")?,
             net_cookie: find("net", "net_cookie")?,
+            net_mix: if types.is_of_type("net", "net_cookie", "atomic64_t") {
+                find("net", "hash_mix")?
+            } else {
+                0
+            },
             kern_sock: kern_sock / 8,
             kern_sock_bit: kern_sock % 8,
         })
@@ -104,28 +111,57 @@ impl<'a> Types<'a> {
 
     /// The same in bits: of a bit field, those before its lowest one.
     fn bits(&self, structure: &str, member: &str) -> Option<u32> {
+        Some(self.member(structure, member)?.0)
+    }
+
+    /// Whether a member's type has this name.
+    fn is_of_type(&self, structure: &str, member: &str, name: &str) -> bool {
+        let Some((_, wanted)) = self.member(structure, member) else {
+            return false;
+        };
+        // Types are counted from one.
+        let mut all = self.all().zip(1_u32..);
+        all.any(|((at, _, _), number)| {
+            number == wanted && u32_at(self.types, at).is_some_and(|at| self.is_named(at, name))
+        })
+    }
+
+    /// Every type: where it stands, its kind and word of flags.
+    fn all(&self) -> impl Iterator<Item = (usize, u32, u32)> {
         let mut at = 0_usize;
-        while at < self.types.len() {
+        std::iter::from_fn(move || {
+            let here = at;
+            let info = u32_at(self.types, here.checked_add(4)?)?;
+            let kind = info >> 24 & 0x1f;
+            at = here
+                .checked_add(12)?
+                .checked_add(bytes_behind(kind, info & 0xffff)?)?;
+            Some((here, kind, info))
+        })
+    }
+
+    /// Where a member stands, in bits, and the number of its type; of the first structure of that name which has it.
+    fn member(&self, structure: &str, member: &str) -> Option<(u32, u32)> {
+        for (at, kind, info) in self.all() {
             let name = u32_at(self.types, at)?;
-            let info = u32_at(self.types, at.checked_add(4)?)?;
-            let (kind, count) = (info >> 24 & 0x1f, info & 0xffff);
+            if kind != KIND_STRUCT || !self.is_named(name, structure) {
+                continue;
+            }
             let body = at.checked_add(12)?;
-            if kind == KIND_STRUCT && self.is_named(name, structure) {
-                for index in 0..count as usize {
-                    let at = body.checked_add(index.checked_mul(12)?)?;
-                    if self.is_named(u32_at(self.types, at)?, member) {
-                        let bits = u32_at(self.types, at.checked_add(8)?)?;
-                        // With bit fields in the structure the upper byte is a width.
-                        let bits = if info >> 31 == 1 {
-                            bits & 0xff_ffff
-                        } else {
-                            bits
-                        };
-                        return Some(bits);
-                    }
+            for index in 0..(info & 0xffff) as usize {
+                let at = body.checked_add(index.checked_mul(12)?)?;
+                if self.is_named(u32_at(self.types, at)?, member) {
+                    let type_number = u32_at(self.types, at.checked_add(4)?)?;
+                    let bits = u32_at(self.types, at.checked_add(8)?)?;
+                    // With bit fields in the structure the upper byte is a width.
+                    let bits = if info >> 31 == 1 {
+                        bits & 0xff_ffff
+                    } else {
+                        bits
+                    };
+                    return Some((bits, type_number));
                 }
             }
-            at = body.checked_add(bytes_behind(kind, count)?)?;
         }
         None
     }
@@ -162,6 +198,13 @@ mod tests {
         // `skc_net` has stood here since namespaces exist: behind addresses, ports, family, device, list and protocol.
         assert_eq!(offsets.sock_net, 48);
         assert!(offsets.net_cookie > 0 && offsets.net_cookie < 8_192);
+        let bytes = fs::read(BTF).expect("readable");
+        let types = Types::parse(&bytes).expect("its own form");
+        assert!(
+            types.is_of_type("net", "ifindex", "int") || types.is_of_type("net", "ifindex", "u32")
+        );
+        assert!(!types.is_of_type("net", "hash_mix", "atomic64_t"));
+        assert!(types.is_of_type("net", "hash_mix", "u32"));
         // Behind what every kind of socket has, and among the first fields of `struct sock`.
         assert!(offsets.kern_sock > 100 && offsets.kern_sock < 1_024 && offsets.kern_sock_bit < 8);
     }

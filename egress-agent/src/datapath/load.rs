@@ -232,6 +232,7 @@ impl KernelFacts {
             .override_global("NETNS_HELPER", &self.netns_helper, true)
             .override_global("SOCK_NET_AT", &self.offsets.sock_net, true)
             .override_global("NET_COOKIE_AT", &self.offsets.net_cookie, true)
+            .override_global("NET_MIX_AT", &self.offsets.net_mix, true)
             .override_global("KERN_SOCK_AT", &self.offsets.kern_sock, true)
             .override_global("KERN_SOCK_BIT", &self.offsets.kern_sock_bit, true)
             .override_global("NOTE_PROCESSES", &self.note_processes, true)
