@@ -188,20 +188,28 @@ fn make_room_of(
         let number = bound.scope.number;
         let keys: Vec<LearnedKey> = shared
             .memory
-            .least_worth(number, wanted.saturating_mul(2))
+            .by_end(number)
             .into_iter()
             .map(|(address, netns)| LearnedKey::new(scope_id, netns, address))
             .collect();
-        // Those that ended go first; then those that nobody used lately.
-        let mut gone = datapath.sweep(&keys, now_ns, u32::MAX)?;
-        for pause_s in [600, 60, 0] {
-            let gone_so_far = usize::try_from(gone).unwrap_or(usize::MAX);
-            let Some(more) = wanted.checked_sub(gone_so_far).filter(|more| *more > 0) else {
-                break;
-            };
-            let rest: Vec<LearnedKey> = keys.iter().copied().take(more.saturating_mul(2)).collect();
-            let used_before = seconds(now_ns).saturating_sub(pause_s);
-            gone = gone.saturating_add(datapath.sweep(&rest, u64::MAX, used_before)?);
+        // What ended goes first, then what nobody used lately; what is in use only when there is nothing else.
+        let mut gone: usize = 0;
+        let now_s = seconds(now_ns);
+        let unused_for = |pause_s: u32| (u64::MAX, now_s.saturating_sub(pause_s));
+        let passes = [
+            (now_ns, u32::MAX),
+            unused_for(600),
+            unused_for(60),
+            unused_for(0),
+        ];
+        'passes: for (ended_before_ns, used_before_s) in passes {
+            for some in keys.chunks(wanted) {
+                let swept = datapath.sweep(some, ended_before_ns, used_before_s)?;
+                gone = gone.saturating_add(usize::try_from(swept).unwrap_or(usize::MAX));
+                if gone >= wanted {
+                    break 'passes;
+                }
+            }
         }
         debug!(scope = bound.scope.name, gone, "room made in a share");
     }

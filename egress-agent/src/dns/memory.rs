@@ -547,20 +547,16 @@ impl Memory {
         }
     }
 
-    /// The addresses of a scope that are worth least, with the network namespaces in which they were resolved: expired
-    /// ones, then the soonest to end.
+    /// The allowed addresses of a scope, with the network namespaces in which they were resolved, the soonest to end
+    /// first.
     #[must_use]
-    pub fn least_worth(&self, scope: ScopeNumber, most: usize) -> Vec<(Address, u32)> {
+    pub fn by_end(&self, scope: ScopeNumber) -> Vec<(Address, u32)> {
         let mut found: Vec<(u64, Address, u32)> = Vec::new();
         self.for_each(scope, |address, seen| {
             if seen.allowed {
                 found.push((seen.expires_at_ns, address, seen.netns));
             }
         });
-        if found.len() > most && most > 0 {
-            found.select_nth_unstable(most);
-            found.truncate(most);
-        }
         found.sort_unstable();
         let found = found.into_iter();
         found.map(|(_, address, netns)| (address, netns)).collect()
@@ -929,15 +925,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_worth_least_is_told_with_its_network_namespace() {
+    fn addresses_are_told_by_end_with_their_network_namespace() {
         let memory = small(100, 8);
         let node = memory.scope("node");
         for (address, ends) in [(1, 300), (2, 100), (3, 200)] {
             memory.record(node, &seen(address, "a.example", ends, true), 0);
         }
         memory.record(node, &seen(4, "b.example", 1, false), 0);
-        assert_eq!(memory.least_worth(node, 2), [(v4(2), 0), (v4(3), 0)]);
-        assert_eq!(memory.least_worth(node, 9).len(), 3);
+        assert_eq!(memory.by_end(node)[..2], [(v4(2), 0), (v4(3), 0)]);
+        assert_eq!(memory.by_end(node).len(), 3);
     }
 
     #[test]
