@@ -88,7 +88,7 @@ causes! {
         "ask a trusted resolver, or start the agent with this one as `--resolver`",
     NotAsked "not_asked"
         "an answer came that no query of its socket asks for"
-        "look whether the queries are translated in the same network namespace: their answers teach nothing",
+        "look who sends it: a resolver that answers twice, or somebody who forges answers",
     Late "late"
         "the answer came more than ten seconds after its query"
         "find out why the resolver is slow",
