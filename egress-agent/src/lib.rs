@@ -7,10 +7,12 @@ pub mod daemon;
 pub mod datapath;
 pub mod dns;
 pub mod exec;
+pub mod flow_log;
 #[cfg(test)]
 #[path = "../../egress-policy/src/golden.rs"]
 mod golden;
 pub mod kube;
+pub mod log_queue;
 pub mod metrics;
 pub mod observed;
 pub mod settings;

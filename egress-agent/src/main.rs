@@ -2,7 +2,10 @@
 
 use std::panic::{self, AssertUnwindSafe};
 
-use egress_agent::cli::{Cli, ExitCode, finish_log, say, start_logging};
+use egress_agent::{
+    cli::{Cli, ExitCode, say, start_logging},
+    log_queue::finish_log,
+};
 
 fn main() -> ExitCode {
     let cli = match Cli::read() {

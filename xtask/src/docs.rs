@@ -40,6 +40,12 @@ const PAGES: &[(&str, &[&str], &str, &str)] = &[
         "deploy/crds/*.yaml",
     ),
     (
+        "egress-agent",
+        &["--test", "flow_log"],
+        "the_schema_of_the_flow_log_is_what_the_type_says",
+        "docs/flow-log.schema.json",
+    ),
+    (
         "egress-common",
         &["--lib"],
         "the_page_about_security_has_the_table",

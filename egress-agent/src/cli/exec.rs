@@ -307,6 +307,7 @@ impl Exec {
             // The command is alone.
             shares: datapath::Shares { percent: Some(100) },
             ebpf_log: LogLevel::Off,
+            flow_log: None,
         })
     }
 

@@ -13,8 +13,8 @@ use tracing_subscriber::{
     fmt::{self, writer::BoxMakeWriter},
 };
 
-use super::{Cli, Command, log_queue::LogQueue};
-use crate::signals;
+use super::{Cli, Command};
+use crate::{log_queue::LogQueue, signals};
 
 /// Checks a filter.
 pub(super) fn filter(text: &str) -> Result<String, ParseError> {

@@ -12,7 +12,6 @@ mod flows;
 mod import;
 mod learn;
 mod learned;
-mod log_queue;
 mod logging;
 mod output;
 mod policy;
@@ -31,7 +30,6 @@ use clap::{Parser, Subcommand};
 
 pub use catalog::CatalogArgs;
 pub use exit::{ExitCode, UsageError};
-pub use log_queue::{DroppedLines, dropped_log_lines, finish_log};
 pub use logging::start as start_logging;
 pub use output::{Format, OutputArgs, Screen, say};
 pub use remote::{DEFAULT_PIN_DIR, DEFAULT_SOCKET, DEFAULT_STATE_DIR};

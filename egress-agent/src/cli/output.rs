@@ -11,7 +11,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 use terminal_size::terminal_size_of;
 
-use super::log_queue;
+use crate::log_queue;
 
 /// Columns of a terminal that does not say how many it has.
 const COLUMNS: usize = 80;

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     datapath::Shares,
+    flow_log::{FlowLogFilter, FlowLogOptions, FlowLogTarget},
     policy::{CatalogSources, Cidr, Star, parse_duration_s, parse_name_pattern},
     workload,
 };
@@ -125,6 +126,50 @@ pub struct Run {
     /// Debug messages of the kernel programs
     #[arg(long, value_enum, default_value_t, value_name = "LEVEL")]
     pub ebpf_log: LogLevel,
+    /// A log of flows, for what ships logs.
+    #[command(flatten)]
+    pub flow_log: FlowLogArgs,
+}
+
+/// The flow log.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Flow log")]
+pub struct FlowLogArgs {
+    /// Log flows as one JSON object a line, to `stdout` or a file
+    ///
+    /// docs/flow-log.schema.json has the fields. Nothing waits for who reads: lines that find no room are dropped, and
+    /// `status` counts them.
+    #[arg(long, value_name = "stdout|FILE")]
+    pub flow_log: Option<FlowLogTarget>,
+    /// Which flows are logged: denials come one for each flow and second, allowed flows with their first packet
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        requires = "flow_log",
+        value_name = "WHICH"
+    )]
+    pub flow_log_filter: FlowLogFilter,
+    /// Size in MiB at which the file is renamed to FILE.1, in place of an older one
+    #[arg(
+        long,
+        default_value_t = 64,
+        requires = "flow_log",
+        value_parser = clap::value_parser!(u16).range(1..),
+        value_name = "MIB"
+    )]
+    pub flow_log_size: u16,
+}
+
+impl FlowLogArgs {
+    fn options(self) -> Option<FlowLogOptions> {
+        let target = self.flow_log?;
+        Some(FlowLogOptions {
+            target,
+            filter: self.flow_log_filter,
+            most_bytes: u64::from(self.flow_log_size) << 20,
+        })
+    }
 }
 
 /// What `run` takes from a Kubernetes cluster.
@@ -341,6 +386,8 @@ pub struct RunOptions {
     pub shares: Shares,
     /// How much the kernel programs say.
     pub ebpf_log: LogLevel,
+    /// Where flows are logged, if anywhere.
+    pub flow_log: Option<FlowLogOptions>,
 }
 
 impl Run {
@@ -413,6 +460,7 @@ impl Run {
                 percent: self.scope_share,
             },
             ebpf_log: self.ebpf_log,
+            flow_log: self.flow_log.options(),
         })
     }
 }

@@ -13,7 +13,7 @@ use tracing::info;
 
 use super::{
     confirm::{Answer, Moment},
-    faults::LOG_LINES,
+    faults::{FLOW_LOG_LINES, LOG_LINES},
     learned::LearnedRows,
     observe::NAMES_EVICTED,
     shared::{InForce, Shared, lock},
@@ -29,8 +29,8 @@ use crate::{
         },
         report::{counters_report, lost},
     },
-    cli::dropped_log_lines,
     datapath::{Anchors, AttachedHook, PutBack},
+    log_queue::dropped_log_lines,
     observed::DROPPED,
     policy::{Compiled, RuleSource, ServiceTagsFacts, port_range_text},
     workload::resolver_text,
@@ -86,6 +86,9 @@ impl AgentState for Shared {
         let observed = self.observer.status();
         lost.insert(NAMES_EVICTED.to_owned(), self.memory.counts().evicted);
         lost.insert(LOG_LINES.to_owned(), dropped_log_lines().count);
+        if let Some(log) = &self.flow_log {
+            lost.insert(FLOW_LOG_LINES.to_owned(), log.dropped().count);
+        }
         lost.insert(DROPPED.to_owned(), observed.dropped);
         let mut alarms = self.faults();
         let impaired = !alarms.is_empty();

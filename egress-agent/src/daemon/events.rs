@@ -209,6 +209,14 @@ fn publish(shared: &Shared, event: &VerdictEvent, flow: FlowReport, logged: &mut
             "flow denied"
         );
     }
+    if let Some(log) = &shared.flow_log {
+        let scope = shared.scope_of(event.scope_id);
+        log.log(
+            event,
+            &flow,
+            scope.and_then(|scope| scope.pod.clone()).as_deref(),
+        );
+    }
     if is_denied {
         tell_pod(shared, event, &flow);
     }

@@ -8,12 +8,14 @@ use std::{
 use super::shared::Shared;
 use crate::{
     api::Timestamp,
-    cli::{DroppedLines, dropped_log_lines},
+    log_queue::{DroppedLines, dropped_log_lines},
     store::unwritten,
 };
 
 /// The name of dropped lines of the log among what was lost.
 pub(super) const LOG_LINES: &str = "log_lines_dropped";
+/// The same of the flow log.
+pub(super) const FLOW_LOG_LINES: &str = "flow_log_lines_dropped";
 
 /// How long an agent that starts may take to hear of its cluster.
 const HEARD_GRACE: Duration = Duration::from_secs(15);
@@ -34,7 +36,9 @@ impl Shared {
         faults.extend(self.is_cluster_unknown().then(|| NEVER_HEARD.to_owned()));
         let unwritten = unwritten::longer_than(STATE_ALARM).into_iter();
         faults.extend(unwritten.map(|(file, age)| state_words(&file, age)));
-        faults.extend(log_words(dropped_log_lines(), now));
+        faults.extend(log_words("the log", dropped_log_lines(), now));
+        let flow_log = self.flow_log.as_ref();
+        faults.extend(flow_log.and_then(|log| log_words("the flow log", log.dropped(), now)));
         faults
     }
 }
@@ -56,13 +60,13 @@ fn state_words(file: &Path, age: Duration) -> String {
     )
 }
 
-fn log_words(dropped: DroppedLines, now: SystemTime) -> Option<String> {
+fn log_words(what: &str, dropped: DroppedLines, now: SystemTime) -> Option<String> {
     let last = dropped.last?;
     // A clock that was set back makes it look as if it came later: that is recent too.
     let age = now.duration_since(last).unwrap_or_default();
     (age < LOG_ALARM).then(|| {
         format!(
-            "{} lines of the log were dropped, the last at {}: whatever takes the agent's stderr is slow, gone or full",
+            "{} lines of {what} were dropped, the last at {}: whatever takes them is slow, gone or full",
             dropped.count,
             Timestamp::from(last)
         )
@@ -81,12 +85,12 @@ mod tests {
             count: 7,
             last: Some(last),
         };
-        assert_eq!(log_words(DroppedLines::default(), last), None);
-        let words = log_words(dropped, after(LOG_ALARM / 2)).expect("an alarm");
+        assert_eq!(log_words("the log", DroppedLines::default(), last), None);
+        let words = log_words("the log", dropped, after(LOG_ALARM / 2)).expect("an alarm");
         assert!(
             words.starts_with("7 lines of the log were dropped"),
             "{words}"
         );
-        assert_eq!(log_words(dropped, after(LOG_ALARM)), None);
+        assert_eq!(log_words("the log", dropped, after(LOG_ALARM)), None);
     }
 }

@@ -235,6 +235,9 @@ async fn start(options: RunOptions, files: Watched) -> anyhow::Result<ExitCode> 
         anchors.hold();
     }
     shared.observe_end();
+    if let Some(log) = &shared.flow_log {
+        log.finish();
+    }
     if !shared.state_writer.flush(END_LIMIT) {
         warn!("the disk does not answer: the last state is not written");
     }

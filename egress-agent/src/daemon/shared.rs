@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use anyhow::Context as _;
 use egress_common::{
     address::Address,
     hash::rule_identity,
@@ -29,6 +30,7 @@ use crate::{
     cli::{RunOptions, run::NODE_SCOPE},
     datapath::{Anchors, Datapath, DnsRing, Reader},
     dns::{Journal, Memory, MemoryLimits, Refusals, ScopeNumber},
+    flow_log::FlowLog,
     kube::{Feed, Pod, events::Denials},
     policy::{Catalog, Compiled, Lifeline, Policy, ServiceTagsFacts},
     workload::CgroupPaths,
@@ -343,6 +345,8 @@ pub(super) struct Shared {
     /// What is kept of the flows that were seen.
     pub(super) observer: Observer,
     pub(super) followers: broadcast::Sender<Arc<FlowReport>>,
+    /// Where flows are logged, if anywhere.
+    pub(super) flow_log: Option<FlowLog>,
     pub(super) cgroup_paths: Mutex<CgroupPaths>,
     /// What the agent itself lost: names and streams thrown out for lack of room.
     pub(super) dns_lost: Mutex<HashMap<&'static str, u64>>,
@@ -406,6 +410,12 @@ impl Shared {
             Observer::open(&options.state_dir)
         };
         let (followers, _) = broadcast::channel(FOLLOW_FLOWS);
+        let flow_log = match &options.flow_log {
+            None => None,
+            Some(log) => Some(FlowLog::open(log).with_context(|| {
+                format!("--flow-log {}: cannot open it for writing", log.target)
+            })?),
+        };
         Ok(Self {
             options,
             scopes: Mutex::new(scopes),
@@ -431,6 +441,7 @@ impl Shared {
             recent: Mutex::new(RecentFlows::default()),
             observer,
             followers,
+            flow_log,
             cgroup_paths: Mutex::default(),
             dns_lost: Mutex::default(),
             pod_interfaces: Mutex::default(),

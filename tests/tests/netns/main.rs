@@ -19,6 +19,7 @@ mod crash;
 mod exec;
 mod explain;
 mod firewall_guide;
+mod flow_log;
 mod forged;
 mod inbound;
 mod interfaces;

@@ -1,4 +1,4 @@
-//! The daemon's log: a bounded queue and a thread that writes from it.
+//! The daemon's logs: a bounded queue each, and a thread that writes from it.
 //!
 //! Nobody who logs waits for whoever reads the log, or fails with it. What finds no room, and what cannot be written
 //! (no reader is left, the terminal is gone, the disk is full), is dropped and counted.
@@ -36,7 +36,7 @@ pub struct DroppedLines {
 
 /// What waits to be written.
 #[derive(Clone, Debug)]
-pub(super) struct LogQueue {
+pub(crate) struct LogQueue {
     shared: Arc<Shared>,
 }
 
@@ -79,7 +79,7 @@ pub fn finish_log() {
 }
 
 /// The queue of the daemon, if this process is one.
-pub(super) fn of_daemon() -> Option<&'static LogQueue> {
+pub(crate) fn of_daemon() -> Option<&'static LogQueue> {
     DAEMON.get()
 }
 
@@ -89,26 +89,34 @@ impl LogQueue {
     /// # Errors
     ///
     /// No thread or descriptor can be had.
-    pub(super) fn start() -> io::Result<Self> {
+    pub(crate) fn start() -> io::Result<Self> {
         // A file of its own: stderr's lock would be held as long as a write waits.
         let stderr = File::from(io::stderr().as_fd().try_clone_to_owned()?);
-        let queue = Self::written_to(stderr)?;
+        let queue = Self::written_to("the log", stderr)?;
         Ok(DAEMON.get_or_init(|| queue).clone())
     }
 
-    fn written_to(output: impl Write + Send + 'static) -> io::Result<Self> {
+    /// A queue that is written elsewhere. `what` is what messages about lost lines call it.
+    ///
+    /// # Errors
+    ///
+    /// No thread can be had.
+    pub(crate) fn written_to(
+        what: &'static str,
+        output: impl Write + Send + 'static,
+    ) -> io::Result<Self> {
         let queue = Self {
             shared: Arc::default(),
         };
         let shared = Arc::clone(&queue.shared);
         thread::Builder::new()
             .name("log".to_owned())
-            .spawn(move || shared.write_to(output))?;
+            .spawn(move || shared.write_to(what, output))?;
         Ok(queue)
     }
 
     /// Takes a line; drops it where there is no room.
-    pub(super) fn push(&self, line: &[u8]) {
+    pub(crate) fn push(&self, line: &[u8]) {
         let mut waiting = self.shared.waiting();
         let bytes = line.len().saturating_add(LINE_BYTES);
         let with_it = waiting.bytes.saturating_add(bytes);
@@ -123,14 +131,15 @@ impl LogQueue {
     }
 
     /// Waits until everything is written, at most this long.
-    pub(super) fn flush(&self, most: Duration) {
+    pub(crate) fn flush(&self, most: Duration) {
         let waiting = self.shared.waiting();
         let is_busy = |waiting: &mut Waiting| waiting.is_writing || !waiting.lines.is_empty();
         let changed = &self.shared.changed;
         let _in_time = changed.wait_timeout_while(waiting, most, is_busy);
     }
 
-    fn dropped(&self) -> DroppedLines {
+    /// Lines that were dropped.
+    pub(crate) fn dropped(&self) -> DroppedLines {
         self.shared.waiting().dropped
     }
 }
@@ -140,7 +149,7 @@ impl Shared {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write_to(&self, mut output: impl Write) {
+    fn write_to(&self, what: &str, mut output: impl Write) {
         let mut told = 0;
         let mut told_at: Option<Instant> = None;
         loop {
@@ -160,7 +169,7 @@ impl Shared {
                 told = count;
                 warn!(
                     lines = count,
-                    "lines of the log were dropped since the start: whatever takes them is slow, was gone or full"
+                    "lines of {what} were dropped since the start: whatever takes them is slow, was gone or full"
                 );
             }
         }
@@ -201,7 +210,7 @@ fn write_line(output: &mut impl Write, line: &[u8]) -> io::Result<()> {
 
 /// Takes what is written at once as one line.
 #[derive(Debug)]
-pub(super) struct Line<'a>(&'a LogQueue);
+pub(crate) struct Line<'a>(&'a LogQueue);
 
 impl Write for Line<'_> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
@@ -248,7 +257,7 @@ mod tests {
     fn gated() -> (LogQueue, mpsc::Sender<()>, Arc<Mutex<Vec<u8>>>) {
         let (open, gate) = mpsc::channel();
         let written = Arc::new(Mutex::new(Vec::new()));
-        let queue = LogQueue::written_to(Gate(gate, Arc::clone(&written))).unwrap();
+        let queue = LogQueue::written_to("the log", Gate(gate, Arc::clone(&written))).unwrap();
         (queue, open, written)
     }
 
