@@ -29,3 +29,18 @@ pub fn barrier() {
     #[cfg(not(target_arch = "bpf"))]
     core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
 }
+
+/// Hides from the compiler where a number comes from: it cannot make a branch of a computation then, of which the kernel's
+/// verifier would go through both sides.
+#[inline(always)]
+#[must_use]
+#[allow(unsafe_code, unused_mut, reason = "an instruction; on the host none")]
+pub fn hide(number: u64) -> u64 {
+    let mut number = number;
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: a register is moved to itself.
+    unsafe {
+        core::arch::asm!("{0} = {0}", inout(reg) number);
+    }
+    number
+}

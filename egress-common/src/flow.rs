@@ -264,9 +264,9 @@ pub const fn is_stamp_due(last: u16, now: u16) -> bool {
     now.wrapping_sub(last) >= 2
 }
 
-/// Key of `FLOWS`: a flow without a socket of its own (unconnected UDP, forwarded packets).
+/// A flow of `FLOWS`: one without a socket of its own (unconnected UDP, forwarded packets).
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub struct FlowKey {
     /// The remote's address.
     pub remote: AddressWords,
@@ -284,7 +284,7 @@ pub struct FlowKey {
     pub proto: u8,
     /// 1 when `owner` is an interface index.
     pub by_interface: u8,
-    /// Padding, always zero: the kernel hashes every byte of a key.
+    /// Padding, always zero.
     pub _pad: [u8; 2],
 }
 const _: () = assert!(size_of::<FlowKey>() == 48 && align_of::<FlowKey>() == 8);
@@ -303,58 +303,15 @@ pub const STARTED_BY_REMOTE: u8 = 1;
 /// The workload spoke first.
 pub const STARTED_BY_WORKLOAD: u8 = 2;
 
-/// Value of `FLOWS`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct FlowState {
-    /// [`FlowState::tag_for`] its key.
-    pub tag: u64,
-    /// Rule by which the workload's flow was allowed; 0 for the remote's.
-    pub rule: u64,
-    /// Last packet, nanoseconds of the monotonic clock.
-    pub last_seen_ns: u64,
-    /// Generation in which it was allowed; 0 for the remote's.
-    pub generation: u32,
-    /// Tick of the last [`LIVE_FLOW_NS`] stamp.
-    pub stamp: u16,
-    /// Who spoke first.
-    pub started_by: u8,
-    /// Padding, always zero.
-    pub _pad: u8,
-}
-const _: () = assert!(size_of::<FlowState>() == 32);
-
-impl FlowState {
-    /// What proves that this content was written under this key.
-    ///
-    /// The kernel compares the full key when it looks an entry up. But an entry of an LRU map may be given to another key
-    /// while a reader still has it, and the reader then sees that key's content, or a part of it. The whole key once
-    /// more (48 bytes) would prove it only if it could not be read half-written either; a pseudorandom function of key
-    /// and content under a key that nobody knows does both in one word. `stamp` and `last_seen_ns` grant nothing.
-    #[inline(always)]
-    #[must_use]
-    pub const fn tag_for(&self, key: &FlowKey, secret: &SipKey) -> u64 {
-        let [remote_first, remote_second] = key.remote;
-        let [local_first, local_second] = key.local;
-        let ports = (key.remote_port as u64) << 48 | (key.local_port as u64) << 32;
-        let kinds =
-            (key.proto as u64) << 24 | (key.by_interface as u64) << 16 | self.started_by as u64;
-        // Word by word: an array would take its place on the kernel's small stack.
-        Sip::new(secret)
-            .word(remote_first)
-            .word(remote_second)
-            .word(local_first)
-            .word(local_second)
-            .word((key.owner as u64) << 32 | key.netns as u64)
-            .word(ports | kinds)
-            .word(self.rule)
-            .word(self.generation as u64)
-            .finish()
-    }
-}
-
 /// A UDP flow without a packet for this long is over.
 pub const FLOW_IDLE_NS: u64 = 180 * 1_000_000_000;
+/// A forwarded TCP flow without a packet for this long is over: longer than the established connection idle-timeout of
+/// RFC 5382 (REQ-5), two hours and four minutes.
+pub const TCP_IDLE_NS: u64 = 7_500 * 1_000_000_000;
+
+mod table;
+
+pub use table::{FLOW_SLOTS, FlowBucket, FlowFacts, FlowState};
 
 #[cfg(test)]
 mod tests;

@@ -328,8 +328,8 @@ pub const fn default_share(capacity: u32, is_node: bool) -> u32 {
 /// than refused.
 pub const HOLD_NS: u64 = 1_000_000_000;
 
-/// Bit of a key of `HOLDS`, beside the scope: there was no room for one of its addresses.
-pub const HOLDS_FULL: u32 = 1 << 31;
+/// Bit of a key of `HOLDS`, beside the holder ([`holder_word`]): there was no room for one of its addresses.
+pub const HOLDS_FULL: u64 = 1 << 63;
 
 /// A denial says this long that the table was full.
 pub const FULL_NS: u64 = 60 * 1_000_000_000;
@@ -399,8 +399,8 @@ pub const ALIASES_CAPACITY: u32 = 65_536;
 pub const SCOPES_CAPACITY: u32 = 2 * WORKLOADS_CAPACITY;
 /// Capacity of `HOLDS`.
 pub const HOLDS_CAPACITY: u32 = 8_192;
-/// Capacity of `FLOWS`.
-pub const FLOWS_CAPACITY: u32 = 65_536;
+/// Buckets of `FLOWS`, a power of two; each has [`FLOW_SLOTS`](crate::flow::FLOW_SLOTS) places: 65,536 flows.
+pub const FLOW_BUCKETS: u32 = 4_096;
 /// Capacity of `RULE_COUNTERS`.
 pub const RULE_COUNTERS_CAPACITY: u32 = if cfg!(feature = "layout-next") {
     262_144 + 1
@@ -475,7 +475,7 @@ mod user {
     };
     use crate::{
         event::EventBudget,
-        flow::{FlowKey, FlowState, SocketState},
+        flow::{FlowBucket, SocketState},
         learned::{Learned, LearnedKey},
         policy::{CidrRules, NameEntry, RuleKey, Workload},
         query::{QueryBucket, ResolverKey, ResolverPorts},
@@ -505,8 +505,7 @@ mod user {
         RuleCounters,
         ScopeUse,
         EventBudget,
-        FlowKey,
-        FlowState,
+        FlowBucket,
         SocketState,
         Learned,
         LearnedKey,

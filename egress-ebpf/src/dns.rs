@@ -18,6 +18,7 @@ use egress_common::{
         NameStep, Next, STEP_WORK,
     },
     event::{DnsCopy, REFUSED_LEARNED},
+    learned::holder_word,
     maps::{ANSWER_LATE_NS, HOLDS_FULL},
     packed::address_words,
     packet::PacketBytes,
@@ -151,7 +152,7 @@ pub fn answer(skb: &Skb, header: Header, workload: &Workload, arrival: &Arrival)
     if outcome == Tally::AnswerSegmented as u32 || outcome == Tally::AnswerOversized as u32 {
         scratch.copy_flags = u64::from(BPF_RB_FORCE_WAKEUP);
         // It was asked for, and the agent will learn it: until then nothing is refused for not being known.
-        mark(workload.current.scope_id);
+        mark(holder_word(workload.current.scope_id, scratch.netns));
         copy(scratch, skb, payload);
     } else if payload.bytes <= MESSAGE_BYTES as u32 && is_worth_telling(scratch, outcome) {
         copy(scratch, skb, payload);
@@ -740,7 +741,7 @@ pub extern "C" fn dns_grant(slot: u32, which: u32) -> u32 {
     // Kept in memory until here: a mark in the loop would be verified once for each turn.
     if scratch.no_room != 0 {
         scratch.copy.refused |= REFUSED_LEARNED;
-        mark(binding.scope_id | HOLDS_FULL);
+        mark(holder_word(binding.scope_id, scratch.netns) | HOLDS_FULL);
     }
     if which & NEXT == 0 && stored != 0 {
         scratch.learned = scratch.learned.wrapping_add(1);

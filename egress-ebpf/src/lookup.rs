@@ -4,7 +4,7 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use egress_common::{
     decision::{Decision, Trouble, decide},
     flow::Origin,
-    learned::{Learned, LearnedKey},
+    learned::{Learned, LearnedKey, holder_word},
     maps::{FULL_NS, HOLD_NS, HOLDS_FULL},
     packed::{AddressWords, Facts, address_of},
     policy::{Binding, CIDR_KEY_BITS, CidrRules, RuleKey, cidr_key},
@@ -93,7 +93,7 @@ pub extern "C" fn judge_flow(
         held = learned_of(&key);
         held.map(|entry| (entry, &key))
     };
-    let trouble = || match trouble_of(binding.scope_id) {
+    let trouble = || match trouble_of(binding.scope_id, facts.netns()) {
         READING => Trouble::Reading,
         FULL => Trouble::Full,
         _ => Trouble::None,
@@ -137,10 +137,11 @@ const FULL: u32 = 2;
 /// A [`Trouble`] as a number.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn trouble_of(scope_id: u32) -> u32 {
-    if is_marked(scope_id) {
+pub extern "C" fn trouble_of(scope_id: u32, netns: u32) -> u32 {
+    let key = holder_word(scope_id, netns);
+    if is_marked(key) {
         READING
-    } else if is_marked(scope_id | HOLDS_FULL) {
+    } else if is_marked(key | HOLDS_FULL) {
         FULL
     } else {
         0
@@ -148,15 +149,16 @@ pub extern "C" fn trouble_of(scope_id: u32) -> u32 {
 }
 
 #[inline(always)]
-fn is_marked(key: u32) -> bool {
+fn is_marked(key: u64) -> bool {
     // SAFETY: one number, which another CPU may renew; a stale one ends a little sooner.
     unsafe { HOLDS.get(key) }.is_some_and(|until_ns| *until_ns > now_ns())
 }
 
-/// Marks a scope: an answer for it is with the agent, or (with [`HOLDS_FULL`]) there was no room for one of its addresses.
+/// Marks a holder, by its key in `HOLDS`: an answer for it is with the agent, or (with [`HOLDS_FULL`]) there was no room for
+/// one of its addresses. What one network namespace waits for, the scope's others do not.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn mark(key: u32) -> u32 {
+pub extern "C" fn mark(key: u64) -> u32 {
     let lasts_ns = if key & HOLDS_FULL == 0 {
         HOLD_NS
     } else {

@@ -11,11 +11,11 @@ use aya_ebpf::{
 use egress_common::{
     address::Address,
     event::{EVENT_BUDGETS_CAPACITY, EventBudget, Process, VerdictEvent},
-    flow::{FlowKey, FlowState, SocketState},
+    flow::{FlowBucket, SocketState},
     learned::{Learned, LearnedKey},
     maps::{
         ALIASES_CAPACITY, Alias, AliasKey, CIDRS_CAPACITY, Config, DNS_COPIES_BYTES, EVENTS_BYTES,
-        FLOWS_CAPACITY, HOLDS_CAPACITY, INTERFACES_CAPACITY, Interface, Keys, LEARNED_CAPACITY,
+        FLOW_BUCKETS, HOLDS_CAPACITY, INTERFACES_CAPACITY, Interface, Keys, LEARNED_CAPACITY,
         LOCAL_CAPACITY, NAMES_CAPACITY, PROCESSES_CAPACITY, QUERY_BUCKETS, RESOLVERS_CAPACITY,
         RULE_COUNTERS_CAPACITY, RULES_CAPACITY, RuleCounters, SCOPES_CAPACITY, ScopeUse,
         WORKLOADS_CAPACITY,
@@ -86,15 +86,14 @@ pub static ALIASES: HashMap<AliasKey, Alias, { ALIASES_CAPACITY as usize }, GRAN
 #[btf_map]
 pub static SCOPES: HashMap<u32, ScopeUse, { SCOPES_CAPACITY as usize }, GRANTING> = HashMap::new();
 
-/// Scope to the end of its hold-off. Grants nothing: a lost entry means a refusal that could have waited.
+/// Holder ([`holder_word`](egress_common::learned::holder_word)) to the end of its hold-off. Grants nothing: a lost entry means a refusal that could have waited.
 #[btf_map]
-pub static HOLDS: LruHashMap<u32, u64, { HOLDS_CAPACITY as usize }> = LruHashMap::new();
+pub static HOLDS: LruHashMap<u64, u64, { HOLDS_CAPACITY as usize }> = LruHashMap::new();
 
-/// Least recently used, because it must clean itself when no agent does. An
-/// entry carries a tag of its own key, so that a reused one matches nothing;
-/// a reply whose entry was evicted is denied with a reason of its own.
+/// Buckets with a lock each, for writers; what readers accept proves itself. They clean themselves when no agent does, and a
+/// reply whose flow was given up is denied with a reason of its own.
 #[btf_map]
-pub static FLOWS: LruHashMap<FlowKey, FlowState, { FLOWS_CAPACITY as usize }> = LruHashMap::new();
+pub static FLOWS: Array<FlowBucket, { FLOW_BUCKETS as usize }> = Array::new();
 
 /// Who made a socket, by its cookie, where the agent wants that; else nobody writes it. Grants nothing.
 #[btf_map]

@@ -12,7 +12,7 @@ use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use aya_log_ebpf::debug;
 use egress_common::{
     decision::Decision,
-    flow::{FLOW_IDLE_NS, FlowKey, Way},
+    flow::{FLOW_IDLE_NS, FlowKey, TCP_IDLE_NS, Way},
     maps::{LEADS_TO_POD, NODE_CGROUP},
     origin::{Ask, Do, classify_frame},
     packed::{Facts, Recalled},
@@ -44,10 +44,6 @@ const ETH_P_8021AD: u16 = 0x88a8;
 
 /// Most VLAN tags in a frame.
 const VLAN_TAGS: u32 = 2;
-
-/// A forwarded TCP flow without a packet for this long is over: longer than the
-/// established connection idle-timeout of RFC 5382 (REQ-5), two hours and four minutes.
-const TCP_IDLE_NS: u64 = 7_500 * 1_000_000_000;
 
 /// What a frame holds.
 enum Frame {

@@ -1,11 +1,15 @@
 //! UDP flows of sockets without a peer, and flows that the remote started.
 
-use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::{
+    bindings::__sk_buff,
+    helpers::{bpf_spin_lock, bpf_spin_unlock},
+};
 use egress_common::{
     address::is_loopback,
     decision::Decision,
     flow::{
-        FLOW_IDLE_NS, FlowKey, FlowState, STARTED_BY_REMOTE, STARTED_BY_WORKLOAD, is_stamp_due,
+        FLOW_IDLE_NS, FLOW_SLOTS, FlowFacts, FlowKey, FlowState, STARTED_BY_REMOTE,
+        STARTED_BY_WORKLOAD, is_stamp_due,
     },
     hash::SipKey,
     packed::{AddressWords, Recalled, RecalledAs, address_of},
@@ -48,10 +52,57 @@ fn key(
     }
 }
 
-/// [`FlowState::tag_for`] in a stack frame of its own.
+/// [`FlowKey::id`] in a stack frame of its own.
 #[inline(never)]
-fn tag_of(state: &FlowState, key: &FlowKey, secret: &SipKey) -> u64 {
-    state.tag_for(key, secret)
+fn id_of(key: &FlowKey, secret: &SipKey) -> u64 {
+    key.id(secret)
+}
+
+/// [`FlowFacts::tag`] in a stack frame of its own.
+#[inline(never)]
+fn tag_of(facts: &FlowFacts, id: u64, secret: &SipKey) -> u64 {
+    facts.tag(id, secret)
+}
+
+/// Slot of the flow with this id in its bucket, counted from 1; 0 for none. Takes no lock. Verified once for itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn flow_place(id: u64) -> u32 {
+    let Some(bucket) = FLOWS.get_ptr_mut(FlowKey::bucket(id)) else {
+        return 0;
+    };
+    // SAFETY: the bucket is a map value.
+    let ids = unsafe { &raw const (*bucket).ids }.cast::<u64>();
+    for at in 0..FLOW_SLOTS {
+        // SAFETY: an index of the array; aligned, loaded whole.
+        let held = unsafe { ids.add(at).read_volatile() };
+        if held == id {
+            return at as u32 + 1;
+        }
+    }
+    0
+}
+
+/// Reads what a slot holds, and its tag.
+#[inline(always)]
+fn read(flow: *const FlowState) -> (FlowFacts, u64) {
+    // SAFETY: the slot is a part of a map value; each field is loaded once, and what grants is proved by the tag.
+    let rule = unsafe { (&raw const (*flow).rule).read_volatile() };
+    // SAFETY: as above.
+    let generation = unsafe { (&raw const (*flow).generation).read_volatile() };
+    // SAFETY: as above.
+    let stamp = unsafe { (&raw const (*flow).stamp).read_volatile() };
+    // SAFETY: as above.
+    let started_by = unsafe { (&raw const (*flow).started_by).read_volatile() };
+    // SAFETY: as above.
+    let tag = unsafe { (&raw const (*flow).tag).read_volatile() };
+    let facts = FlowFacts {
+        rule,
+        generation,
+        stamp,
+        started_by,
+    };
+    (facts, tag)
 }
 
 /// Looks a flow up in the table.
@@ -60,37 +111,65 @@ pub fn find(generation: u32, key: &FlowKey, idle_ns: u64) -> Recalled {
     let (true, Some(keys)) = (key.is_placed(), workload::keys()) else {
         return Recalled::NOTHING;
     };
-    let Some(entry) = FLOWS.get_ptr_mut(key) else {
+    let id = id_of(key, &keys.flow);
+    let place = flow_place(id);
+    if place == 0 {
+        return Recalled::NOTHING;
+    }
+    let at = record::opaque(place.wrapping_sub(1)) as usize & (FLOW_SLOTS - 1);
+    let Some(bucket) = FLOWS.get_ptr_mut(FlowKey::bucket(id)) else {
         return Recalled::NOTHING;
     };
-    // SAFETY: the entry may be given to another key meanwhile, and be half-written: the tag of what is copied here is
-    // compared below, and a write of the time or the stamp to it does no harm.
-    let state = unsafe { entry.read_volatile() };
-    if state.tag != tag_of(&state, key, &keys.flow) {
+    // SAFETY: the bucket is a map value.
+    let flows = unsafe { &raw mut (*bucket).flows }.cast::<FlowState>();
+    // SAFETY: the mask leaves an index of the array.
+    let flow = unsafe { flows.add(at) };
+    let (mut facts, mut tag) = read(flow);
+    if tag != tag_of(&facts, id, &keys.flow) {
+        // It is written at this moment, or was given to another flow.
+        // SAFETY: the bucket is a map value with a lock that the kernel knows.
+        let lock = unsafe { &raw mut (*bucket).lock };
+        // SAFETY: no lock is held, and nothing below calls a function before the unlock.
+        unsafe { bpf_spin_lock(lock.cast()) };
+        (facts, tag) = read(flow);
+        // SAFETY: the lock is held.
+        unsafe { bpf_spin_unlock(lock.cast()) };
+        if tag != tag_of(&facts, id, &keys.flow) {
+            return Recalled::NOTHING;
+        }
+    }
+    // SAFETY: the slot is a part of a map value; a key that is half another's is not this one.
+    if !key.is(unsafe { &(*flow).key }) {
         return Recalled::NOTHING;
     }
     let now_ns = now_ns();
-    let idle_for_ns = now_ns.wrapping_sub(state.last_seen_ns);
-    if idle_for_ns > idle_ns {
+    // SAFETY: the bucket is a map value.
+    let seen = unsafe { &raw mut (*bucket).seen_ns }.cast::<u64>();
+    // SAFETY: as for the flow.
+    let seen = unsafe { seen.add(at) };
+    // SAFETY: aligned, loaded whole. It may be another's by now: then this flow was given up just now.
+    let idle_for_ns = now_ns.wrapping_sub(unsafe { seen.read_volatile() });
+    // Another CPU's clock may be ahead.
+    if idle_for_ns > idle_ns && idle_for_ns >> 63 == 0 {
         return Recalled::NOTHING;
     }
     if idle_for_ns > TOUCH_NS {
-        // SAFETY: as above.
-        unsafe { (&raw mut (*entry).last_seen_ns).write_volatile(now_ns) };
+        // SAFETY: aligned, stored whole; where the flow was given up, another one looks younger, which grants nothing.
+        unsafe { seen.write_volatile(now_ns) };
     }
-    if state.started_by == STARTED_BY_REMOTE {
+    if facts.started_by == STARTED_BY_REMOTE {
         return Recalled::new(RecalledAs::Started, 0);
     }
-    if state.generation != generation {
-        return Recalled::new(RecalledAs::Earlier, state.rule);
+    if facts.generation != generation {
+        return Recalled::new(RecalledAs::Earlier, facts.rule);
     }
     let now = stamp_now();
-    if !is_stamp_due(state.stamp, now) {
-        return Recalled::new(RecalledAs::Allowed, state.rule);
+    if !is_stamp_due(facts.stamp, now) {
+        return Recalled::new(RecalledAs::Allowed, facts.rule);
     }
-    // SAFETY: as above.
-    unsafe { (&raw mut (*entry).stamp).write_volatile(now) };
-    Recalled::new(RecalledAs::Unstamped, state.rule)
+    // SAFETY: as for the time.
+    unsafe { (&raw mut (*flow).stamp).write_volatile(now) };
+    Recalled::new(RecalledAs::Unstamped, facts.rule)
 }
 
 /// What is known of the flow of a packet that leaves.
@@ -150,50 +229,53 @@ pub extern "C" fn udp_remember(
 /// Stores an allowed flow; `decision` is packed.
 #[inline(always)]
 pub fn store_allowed(generation: u32, key: &FlowKey, decision: u64) {
-    let state = FlowState {
-        tag: 0,
+    let facts = FlowFacts {
         rule: Decision::packed_rule(decision),
-        last_seen_ns: now_ns(),
         generation,
         stamp: stamp_now(),
         started_by: STARTED_BY_WORKLOAD,
-        _pad: 0,
     };
-    store(key, state);
+    store(key, &facts);
 }
 
+/// Stores a flow; returns who started what is known now.
 #[inline(never)]
-fn store(key: &FlowKey, mut state: FlowState) {
+fn store(key: &FlowKey, facts: &FlowFacts) -> u8 {
     let (true, Some(keys)) = (key.is_placed(), workload::keys()) else {
-        return;
+        return 0;
     };
-    state.tag = tag_of(&state, key, &keys.flow);
-    if FLOWS.insert(key, &state, 0).is_err() {
+    let id = id_of(key, &keys.flow);
+    let tag = tag_of(facts, id, &keys.flow);
+    let now_ns = now_ns();
+    let Some(bucket) = FLOWS.get_ptr_mut(FlowKey::bucket(id)) else {
         record::tally(Tally::FlowTableFailed);
-    }
+        return 0;
+    };
+    // SAFETY: the bucket is a map value with a lock that the kernel knows.
+    let lock = unsafe { &raw mut (*bucket).lock };
+    // SAFETY: no lock is held, and nothing below calls a function before the unlock.
+    unsafe { bpf_spin_lock(lock.cast()) };
+    // SAFETY: the lock is held.
+    let started_by = unsafe { (*bucket).note(id, key, facts, tag, now_ns) };
+    // SAFETY: the lock is held.
+    unsafe { bpf_spin_unlock(lock.cast()) };
+    started_by
 }
 
 /// Stores that the remote spoke first, unless the flow is known already.
 #[inline(always)]
 pub fn store_remote(generation: u32, key: &FlowKey, idle_ns: u64) -> bool {
-    if !key.is_placed() {
-        return false;
-    }
     let known = find(generation, key, idle_ns);
     if !matches!(known.how, RecalledAs::Nothing) {
         return matches!(known.how, RecalledAs::Started);
     }
-    let state = FlowState {
-        tag: 0,
+    let facts = FlowFacts {
         rule: 0,
-        last_seen_ns: now_ns(),
         generation: 0,
         stamp: 0,
         started_by: STARTED_BY_REMOTE,
-        _pad: 0,
     };
-    store(key, state);
-    true
+    store(key, &facts) == STARTED_BY_REMOTE
 }
 
 /// Notes who spoke first when a UDP packet arrives at a socket without a peer.

@@ -4,7 +4,7 @@ use aya::maps::lpm_trie::Key;
 use egress_common::{
     decision::{Decision, Trouble, decide},
     flow::Flow,
-    learned::{Grant, LearnedKey},
+    learned::{Grant, LearnedKey, holder_word},
     maps::HOLDS_FULL,
     policy::{Binding, CIDR_KEY_BITS, cidr_key},
 };
@@ -50,7 +50,7 @@ impl Maps {
             now_ns,
             || cidr.as_ref(),
             || learned.as_ref().map(|learned| (learned, &key)),
-            || self.trouble(binding.scope_id, now_ns),
+            || self.trouble(binding.scope_id, netns, now_ns),
         );
         let own = learned.filter(|learned| learned.is_of(&key));
         Judged {
@@ -66,15 +66,16 @@ impl Maps {
         }
     }
 
-    /// What keeps a scope from knowing its addresses.
-    fn trouble(&self, scope_id: u32, now_ns: u64) -> Trouble {
-        let is_marked = |key: u32| {
+    /// What keeps a holder from knowing its addresses.
+    fn trouble(&self, scope_id: u32, netns: u32, now_ns: u64) -> Trouble {
+        let key = holder_word(scope_id, netns);
+        let is_marked = |key: u64| {
             let until_ns = self.holds.get(&key, 0);
             until_ns.is_ok_and(|until_ns| until_ns > now_ns)
         };
-        if is_marked(scope_id) {
+        if is_marked(key) {
             Trouble::Reading
-        } else if is_marked(scope_id | HOLDS_FULL) {
+        } else if is_marked(key | HOLDS_FULL) {
             Trouble::Full
         } else {
             Trouble::None

@@ -49,7 +49,7 @@ pub(super) struct Maps {
     resolver_ports: Array<MapData, ResolverPorts>,
     local: Hash<Address, u32>,
     pub(super) learned: Hash<LearnedKey, Learned>,
-    pub(super) holds: Hash<u32, u64>,
+    pub(super) holds: Hash<u64, u64>,
     queries: Array<MapData, QueryBucket>,
     pub(super) scopes: Hash<u32, ScopeUse>,
     tallies: PerCpuArray<MapData, u64>,

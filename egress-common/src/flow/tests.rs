@@ -67,47 +67,6 @@ proptest! {
         prop_assert_eq!(recall(seen, peer, proto), Remembered::NOTHING);
         prop_assert_eq!(recall([0; 5], Peer::new([0, 0], 0), 0), Remembered::NOTHING);
     }
-
-    #[test]
-    fn a_tag_of_a_table_is_of_one_key_and_one_content(
-        remote: [u64; 2], local: [u64; 2], owner: u32, netns: u32, ports: [u16; 2], by_interface in 0_u8..2,
-        rule in 0_u64..1 << 56, generation: u32, bit in 0_u32..64,
-    ) {
-        let secret = SipKey { k0: 0x0706_0504_0302_0100, k1: 0x0f0e_0d0c_0b0a_0908 };
-        let key = FlowKey {
-            remote, local, owner, netns, remote_port: ports[0], local_port: ports[1], proto: 17, by_interface, _pad: [0; 2],
-        };
-        let state = FlowState { rule, generation, started_by: STARTED_BY_WORKLOAD, ..FlowState::default() };
-        let tag = state.tag_for(&key, &secret);
-        let (flipped, half) = (1_u64 << bit, 1_u32 << (bit % 32));
-        let port = 1_u16 << (bit % 16);
-        let keys = [
-            FlowKey { remote: [remote[0] ^ flipped, remote[1]], ..key },
-            FlowKey { remote: [remote[0], remote[1] ^ flipped], ..key },
-            FlowKey { local: [local[0] ^ flipped, local[1]], ..key },
-            FlowKey { local: [local[0], local[1] ^ flipped], ..key },
-            FlowKey { owner: owner ^ half, ..key },
-            FlowKey { netns: netns ^ half, ..key },
-            FlowKey { remote_port: ports[0] ^ port, ..key },
-            FlowKey { local_port: ports[1] ^ port, ..key },
-            FlowKey { proto: 6, ..key },
-            FlowKey { by_interface: by_interface ^ 1, ..key },
-        ];
-        for other in keys {
-            prop_assert_ne!(state.tag_for(&other, &secret), tag);
-        }
-        let states = [
-            FlowState { rule: rule ^ flipped, ..state },
-            FlowState { generation: generation ^ half, ..state },
-            FlowState { started_by: STARTED_BY_REMOTE, ..state },
-        ];
-        for other in states {
-            prop_assert_ne!(other.tag_for(&key, &secret), tag);
-        }
-        prop_assert_ne!(state.tag_for(&key, &SipKey { k0: secret.k0 ^ flipped, ..secret }), tag);
-        // What grants nothing may change without a new tag.
-        prop_assert_eq!(FlowState { last_seen_ns: 1, stamp: 2, tag: 3, ..state }.tag_for(&key, &secret), tag);
-    }
 }
 
 /// What defeated the tags of the first layout: they were made by a multiplication, which carries differences only upwards, so

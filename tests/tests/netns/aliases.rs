@@ -125,6 +125,8 @@ fn connects_wait_for_an_answer_that_only_the_agent_can_read() {
         .scope("other", other.cgroup())
         .start();
     let client = world.workload("client");
+    // Of the same scope, in another network namespace.
+    let elsewhere = world.workload_in(Role::Web, "elsewhere");
     refused(&client.connect("10.78.128.9", 80));
     // The agent is slow: it learns the answer long after the client has it.
     signal(&agent, Signal::SIGSTOP);
@@ -142,6 +144,7 @@ fn connects_wait_for_an_answer_that_only_the_agent_can_read() {
         thread::sleep(Duration::from_millis(300));
         // Others are told at once.
         refused(&other.connect("10.78.128.9", 80));
+        refused(&elsewhere.connect("10.78.128.9", 80));
         signal(&agent, Signal::SIGCONT);
         connect.join().unwrap()
     });

@@ -5,7 +5,10 @@ use std::time::Duration;
 use egress_tests::{
     Agent, World, eventually,
     expect::{counted, policy, reached, refused},
-    ready, zone,
+    ready,
+    report::Storm,
+    world::Role,
+    zone,
 };
 
 /// How long the agent may take to see a cgroup, however little of the CPUs it gets.
@@ -159,4 +162,65 @@ fn a_scope_that_can_never_be_there_is_refused() {
         "{}",
         output.shown()
     );
+}
+
+#[test]
+fn a_scope_that_makes_flows_without_number_takes_none_from_another() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let (polite, hostile) = (world.workload("polite"), world.workload("hostile"));
+    let _agent = world
+        .agent(&policy("allow: [{ cidrs: [10.79.0.0/16] }]"))
+        .scope("polite", polite.cgroup())
+        .scope("hostile", hostile.cgroup())
+        .start();
+    // Servers that the policy allows nothing but answers, among them one of the hostile scope.
+    let servers = [(&polite, "7001", 50), (&hostile, "7002", 150)];
+    let outside = world.outsider(Role::Web);
+    let mut running = Vec::new();
+    for (workload, port, count) in servers {
+        let mut server = workload.background(&["answer-late", port]);
+        server
+            .wait_for_line(0, LONG, |line| line == "ready")
+            .unwrap();
+        let from = server.lines().len();
+        let called: Storm =
+            outside.probe(&["call", zone::NODE[0], port, "--count", &count.to_string()]);
+        assert_eq!(called.sent, count);
+        let last = format!("called {count}");
+        server
+            .wait_for_line(from, LONG, |line| line == last)
+            .unwrap();
+        running.push(server);
+    }
+    let mut answered = |at: usize| {
+        let server = &mut running[at];
+        let from = server.lines().len();
+        let _: Storm = outside.probe(&["call", zone::NODE[0], servers[at].1, "--text", "answer"]);
+        server
+            .wait_for_line(from, LONG, |line| line.starts_with("answered "))
+            .unwrap()
+    };
+    assert_eq!(answered(0), "answered 50 of 50");
+    assert_eq!(answered(1), "answered 150 of 150");
+    // Each round makes more than twice the flows that the table holds, each used twice.
+    for _ in 0..3 {
+        let flood: Storm = hostile.probe(&[
+            "spread",
+            "10.79.1.1",
+            "1194",
+            "--sockets",
+            "1200",
+            "--peers",
+            "120",
+        ]);
+        assert_eq!((flood.sent, flood.refused), (288_000, 0), "{flood:?}");
+        assert_eq!(answered(0), "answered 50 of 50");
+    }
+    // The hostile scope pays by itself: of its own calls, which it used longer ago, it has forgotten most.
+    let own = answered(1);
+    let count: u32 = own.split(' ').nth(1).unwrap().parse().unwrap();
+    assert!(count < 50, "{own}");
 }

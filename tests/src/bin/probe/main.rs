@@ -17,6 +17,7 @@ mod dns_client;
 mod dns_server;
 mod emit;
 mod exchange;
+mod flows;
 mod forger;
 mod hold;
 mod load;
@@ -53,6 +54,12 @@ enum Command {
     Listen(client::Listen),
     /// Answer datagrams on a port.
     Answer(client::Answer),
+    /// Answer those who called only when told to.
+    AnswerLate(flows::AnswerLate),
+    /// Send a datagram from each of some sockets.
+    Call(flows::Call),
+    /// Send datagrams from many sockets to many peers.
+    Spread(flows::Spread),
     /// Send an ICMP echo request and wait for the reply.
     Ping(ping::Ping),
     /// Keep a flow open with a byte every 100 ms.
@@ -105,6 +112,9 @@ fn main() -> Result<()> {
         Command::Flood(command) => command.run(),
         Command::Listen(command) => command.run(),
         Command::Answer(command) => command.run(),
+        Command::AnswerLate(command) => command.run(),
+        Command::Call(command) => command.run(),
+        Command::Spread(command) => command.run(),
         Command::Ping(command) => command.run(),
         Command::Hold(command) => command.run(),
         Command::Load(command) => command.run(),
