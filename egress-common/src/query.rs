@@ -6,6 +6,7 @@
 
 use crate::{
     address::Address,
+    dns::DNS_PORT,
     hash::mix,
     learned::bpf_spin_lock,
     maps::{ANSWER_LATE_NS, QUERY_BUCKETS},
@@ -54,12 +55,21 @@ pub const LISTED_PORTS: usize = 7;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct ResolverPorts {
+    /// A first look: the bit of a port that is a trusted resolver's is set ([`port_bit`]).
+    pub filter: u64,
     /// The ports of the trusted resolvers, host byte order; unused places repeat the first one.
     pub ports: [u16; LISTED_PORTS],
     /// [`OTHER_PORTS`], [`INSIDE_PORTS`].
     pub flags: u16,
 }
-const _: () = assert!(size_of::<ResolverPorts>() == 16);
+const _: () = assert!(size_of::<ResolverPorts>() == 24);
+
+/// Bit of a port in [`ResolverPorts::filter`].
+#[inline(always)]
+#[must_use]
+pub const fn port_bit(port: u16) -> u64 {
+    1_u64.wrapping_shl(port as u32)
+}
 
 /// There are more ports than places: any port may be one.
 pub const OTHER_PORTS: u16 = 1;
@@ -90,7 +100,22 @@ impl ResolverPorts {
         if resolvers.iter().any(|resolver| resolver.port == 0) {
             found.flags |= INSIDE_PORTS;
         }
+        for port in found.ports.iter().filter(|port| **port != 0) {
+            found.filter |= port_bit(*port);
+        }
+        if found.flags & OTHER_PORTS != 0 {
+            found.filter = u64::MAX;
+        }
         found
+    }
+
+    /// Whether one of these ports may be that of a trusted resolver, or is 53: a first look, for every packet.
+    #[inline(always)]
+    #[must_use]
+    pub const fn may_have(&self, ports: [u16; 3]) -> bool {
+        let [first, second, third] = ports;
+        (self.filter | port_bit(DNS_PORT)) & (port_bit(first) | port_bit(second) | port_bit(third))
+            != 0
     }
 
     /// Whether a port may be that of a trusted resolver.
@@ -489,6 +514,14 @@ mod tests {
         assert!(two.has(53) && two.has(5353) && !two.has(54) && !two.has(0) && two.flags == 0);
         let many: Vec<_> = (1..=8).map(key).collect();
         assert!(ResolverPorts::of(&many).has(9));
+        // The first look misses none that is listed, and not 53.
+        for ports in [&none, &two, &ResolverPorts::of(&many)] {
+            for port in (0..=u16::MAX).filter(|port| ports.has(*port) || *port == 53) {
+                assert!(ports.may_have([port, 1, 1]) && ports.may_have([1, port, 1]));
+                assert!(ports.may_have([1, 1, port]));
+            }
+        }
+        assert!(!none.may_have([443, 40_000, 0]) && !two.may_have([443, 40_000, 0]));
         // A resolver on loopback may be asked at another port.
         let inside = ResolverPorts::of(&[key(53), key(0)]);
         assert!(inside.flags == INSIDE_PORTS && !inside.has(54));

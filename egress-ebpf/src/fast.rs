@@ -14,7 +14,7 @@ use egress_common::{
 };
 
 use crate::{
-    resolver::{may_be_at, may_be_inside},
+    resolver::{may_be_at_one, may_be_inside},
     skb::is_on_loopback,
     state::State,
     workload,
@@ -102,10 +102,6 @@ fn plain(raw: *mut __sk_buff) -> Option<Plain> {
 #[inline(always)]
 pub fn reason(raw: *mut __sk_buff) -> Option<Reason> {
     let packet = plain(raw)?;
-    // Queries are noted, and who answers in a resolver's name is looked at.
-    if may_be_at(u16::from_be(packet.sport_be)) || may_be_at(u16::from_be(packet.dport_be)) {
-        return None;
-    }
     if packet.proto != protocol::TCP && packet.proto != protocol::UDP {
         return None;
     }
@@ -120,7 +116,6 @@ pub fn reason(raw: *mut __sk_buff) -> Option<Reason> {
     if header.has_syn() {
         return None;
     }
-    let config = workload::config()?;
     // SAFETY: the context is valid while the program runs.
     let sk = unsafe { (*raw).__bindgen_anon_2.sk };
     if sk.is_null() {
@@ -128,11 +123,16 @@ pub fn reason(raw: *mut __sk_buff) -> Option<Reason> {
     }
     // SAFETY: `sk` is not null; every kind of socket has the field.
     let peer_port = u16::from_be(unsafe { (*sk).dst_port });
-    let is_on_loopback = is_on_loopback(raw);
-    // A query whose destination was translated: its socket asked a resolver's port, or a stub at a loopback address.
-    if may_be_at(peer_port) || (is_on_loopback && (peer_port == 0 || may_be_inside())) {
+    // Queries are noted, and who answers in a resolver's name is looked at. A query's destination may be translated: then
+    // its socket asked a resolver's port, or a stub at a loopback address.
+    if may_be_at_one([header.sport(), header.dport(), peer_port]) {
         return None;
     }
+    let is_on_loopback = is_on_loopback(raw);
+    if is_on_loopback && (peer_port == 0 || may_be_inside()) {
+        return None;
+    }
+    let config = workload::config()?;
     let known = if is_on_loopback {
         Known::NOTHING
     } else {

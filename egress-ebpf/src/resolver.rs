@@ -16,6 +16,27 @@ pub fn may_be_at(port: u16) -> bool {
         || RESOLVER_PORTS.get(0).is_some_and(|listed| listed.has(port))
 }
 
+/// Whether one of these ports is one of [`may_be_at`]: one comparison for almost all packets.
+#[inline(always)]
+pub fn may_be_at_one(ports: [u16; 3]) -> bool {
+    let Some(listed) = RESOLVER_PORTS.get(0) else {
+        return true;
+    };
+    let [first, second, third] = ports.map(u64::from);
+    listed.may_have(ports) && resolver_ports(first | second << 16 | third << 32) != 0
+}
+
+/// [`may_be_at_one`] without the first look. Verified once for itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn resolver_ports(ports: u64) -> u32 {
+    u32::from(
+        may_be_at(ports as u16)
+            || may_be_at((ports >> 16) as u16)
+            || may_be_at((ports >> 32) as u16),
+    )
+}
+
 /// Whether a resolver on loopback may be asked at any port of its address.
 #[inline(always)]
 pub fn may_be_inside() -> bool {
