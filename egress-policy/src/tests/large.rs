@@ -1,6 +1,6 @@
 //! Policies that are large, or made to be slow.
 //!
-//! Debug builds try a hundredth of the size. `cargo test --release -p egress-agent large -- --nocapture` prints the times.
+//! Debug builds try a hundredth of the size. `cargo test --release -p egress-policy large -- --nocapture` prints the times.
 
 use std::{fmt::Write as _, path::Path, time::Duration};
 
