@@ -1,10 +1,10 @@
-//! Golden files of unit tests. `BLESS=1 cargo test` writes them anew.
+//! Golden files of unit tests. `EGRESS_BLESS=1 cargo test` writes them anew.
 
 use std::{env, fs, path::Path};
 
-/// What the file holds; with `BLESS` it gets `text` first. Nothing if it is not there.
+/// What the file holds; with `EGRESS_BLESS` it gets `text` first. Nothing if it is not there.
 pub(crate) fn golden(path: &Path, text: &str) -> String {
-    if env::var_os("BLESS").is_some() {
+    if env::var_os("EGRESS_BLESS").is_some() {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, text).unwrap();
     }

@@ -1,7 +1,7 @@
 //! Fixtures: every folder of `testdata/import` becomes exactly the `policy.yaml` and the `notes.txt` in it, and every
 //! file of `testdata/import-bad` gets exactly the messages beside it.
 //!
-//! `BLESS=1 cargo test -p egress-policy import::tests` writes them anew.
+//! `EGRESS_BLESS=1 cargo test -p egress-policy import::tests` writes them anew.
 
 use std::{
     fs,

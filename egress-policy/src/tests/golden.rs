@@ -1,6 +1,6 @@
 //! Golden files: every bad policy below `testdata/bad` gets exactly the messages beside it.
 //!
-//! `BLESS=1 cargo test -p egress-policy golden` writes them anew.
+//! `EGRESS_BLESS=1 cargo test -p egress-policy golden` writes them anew.
 
 use std::{fs, path::Path};
 
