@@ -12,7 +12,7 @@
 //! | `QUERIES` | kernel | kernel, on the answer |
 //! | `ALIASES` | kernel only (`learn`, `sweep`), under the entry's lock | DNS |
 //! | `SCOPES` | agent, before it binds a scope; kernel, counts | DNS |
-//! | `HOLDS` | kernel | denied first packets |
+//! | `HOLDS`, `HELD` | kernel | denied first packets |
 //! | `SOCKETS`, `FLOWS` | kernel | every packet |
 //! | `COUNTERS`, `TALLIES`, `RULE_COUNTERS` | kernel, atomic adds | agent |
 //! | `EVENTS`, `DNS_COPIES` | kernel | agent |
@@ -434,6 +434,7 @@ pub const MAP_NAMES: &[&str] = &[
     "ALIASES",
     "SCOPES",
     "HOLDS",
+    "HELD",
     "SOCKETS",
     "FLOWS",
     "COUNTERS",
@@ -455,6 +456,7 @@ pub const KERNEL_MAPS: &[&str] = &[
     "ALIASES",
     "SCOPES",
     "HOLDS",
+    "HELD",
     "SOCKETS",
     "FLOWS",
     "COUNTERS",

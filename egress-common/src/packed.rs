@@ -13,7 +13,7 @@ use crate::{
     decision::Decision,
     flow::{Flow, Origin, Remembered, Starter, Way},
     hash::RULE_BITS,
-    packet::{Extensions, Packet, TCP_ACK, TCP_SYN},
+    packet::{Extensions, Packet, TCP_ACK, TCP_FIN, TCP_SYN},
     policy::{Binding, protocol},
     verdict::{Hook, Reason},
 };
@@ -252,6 +252,103 @@ impl Header {
     #[must_use]
     pub const fn unpack(word: u64) -> Self {
         Self(word)
+    }
+}
+
+/// The first bytes of a packet, from its network header on, as they lie in memory. Nobody asks for bytes before
+/// [`PlainBytes::has`] said that they are there.
+pub trait PlainBytes {
+    /// Whether there are this many.
+    fn has(&self, bytes: usize) -> bool;
+    /// The byte at a place.
+    fn byte(&self, at: usize) -> u8;
+    /// The two bytes at an even place.
+    fn half(&self, at: usize) -> u16;
+    /// The four bytes at a place that four divides.
+    fn word(&self, at: usize) -> u32;
+}
+
+/// More fragments, and the fragment offset, in an IPv4 header (RFC 791 section 3.1), as they lie in it.
+const FRAGMENT_BITS_BE: u16 = 0x3fff_u16.to_be();
+
+impl Header {
+    /// The headers of a TCP or UDP packet without options, extension headers and fragments: what [`Header::new`] says of it.
+    /// `None` for every other one, and for what the parser may refuse.
+    #[inline(always)]
+    #[must_use]
+    pub fn of_plain(bytes: &impl PlainBytes) -> Option<Self> {
+        if !bytes.has(28) {
+            return None;
+        }
+        let first = bytes.byte(0);
+        if first == 0x45 {
+            let end = u32::from(u16::from_be(bytes.half(2)));
+            if bytes.half(6) & FRAGMENT_BITS_BE != 0 || end == 0 {
+                return None;
+            }
+            let flags = IS_V4
+                | flag(
+                    u32::from_be(bytes.word(16)) >> 8 == 0x00e0_0000,
+                    IS_LINK_SCOPED,
+                )
+                | flag(bytes.byte(12) == 127, IS_FROM_LOOPBACK);
+            return Self::of_plain_transport::<20>(bytes, bytes.byte(9), end, flags);
+        }
+        if first >> 4 != 6 || !bytes.has(48) {
+            return None;
+        }
+        let length = u32::from(u16::from_be(bytes.half(4)));
+        // Addresses that only look like IPv6 begin with zeros.
+        let is_odd = bytes.word(8) | bytes.word(12) == 0 || bytes.word(24) | bytes.word(28) == 0;
+        if length == 0 || is_odd {
+            return None;
+        }
+        let first = u32::from_be(bytes.word(24));
+        let is_link_scoped = first >> 22 == 0xfe80 >> 6 || first >> 16 == 0xff02;
+        let flags = flag(is_link_scoped, IS_LINK_SCOPED);
+        Self::of_plain_transport::<40>(bytes, bytes.byte(6), length.wrapping_add(40), flags)
+    }
+
+    #[inline(always)]
+    fn of_plain_transport<const AT: usize>(
+        bytes: &impl PlainBytes,
+        proto: u8,
+        end: u32,
+        flags: u64,
+    ) -> Option<Self> {
+        let mut payload_at = AT as u32;
+        let mut tcp_flags = 0;
+        if proto == protocol::TCP {
+            if !bytes.has(AT.wrapping_add(14)) {
+                return None;
+            }
+            let header_bytes = u32::from(bytes.byte(AT.wrapping_add(12)) >> 4).wrapping_mul(4);
+            if header_bytes < 20 {
+                return None;
+            }
+            tcp_flags = bytes.byte(AT.wrapping_add(13));
+            payload_at = payload_at.wrapping_add(header_bytes);
+        } else if proto == protocol::UDP {
+            payload_at = payload_at.wrapping_add(8);
+        } else {
+            return None;
+        }
+        if payload_at > end {
+            return None;
+        }
+        let is_tcp = proto == protocol::TCP;
+        let is_bare = is_tcp && tcp_flags & (TCP_SYN | TCP_FIN) == 0 && payload_at == end;
+        let opens_tcp = is_tcp && tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
+        Some(Self(
+            u64::from(u16::from_be(bytes.half(AT.wrapping_add(2))))
+                | u64::from(u16::from_be(bytes.half(AT))) << 16
+                | u64::from(proto) << 32
+                | u64::from(tcp_flags) << 40
+                | HAS_PORTS
+                | flags
+                | flag(is_bare, IS_KERNEL_ANSWER)
+                | flag(opens_tcp, OPENS_TCP),
+        ))
     }
 }
 
@@ -629,6 +726,8 @@ impl Place {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::arithmetic_side_effects, reason = "tests panic")]
+
     use core::net::{IpAddr, Ipv4Addr};
 
     use proptest::prelude::*;
@@ -655,6 +754,118 @@ mod tests {
             Just(RecalledAs::Earlier),
             Just(RecalledAs::Unstamped),
         ]
+    }
+
+    impl PlainBytes for &[u8] {
+        fn has(&self, bytes: usize) -> bool {
+            bytes <= self.len()
+        }
+
+        fn byte(&self, at: usize) -> u8 {
+            self[at]
+        }
+
+        fn half(&self, at: usize) -> u16 {
+            u16::from_ne_bytes([self[at], self[at + 1]])
+        }
+
+        fn word(&self, at: usize) -> u32 {
+            u32::from_ne_bytes([self[at], self[at + 1], self[at + 2], self[at + 3]])
+        }
+    }
+
+    /// Random bytes, made more or less a packet by those fields that count.
+    fn bytes_of_a_packet() -> impl Strategy<Value = std::vec::Vec<u8>> {
+        let address = prop_oneof![
+            Just([0; 16]),
+            Just([0xff; 16]),
+            Just([0xe0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 1, 2, 3, 4]),
+            Just([127, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 1, 2, 3, 4]),
+            Just([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 1, 2, 3, 4]),
+            Just([0xfe, 0xbf, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]),
+            Just([0xff, 0x02, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]),
+            any::<[u8; 16]>(),
+        ];
+        let first = prop_oneof![Just(0x45_u8), Just(0x60), Just(0x46), any::<u8>()];
+        let proto = prop_oneof![Just(6_u8), Just(17), Just(44), any::<u8>()];
+        let length = prop_oneof![0_u16..80, any::<u16>()];
+        let fragment = prop_oneof![Just(0_u16), Just(0x4000), Just(0x2000), any::<u16>()];
+        (
+            proptest::collection::vec(any::<u8>(), 0..90),
+            (first, proto, length, fragment),
+            (address.clone(), address),
+            (0_u8..16, any::<u8>()),
+        )
+            .prop_map(|(mut bytes, numbers, addresses, (offset, flags))| {
+                let (first, proto, length, fragment) = numbers;
+                let is_v4 = first >> 4 == 4;
+                let mut put = |at: usize, field: &[u8]| {
+                    if let Some(slot) = bytes.get_mut(at..at + field.len()) {
+                        slot.copy_from_slice(field);
+                    }
+                };
+                put(0, &[first]);
+                put(if is_v4 { 2 } else { 4 }, &length.to_be_bytes());
+                let transport = if is_v4 {
+                    put(6, &fragment.to_be_bytes());
+                    put(9, &[proto]);
+                    put(12, &addresses.0[..4]);
+                    put(16, &addresses.1[..4]);
+                    20
+                } else {
+                    put(6, &[proto]);
+                    put(8, &addresses.0);
+                    put(24, &addresses.1);
+                    40
+                };
+                put(transport + 12, &[offset << 4, flags]);
+                bytes
+            })
+    }
+
+    /// What is read without the parser is what the parser says, bit for bit.
+    #[test]
+    fn plain_headers_are_those_of_the_parser() {
+        let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
+            cases: 10_000,
+            ..ProptestConfig::default()
+        });
+        let plain = [core::cell::Cell::new(0_u32), core::cell::Cell::new(0_u32)];
+        let result = runner.run(&bytes_of_a_packet(), |bytes| {
+            if let Some(header) = Header::of_plain(&bytes.as_slice()) {
+                let packet = crate::packet::parse(bytes.as_slice());
+                prop_assert_eq!(packet.as_ref().map(Header::new), Ok(header));
+                let seen = &plain[usize::from(header.is_v4())];
+                seen.set(seen.get() + 1);
+            }
+            Ok(())
+        });
+        result.unwrap();
+        assert!(plain.iter().all(|seen| seen.get() > 200), "{plain:?}");
+    }
+
+    #[test]
+    fn ordinary_packets_are_plain() {
+        let mut bytes = std::vec![0_u8; 60];
+        bytes[0] = 0x45;
+        bytes[3] = 60;
+        bytes[9] = 17;
+        let is_plain = |bytes: &[u8]| Header::of_plain(&bytes).is_some();
+        assert!(is_plain(&bytes));
+        bytes[9] = 6;
+        assert!(!is_plain(&bytes), "a TCP header of no bytes");
+        bytes[32] = 0x50;
+        assert!(is_plain(&bytes));
+        bytes[6] = 0x20;
+        assert!(!is_plain(&bytes), "a first fragment");
+        bytes[..40].fill(0);
+        bytes[0] = 0x60;
+        bytes[5] = 20;
+        bytes[6] = 6;
+        (bytes[8], bytes[24]) = (0x20, 0x20);
+        bytes[52] = 0x50;
+        assert!(is_plain(&bytes));
+        assert!(!is_plain(&bytes[..47]));
     }
 
     proptest! {

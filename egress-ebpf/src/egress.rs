@@ -24,7 +24,7 @@ use crate::{
     netns, query, record,
     skb::{
         FindPayload as _, Header, Payload, ReadHeader as _, ReadSocket as _, Skb, Socket,
-        full_socket, is_on_loopback,
+        full_socket, is_on_loopback, loaded_destination,
     },
     source,
     state::State,
@@ -111,7 +111,7 @@ pub fn skb_egress(ctx: &SkBuffContext) -> i32 {
     let sent = Sent {
         skb,
         header,
-        destination: header.destination(&skb),
+        destination: loaded_destination(&skb, header),
         socket: Socket::read(sk),
         sk,
         workload,

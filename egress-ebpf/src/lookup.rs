@@ -13,7 +13,7 @@ use egress_common::{
 
 use crate::{
     learn::note_use,
-    maps::{CIDRS, HOLDS, LEARNED, RULES},
+    maps::{CIDRS, HELD, HOLDS, LEARNED, RULES},
     time::now_ns,
 };
 
@@ -148,8 +148,21 @@ pub extern "C" fn trouble_of(scope_id: u32, netns: u32) -> u32 {
     }
 }
 
+/// Place in `HELD` of the kind of a key of `HOLDS`.
+#[inline(always)]
+const fn kind_of(key: u64) -> u32 {
+    (key >> 63) as u32
+}
+
 #[inline(always)]
 fn is_marked(key: u64) -> bool {
+    // What is stored there last is the latest end: it is seldom so late that a clock is read.
+    if HELD
+        .get(kind_of(key))
+        .is_none_or(|until_ns| *until_ns == 0 || *until_ns <= now_ns())
+    {
+        return false;
+    }
     // SAFETY: one number, which another CPU may renew; a stale one ends a little sooner.
     unsafe { HOLDS.get(key) }.is_some_and(|until_ns| *until_ns > now_ns())
 }
@@ -165,6 +178,12 @@ pub extern "C" fn mark(key: u64) -> u32 {
         FULL_NS
     };
     let until_ns = now_ns().wrapping_add(lasts_ns);
+    // Before the entry, so that whoever could see that one looks for it. All of a kind last as long: of two that are
+    // marked at once, the ends are the same.
+    if let Some(held) = HELD.get_ptr_mut(kind_of(key)) {
+        // SAFETY: one aligned word of a map value.
+        unsafe { held.write_volatile(until_ns) };
+    }
     u32::from(HOLDS.insert(key, until_ns, 0).is_ok())
 }
 

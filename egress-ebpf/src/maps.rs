@@ -90,6 +90,10 @@ pub static SCOPES: HashMap<u32, ScopeUse, { SCOPES_CAPACITY as usize }, GRANTING
 #[btf_map]
 pub static HOLDS: LruHashMap<u64, u64, { HOLDS_CAPACITY as usize }> = LruHashMap::new();
 
+/// When the last of all entries of `HOLDS` ends, of each kind: while none lasts, nobody looks there.
+#[btf_map]
+pub static HELD: Array<u64, 2> = Array::new();
+
 /// Buckets with a lock each, for writers; what readers accept proves itself. They clean themselves when no agent does, and a
 /// reply whose flow was given up is denied with a reason of its own.
 #[btf_map]

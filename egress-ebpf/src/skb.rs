@@ -8,7 +8,7 @@ use aya_ebpf::{
 };
 use egress_common::{
     address::{Address, is_loopback},
-    packed::{AddressWords, address_of, address_words, v4_words},
+    packed::{AddressWords, PlainBytes, address_of, address_words, v4_words},
     packet::{Extensions, Packet, PacketBytes, parse_into, walk_extensions, walk_options},
     verdict::Reason,
 };
@@ -221,12 +221,20 @@ impl ReadHeader for Header {
 
     #[inline(always)]
     fn source(self, skb: &Skb) -> AddressWords {
-        load_address(skb, self.is_v4(), if self.is_v4() { 12 } else { 8 })
+        if self.is_v4() {
+            load_v4::<12>(skb)
+        } else {
+            load_v6::<8>(skb)
+        }
     }
 
     #[inline(always)]
     fn destination(self, skb: &Skb) -> AddressWords {
-        load_address(skb, self.is_v4(), if self.is_v4() { 16 } else { 24 })
+        if self.is_v4() {
+            load_v4::<16>(skb)
+        } else {
+            load_v6::<24>(skb)
+        }
     }
 
     #[inline(always)]
@@ -243,18 +251,89 @@ pub extern "C" fn packet_is_to_loopback(raw: *mut __sk_buff, base: u32, header: 
     u32::from(is_loopback(&Header::unpack(header).daddr(&skb)))
 }
 
-/// Loads an address. What was read once can be read again: this does not fail.
-#[inline(always)]
-fn load_address(skb: &Skb, is_v4: bool, at: u32) -> AddressWords {
-    if is_v4 {
-        let mut v4 = 0_u32;
-        load_into(skb, at, &mut v4);
-        v4_words(v4)
-    } else {
-        let mut words = [0_u64; 2];
-        load_into(skb, at, &mut words);
-        words
+/// The linear part of a packet, read without a call for each field. Not for a packet behind a link-layer header.
+#[derive(Clone, Copy)]
+pub struct Linear {
+    data: usize,
+    end: usize,
+}
+
+impl Linear {
+    /// The linear part; `None` behind a link-layer header.
+    #[inline(always)]
+    pub fn of(skb: &Skb) -> Option<Self> {
+        if skb.base != 0 {
+            return None;
+        }
+        // SAFETY: the context is valid while the program runs.
+        let data = unsafe { (*skb.raw).data } as usize;
+        // SAFETY: as above.
+        let end = unsafe { (*skb.raw).data_end } as usize;
+        Some(Self { data, end })
     }
+
+    /// Reads a number at `at`, which the caller has compared with the packet's end.
+    #[inline(always)]
+    fn read<T: Copy>(&self, at: usize) -> T {
+        // SAFETY: the caller's comparison, which the verifier checks. A packet's network header is aligned to four bytes
+        // where the machine needs that, and no field is read that is wider.
+        unsafe { *(self.data.wrapping_add(at) as *const T) }
+    }
+
+    /// Two words as one.
+    #[inline(always)]
+    fn double(&self, at: usize) -> u64 {
+        let (low, high): (u32, u32) = (self.read(at), self.read(at.wrapping_add(4)));
+        u64::from(low) | u64::from(high) << 32
+    }
+}
+
+impl PlainBytes for Linear {
+    #[inline(always)]
+    fn has(&self, bytes: usize) -> bool {
+        self.data.wrapping_add(bytes) <= self.end
+    }
+
+    #[inline(always)]
+    fn byte(&self, at: usize) -> u8 {
+        self.read(at)
+    }
+
+    #[inline(always)]
+    fn half(&self, at: usize) -> u16 {
+        self.read(at)
+    }
+
+    #[inline(always)]
+    fn word(&self, at: usize) -> u32 {
+        self.read(at)
+    }
+}
+
+/// Loads an IPv4 address. What was read once can be read again: this does not fail.
+#[inline(always)]
+fn load_v4<const AT: usize>(skb: &Skb) -> AddressWords {
+    if let Some(linear) = Linear::of(skb)
+        && linear.has(AT.wrapping_add(4))
+    {
+        return v4_words(linear.word(AT));
+    }
+    let mut v4 = 0_u32;
+    load_into(skb, AT as u32, &mut v4);
+    v4_words(v4)
+}
+
+/// Loads an IPv6 address, likewise.
+#[inline(always)]
+fn load_v6<const AT: usize>(skb: &Skb) -> AddressWords {
+    if let Some(linear) = Linear::of(skb)
+        && linear.has(AT.wrapping_add(16))
+    {
+        return [linear.double(AT), linear.double(AT.wrapping_add(8))];
+    }
+    let mut words = [0_u64; 2];
+    load_into(skb, AT as u32, &mut words);
+    words
 }
 
 /// Loads bytes of the packet over a number or an array of numbers; `false` where the packet ends before.
@@ -276,6 +355,12 @@ fn load_into<T>(skb: &Skb, at: u32, into: &mut T) -> bool {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn packet_header(raw: *mut __sk_buff, base: u32) -> u64 {
+    // Almost all of them, and the same as the parser says.
+    if let Some(linear) = Linear::of(&Skb { raw, base })
+        && let Some(header) = Header::of_plain(&linear)
+    {
+        return header.pack();
+    }
     let mut packet = Packet::EMPTY;
     let header = match parse_into(&Skb { raw, base }, &mut packet) {
         Ok(()) => Header::new(&packet),
@@ -301,6 +386,20 @@ pub extern "C" fn packet_address_word(
         header.destination(&skb)
     };
     if which & 1 == 0 { first } else { second }
+}
+
+/// [`ReadHeader::destination`] by a helper, for programs whose stack has no room for more.
+#[inline(always)]
+pub fn loaded_destination(skb: &Skb, header: Header) -> AddressWords {
+    if header.is_v4() {
+        let mut v4 = 0_u32;
+        load_into(skb, 16, &mut v4);
+        v4_words(v4)
+    } else {
+        let mut words = [0_u64; 2];
+        load_into(skb, 24, &mut words);
+        words
+    }
 }
 
 /// Finds a [`Payload`].
