@@ -20,6 +20,7 @@
 extern crate std;
 
 pub mod address;
+pub mod asked;
 pub mod barrier;
 pub mod decision;
 pub mod dns;

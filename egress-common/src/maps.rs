@@ -14,6 +14,7 @@
 //! | `SCOPES` | agent, before it binds a scope; kernel, counts | DNS |
 //! | `HOLDS`, `HELD` | kernel | denied first packets |
 //! | `SOCKETS`, `FLOWS` | kernel | every packet |
+//! | `ASKED` | kernel, at `connect()` and `sendto()` | first packets, DNS |
 //! | `COUNTERS`, `TALLIES`, `RULE_COUNTERS` | kernel, atomic adds | agent |
 //! | `EVENTS`, `DNS_COPIES` | kernel | agent |
 
@@ -431,6 +432,7 @@ pub const MAP_NAMES: &[&str] = &[
     "LEARNED",
     "QUERIES",
     "STREAMS",
+    "ASKED",
     "ALIASES",
     "SCOPES",
     "HOLDS",
@@ -453,6 +455,7 @@ pub const KERNEL_MAPS: &[&str] = &[
     "LEARNED",
     "QUERIES",
     "STREAMS",
+    "ASKED",
     "ALIASES",
     "SCOPES",
     "HOLDS",
@@ -476,6 +479,7 @@ mod user {
         Alias, AliasKey, Config, ConfigOfLayout1, Interface, Keys, RuleCounters, ScopeUse,
     };
     use crate::{
+        asked::AskedOf,
         event::EventBudget,
         flow::{FlowBucket, SocketState},
         learned::{Learned, LearnedKey},
@@ -496,6 +500,7 @@ mod user {
     pod!(
         Alias,
         AliasKey,
+        AskedOf,
         Config,
         ConfigOfLayout1,
         Interface,

@@ -444,6 +444,13 @@ impl Facts {
         )
     }
 
+    /// The same flow to another port.
+    #[inline(always)]
+    #[must_use]
+    pub const fn at_port(self, port: u16) -> Self {
+        Self(self.0 & !(HAS_PORT | 0xffff) | HAS_PORT | port as u64)
+    }
+
     /// The facts of a flow.
     #[inline(always)]
     #[must_use]

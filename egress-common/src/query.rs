@@ -61,8 +61,11 @@ pub struct ResolverPorts {
     pub ports: [u16; LISTED_PORTS],
     /// [`OTHER_PORTS`], [`INSIDE_PORTS`].
     pub flags: u16,
+    /// Ports at which the kernel met a trusted resolver that is behind another address; 0 for none. The last one says
+    /// with [`OTHER_PORTS`] that there were more.
+    pub found: [u16; FOUND_PORTS],
 }
-const _: () = assert!(size_of::<ResolverPorts>() == 24);
+const _: () = assert!(size_of::<ResolverPorts>() == 32);
 
 /// Bit of a port in [`ResolverPorts::filter`].
 #[inline(always)]
@@ -70,6 +73,9 @@ const _: () = assert!(size_of::<ResolverPorts>() == 24);
 pub const fn port_bit(port: u16) -> u64 {
     1_u64.wrapping_shl(port as u32)
 }
+
+/// Ports that the kernel notes in [`ResolverPorts::found`], and one place for a flag.
+pub const FOUND_PORTS: usize = 4;
 
 /// There are more ports than places: any port may be one.
 pub const OTHER_PORTS: u16 = 1;
@@ -123,16 +129,57 @@ impl ResolverPorts {
     #[must_use]
     pub const fn has(&self, port: u16) -> bool {
         let [a, b, c, d, e, f, g] = self.ports;
-        // Without branches: seven of them would be paths for the verifier.
-        let same = (a == port) as u8
-            | (b == port) as u8
-            | (c == port) as u8
-            | (d == port) as u8
-            | (e == port) as u8
-            | (f == port) as u8
-            | (g == port) as u8;
-        (same != 0 && port != 0) || self.flags & OTHER_PORTS != 0
+        let [h, i, j, more] = self.found;
+        // Without a branch for each: they would be paths for the verifier. A product is 0 where one of the ports is it.
+        let first = product(&[a, b, c, d], port);
+        let second = product(&[e, f, g, g], port);
+        let third = product(&[h, i, j, j], port);
+        let is_there = first == 0 || second == 0 || third == 0;
+        (is_there && port != 0) || (self.flags | more) & OTHER_PORTS != 0
     }
+
+    /// The same with ports that the kernel has found.
+    #[must_use]
+    pub const fn with_found(mut self, found: [u16; FOUND_PORTS]) -> Self {
+        self.found = found;
+        self.filter |= self.found_bits();
+        self
+    }
+
+    /// The bits of what was found, for [`Self::filter`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn found_bits(&self) -> u64 {
+        let [first, second, third, more] = self.found;
+        if more & OTHER_PORTS != 0 {
+            return u64::MAX;
+        }
+        // Port 0 stands for none.
+        (port_bit(first) | port_bit(second) | port_bit(third)) & !1
+            | (first % 64 == 0 && first != 0
+                || second % 64 == 0 && second != 0
+                || third % 64 == 0 && third != 0) as u64
+    }
+
+    /// Where a port that is not there yet is to be noted; `None`: there is no place, so that any port may be one.
+    #[inline(always)]
+    #[must_use]
+    pub const fn free(&self) -> Option<usize> {
+        match self.found {
+            [0, ..] => Some(0),
+            [_, 0, ..] => Some(1),
+            [_, _, 0, _] => Some(2),
+            _ => None,
+        }
+    }
+}
+
+/// 0 when a port is one of four: four numbers of 16 bits are multiplied without overflow.
+#[inline(always)]
+const fn product(&[a, b, c, d]: &[u16; 4], port: u16) -> u64 {
+    let first = ((a ^ port) as u64).wrapping_mul((b ^ port) as u64);
+    let second = ((c ^ port) as u64).wrapping_mul((d ^ port) as u64);
+    first.wrapping_mul(second)
 }
 
 const BUCKET_MASK: u32 = QUERY_BUCKETS - 1;

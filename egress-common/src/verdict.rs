@@ -107,9 +107,17 @@ pub enum Hook {
     TcIngress = 5,
     /// A process makes a socket: never judged, only noted.
     SockCreate = 6,
+    /// `connect()` to an IPv4 address, before programs of others change it: only noted, as the three that follow.
+    AskConnect4 = 7,
+    /// `connect()` to an IPv6 address.
+    AskConnect6 = 8,
+    /// `sendto()` an IPv4 address.
+    AskSendmsg4 = 9,
+    /// `sendto()` an IPv6 address.
+    AskSendmsg6 = 10,
 }
 
-/// Number of hooks.
+/// Number of hooks that count: those behind them only note.
 pub const HOOKS: u32 = 7;
 
 impl Hook {
@@ -122,7 +130,17 @@ impl Hook {
         Self::TcEgress,
         Self::TcIngress,
         Self::SockCreate,
+        Self::AskConnect4,
+        Self::AskConnect6,
+        Self::AskSendmsg4,
+        Self::AskSendmsg6,
     ];
+
+    /// Whether it counts verdicts.
+    #[must_use]
+    pub const fn counts(self) -> bool {
+        (self as u32) < HOOKS
+    }
 
     /// The name in JSON, metrics and tables, which is also the program's name in the object.
     #[must_use]
@@ -135,6 +153,10 @@ impl Hook {
             Self::TcEgress => "tc_egress",
             Self::TcIngress => "tc_ingress",
             Self::SockCreate => "sock_create",
+            Self::AskConnect4 => "ask_connect4",
+            Self::AskConnect6 => "ask_connect6",
+            Self::AskSendmsg4 => "ask_sendmsg4",
+            Self::AskSendmsg6 => "ask_sendmsg6",
         }
     }
 }
@@ -151,6 +173,10 @@ impl TryFrom<u8> for Hook {
             4 => Ok(Self::TcEgress),
             5 => Ok(Self::TcIngress),
             6 => Ok(Self::SockCreate),
+            7 => Ok(Self::AskConnect4),
+            8 => Ok(Self::AskConnect6),
+            9 => Ok(Self::AskSendmsg4),
+            10 => Ok(Self::AskSendmsg6),
             other => Err(other),
         }
     }
@@ -367,7 +393,7 @@ mod tests {
         for reason in Reason::ALL {
             assert_eq!(Reason::try_from(*reason as u8), Ok(*reason));
             assert!((*reason as u32) < REASONS);
-            for hook in Hook::ALL {
+            for hook in Hook::ALL.iter().filter(|hook| hook.counts()) {
                 for verdict in Verdict::ALL {
                     assert!(counter_index(*hook, *verdict, *reason) < COUNTERS);
                 }

@@ -18,8 +18,8 @@ use egress_common::{
 };
 
 use crate::{
-    egress::UNCONFIGURED, lookup::judge, netns, process, record, skb::LOOPBACK_IFINDEX,
-    state::State, workload,
+    ask::judge_call_behind, egress::UNCONFIGURED, lookup::judge_flow, netns, process, record,
+    skb::LOOPBACK_IFINDEX, state::State, workload,
 };
 
 /// `SOCK_STREAM`, include/linux/net.h.
@@ -38,6 +38,12 @@ pub fn connect4(ctx: &SockAddrContext) -> Verdict {
 /// Judges a connect to an IPv6 address.
 #[inline(always)]
 pub fn connect6(ctx: &SockAddrContext) -> Verdict {
+    connect(ctx, Hook::Connect6, v6_words(ctx))
+}
+
+/// The IPv6 address of a call.
+#[inline(always)]
+pub fn v6_words(ctx: &SockAddrContext) -> AddressWords {
     // SAFETY: the context is valid while the program runs.
     let first = unsafe { (*ctx.sock_addr).user_ip6[0] };
     // SAFETY: as above.
@@ -46,11 +52,7 @@ pub fn connect6(ctx: &SockAddrContext) -> Verdict {
     let third = unsafe { (*ctx.sock_addr).user_ip6[2] };
     // SAFETY: as above.
     let last = unsafe { (*ctx.sock_addr).user_ip6[3] };
-    connect(
-        ctx,
-        Hook::Connect6,
-        [half(first, second), half(third, last)],
-    )
+    [half(first, second), half(third, last)]
 }
 
 #[inline(always)]
@@ -147,7 +149,14 @@ fn connect(ctx: &SockAddrContext, hook: Hook, destination: AddressWords) -> Verd
         _ => UNCONFIGURED,
     };
     let mut decision = match found {
-        Some(_) => judge(destination, facts, Origin::WORKLOAD, &binding),
+        Some(_) => {
+            let [first, second] = destination;
+            let (facts, binding_word) = (facts.pack(), binding.pack());
+            let packed = judge_flow(first, second, facts, Origin::WORKLOAD.pack(), binding_word);
+            // Programs of others may have changed the address of a resolver.
+            let packed = judge_call_behind(ctx.sock_addr, facts, binding_word, packed);
+            Decision::unpack(packed, &binding)
+        }
         None => Decision::without_rule(Reason::NotConfigured, &binding),
     };
     let is_deferred = matches!(decision.reason, Reason::HeldOff);

@@ -29,6 +29,7 @@ use egress_common::{
 
 use crate::{
     alias::{alias_name_read, dns_note_alias, dns_recall_alias},
+    ask::resolver_of,
     learn::learn_grant,
     lookup::mark,
     maps::{DNS_COPIES, LOCAL, NAMES, QUERIES, SCOPES, STREAMS},
@@ -66,6 +67,8 @@ pub struct Arrival {
     pub is_connected: u32,
     /// TCP: when the last query left on this connection; 0 for never.
     pub asked_at_ns: u64,
+    /// Whether the receiver asks trusted resolvers alone, so that whoever it has asked is one.
+    pub asks_resolvers: bool,
 }
 
 /// The arrival of a packet at a socket.
@@ -92,6 +95,7 @@ pub fn arrival_at_socket(skb: &Skb, header: Header, sk: *mut bpf_sock) -> Arriva
         expected_sequence,
         is_connected: u32::from(Socket::read(sk).peer_port != 0),
         asked_at_ns,
+        asks_resolvers: resolver_of(sk).is_some(),
     }
 }
 
@@ -102,7 +106,9 @@ pub fn answer(skb: &Skb, header: Header, workload: &Workload, arrival: &Arrival)
     if payload.bytes == 0 {
         return;
     }
-    let is_trusted = is_trusted(near_words(skb, header), header.sport());
+    let is_known = is_trusted(near_words(skb, header), header.sport());
+    // Behind another address: only from the very address and port that a query went to.
+    let is_trusted = is_known || arrival.asks_resolvers;
     if !is_trusted {
         // What comes from another port is no answer.
         if header.proto() != protocol::UDP || header.sport() != DNS_PORT {
@@ -135,7 +141,8 @@ pub fn answer(skb: &Skb, header: Header, workload: &Workload, arrival: &Arrival)
         u64::from(arrival.expected_sequence) << 32 | u64::from(payload.bytes),
     );
     let outcome = if is_trusted {
-        let outcome = learn(scratch, skb, header, payload, arrival);
+        let is_exact = u32::from(!is_known) | arrival.is_connected;
+        let outcome = learn(scratch, skb, header, payload, arrival, is_exact);
         record::tally_number(outcome);
         outcome
     } else {
@@ -253,6 +260,7 @@ fn learn(
     header: Header,
     payload: Payload,
     arrival: &Arrival,
+    is_exact: u32,
 ) -> u32 {
     let mut at = payload.at;
     let mut length = payload.bytes;
@@ -292,7 +300,7 @@ fn learn(
         u64::from(header.sport()) << 32
             | u64::from(header.dport()) << 16
             | u64::from(header.proto()),
-        arrival.is_connected,
+        is_exact,
     );
     if asked != Asked::Yes as u32 {
         return if asked == Asked::OtherQuestion as u32 {

@@ -18,9 +18,10 @@ use egress_common::{
 };
 
 use crate::{
+    ask::{judge_behind, note_resolver_behind},
     fast,
     learn::keep_open,
-    lookup::{has_rule, judge, reported},
+    lookup::{has_rule, judge_flow, reported},
     netns, query, record,
     skb::{
         FindPayload as _, Header, Payload, ReadHeader as _, ReadSocket as _, Skb, Socket,
@@ -118,6 +119,7 @@ pub fn skb_egress(ctx: &SkBuffContext) -> i32 {
         binding,
         netns: netns::of_packet(skb.raw),
     };
+    note_resolver_behind(skb.raw, header.pack());
     let code = judge_packet(ctx, config, &sent);
     if code == Verdict::Allow.cgroup_code() && query::may_be_one(header, &skb, &sent.socket) {
         let payload = Payload::find(&skb).pack();
@@ -180,7 +182,12 @@ fn judge_packet(ctx: &SkBuffContext, config: &Config, sent: &Sent<'_>) -> i32 {
         is_unrouted: false,
     };
     let facts = Facts::of_packet(header, way, sent.netns);
-    let decision = judge(destination, facts, step.origin, &binding);
+    let [first, second] = destination;
+    let (facts_word, origin, binding_word) = (facts.pack(), step.origin.pack(), binding.pack());
+    let packed = judge_flow(first, second, facts_word, origin, binding_word);
+    // Programs of others may have changed the address of a resolver.
+    let packed = judge_behind(skb.raw, facts_word, origin, binding_word, packed);
+    let decision = Decision::unpack(packed, &binding);
     if decision.is_remembered() {
         if has_memory(&socket, header) {
             match State::get_or_create(sent.sk) {

@@ -6,6 +6,8 @@
 //! | program | attached to | minimum kernel |
 //! | --- | --- | --- |
 //! | `connect4`, `connect6` | cgroup, `BPF_CGROUP_INET4_CONNECT`, `BPF_CGROUP_INET6_CONNECT` | 5.10 |
+//! | `ask_connect4`, `ask_connect6` | the same, before programs of others where the kernel orders them | 5.10; 6.17 |
+//! | `ask_sendmsg4`, `ask_sendmsg6` | cgroup, `BPF_CGROUP_UDP4_SENDMSG`, `BPF_CGROUP_UDP6_SENDMSG`; likewise | 5.10; 6.17 |
 //! | `skb_egress`, `skb_ingress` | cgroup, `BPF_CGROUP_INET_EGRESS`, `BPF_CGROUP_INET_INGRESS` | 5.10 |
 //! | `sock_create` | cgroup, `BPF_CGROUP_INET_SOCK_CREATE` | 5.10 |
 //! | `tc_egress`, `tc_ingress` | interface, TCX (6.6) or clsact | 5.10 |
@@ -42,6 +44,7 @@
 
 mod agent;
 mod alias;
+mod ask;
 mod connect;
 mod create;
 mod dns;
@@ -80,6 +83,26 @@ fn connect4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(connect6)]
 fn connect6(ctx: SockAddrContext) -> i32 {
     connect::connect6(&ctx).cgroup_code()
+}
+
+#[cgroup_sock_addr(connect4)]
+fn ask_connect4(ctx: SockAddrContext) -> i32 {
+    ask::ask4(&ctx).cgroup_code()
+}
+
+#[cgroup_sock_addr(connect6)]
+fn ask_connect6(ctx: SockAddrContext) -> i32 {
+    ask::ask6(&ctx).cgroup_code()
+}
+
+#[cgroup_sock_addr(sendmsg4)]
+fn ask_sendmsg4(ctx: SockAddrContext) -> i32 {
+    ask::ask4(&ctx).cgroup_code()
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+fn ask_sendmsg6(ctx: SockAddrContext) -> i32 {
+    ask::ask6(&ctx).cgroup_code()
 }
 
 #[cgroup_sock(sock_create)]

@@ -10,6 +10,7 @@ use aya_ebpf::{
 };
 use egress_common::{
     address::Address,
+    asked::AskedOf,
     event::{EVENT_BUDGETS_CAPACITY, EventBudget, Process, VerdictEvent},
     flow::{FlowBucket, SocketState},
     learned::{Learned, LearnedKey},
@@ -222,6 +223,55 @@ impl Streams {
     /// The same, made when there is none; `None` when there is no memory for it.
     #[inline(always)]
     pub fn get_or_create(&self, sk: *mut bpf_sock) -> Option<*mut Stream> {
+        self.storage(sk, BPF_SK_STORAGE_GET_F_CREATE)
+    }
+}
+
+/// Socket storage of whom a socket has asked. Not inherited.
+#[repr(C)]
+pub struct AskedSockets {
+    r#type: *const [i32; bpf_map_type::BPF_MAP_TYPE_SK_STORAGE as usize],
+    key: *const i32,
+    value: *const AskedOf,
+    max_entries: *const [i32; 0],
+    map_flags: *const [i32; BPF_F_NO_PREALLOC as usize],
+}
+
+// SAFETY: the pointers are placeholders for the loader and never read.
+unsafe impl Sync for AskedSockets {}
+
+#[btf_map]
+pub static ASKED: AskedSockets = AskedSockets {
+    r#type: core::ptr::null(),
+    key: core::ptr::null(),
+    value: core::ptr::null(),
+    max_entries: core::ptr::null(),
+    map_flags: core::ptr::null(),
+};
+
+impl AskedSockets {
+    #[inline(always)]
+    fn storage(&self, sk: *mut bpf_sock, flags: u32) -> Option<*mut AskedOf> {
+        let map = core::ptr::from_ref(self).cast_mut().cast();
+        // SAFETY: `sk` is a socket, which the verifier checks.
+        let asked =
+            unsafe { bpf_sk_storage_get(map, sk.cast(), core::ptr::null_mut(), u64::from(flags)) };
+        if asked.is_null() {
+            None
+        } else {
+            Some(asked.cast())
+        }
+    }
+
+    /// What is known of a full socket.
+    #[inline(always)]
+    pub fn get(&self, sk: *mut bpf_sock) -> Option<*mut AskedOf> {
+        self.storage(sk, 0)
+    }
+
+    /// The same, made when there is nothing; `None` when there is no memory for it.
+    #[inline(always)]
+    pub fn get_or_create(&self, sk: *mut bpf_sock) -> Option<*mut AskedOf> {
         self.storage(sk, BPF_SK_STORAGE_GET_F_CREATE)
     }
 }

@@ -1,9 +1,10 @@
 //! Who is a trusted resolver: an address and a port.
 
 use aya_ebpf::bindings::__sk_buff;
-use egress_common::query::{INSIDE_PORTS, ResolverKey};
+use egress_common::query::{INSIDE_PORTS, OTHER_PORTS, ResolverKey, ResolverPorts};
 
 use crate::{
+    ask::resolver_of,
     maps::{RESOLVER_PORTS, RESOLVERS},
     skb::{Header, ReadSocket as _, Skb, Socket, full_socket, packet_address_word, peer_words},
 };
@@ -35,6 +36,49 @@ pub extern "C" fn resolver_ports(ports: u64) -> u32 {
             || may_be_at((ports >> 16) as u16)
             || may_be_at((ports >> 32) as u16),
     )
+}
+
+/// Whether a packet to this port is looked at.
+#[inline(always)]
+pub fn is_looked_at(port: u16) -> bool {
+    let is_first = RESOLVER_PORTS
+        .get(0)
+        .is_some_and(|listed| listed.may_have([port; 3]));
+    is_first && may_be_at(port)
+}
+
+/// Notes a port at which a trusted resolver was met that is behind another address: packets to it are looked at from now on.
+/// CPUs may take the same place, or write the first look at the same time: what is lost is noted with the next packet that
+/// is looked at for another reason, as the first one of each socket is.
+#[inline(always)]
+pub fn note_port(port: u16) {
+    let Some(listed) = RESOLVER_PORTS.get_ptr_mut(0) else {
+        return;
+    };
+    if !may_be_at(port) {
+        // SAFETY: a map value; each number is read and written whole.
+        let found = unsafe { (*listed).found };
+        let (place, number) = match ResolverPorts::default().with_found(found).free() {
+            Some(0) => (0, port),
+            Some(1) => (1, port),
+            Some(_) => (2, port),
+            None => (3, OTHER_PORTS),
+        };
+        // SAFETY: as above; the place is below FOUND_PORTS.
+        unsafe {
+            (&raw mut (*listed).found)
+                .cast::<u16>()
+                .add(place)
+                .write_volatile(number)
+        };
+    }
+    // SAFETY: as above.
+    let found = unsafe { (&raw const (*listed).found).read_volatile() };
+    // SAFETY: as above.
+    let filter = unsafe { (*listed).filter };
+    let filter = filter | ResolverPorts::default().with_found(found).filter;
+    // SAFETY: as above; aligned.
+    unsafe { (&raw mut (*listed).filter).write_volatile(filter) };
 }
 
 /// Whether a resolver on loopback may be asked at any port of its address.
@@ -132,6 +176,22 @@ pub extern "C" fn asked_resolver(
     let far = far_words(&skb, header);
     if is_trusted(far, header.dport()) {
         return Asked::DESTINATION | u32::from(header.dport());
+    }
+    // A socket that asks trusted resolvers alone, whose address a program of somebody else has changed on the way: the
+    // peer that it has is one of them, or, without a peer, whoever the packet goes to.
+    if is_frame == 0
+        && let Some(sk) = full_socket(raw)
+        && resolver_of(sk).is_some()
+    {
+        let socket = Socket::read(sk);
+        let (kind, port) = if socket.peer_port != 0 {
+            (Asked::PEER, socket.peer_port)
+        } else {
+            (Asked::DESTINATION, header.dport())
+        };
+        if !socket.is_raw && !socket.listens {
+            return kind | u32::from(port);
+        }
     }
     if may_be_inside()
         // SAFETY: one number, which the agent writes once.

@@ -420,6 +420,7 @@ pub fn tc_ingress(ctx: &TcContext) {
             expected_sequence: 0,
             is_connected: 1,
             asked_at_ns: 0,
+            asks_resolvers: false,
         };
         dns::answer(&skb, header, workload, &arrival);
     }

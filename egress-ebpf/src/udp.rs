@@ -18,6 +18,7 @@ use egress_common::{
 };
 
 use crate::{
+    ask::resolver_of,
     maps::FLOWS,
     netns, record,
     resolver::{is_trusted, may_be_at},
@@ -306,7 +307,10 @@ pub extern "C" fn udp_note_inbound(raw: *mut __sk_buff, header: u64) -> u32 {
     if is_loopback(&address_of(source)) {
         return 0;
     }
-    if may_be_at(header.sport()) && is_trusted(source, header.sport()) {
+    if may_be_at(header.sport())
+        && (is_trusted(source, header.sport())
+            || full_socket(raw).is_some_and(|sk| resolver_of(sk).is_some()))
+    {
         return 0;
     }
     let Some(config) = workload::config() else {

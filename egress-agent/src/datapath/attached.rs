@@ -57,10 +57,20 @@ pub(super) const fn cgroup_attach_type(hook: Hook) -> Option<u32> {
         Hook::SkbIngress => Some(0),
         Hook::SkbEgress => Some(1),
         Hook::SockCreate => Some(2),
-        Hook::Connect4 => Some(10),
-        Hook::Connect6 => Some(11),
+        Hook::Connect4 | Hook::AskConnect4 => Some(10),
+        Hook::Connect6 | Hook::AskConnect6 => Some(11),
+        Hook::AskSendmsg4 => Some(14),
+        Hook::AskSendmsg6 => Some(15),
         Hook::TcEgress | Hook::TcIngress => None,
     }
+}
+
+/// Whether a hook has to come before those of others, which may change what it reads.
+pub(super) const fn comes_first(hook: Hook) -> bool {
+    matches!(
+        hook,
+        Hook::AskConnect4 | Hook::AskConnect6 | Hook::AskSendmsg4 | Hook::AskSendmsg6
+    )
 }
 
 /// `BPF_TCX_INGRESS` and `BPF_TCX_EGRESS`.
@@ -544,7 +554,13 @@ impl Attached {
             Place::Cgroup(path) => {
                 let directory = File::open(path).map_err(io_error("open", path))?;
                 let fd = u32::try_from(directory.as_raw_fd()).map_err(io::Error::other);
-                fd.and_then(|fd| sys::create_link(&program.program, fd, target.attach_type))
+                fd.and_then(|fd| {
+                    if comes_first(hook) {
+                        sys::create_first_link(&program.program, fd, target.attach_type)
+                    } else {
+                        sys::create_link(&program.program, fd, target.attach_type)
+                    }
+                })
             }
             Place::Interface(..) | Place::Pod(..) => match target.at {
                 LinkTarget::Interface(index) => {

@@ -12,6 +12,7 @@
 use std::{
     collections::BTreeSet,
     fs::{self, File},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::OnceLock,
 };
@@ -88,6 +89,8 @@ pub(super) struct Loaded {
     pub(super) is_adopted: bool,
     /// Maps of other layouts that were found.
     pub(super) foreign: Vec<Foreign>,
+    /// Links that aya does not hold, where nothing is pinned.
+    pub(super) links: Vec<OwnedFd>,
 }
 
 /// Takes the pin directory for this process. bpffs has no regular files, but its directories can be locked.
@@ -192,6 +195,7 @@ pub(super) fn load(options: Options) -> Result<Loaded, DatapathError> {
         anchors: Some(anchors),
         is_adopted: found == Some(LAYOUT_VERSION),
         foreign,
+        links: Vec::new(),
     })
 }
 

@@ -276,8 +276,14 @@ impl Maps {
     }
 
     fn set_resolver_ports(&mut self, resolvers: &[ResolverKey]) -> Result<(), DatapathError> {
+        // What the kernel has found stays; a place that it takes meanwhile is taken again by the next packet.
+        let found = self.resolver_ports.get(&0, 0).unwrap_or_default().found;
+        let ports = ResolverPorts {
+            found,
+            ..ResolverPorts::of(resolvers)
+        };
         self.resolver_ports
-            .set(0, ResolverPorts::of(resolvers), 0)
+            .set(0, ports, 0)
             .map_err(error("write", "RESOLVER_PORTS"))
     }
 

@@ -188,8 +188,15 @@ impl Datapath {
     ///
     /// The hook that cannot be attached.
     pub fn attach_learning(&mut self) -> Result<(), DatapathError> {
-        self.loaded
-            .attach(&[Hook::SockCreate, Hook::SkbIngress, Hook::TcIngress])
+        self.loaded.attach(&[
+            Hook::SockCreate,
+            Hook::AskConnect4,
+            Hook::AskConnect6,
+            Hook::AskSendmsg4,
+            Hook::AskSendmsg6,
+            Hook::SkbIngress,
+            Hook::TcIngress,
+        ])
     }
 
     /// Tells the programs which network namespace is the node's, if they do not know it yet. Before 5.12 the kernel

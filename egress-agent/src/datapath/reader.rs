@@ -183,7 +183,7 @@ impl Reader {
     /// A map cannot be read.
     pub fn counters(&self) -> Result<Counters, DatapathError> {
         let mut counters = Counters::default();
-        for hook in Hook::ALL {
+        for hook in Hook::ALL.iter().filter(|hook| hook.counts()) {
             for verdict in Verdict::ALL {
                 for reason in Reason::ALL {
                     let index = counter_index(*hook, *verdict, *reason);

@@ -133,6 +133,32 @@ pub(super) fn create_link(
     )?)
 }
 
+/// `BPF_F_BEFORE`: with nothing named, before everything that is there. For cgroups from 6.17 on.
+const BPF_F_BEFORE: u32 = 1 << 3;
+/// `BPF_F_PREORDER`: before the programs of the cgroups below, too.
+const BPF_F_PREORDER: u32 = 1 << 6;
+
+/// The same at a cgroup, before everything that is there, as far as the kernel can do that.
+pub(super) fn create_first_link(
+    program: &impl AsFd,
+    target: u32,
+    attach_type: u32,
+) -> io::Result<OwnedFd> {
+    let program = raw(program)?;
+    for flags in [BPF_F_BEFORE | BPF_F_PREORDER, BPF_F_BEFORE] {
+        let mut attr = Attr([program, target, attach_type, flags]);
+        match bpf(BPF_LINK_CREATE, &mut attr) {
+            // The kernel does not know the flags.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+            created => return owned(created?),
+        }
+    }
+    owned(bpf(
+        BPF_LINK_CREATE,
+        &mut Attr([program, target, attach_type, 0]),
+    )?)
+}
+
 /// Puts another program behind a link, atomically.
 pub(super) fn update_link(link: &impl AsFd, program: &impl AsFd) -> io::Result<()> {
     let link = raw(link)?;

@@ -65,7 +65,7 @@ impl Unload {
         // Hooks that judge go first.
         plan.owned
             .links
-            .sort_by_key(|(name, _)| name.contains("ingress"));
+            .sort_by_key(|(name, _)| name.contains("ingress") || name.starts_with("ask_"));
         if !plan.owned.is_empty() {
             plan.filters = filters();
         }

@@ -4,7 +4,13 @@
     reason = "aya knows some thirty kinds of programs; all but three are an error here"
 )]
 
-use std::{fs::File, io, panic::resume_unwind, thread};
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd, AsRawFd as _, OwnedFd},
+    panic::resume_unwind,
+    thread,
+};
 
 use aya::{
     Ebpf,
@@ -13,13 +19,19 @@ use aya::{
 use egress_common::verdict::Hook;
 
 use super::{
+    attached::{cgroup_attach_type, comes_first},
     error::{DatapathError, io_error},
     load::{KernelFacts, Loaded, OBJECT, Options, program_of, verify},
+    sys,
 };
 
 /// The hooks of a cgroup, in the order in which they are attached: those that learn, then packets, then connects.
-const HOOKS: [Hook; 5] = [
+const HOOKS: [Hook; 9] = [
     Hook::SockCreate,
+    Hook::AskConnect4,
+    Hook::AskConnect6,
+    Hook::AskSendmsg4,
+    Hook::AskSendmsg6,
     Hook::SkbIngress,
     Hook::SkbEgress,
     Hook::Connect4,
@@ -44,6 +56,7 @@ pub(super) fn load(options: Options) -> Result<Loaded, DatapathError> {
         anchors: None,
         is_adopted: false,
         foreign: Vec::new(),
+        links: Vec::new(),
     })
 }
 
@@ -92,6 +105,21 @@ impl Loaded {
             let directory = File::open(cgroup).map_err(io_error("open", cgroup))?;
             // The kernel wants flags 0 for links; several links still coexist.
             let mode = CgroupAttachMode::Single;
+            if comes_first(hook) {
+                let program = program_of(&mut self.ebpf, name)?;
+                let failed = |source| DatapathError::Attach {
+                    program: name,
+                    target: target.clone(),
+                    source,
+                };
+                let fd = program.fd().map_err(|source| DatapathError::Program {
+                    program: name,
+                    source,
+                })?;
+                let link = create_first(fd, &directory, hook).map_err(failed)?;
+                self.links.push(link);
+                continue;
+            }
             let attached = match program_of(&mut self.ebpf, name)? {
                 Program::CgroupSkb(program) => {
                     let kind = if hook == Hook::SkbEgress {
@@ -118,4 +146,11 @@ impl Loaded {
         }
         Ok(())
     }
+}
+
+/// Attaches a hook that comes before those of others.
+fn create_first(program: &impl AsFd, cgroup: &File, hook: Hook) -> io::Result<OwnedFd> {
+    let target = u32::try_from(cgroup.as_raw_fd()).map_err(io::Error::other)?;
+    let attach_type = cgroup_attach_type(hook).ok_or(io::ErrorKind::InvalidInput)?;
+    sys::create_first_link(program, target, attach_type)
 }

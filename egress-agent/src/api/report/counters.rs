@@ -27,7 +27,13 @@ const fn is_total(counter: &Counter) -> bool {
         Hook::SkbEgress => true,
         Hook::TcEgress => !matches!(counter.reason, Reason::SocketJudged),
         Hook::Connect4 | Hook::Connect6 => matches!(counter.verdict, Verdict::Deny),
-        Hook::SkbIngress | Hook::TcIngress | Hook::SockCreate => false,
+        Hook::SkbIngress
+        | Hook::TcIngress
+        | Hook::SockCreate
+        | Hook::AskConnect4
+        | Hook::AskConnect6
+        | Hook::AskSendmsg4
+        | Hook::AskSendmsg6 => false,
     }
 }
 

@@ -1,0 +1,217 @@
+//! What a process asks for, before programs of others change the address: `connect()` and `sendto()`.
+//!
+//! These hooks judge nothing. They come first where the kernel can order programs (6.17), and note of each socket
+//! whether it asks trusted resolvers alone ([`egress_common::asked`]). The kernel runs them with the socket's lock held
+//! (`BPF_CGROUP_RUN_PROG_INET4_CONNECT_LOCK`, `BPF_CGROUP_RUN_PROG_UDP4_SENDMSG_LOCK`, include/linux/bpf-cgroup.h; a TCP
+//! socket's through the whole connect).
+
+use aya_ebpf::{
+    bindings::{__sk_buff, bpf_sock, bpf_sock_addr},
+    programs::SockAddrContext,
+};
+use egress_common::{
+    asked::{ASKED_NOBODY, ASKED_OTHERS, ASKED_RESOLVERS, asked_after},
+    decision::Decision,
+    flow::Origin,
+    packed::{AddressWords, Facts, v4_words},
+    policy::protocol,
+    tally::Tally,
+    verdict::{Mode, Verdict, verdict_of},
+};
+
+use crate::{
+    connect::v6_words,
+    lookup::judge_flow,
+    maps::ASKED,
+    netns,
+    query::is_enforced,
+    record,
+    resolver::{is_trusted, may_be_at, note_port},
+    skb::{Header, ReadHeader as _, ReadSocket as _, Skb, Socket, full_socket, peer_words},
+    workload,
+};
+
+/// Notes a call to an IPv4 address.
+#[inline(always)]
+pub fn ask4(ctx: &SockAddrContext) -> Verdict {
+    // SAFETY: the context is valid while the program runs.
+    let v4 = unsafe { (*ctx.sock_addr).user_ip4 };
+    ask(ctx, v4_words(v4))
+}
+
+/// Notes a call to an IPv6 address, which may be an IPv4 one.
+#[inline(always)]
+pub fn ask6(ctx: &SockAddrContext) -> Verdict {
+    ask(ctx, v6_words(ctx))
+}
+
+#[inline(always)]
+fn ask(ctx: &SockAddrContext, destination: AddressWords) -> Verdict {
+    // SAFETY: the context is valid while the program runs.
+    let proto = unsafe { (*ctx.sock_addr).protocol };
+    // SAFETY: as above.
+    let port = u16::from_be(unsafe { (*ctx.sock_addr).user_port } as u16);
+    // SAFETY: as above.
+    let sk = unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk };
+    let is_udp = proto == u32::from(protocol::UDP);
+    if sk.is_null() || (!is_udp && proto != u32::from(protocol::TCP)) {
+        return Verdict::Allow;
+    }
+    let is_resolver = may_be_at(port) && is_trusted(destination, port);
+    // A TCP socket's lock is held until its peer is set: only the last call counts, and one elsewhere needs no note.
+    let found = if is_udp || is_resolver {
+        ASKED.get_or_create(sk)
+    } else {
+        ASKED.get(sk)
+    };
+    let Some(asked) = found else {
+        return if is_udp && !is_resolver {
+            without_memory()
+        } else {
+            Verdict::Allow
+        };
+    };
+    // SAFETY: the storage lives as long as the socket, whose lock is held: nobody else writes.
+    let asked = unsafe { &mut *asked };
+    if asked.state == ASKED_OTHERS {
+        return Verdict::Allow;
+    }
+    // SAFETY: not null; a full socket, which the verifier checks.
+    let is_new = asked.state == ASKED_NOBODY && unsafe { (*sk).dst_port } == 0;
+    let is_last_trusted = asked.state == ASKED_RESOLVERS && is_trusted(asked.resolver, asked.port);
+    let state = asked_after(asked.state, is_resolver, is_new, is_last_trusted);
+    if state == ASKED_RESOLVERS {
+        asked.resolver = destination;
+        asked.port = port;
+    }
+    // SAFETY: as above; one store, behind the address.
+    unsafe { (&raw mut asked.state).write_volatile(state) };
+    Verdict::Allow
+}
+
+/// A call elsewhere that cannot be noted (a process can use up the memory for options of its own socket) might lead a later
+/// query's packets elsewhere: it is refused, where anything is.
+#[inline(never)]
+fn without_memory() -> Verdict {
+    record::tally(Tally::SocketStateFailed);
+    match workload::config().and_then(workload::of_current) {
+        Some(workload) if !is_enforced(workload) => Verdict::Allow,
+        _ => Verdict::Deny,
+    }
+}
+
+/// The trusted resolver that a socket asks for, if it asks for such alone.
+#[inline(always)]
+pub fn resolver_of(sk: *mut bpf_sock) -> Option<(AddressWords, u16)> {
+    let asked = ASKED.get(sk)?;
+    // SAFETY: the storage lives as long as the socket; half a write is an address that is trusted or is not.
+    let (state, resolver, port) = unsafe { ((*asked).state, (*asked).resolver, (*asked).port) };
+    if state == ASKED_RESOLVERS && is_trusted(resolver, port) {
+        Some((resolver, port))
+    } else {
+        None
+    }
+}
+
+/// The trusted resolver that a packet's socket asks for, with the socket: not of raw sockets, which write their packets
+/// themselves, nor of listeners, whose packets answer.
+#[inline(always)]
+fn of_sender(raw: *mut __sk_buff) -> Option<(AddressWords, u16, *mut bpf_sock)> {
+    let sk = full_socket(raw)?;
+    let socket = Socket::read(sk);
+    if socket.is_raw || socket.listens {
+        return None;
+    }
+    let (resolver, port) = resolver_of(sk)?;
+    Some((resolver, port, sk))
+}
+
+/// Notes the port to which a packet goes, if its socket asks for a trusted resolver that is behind another address: packets
+/// to it, and from it, are then looked at. Verified once for itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn note_resolver_behind(raw: *mut __sk_buff, header: u64) -> u32 {
+    let header = Header::unpack(header);
+    let is_asking = header.proto() == protocol::UDP || header.proto() == protocol::TCP;
+    if !is_asking || header.is_later_fragment() || may_be_at(header.dport()) {
+        return 0;
+    }
+    if of_sender(raw).is_some() {
+        note_port(header.dport());
+    }
+    0
+}
+
+/// The packed decision on a packet whose socket asks for a trusted resolver, and which goes where a program of somebody
+/// else took that: `decision` if it passes by that, else the one on a packet to the resolver itself. Verified once for
+/// itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn judge_behind(
+    raw: *mut __sk_buff,
+    facts: u64,
+    origin: u64,
+    binding: u64,
+    decision: u64,
+) -> u64 {
+    if passes(Decision::packed_reason(decision)) {
+        return decision;
+    }
+    let (Some((resolver, port, sk)), Some(config)) = (of_sender(raw), workload::config()) else {
+        return decision;
+    };
+    let facts = Facts::unpack(facts);
+    if !is_of_call(raw, sk, facts, config.node_netns) {
+        return decision;
+    }
+    let [first, second] = resolver;
+    judge_flow(first, second, facts.at_port(port).pack(), origin, binding)
+}
+
+/// Whether a packet goes where its socket's calls led it: to its peer. Without a peer nothing tells address translation,
+/// which a pod may do in its own network namespace, from what a program did; in the node's only the node does it.
+#[inline(always)]
+fn is_of_call(raw: *mut __sk_buff, sk: *mut bpf_sock, facts: Facts, node_netns: u32) -> bool {
+    let Some(port) = facts.port() else {
+        return false;
+    };
+    let peer_port = Socket::read(sk).peer_port;
+    if peer_port == 0 {
+        return facts.netns() != netns::UNKNOWN && facts.netns() == node_netns;
+    }
+    let skb = Skb { raw, base: 0 };
+    port == peer_port && peer_words(sk) == Header::read(&skb).destination(&skb)
+}
+
+/// The same for the destination of a `connect()`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn judge_call_behind(
+    ctx: *mut bpf_sock_addr,
+    facts: u64,
+    binding: u64,
+    decision: u64,
+) -> u64 {
+    // SAFETY: the context is valid while the program runs.
+    let sk = unsafe { (*ctx).__bindgen_anon_1.sk };
+    if sk.is_null() || passes(Decision::packed_reason(decision)) {
+        return decision;
+    }
+    match resolver_of(sk) {
+        Some(([first, second], port)) => {
+            let facts = Facts::unpack(facts).at_port(port);
+            let origin = Origin::WORKLOAD.pack();
+            judge_flow(first, second, facts.pack(), origin, binding)
+        }
+        None => decision,
+    }
+}
+
+/// Whether a reason, by its number, lets a flow pass where policies are enforced.
+#[inline(always)]
+fn passes(reason: u8) -> bool {
+    matches!(
+        verdict_of(reason, Mode::Enforce),
+        Verdict::Allow | Verdict::WouldDeny
+    )
+}
