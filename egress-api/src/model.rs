@@ -232,7 +232,7 @@ pub struct HookStatus {
     pub hook: Text,
     /// Cgroup path or interface name: where the kernel has it, or where it should be.
     pub target: String,
-    /// `link` (cgroup), `tcx` or `clsact`.
+    /// `link` (cgroup), `link, behind others` (one that should come before them), `tcx` or `clsact`.
     pub kind: Text,
     /// Whether the kernel has it there, with this agent's program behind it.
     pub attached: bool,

@@ -154,11 +154,7 @@ impl ResolverPorts {
         if more & OTHER_PORTS != 0 {
             return u64::MAX;
         }
-        // Port 0 stands for none.
-        (port_bit(first) | port_bit(second) | port_bit(third)) & !1
-            | (first % 64 == 0 && first != 0
-                || second % 64 == 0 && second != 0
-                || third % 64 == 0 && third != 0) as u64
+        bit_of(first) | bit_of(second) | bit_of(third)
     }
 
     /// Where a port that is not there yet is to be noted; `None`: there is no place, so that any port may be one.
@@ -172,6 +168,12 @@ impl ResolverPorts {
             _ => None,
         }
     }
+}
+
+/// The bit of a found port; none of 0, which stands for none.
+#[inline(always)]
+const fn bit_of(port: u16) -> u64 {
+    if port == 0 { 0 } else { port_bit(port) }
 }
 
 /// 0 when a port is one of four: four numbers of 16 bits are multiplied without overflow.
@@ -572,6 +574,23 @@ mod tests {
         // A resolver on loopback may be asked at another port.
         let inside = ResolverPorts::of(&[key(53), key(0)]);
         assert!(inside.flags == INSIDE_PORTS && !inside.has(54));
+    }
+
+    #[test]
+    fn found_ports_have_three_places_and_a_flag_for_more() {
+        let mut ports = ResolverPorts::of(&[ResolverKey::new([1; 16], 53)]);
+        for port in [5353, 65_535, 1] {
+            assert!(!ports.has(port) && !ports.has(0));
+            let place = ports.free().unwrap();
+            let mut found = ports.found;
+            found[place] = port;
+            ports = ports.with_found(found);
+            assert!(ports.has(port) && ports.may_have([0, 0, port]) && !ports.has(54));
+        }
+        assert!(ports.free().is_none() && !ports.may_have([0, 443, 0]));
+        let mut found = ports.found;
+        found[FOUND_PORTS - 1] = OTHER_PORTS;
+        assert!(ports.with_found(found).has(54) && ports.with_found(found).may_have([0, 443, 0]));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use egress_common::{
     decision::Decision,
     flow::Origin,
     packed::{AddressWords, Facts, v4_words},
-    policy::protocol,
+    policy::{Binding, protocol},
     tally::Tally,
     verdict::{Mode, Verdict, verdict_of},
 };
@@ -26,8 +26,8 @@ use crate::{
     netns,
     query::is_enforced,
     record,
-    resolver::{is_trusted, may_be_at, note_port},
-    skb::{Header, ReadHeader as _, ReadSocket as _, Skb, Socket, full_socket, peer_words},
+    resolver::{is_looked_at, is_trusted, may_be_at, note_port},
+    skb::{Header, ReadSocket as _, Socket, full_socket, peer_words},
     workload,
 };
 
@@ -74,6 +74,14 @@ fn ask(ctx: &SockAddrContext, destination: AddressWords) -> Verdict {
     // SAFETY: the storage lives as long as the socket, whose lock is held: nobody else writes.
     let asked = unsafe { &mut *asked };
     if asked.state == ASKED_OTHERS {
+        return Verdict::Allow;
+    }
+    // To its own peer, which it has by such a call: the kernel itself gives that to `sendto()` for an IPv6 socket with an
+    // IPv4 peer (`udpv6_sendmsg`, net/ipv6/udp.c).
+    if asked.state == ASKED_RESOLVERS
+        && Socket::read(sk).peer_port == port
+        && peer_words(sk) == destination
+    {
         return Verdict::Allow;
     }
     // SAFETY: not null; a full socket, which the verifier checks.
@@ -133,7 +141,7 @@ fn of_sender(raw: *mut __sk_buff) -> Option<(AddressWords, u16, *mut bpf_sock)> 
 pub extern "C" fn note_resolver_behind(raw: *mut __sk_buff, header: u64) -> u32 {
     let header = Header::unpack(header);
     let is_asking = header.proto() == protocol::UDP || header.proto() == protocol::TCP;
-    if !is_asking || header.is_later_fragment() || may_be_at(header.dport()) {
+    if !is_asking || header.is_later_fragment() || is_looked_at(header.dport()) {
         return 0;
     }
     if of_sender(raw).is_some() {
@@ -142,36 +150,80 @@ pub extern "C" fn note_resolver_behind(raw: *mut __sk_buff, header: u64) -> u32 
     0
 }
 
+/// Of what [`resolver_port_behind`] returns: there is one.
+const IS_ASKED: u32 = 1 << 16;
+
 /// The packed decision on a packet whose socket asks for a trusted resolver, and which goes where a program of somebody
-/// else took that: `decision` if it passes by that, else the one on a packet to the resolver itself. Verified once for
-/// itself.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn judge_behind(
+/// else took that: `decision` if it passes by that, else the one on a packet to the resolver itself. Has no stack frame of
+/// its own: below it, 5.10 has room for none.
+#[inline(always)]
+pub fn judge_behind(
     raw: *mut __sk_buff,
-    facts: u64,
-    origin: u64,
-    binding: u64,
+    destination: AddressWords,
+    facts: Facts,
+    origin: Origin,
+    binding: &Binding,
     decision: u64,
 ) -> u64 {
+    let [first, second] = destination;
+    let asked = resolver_port_behind(raw, first, second, facts.pack(), decision);
+    if asked == 0 {
+        return decision;
+    }
+    let facts = facts.at_port(asked as u16);
+    judge_flow(
+        resolver_word(raw, 0),
+        resolver_word(raw, 1),
+        facts.pack(),
+        origin.pack(),
+        binding.pack(),
+    )
+}
+
+/// The port of the resolver by which a packet is to be judged, with [`IS_ASKED`]; 0 when it is to be judged by `decision`.
+/// Verified once for itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn resolver_port_behind(
+    raw: *mut __sk_buff,
+    first: u64,
+    second: u64,
+    facts: u64,
+    decision: u64,
+) -> u32 {
     if passes(Decision::packed_reason(decision)) {
-        return decision;
+        return 0;
     }
-    let (Some((resolver, port, sk)), Some(config)) = (of_sender(raw), workload::config()) else {
-        return decision;
+    let (Some((_, port, sk)), Some(config)) = (of_sender(raw), workload::config()) else {
+        return 0;
     };
-    let facts = Facts::unpack(facts);
-    if !is_of_call(raw, sk, facts, config.node_netns) {
-        return decision;
+    if is_of_call(sk, [first, second], Facts::unpack(facts), config.node_netns) {
+        IS_ASKED | u32::from(port)
+    } else {
+        0
     }
-    let [first, second] = resolver;
-    judge_flow(first, second, facts.at_port(port).pack(), origin, binding)
+}
+
+/// A word of the address of the resolver that a packet's socket asks for. Verified once for itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn resolver_word(raw: *mut __sk_buff, which: u32) -> u64 {
+    match of_sender(raw) {
+        Some(([first, second], ..)) => {
+            if which == 0 {
+                first
+            } else {
+                second
+            }
+        }
+        None => 0,
+    }
 }
 
 /// Whether a packet goes where its socket's calls led it: to its peer. Without a peer nothing tells address translation,
 /// which a pod may do in its own network namespace, from what a program did; in the node's only the node does it.
 #[inline(always)]
-fn is_of_call(raw: *mut __sk_buff, sk: *mut bpf_sock, facts: Facts, node_netns: u32) -> bool {
+fn is_of_call(sk: *mut bpf_sock, to: AddressWords, facts: Facts, node_netns: u32) -> bool {
     let Some(port) = facts.port() else {
         return false;
     };
@@ -179,32 +231,65 @@ fn is_of_call(raw: *mut __sk_buff, sk: *mut bpf_sock, facts: Facts, node_netns: 
     if peer_port == 0 {
         return facts.netns() != netns::UNKNOWN && facts.netns() == node_netns;
     }
-    let skb = Skb { raw, base: 0 };
-    port == peer_port && peer_words(sk) == Header::read(&skb).destination(&skb)
+    port == peer_port && peer_words(sk) == to
 }
 
-/// The same for the destination of a `connect()`.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn judge_call_behind(
+/// The same for the destination of a `connect()`. Likewise without a frame.
+#[inline(always)]
+pub fn judge_call_behind(
     ctx: *mut bpf_sock_addr,
-    facts: u64,
-    binding: u64,
+    facts: Facts,
+    binding: &Binding,
     decision: u64,
 ) -> u64 {
-    // SAFETY: the context is valid while the program runs.
-    let sk = unsafe { (*ctx).__bindgen_anon_1.sk };
-    if sk.is_null() || passes(Decision::packed_reason(decision)) {
+    let asked = call_port_behind(ctx, decision);
+    if asked == 0 {
         return decision;
     }
-    match resolver_of(sk) {
-        Some(([first, second], port)) => {
-            let facts = Facts::unpack(facts).at_port(port);
-            let origin = Origin::WORKLOAD.pack();
-            judge_flow(first, second, facts.pack(), origin, binding)
-        }
-        None => decision,
+    judge_flow(
+        call_word_behind(ctx, 0),
+        call_word_behind(ctx, 1),
+        facts.at_port(asked as u16).pack(),
+        Origin::WORKLOAD.pack(),
+        binding.pack(),
+    )
+}
+
+/// The port of the resolver by which a call is to be judged, with [`IS_ASKED`]; 0 when it is to be judged by `decision`.
+/// Verified once for itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn call_port_behind(ctx: *mut bpf_sock_addr, decision: u64) -> u32 {
+    if passes(Decision::packed_reason(decision)) {
+        return 0;
     }
+    match resolver_of_call(ctx) {
+        Some((_, port)) => IS_ASKED | u32::from(port),
+        None => 0,
+    }
+}
+
+/// A word of the address of that resolver. Verified once for itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn call_word_behind(ctx: *mut bpf_sock_addr, which: u32) -> u64 {
+    match resolver_of_call(ctx) {
+        Some(([first, second], _)) => {
+            if which == 0 {
+                first
+            } else {
+                second
+            }
+        }
+        None => 0,
+    }
+}
+
+#[inline(always)]
+fn resolver_of_call(ctx: *mut bpf_sock_addr) -> Option<(AddressWords, u16)> {
+    // SAFETY: the context is valid while the program runs.
+    let sk = unsafe { (*ctx).__bindgen_anon_1.sk };
+    if sk.is_null() { None } else { resolver_of(sk) }
 }
 
 /// Whether a reason, by its number, lets a flow pass where policies are enforced.

@@ -151,10 +151,10 @@ fn connect(ctx: &SockAddrContext, hook: Hook, destination: AddressWords) -> Verd
     let mut decision = match found {
         Some(_) => {
             let [first, second] = destination;
-            let (facts, binding_word) = (facts.pack(), binding.pack());
-            let packed = judge_flow(first, second, facts, Origin::WORKLOAD.pack(), binding_word);
+            let origin = Origin::WORKLOAD.pack();
+            let packed = judge_flow(first, second, facts.pack(), origin, binding.pack());
             // Programs of others may have changed the address of a resolver.
-            let packed = judge_call_behind(ctx.sock_addr, facts, binding_word, packed);
+            let packed = judge_call_behind(ctx.sock_addr, facts, &binding, packed);
             Decision::unpack(packed, &binding)
         }
         None => Decision::without_rule(Reason::NotConfigured, &binding),

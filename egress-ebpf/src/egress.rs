@@ -183,10 +183,10 @@ fn judge_packet(ctx: &SkBuffContext, config: &Config, sent: &Sent<'_>) -> i32 {
     };
     let facts = Facts::of_packet(header, way, sent.netns);
     let [first, second] = destination;
-    let (facts_word, origin, binding_word) = (facts.pack(), step.origin.pack(), binding.pack());
-    let packed = judge_flow(first, second, facts_word, origin, binding_word);
+    let origin = step.origin;
+    let packed = judge_flow(first, second, facts.pack(), origin.pack(), binding.pack());
     // Programs of others may have changed the address of a resolver.
-    let packed = judge_behind(skb.raw, facts_word, origin, binding_word, packed);
+    let packed = judge_behind(skb.raw, destination, facts, origin, &binding, packed);
     let decision = Decision::unpack(packed, &binding);
     if decision.is_remembered() {
         if has_memory(&socket, header) {

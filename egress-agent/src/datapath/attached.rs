@@ -73,6 +73,10 @@ pub(super) const fn comes_first(hook: Hook) -> bool {
     )
 }
 
+/// How `status` calls a link behind programs of others which has to come before them: the kernel cannot order them, or
+/// others were put before it.
+pub(super) const BEHIND_OTHERS: &str = "link, behind others";
+
 /// `BPF_TCX_INGRESS` and `BPF_TCX_EGRESS`.
 pub(super) const TCX_SIDES: [u32; 2] = [46, 47];
 
@@ -764,6 +768,9 @@ impl Attached {
         if !is_at {
             told.target = self.found_at(&facts, &told.target);
         }
+        if told.is_attached && comes_first(held.hook) && self.is_behind_others(held, id) {
+            told.kind = BEHIND_OTHERS;
+        }
         if told.trouble.is_none() && !told.is_attached {
             told.trouble = Some(if !is_at {
                 format!("it is asked for at {}", shown(&held.place))
@@ -772,6 +779,18 @@ impl Attached {
             });
         }
         told
+    }
+
+    /// Whether programs of others run before a hook that has to come first.
+    fn is_behind_others(&self, held: &HeldHook, id: u32) -> bool {
+        let (Place::Cgroup(path), Some(kind)) = (&held.place, cgroup_attach_type(held.hook)) else {
+            return false;
+        };
+        let found = File::open(path).and_then(|cgroup| sys::programs_for(&cgroup, kind));
+        let is_own = |id: &u32| self.programs.iter().any(|program| program.id == *id);
+        let found = found.unwrap_or_default();
+        let mut before = found.iter().take_while(|found| **found != id);
+        before.any(|found| !is_own(found))
     }
 
     /// Where a link is, in words.

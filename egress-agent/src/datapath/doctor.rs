@@ -38,6 +38,7 @@ pub fn doctor(cgroup: &Path, pin_dir: &Path) -> Vec<Check> {
         capabilities(),
         cgroup_v2(cgroup),
         bpffs(pin_dir),
+        order(),
     ]
 }
 
@@ -71,6 +72,25 @@ fn kernel() -> Check {
         kernel_is_at_least(OLDEST_KERNEL),
         release.trim().to_owned(),
         || "boot a kernel of 5.10 or newer".to_owned(),
+    )
+}
+
+/// Kernel that orders programs at a cgroup (`BPF_F_BEFORE`).
+const ORDERED_KERNEL: KernelVersion = KernelVersion::new(6, 17, 0);
+
+/// Nothing that is required: it only tells what to expect beside a load balancer.
+fn order() -> Check {
+    check(
+        "order of programs",
+        "Linux 6.17 or newer, beside a load balancer at sockets that is there first; else nothing",
+        true,
+        if kernel_is_at_least(ORDERED_KERNEL) {
+            "the agent's come first"
+        } else {
+            "the agent's come after those that are there"
+        }
+        .to_owned(),
+        String::new,
     )
 }
 

@@ -278,10 +278,7 @@ impl Maps {
     fn set_resolver_ports(&mut self, resolvers: &[ResolverKey]) -> Result<(), DatapathError> {
         // What the kernel has found stays; a place that it takes meanwhile is taken again by the next packet.
         let found = self.resolver_ports.get(&0, 0).unwrap_or_default().found;
-        let ports = ResolverPorts {
-            found,
-            ..ResolverPorts::of(resolvers)
-        };
+        let ports = ResolverPorts::of(resolvers).with_found(found);
         self.resolver_ports
             .set(0, ports, 0)
             .map_err(error("write", "RESOLVER_PORTS"))

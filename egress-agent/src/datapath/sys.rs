@@ -252,6 +252,25 @@ pub(super) fn links_at(interface: u32, attach_type: u32) -> io::Result<Vec<u32>>
     Ok(links.into_iter().take(count).collect())
 }
 
+/// `BPF_F_QUERY_EFFECTIVE`: with those of the cgroups above, in the order in which they run.
+const BPF_F_QUERY_EFFECTIVE: u32 = 1;
+
+/// The ids of the programs that run for a cgroup, in their order.
+pub(super) fn programs_for(cgroup: &impl AsFd, attach_type: u32) -> io::Result<Vec<u32>> {
+    let mut programs = [0_u32; MAX_LINKS];
+    let mut query = QueryAttr {
+        target: raw(cgroup)?,
+        attach_type,
+        query_flags: BPF_F_QUERY_EFFECTIVE,
+        program_ids: programs.as_mut_ptr() as u64,
+        count: u32::try_from(MAX_LINKS).unwrap_or(u32::MAX),
+        ..QueryAttr::default()
+    };
+    bpf(BPF_PROG_QUERY, &mut query)?;
+    let count = usize::try_from(query.count).unwrap_or(MAX_LINKS);
+    Ok(programs.into_iter().take(count).collect())
+}
+
 /// What the kernel says of a map.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]

@@ -13,6 +13,7 @@ mod aliases;
 mod attached;
 mod audit;
 mod bad_policies;
+mod balanced;
 mod cidrs;
 mod confirm;
 mod crash;

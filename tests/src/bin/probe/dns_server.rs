@@ -37,9 +37,11 @@ use hickory_proto::{
 /// Options of `probe dns-server`.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct DnsServer {
-    /// Address to serve on, port 53.
+    /// Address to serve on.
     #[arg(long, default_value = zone::SERVER)]
     listen: IpAddr,
+    #[arg(long, default_value_t = 53)]
+    port: u16,
     /// Zones; their last labels are not looked at otherwise.
     #[arg(long, required = true)]
     zone: Vec<String>,
@@ -62,8 +64,8 @@ const UDP_BYTES: usize = 512;
 
 impl DnsServer {
     pub(crate) fn run(self) -> Result<()> {
-        let udp = UdpSocket::bind((self.listen, 53)).context("cannot bind UDP")?;
-        let tcp = TcpListener::bind((self.listen, 53)).context("cannot bind TCP")?;
+        let udp = UdpSocket::bind((self.listen, self.port)).context("cannot bind UDP")?;
+        let tcp = TcpListener::bind((self.listen, self.port)).context("cannot bind TCP")?;
         let server = self.clone();
         thread::spawn(move || {
             for stream in tcp.incoming().flatten() {

@@ -12,6 +12,7 @@
     reason = "a test tool: a broken assumption should panic"
 )]
 
+mod balance;
 mod client;
 mod dns_client;
 mod dns_server;
@@ -25,6 +26,7 @@ mod ping;
 mod self_forge;
 mod serve;
 mod storm;
+mod stray;
 mod sys;
 mod tricks;
 mod xdp;
@@ -102,6 +104,10 @@ enum Command {
     Xdp(xdp::Xdp),
     /// Print what goes through an interface.
     Watch(emit::Watch),
+    /// Lead calls to services elsewhere, at a cgroup.
+    Balance(balance::Balance),
+    /// Ask a service, and lead a query to somebody else.
+    Stray(stray::Stray),
 }
 
 fn main() -> Result<()> {
@@ -136,5 +142,7 @@ fn main() -> Result<()> {
         Command::Open(command) => command.run(),
         Command::Watch(command) => command.run(),
         Command::Xdp(command) => command.run(),
+        Command::Balance(command) => command.run(),
+        Command::Stray(command) => command.run(),
     }
 }

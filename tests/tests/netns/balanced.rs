@@ -1,0 +1,229 @@
+//! Resolvers behind a socket-level load balancer: programs of somebody else turn a service's address into a backend's.
+
+use std::net::IpAddr;
+
+use egress_tests::{
+    Agent, Workload, World,
+    expect::{policy, reached, refused},
+    ready,
+    report::Attempt,
+    world::Role,
+    zone,
+};
+
+/// A cluster's DNS service.
+const SERVICE: [&str; 2] = ["10.96.0.10", "fd96::10"];
+/// A service whose backend nobody can reach.
+const BROKEN: &str = "10.96.0.11";
+/// Where the backends answer.
+const BACKEND: [&str; 2] = ["10.77.0.54:5353", "[fd77::53]:5353"];
+/// What policies allow.
+const RULES: &str = "allow: [{ names: [\"*.fresh.example.com\"] }]";
+
+/// Backends, which nobody trusts by their own address, and a stranger who answers too.
+fn world() -> World {
+    let mut world = World::new();
+    for (listen, port) in [
+        (zone::SERVER, "5353"),
+        ("fd77::53", "5353"),
+        (zone::STRANGER, "53"),
+    ] {
+        let server = [
+            "dns-server",
+            "--zone",
+            "fresh.example.com",
+            "--listen",
+            listen,
+            "--port",
+            port,
+        ];
+        world.start_probe(Role::Dns, &server).unwrap();
+    }
+    world
+}
+
+fn balance(world: &mut World) {
+    let judged = world.judged().display().to_string();
+    let services = [
+        format!("{}={}", SERVICE[0], BACKEND[0]),
+        format!("{}={}", SERVICE[1], BACKEND[1]),
+        format!("{BROKEN}=192.0.2.1:53"),
+    ];
+    let [one, two, three] = &services;
+    let args = ["balance", &judged, one, two, three];
+    world.start_probe(Role::Node, &args).unwrap();
+}
+
+fn agent(world: &World, spec: &str) -> Agent {
+    world
+        .agent(&policy(spec))
+        .resolver(SERVICE[0])
+        .resolver(SERVICE[1])
+        .resolver(BROKEN)
+        .start()
+}
+
+/// A kernel that orders programs (6.17), or one on which ours are first by chance.
+fn orders_programs() -> bool {
+    let release = nix::sys::utsname::uname().unwrap();
+    let release = release.release().to_str().unwrap().to_owned();
+    let mut numbers = release
+        .split(['.', '-'])
+        .map_while(|part| part.parse::<u32>().ok());
+    (numbers.next().unwrap(), numbers.next().unwrap()) >= (6, 17)
+}
+
+/// Every way to ask, over IPv4, IPv6, and IPv4 by an IPv6 socket.
+fn every_way_teaches(agent: &Agent, client: &Workload) {
+    let mut number = 100;
+    let mapped = format!("::ffff:{}", SERVICE[0]);
+    for server in [SERVICE[0], SERVICE[1], &mapped] {
+        for how in [&[][..], &["--unconnected"], &["--tcp"]] {
+            for kind in ["A", "AAAA"] {
+                number += 1;
+                let name = format!("n{number}.fresh.example.com");
+                let args = [&[name.as_str(), "--server", server, "--type", kind], how].concat();
+                let (lookup, moved) = agent.counted(|| client.lookup(&args));
+                assert!(lookup.error.is_none(), "{args:?} {lookup:?} {moved:?}");
+                let attempt = client.connect(lookup.addresses[0], 80);
+                assert!(attempt.ok, "{args:?} {attempt:?} {:?}", moved.dns);
+            }
+        }
+    }
+    let name = ["n7.other.example.com", "--server", SERVICE[0]];
+    client.lookup(&name);
+    refused(&client.connect("10.78.128.7", 80));
+}
+
+#[test]
+fn names_are_learned_through_a_balancer_that_is_attached_later() {
+    if !ready() {
+        return;
+    }
+    let mut world = world();
+    let agent = agent(&world, RULES);
+    balance(&mut world);
+    every_way_teaches(&agent, &world.workload("client"));
+}
+
+#[test]
+fn names_are_learned_through_a_balancer_that_is_attached_before() {
+    if !ready() {
+        return;
+    }
+    if !orders_programs() {
+        egress_tests::skip::skip("this kernel does not order programs at a cgroup");
+        return;
+    }
+    let mut world = world();
+    balance(&mut world);
+    let agent = agent(&world, RULES);
+    every_way_teaches(&agent, &world.workload("client"));
+}
+
+#[test]
+fn restricted_queries_are_judged_behind_a_balancer() {
+    if !ready() {
+        return;
+    }
+    let mut world = world();
+    let agent = agent(&world, &format!("dns: {{ queries: allowed }}\n{RULES}"));
+    balance(&mut world);
+    let client = world.workload("client");
+    every_way_teaches(&agent, &client);
+    for server in SERVICE {
+        for how in [&[][..], &["--unconnected"], &["--tcp"]] {
+            let args = [&["n7.secret.example.com", "--server", server], how].concat();
+            let lookup = client.lookup(&args);
+            assert!(lookup.error.is_some(), "{args:?} {lookup:?}");
+        }
+    }
+}
+
+#[test]
+fn the_backend_itself_is_nobody_one_may_ask() {
+    if !ready() {
+        return;
+    }
+    let mut world = world();
+    let _agent = agent(&world, RULES);
+    balance(&mut world);
+    let client = world.workload("client");
+    let lookup = client.lookup(&["n5.fresh.example.com", "--server", SERVICE[0]]);
+    assert!(lookup.error.is_none(), "{lookup:?}");
+    for connected in [false, true] {
+        refused(&client.udp(zone::SERVER, 5353, connected));
+    }
+    refused(&client.connect(zone::SERVER, 5353));
+}
+
+/// The ways of `probe stray`.
+const WAYS: [&str; 8] = [
+    "failed-connect",
+    "sendto",
+    "corked",
+    "connect-again",
+    "connected-sendto",
+    "tcp-connect-again",
+    "threads",
+    "connecting-threads",
+];
+
+fn stray(client: &Workload, way: &str, name: &str) -> Attempt {
+    let args = ["stray", way, "--service", SERVICE[0], "--broken", BROKEN];
+    client.probe(&[&args[..], &["--stranger", zone::STRANGER, "--name", name]].concat())
+}
+
+#[test]
+fn nobody_else_is_asked_under_cover_of_a_service() {
+    if !ready() {
+        return;
+    }
+    let mut world = world();
+    let _agent = agent(&world, RULES);
+    balance(&mut world);
+    let client = world.workload("client");
+    for way in WAYS {
+        let attempt = stray(&client, way, "n9.fresh.example.com");
+        assert!(!attempt.ok, "{way}: {attempt:?}");
+    }
+    let address: IpAddr = zone::STRANGER.parse().unwrap();
+    assert!(
+        world
+            .outsider(Role::Node)
+            .lookup(&["n9.fresh.example.com", "--server", zone::STRANGER])
+            .error
+            .is_none(),
+        "{address} answers"
+    );
+}
+
+#[test]
+fn somebody_else_teaches_nothing_under_cover_of_a_service() {
+    if !ready() {
+        return;
+    }
+    let mut world = world();
+    let stranger = format!("{}/32", zone::STRANGER);
+    let _agent = agent(
+        &world,
+        &format!(
+            "allow:\n- names: [\"*.fresh.example.com\"]\n- cidrs: [{stranger}]\n  ports: [53/udp, 53/tcp]"
+        ),
+    );
+    balance(&mut world);
+    let client = world.workload("client");
+    for (number, way) in (200..).zip(WAYS) {
+        let name = format!("n{number}.fresh.example.com");
+        let attempt = stray(&client, way, &name);
+        // A connected socket hears its peer alone.
+        let hears = !way.ends_with("threads") && way != "connected-sendto";
+        assert!(attempt.ok || !hears, "{way}: {attempt:?}");
+        let address = format!("10.78.128.{number}");
+        refused(&client.connect(&address, 80));
+        // Its twin asks the service.
+        let lookup = client.lookup(&[&name, "--server", SERVICE[0]]);
+        assert_eq!(lookup.addresses[0].to_string(), address, "{lookup:?}");
+        reached(&client.connect(&address, 80));
+    }
+}
