@@ -42,6 +42,9 @@ impl Build {
     }
 }
 
+/// The agent's package and program.
+const AGENT: &str = "egress-agent";
+
 /// Where the static agent is.
 pub(crate) fn agent() -> PathBuf {
     run::target_dir().join("release/egress-agent")
@@ -55,19 +58,21 @@ pub(crate) fn agent() -> PathBuf {
 pub(crate) fn build() -> Result<PathBuf> {
     ebpf::build()?;
     let _lock = setup::lock("agent")?;
-    let built = build_static("egress-agent", "egress-agent")?;
+    let built = build_static(AGENT, &[AGENT])?;
     run::copy_if_changed(&built, &agent()).context("cannot keep the agent")?;
     Ok(agent())
 }
 
-/// Builds one static release program and says where it is.
+/// Builds static release programs and says where the first of them is; the others are beside it.
 ///
 /// # Errors
 ///
-/// The build fails, or the program needs a loader after all.
-pub(crate) fn build_static(package: &str, bin: &str) -> Result<PathBuf> {
-    let stage = Stage::begin(&format!("build-{bin}"), format!("static {bin}"))?;
-    build_static_with(stage, package, bin, &ebpf::object(), &[])
+/// The build fails, or a program needs a loader after all.
+pub(crate) fn build_static(package: &str, bins: &[&str]) -> Result<PathBuf> {
+    let list = bins.join(" and ");
+    let log = format!("build-{}", bins.join("-"));
+    let stage = Stage::begin(&log, format!("static {list}"))?;
+    build_static_with(stage, package, bins, &ebpf::object(), &[])
 }
 
 /// Where the agent of the next layout is: the tests of an upgrade look for it there.
@@ -88,15 +93,16 @@ pub(crate) fn build_next() -> Result<PathBuf> {
         "build-egress-agent-next",
         "static egress-agent of the next layout",
     )?;
-    let name = "egress-agent";
     let more = [
         "--features",
         "egress-agent/layout-next",
         // Only tests use it: half the time to build.
         "--config",
         "profile.release.package.egress-agent.opt-level=1",
+        "--config",
+        "profile.release.package.egress-policy.opt-level=1",
     ];
-    let built = build_static_with(stage, name, name, &object, &more)?;
+    let built = build_static_with(stage, AGENT, &[AGENT], &object, &more)?;
     run::copy_if_changed(&built, &next_agent()).context("cannot keep the agent")?;
     Ok(next_agent())
 }
@@ -104,27 +110,35 @@ pub(crate) fn build_next() -> Result<PathBuf> {
 fn build_static_with(
     stage: Stage,
     package: &str,
-    bin: &str,
+    bins: &[&str],
     object: &Path,
     more: &[&str],
 ) -> Result<PathBuf> {
     let target = host()?;
-    // Given a target, cargo keeps the flags away from proc macros, which cannot be static.
-    stage.run(
-        static_cargo(&target, object)
-            .args(["build", "--release", "--package", package, "--bin", bin])
-            .args(["--target", &target])
-            .args(more),
-    )?;
-    let built = run::target_dir().join(&target).join("release").join(bin);
-    let bytes = fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
-    ensure!(
-        !needs_loader(&bytes),
-        "{} is not static: is +crt-static overridden by a cargo config?",
-        run::shown(&built)
-    );
+    let mut cargo = static_cargo(&target, object);
+    cargo
+        .args(["build", "--release", "--package", package])
+        // Selected even where it is not built: with the agent's features, what the two share is compiled once.
+        .args(["--package", AGENT])
+        // Given a target, cargo keeps the flags away from proc macros, which cannot be static.
+        .args(["--target", &target])
+        .args(more);
+    for bin in bins {
+        cargo.args(["--bin", bin]);
+    }
+    stage.run(&mut cargo)?;
+    let folder = run::target_dir().join(&target).join("release");
+    let mut programs = bins.iter().map(|bin| folder.join(bin));
+    for built in programs.clone() {
+        let bytes = fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
+        ensure!(
+            !needs_loader(&bytes),
+            "{} is not static: is +crt-static overridden by a cargo config?",
+            run::shown(&built)
+        );
+    }
     stage.done();
-    Ok(built)
+    programs.next().context("no program is to be built")
 }
 
 /// A cargo that links statically and embeds this object.

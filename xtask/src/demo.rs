@@ -1,13 +1,12 @@
 //! `cargo xtask demo`: shows the agent at work, in namespaces of its own.
 
-use std::{os::unix::process::CommandExt as _, path::Path};
+use std::os::unix::process::CommandExt as _;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 
 use crate::{
-    build,
-    run::{self, Stage},
+    build, run,
     setup::{self, Group},
 };
 
@@ -27,34 +26,13 @@ impl Demo {
         }
         setup::setup(&[Group::Build, Group::Net])?;
         let agent = build::build()?;
-        let demo = self.build()?;
+        // As the agent is built, so that what they share is there already.
+        let demo = build::build_static("egress-tests", &["demo", "probe"])?;
         // In our place, so that ctrl-c and the exit status are its own.
         let error = run::command(&demo)
             .env("EGRESS_AGENT", agent)
             .env("EGRESS_PROBE", demo.with_file_name("probe"))
             .exec();
         Err(error).with_context(|| format!("cannot start {}", run::shown(&demo)))
-    }
-
-    /// Builds the demo and its clients and servers.
-    fn build(&self) -> Result<std::path::PathBuf> {
-        let stage = Stage::begin("build-demo", "demo, clients and servers")?;
-        stage.run(
-            run::cargo()
-                .args([
-                    "build",
-                    "--package",
-                    "egress-tests",
-                    "--bin",
-                    "demo",
-                    "--bin",
-                    "probe",
-                ])
-                .arg("--target-dir")
-                .arg(run::target_dir()),
-        )?;
-        stage.done();
-        let demo = run::target_dir().join(Path::new("debug/demo"));
-        Ok(demo)
     }
 }

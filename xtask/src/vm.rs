@@ -95,7 +95,7 @@ impl Vm {
     pub(crate) fn guests(&self, agent: &Path) -> Result<Vec<Guest>> {
         let check = match &self.check {
             Some(check) => check.clone(),
-            None => build::build_static("egress-tests", "vm-check")?,
+            None => build::build_static("egress-tests", &["vm-check"])?,
         };
         let wanted = kernels::fetch(&self.kernel, self.refresh)?;
         let results = Mutex::new(Vec::new());
