@@ -16,6 +16,8 @@
 //! | `POST /v1/confirm` | [`model::ConfirmationStatus`]; 409 when none is awaited |
 //! | `GET /metrics` | Prometheus text |
 //!
+//! `GET /metrics` is also answered over TCP, where `--listen` says so ([`Scrape`]).
+//!
 //! An error is a status of 400, 409, 500 or 503 with `{"error": "…"}`. An answer closes its connection. Lists have a row
 //! on each line and are sent in pieces, so that they cost the agent no memory; one that cannot be completed breaks off.
 //! Status, counters, confirm and metrics are answered whoever else reads what; of those who read lists, follow verdicts or
@@ -28,6 +30,7 @@ mod listener;
 mod peer;
 mod recent;
 pub mod report;
+mod scrape;
 mod seats;
 mod service;
 mod state;
@@ -42,5 +45,6 @@ pub use egress_api::{
 };
 pub use listener::{ApiListener, Holder, ListenError};
 pub use recent::{RECENT_FLOWS, RecentFlows};
+pub use scrape::{Scrape, ScrapeError, ScrapeOptions};
 pub use service::{ServiceError, serve};
 pub use state::{AgentState, BadQuestion, ExplainQuery, NotAwaited, Rows};

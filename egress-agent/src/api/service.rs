@@ -152,6 +152,21 @@ fn router(limits: &Limits, agent: Arc<dyn AgentState>, shutdown: Shutdown) -> Ro
         })
 }
 
+/// The metrics alone, for who is no client of the socket.
+pub(super) fn metrics_router(agent: Arc<dyn AgentState>, shutdown: Shutdown) -> Router {
+    Router::new()
+        .route("/metrics", get(prometheus))
+        .fallback(not_found)
+        .layer(map_response(closing))
+        .with_state(Service {
+            agent,
+            followers_lost: Arc::default(),
+            questions: Arc::new(Semaphore::new(READERS)),
+            lists: Lists::new(READERS, Limits::DEFAULT.listing, shutdown.clone()),
+            shutdown,
+        })
+}
+
 /// Takes a place of the kind for the request, or says that there is none.
 async fn seat(
     State(kind): State<Kind>,

@@ -308,6 +308,7 @@ impl Exec {
             shares: datapath::Shares { percent: Some(100) },
             ebpf_log: LogLevel::Off,
             flow_log: None,
+            scrape: None,
         })
     }
 

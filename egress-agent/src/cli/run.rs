@@ -11,6 +11,7 @@ use super::{
     remote::{DEFAULT_PIN_DIR, DEFAULT_STATE_DIR, SocketArgs},
 };
 use crate::{
+    api::ScrapeOptions,
     datapath::Shares,
     flow_log::{FlowLogFilter, FlowLogOptions, FlowLogTarget},
     policy::{CatalogSources, Cidr, Star, parse_duration_s, parse_name_pattern},
@@ -129,6 +130,49 @@ pub struct Run {
     /// A log of flows, for what ships logs.
     #[command(flatten)]
     pub flow_log: FlowLogArgs,
+    /// Metrics over TCP.
+    #[command(flatten)]
+    pub scrape: ScrapeArgs,
+}
+
+/// Metrics over TCP.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Metrics over TCP")]
+pub struct ScrapeArgs {
+    /// Answer `GET /metrics` here, for scrapers that cannot read a unix socket
+    ///
+    /// Over plain HTTP on a loopback address only; elsewhere with a certificate and a token. Nothing else is answered.
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// Certificate chain in PEM
+    #[arg(
+        long,
+        requires = "listen",
+        requires = "listen_key",
+        value_name = "FILE"
+    )]
+    pub listen_cert: Option<PathBuf>,
+    /// Its private key in PEM
+    #[arg(
+        long,
+        requires = "listen",
+        requires = "listen_cert",
+        value_name = "FILE"
+    )]
+    pub listen_key: Option<PathBuf>,
+    /// File with the bearer token that scrapers show; read for every scrape, so that it can be changed
+    #[arg(long, requires = "listen", value_name = "FILE")]
+    pub listen_token: Option<PathBuf>,
+}
+
+impl ScrapeArgs {
+    fn options(self) -> Option<ScrapeOptions> {
+        Some(ScrapeOptions {
+            address: self.listen?,
+            tls: self.listen_cert.zip(self.listen_key),
+            token: self.listen_token,
+        })
+    }
 }
 
 /// The flow log.
@@ -388,6 +432,8 @@ pub struct RunOptions {
     pub ebpf_log: LogLevel,
     /// Where flows are logged, if anywhere.
     pub flow_log: Option<FlowLogOptions>,
+    /// Where metrics are answered over TCP, if anywhere.
+    pub scrape: Option<ScrapeOptions>,
 }
 
 impl Run {
@@ -461,6 +507,7 @@ impl Run {
             },
             ebpf_log: self.ebpf_log,
             flow_log: self.flow_log.options(),
+            scrape: self.scrape.options(),
         })
     }
 }

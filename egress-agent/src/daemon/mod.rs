@@ -44,7 +44,7 @@ use tokio::task::{JoinError, JoinSet};
 use tracing::{error, info, warn};
 
 use crate::{
-    api::{AgentState, ApiListener, serve},
+    api::{AgentState, ApiListener, Scrape, serve},
     cli::{ExitCode, PodInterfaces, RunOptions, UsageError},
     datapath::{self, Datapath, DatapathError},
     kube, shutdown, signals,
@@ -146,6 +146,10 @@ async fn start(options: RunOptions, files: Watched) -> anyhow::Result<ExitCode> 
         }
     };
     let listener = ApiListener::bind(&options.socket).map_err(anyhow::Error::new)?;
+    let scrape = match &options.scrape {
+        None => None,
+        Some(scrape) => Some(Scrape::bind(scrape).map_err(UsageError::new)?),
+    };
     let mut datapath = Datapath::open(datapath::Options {
         pin_dir: options.pin_dir.clone(),
         cgroup: options.cgroup.clone(),
@@ -210,6 +214,13 @@ async fn start(options: RunOptions, files: Watched) -> anyhow::Result<ExitCode> 
         tasks.spawn(events::run_log(log, stop.clone()));
     }
     let state: Arc<dyn AgentState> = Arc::clone(&shared) as _;
+    if let Some(scrape) = scrape {
+        let (state, stop) = (Arc::clone(&state), stop.clone());
+        tasks.spawn(async move {
+            let served = scrape.serve(state, stop).await;
+            served.context("cannot answer scrapers: --listen")
+        });
+    }
     let ending = stop.clone();
     tasks.spawn(async move {
         serve(listener, state, stop)

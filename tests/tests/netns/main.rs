@@ -39,6 +39,7 @@ mod reload;
 mod resolvers;
 mod rig;
 mod scopes;
+mod scrape;
 mod service_tags;
 mod stars;
 mod transports;
