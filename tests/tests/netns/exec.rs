@@ -572,7 +572,7 @@ fn nothing_is_left_when_exec_is_killed() {
         fs::read_to_string(&second).unwrap(),
     ];
     let cgroup = children(caller.cgroup())[0].clone();
-    assert_eq!(attached(running.pid(), &cgroup), 5);
+    assert_eq!(attached(running.pid(), &cgroup), 9);
     kill(running.pid(), Signal::SIGKILL).unwrap();
     assert!(eventually(Duration::from_secs(10), || !cgroup.exists()));
     assert!(!pids.iter().any(|pid| alive(pid)), "{pids:?}");
