@@ -559,11 +559,11 @@ fn nothing_is_left_when_exec_is_killed() {
     let (first, second) = (world.dir().join("first"), world.dir().join("second"));
     // One in another session, which no signal to a group reaches.
     let script = format!(
-        "setsid sh -c 'echo $$ >{}.new; mv {}.new {}; exec sleep 600' & echo $$ >{}; sleep 600",
+        "echo $$ >{}; setsid sh -c 'echo $$ >{}.new; mv {}.new {}; exec sleep 600' & sleep 600",
+        first.display(),
         second.display(),
         second.display(),
-        second.display(),
-        first.display()
+        second.display()
     );
     let running = Background::start(&mut command(&caller, &["--allow", "x.example"], &script));
     wait_for(&second);
