@@ -300,7 +300,11 @@ impl Write for Rotated {
         if !self.is_within_line && self.bytes > 0 && longer > self.most_bytes {
             let mut older = self.path.clone().into_os_string();
             older.push(".1");
-            fs::rename(&self.path, older)?;
+            match fs::rename(&self.path, older) {
+                // The new file could not be made the last time, or somebody took it away.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                renamed => renamed?,
+            }
             self.file = open_log(&self.path)?;
             self.bytes = 0;
         }

@@ -329,8 +329,9 @@ pub fn walk_extensions<B: PacketBytes + ?Sized>(bytes: &B, first: u8) -> Extensi
         let Some([after, length, third, fourth]) = bytes.load::<4>(at) else {
             return Extensions::refused(Reason::Malformed);
         };
-        // Segments left: the packet's real destination is inside the routing header.
-        if next == 43 && fourth != 0 {
+        // With segments left the packet's real destination is inside the routing header; without, the kernel took the one in
+        // front from there, not from the call that named a destination (`fl6_update_dst`, net/ipv6/exthdrs.c).
+        if next == 43 {
             return Extensions::refused(Reason::SourceRouted);
         }
         if next == 44 && u16::from_be_bytes([third, fourth]) & 0xfff8 != 0 {

@@ -83,10 +83,7 @@ fn options() -> impl Strategy<Value = Vec<u8>> {
 
 /// Extension headers other than fragments: kind and 8-byte blocks behind the first.
 fn extensions(most: usize) -> impl Strategy<Value = Vec<(u8, u8)>> {
-    vec(
-        (prop::sample::select(vec![0, 43, 51, 60]), 0_u8..3),
-        0..=most,
-    )
+    vec((prop::sample::select(vec![0, 51, 60]), 0_u8..3), 0..=most)
 }
 
 /// The headers in a row, the last of which leads to `proto`.
@@ -167,7 +164,7 @@ proptest! {
 
     #[test]
     fn a_source_route_is_refused_wherever_it_stands(
-        before in options(), kinds in extensions(6), place: prop::sample::Index, strict: bool, left in 1_u8..,
+        before in options(), kinds in extensions(6), place: prop::sample::Index, strict: bool, left: u8,
     ) {
         // Padding after the last option ends the list: what comes behind it is not an option.
         let mut options: Vec<u8> = before.into_iter().map(|byte| if byte == 0 { 1 } else { byte }).collect();
@@ -181,7 +178,7 @@ proptest! {
         let mut kinds = kinds;
         kinds.insert(place.index(kinds.len() + 1), (43, 0));
         let (first, mut bytes) = headers(&kinds, TCP);
-        // Segments left, in the first routing header.
+        // Segments left or none, in the first routing header.
         let mut at = 0;
         for (kind, blocks) in &kinds {
             if *kind == 43 {

@@ -13,10 +13,11 @@ use egress_common::{
     asked::{ASKED_NOBODY, ASKED_OTHERS, ASKED_RESOLVERS, asked_after},
     decision::Decision,
     flow::Origin,
+    maps::Config,
     packed::{AddressWords, Facts, v4_words},
     policy::{Binding, protocol},
     tally::Tally,
-    verdict::{Mode, Verdict, verdict_of},
+    verdict::{Mode, Reason, Verdict, verdict_of},
 };
 
 use crate::{
@@ -30,6 +31,27 @@ use crate::{
     skb::{Header, ReadSocket as _, Socket, full_socket, peer_words},
     workload,
 };
+
+/// Notes a datagram to an IPv4 address. One without a name is told as one to port 0, which no process can give
+/// (`udp_sendmsg`, net/ipv4/udp.c): it goes to the peer.
+#[inline(always)]
+pub fn ask_send4(ctx: &SockAddrContext) -> Verdict {
+    // SAFETY: the context is valid while the program runs.
+    if unsafe { (*ctx.sock_addr).user_port } == 0 {
+        return Verdict::Allow;
+    }
+    ask4(ctx)
+}
+
+/// The same of an IPv6 address.
+#[inline(always)]
+pub fn ask_send6(ctx: &SockAddrContext) -> Verdict {
+    // SAFETY: the context is valid while the program runs.
+    if unsafe { (*ctx.sock_addr).user_port } == 0 {
+        return Verdict::Allow;
+    }
+    ask6(ctx)
+}
 
 /// Notes a call to an IPv4 address.
 #[inline(always)]
@@ -84,8 +106,7 @@ fn ask(ctx: &SockAddrContext, destination: AddressWords) -> Verdict {
     {
         return Verdict::Allow;
     }
-    // SAFETY: not null; a full socket, which the verifier checks.
-    let is_new = asked.state == ASKED_NOBODY && unsafe { (*sk).dst_port } == 0;
+    let is_new = asked.state == ASKED_NOBODY && has_no_peer(sk);
     let is_last_trusted = asked.state == ASKED_RESOLVERS && is_trusted(asked.resolver, asked.port);
     let state = asked_after(asked.state, is_resolver, is_new, is_last_trusted);
     if state == ASKED_RESOLVERS {
@@ -95,6 +116,13 @@ fn ask(ctx: &SockAddrContext, destination: AddressWords) -> Verdict {
     // SAFETY: as above; one store, behind the address.
     unsafe { (&raw mut asked.state).write_volatile(state) };
     Verdict::Allow
+}
+
+/// Whether a socket has no peer, not even one at port 0.
+#[inline(always)]
+fn has_no_peer(sk: *mut bpf_sock) -> bool {
+    let peer = peer_words(sk);
+    Socket::read(sk).peer_port == 0 && (peer == v4_words(0) || peer == [0, 0])
 }
 
 /// A call elsewhere that cannot be noted (a process can use up the memory for options of its own socket) might lead a later
@@ -144,10 +172,24 @@ pub extern "C" fn note_resolver_behind(raw: *mut __sk_buff, header: u64) -> u32 
     if !is_asking || header.is_later_fragment() || is_looked_at(header.dport()) {
         return 0;
     }
-    if of_sender(raw).is_some() {
+    let Some((.., sk)) = of_sender(raw) else {
+        return 0;
+    };
+    // What a pod translates in its own network namespace is no port of a resolver.
+    let is_of_call = if has_no_peer(sk) {
+        is_in_node(netns::of_packet(raw), workload::config())
+    } else {
+        Socket::read(sk).peer_port == header.dport()
+    };
+    if is_of_call {
         note_port(header.dport());
     }
     0
+}
+
+#[inline(always)]
+fn is_in_node(netns: u32, config: Option<&Config>) -> bool {
+    config.is_some_and(|config| netns != netns::UNKNOWN && netns == config.node_netns)
 }
 
 /// Of what [`resolver_port_behind`] returns: there is one.
@@ -191,7 +233,7 @@ pub extern "C" fn resolver_port_behind(
     facts: u64,
     decision: u64,
 ) -> u32 {
-    if passes(Decision::packed_reason(decision)) {
+    if stands(decision) {
         return 0;
     }
     let (Some((_, port, sk)), Some(config)) = (of_sender(raw), workload::config()) else {
@@ -227,11 +269,10 @@ fn is_of_call(sk: *mut bpf_sock, to: AddressWords, facts: Facts, node_netns: u32
     let Some(port) = facts.port() else {
         return false;
     };
-    let peer_port = Socket::read(sk).peer_port;
-    if peer_port == 0 {
+    if has_no_peer(sk) {
         return facts.netns() != netns::UNKNOWN && facts.netns() == node_netns;
     }
-    port == peer_port && peer_words(sk) == to
+    port == Socket::read(sk).peer_port && peer_words(sk) == to
 }
 
 /// The same for the destination of a `connect()`. Likewise without a frame.
@@ -260,7 +301,7 @@ pub fn judge_call_behind(
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn call_port_behind(ctx: *mut bpf_sock_addr, decision: u64) -> u32 {
-    if passes(Decision::packed_reason(decision)) {
+    if stands(decision) {
         return 0;
     }
     match resolver_of_call(ctx) {
@@ -290,6 +331,14 @@ fn resolver_of_call(ctx: *mut bpf_sock_addr) -> Option<(AddressWords, u16)> {
     // SAFETY: the context is valid while the program runs.
     let sk = unsafe { (*ctx).__bindgen_anon_1.sk };
     if sk.is_null() { None } else { resolver_of(sk) }
+}
+
+/// Whether a decision is not asked again for the resolver: it lets the packet pass, or a network that is denied by name
+/// refuses it.
+#[inline(always)]
+fn stands(decision: u64) -> bool {
+    let reason = Decision::packed_reason(decision);
+    passes(reason) || reason == Reason::DeniedCidr as u8
 }
 
 /// Whether a reason, by its number, lets a flow pass where policies are enforced.

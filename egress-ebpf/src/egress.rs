@@ -184,11 +184,12 @@ fn judge_packet(ctx: &SkBuffContext, config: &Config, sent: &Sent<'_>) -> i32 {
     let facts = Facts::of_packet(header, way, sent.netns);
     let [first, second] = destination;
     let origin = step.origin;
-    let packed = judge_flow(first, second, facts.pack(), origin.pack(), binding.pack());
-    // Programs of others may have changed the address of a resolver.
-    let packed = judge_behind(skb.raw, destination, facts, origin, &binding, packed);
+    let by_address = judge_flow(first, second, facts.pack(), origin.pack(), binding.pack());
+    // Programs of others may have changed the address of a resolver. What passes by that is judged with every packet: the
+    // socket may ask for somebody else next.
+    let packed = judge_behind(skb.raw, destination, facts, origin, &binding, by_address);
     let decision = Decision::unpack(packed, &binding);
-    if decision.is_remembered() {
+    if packed == by_address && decision.is_remembered() {
         if has_memory(&socket, header) {
             match State::get_or_create(sent.sk) {
                 Some(state) => state.remember(destination, header, decision.rule),

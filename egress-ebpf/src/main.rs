@@ -97,12 +97,12 @@ fn ask_connect6(ctx: SockAddrContext) -> i32 {
 
 #[cgroup_sock_addr(sendmsg4)]
 fn ask_sendmsg4(ctx: SockAddrContext) -> i32 {
-    ask::ask4(&ctx).cgroup_code()
+    ask::ask_send4(&ctx).cgroup_code()
 }
 
 #[cgroup_sock_addr(sendmsg6)]
 fn ask_sendmsg6(ctx: SockAddrContext) -> i32 {
-    ask::ask6(&ctx).cgroup_code()
+    ask::ask_send6(&ctx).cgroup_code()
 }
 
 #[cgroup_sock(sock_create)]

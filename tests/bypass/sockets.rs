@@ -417,6 +417,17 @@ pub(crate) fn source_routing() {
         counted(&moved, "source_routed");
     }
     assert!(!attempt.ok, "{attempt:?}");
+    // With no segment left, the socket's call names the trusted resolver, and the packet goes where the header says.
+    let route = format!("0002040000000000{hop}");
+    for port in ["53", "443"] {
+        let (attempt, moved) = bench
+            .agent
+            .counted(|| bench.exchange("fd77::53", port, &["--routing-header", &route]));
+        if attempt.stage == "send" {
+            counted(&moved, "source_routed");
+        }
+        assert!(!attempt.ok, "{attempt:?}");
+    }
     // The twin: options that lead nowhere else.
     for options in ["01010101", "0707040000000000"] {
         bench.twin("10.79.0.9", || {

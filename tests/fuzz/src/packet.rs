@@ -144,7 +144,7 @@ fn plain_v6(bytes: &[u8], lax: Lax) -> Result<Plain, Reason> {
             }
             _ => {
                 // Segments left: fourth byte, RFC 8200 section 4.4.
-                if proto == 43 && rest.get(3).is_some_and(|left| *left != 0) {
+                if proto == 43 && rest.len() >= 4 {
                     return Err(Reason::SourceRouted);
                 }
                 let raw = Ipv6RawExtHeaderSlice::from_slice(rest).map_err(|_| Reason::Malformed)?;
