@@ -157,6 +157,41 @@ fn the_backend_itself_is_nobody_one_may_ask() {
     refused(&client.connect(zone::SERVER, 5353));
 }
 
+#[test]
+fn what_passed_in_the_services_name_is_no_way_to_the_backend() {
+    if !ready() {
+        return;
+    }
+    let mut world = world();
+    let _agent = agent(&world, &format!("dns: {{ queries: allowed }}\n{RULES}"));
+    balance(&mut world);
+    let client = world.workload("client");
+    for way in ["after-elsewhere", "same-port"] {
+        let args = ["stray", way, "--service", SERVICE[0], "--broken", BROKEN];
+        let backend = ["--stranger", zone::SERVER, "--stranger-port", "5353"];
+        let name = ["--name", "n7.secret.example.com"];
+        let attempt: Attempt = client.probe(&[&args[..], &backend, &name].concat());
+        assert!(!attempt.ok && attempt.stage == "send", "{way}: {attempt:?}");
+    }
+}
+
+#[test]
+fn a_backend_that_is_denied_stays_denied() {
+    if !ready() {
+        return;
+    }
+    let mut world = world();
+    let deny = format!("deny: [{{ cidrs: [{}/32] }}]", zone::SERVER);
+    let _agent = agent(&world, &format!("{RULES}\n{deny}"));
+    balance(&mut world);
+    let client = world.workload("client");
+    for how in [&[][..], &["--unconnected"], &["--tcp"]] {
+        let args = [&["n5.fresh.example.com", "--server", SERVICE[0]], how].concat();
+        let lookup = client.lookup(&args);
+        assert!(lookup.error.is_some(), "{args:?} {lookup:?}");
+    }
+}
+
 /// The ways of `probe stray`.
 const WAYS: [&str; 8] = [
     "failed-connect",

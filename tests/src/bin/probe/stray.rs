@@ -34,6 +34,9 @@ pub(crate) struct Stray {
     /// Who is to answer in the resolver's place.
     #[arg(long)]
     stranger: IpAddr,
+    /// Its port.
+    #[arg(long, default_value_t = 53)]
+    stranger_port: u16,
     /// The name that he is asked for.
     #[arg(long)]
     name: String,
@@ -58,6 +61,10 @@ enum Way {
     Threads,
     /// The same, each connecting.
     ConnectingThreads,
+    /// Connect to the service, ask, fail to send elsewhere, then send on the same connection.
+    AfterElsewhere,
+    /// Ask the service by `sendto`, then the stranger from a new socket at the same port.
+    SamePort,
 }
 
 impl Stray {
@@ -72,7 +79,7 @@ impl Stray {
             .map_err(|error| ("name", io::Error::other(error)))?;
         let service = SocketAddr::from((self.service, 53));
         let broken = SocketAddr::from((self.broken, 53));
-        let stranger = SocketAddr::from((self.stranger, 53));
+        let stranger = SocketAddr::from((self.stranger, self.stranger_port));
         if self.way == Way::TcpConnectAgain {
             return over_tcp(broken, stranger, &asked);
         }
@@ -117,6 +124,23 @@ impl Stray {
                     result = result.or(one);
                 }
                 return result;
+            }
+            Way::AfterElsewhere => {
+                socket.connect(service).map_err(at("connect"))?;
+                socket.send(&other).map_err(at("first"))?;
+                hear(&socket, 8)?;
+                // It is refused, and a call all the same.
+                let _ = socket.send_to(&[], "192.0.2.9:9");
+                socket.send(&asked).map_err(at("send"))?;
+            }
+            Way::SamePort => {
+                socket.send_to(&other, service).map_err(at("first"))?;
+                hear(&socket, 8)?;
+                let same = socket.local_addr().map_err(at("socket"))?;
+                drop(socket);
+                let socket = UdpSocket::bind(same).map_err(at("socket"))?;
+                socket.send_to(&asked, stranger).map_err(at("send"))?;
+                return hear(&socket, 7);
             }
             Way::TcpConnectAgain => {}
         }
