@@ -143,6 +143,14 @@ pub fn answer(skb: &Skb, header: Header, workload: &Workload, arrival: &Arrival)
     let outcome = if is_trusted {
         let is_exact = u32::from(!is_known) | arrival.is_connected;
         let outcome = learn(scratch, skb, header, payload, arrival, is_exact);
+        let is_unasked = outcome == Tally::AnswerUnsolicited as u32;
+        if is_unasked && !is_known && header.sport() == DNS_PORT {
+            // Nobody was asked there, not even behind the address of a resolver.
+            record::tally(Tally::AnswerUntrusted);
+            untrusted(scratch, skb, payload);
+            scratch.busy = 0;
+            return;
+        }
         record::tally_number(outcome);
         outcome
     } else {
@@ -165,6 +173,17 @@ pub fn answer(skb: &Skb, header: Header, workload: &Workload, arrival: &Arrival)
         copy(scratch, skb, payload);
     }
     scratch.busy = 0;
+}
+
+/// Tells the agent of an answer of a server that nobody asked, as often as of allowed flows.
+#[inline(always)]
+fn untrusted(scratch: &mut Scratch, skb: &Skb, payload: Payload) {
+    scratch.copy.outcome = Tally::AnswerUntrusted as u8;
+    scratch.copy_flags = u64::from(BPF_RB_NO_WAKEUP);
+    let scope_id = scratch.current.scope_id;
+    if payload.bytes <= MESSAGE_BYTES as u32 && record::has_budget(scope_id, true, scratch.now_ns) {
+        copy(scratch, skb, payload);
+    }
 }
 
 /// A scope without room wakes the agent at most this often.
