@@ -64,7 +64,9 @@ impl Bench {
     /// Not root, or a tool is missing or fails. On success this does not return.
     pub(crate) fn run(&self) -> Result<()> {
         if !nix::unistd::geteuid().is_root() {
-            bail!("the bench makes network namespaces: run `sudo -E cargo xtask bench`");
+            bail!(
+                "the bench makes network namespaces: run `sudo -E env \"PATH=$PATH\" cargo xtask bench`"
+            );
         }
         setup::setup(&[Group::Build, Group::Net])?;
         let agent = build::build()?;

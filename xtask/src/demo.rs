@@ -22,7 +22,9 @@ impl Demo {
     /// Not root, or a tool is missing or fails. On success this does not return.
     pub(crate) fn run(&self) -> Result<()> {
         if !nix::unistd::geteuid().is_root() {
-            bail!("the demo makes network namespaces: run `sudo -E cargo xtask demo`");
+            bail!(
+                "the demo makes network namespaces: run `sudo -E env \"PATH=$PATH\" cargo xtask demo`"
+            );
         }
         setup::setup(&[Group::Build, Group::Net])?;
         let agent = build::build()?;

@@ -82,7 +82,9 @@ impl E2eNode {
     /// Not root, or a tool is missing or fails. On success this does not return.
     pub(crate) fn run(&self) -> Result<()> {
         if !nix::unistd::geteuid().is_root() {
-            bail!("the node's disk has files of root: run `sudo -E cargo xtask e2e-node`");
+            bail!(
+                "the node's disk has files of root: run `sudo -E env \"PATH=$PATH\" cargo xtask e2e-node`"
+            );
         }
         setup::setup(&[Group::Build, Group::Net, Group::Vm, Group::Image])?;
         kubernetes::prepare()?;

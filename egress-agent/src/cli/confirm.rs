@@ -13,7 +13,7 @@ use crate::api::model::ConfirmationStatus;
 
 const EXAMPLES: &str = "\
 Examples:
-  egress-agent run --policy /etc/egress/ --confirm 60s
+  egress-agent run --policy /etc/egress/policies --confirm 60s
       then, in a new session, so that it shows that one can still be opened:
   egress-agent confirm
       the agent goes on enforcing

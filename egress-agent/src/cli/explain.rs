@@ -32,7 +32,7 @@ Examples:
       for the scope that the process 4711 belongs to
   egress-agent explain api.example.com --namespace shop --pod payments-7d9c
   egress-agent explain api.example.com:icmp -o json
-  egress-agent explain api.example.com:8443 --policy /etc/egress/
+  egress-agent explain api.example.com:8443 --policy /etc/egress/policies
       without an agent: what the policies say, once the name is resolved;
       the lifeline, which the agent adds, does not count
 

@@ -37,7 +37,7 @@ pub use run::{LogLevel, PodInterfaces, RunOptions, ScopeOption};
 
 const EXAMPLES: &str = "\
 Examples:
-  egress-agent policy check /etc/egress/policies what run would say of it
+  egress-agent policy check /etc/egress/policies  what run would say of it
   egress-agent policy import groups.json          what an Azure Firewall allows
   egress-agent preset show aks/azure-global --with location=eastus
   egress-agent doctor                             what this node lacks

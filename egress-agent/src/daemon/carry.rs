@@ -6,7 +6,7 @@
 //! denied ends it. What cannot be shown is left behind; its names have to be
 //! asked for again.
 
-use std::collections::HashMap;
+use std::{cmp::Reverse, collections::HashMap};
 
 use egress_common::learned::{Grant, LearnRequest, LearnedKey};
 
@@ -105,6 +105,14 @@ impl Carried {
                 rules,
             });
         });
+    }
+}
+
+impl Carried {
+    /// Sorts the grants, so that what flows used last finds room first: a scope's share may be smaller.
+    pub(super) fn sort(&mut self) {
+        let last_used = |request: &LearnRequest| Reverse(request.grant.used_at_s);
+        self.requests.sort_by_key(last_used);
     }
 }
 

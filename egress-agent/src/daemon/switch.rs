@@ -308,6 +308,7 @@ impl Shared {
             let held = |netns, address| datapath.grants(&LearnedKey::new(scope_id, netns, address));
             carried.take(&self.memory, bound, held, now_ns);
         }
+        carried.sort();
         let stored = datapath.learn(&carried.requests)?;
         let lost = carried
             .requests

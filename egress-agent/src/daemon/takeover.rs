@@ -118,6 +118,7 @@ impl Shared {
                 }
             }
         }
+        carried.sort();
         let requests = carried.requests;
         let carried_over = datapath.learn(&requests)?;
         datapath.note_aliases(&carried.aliases)?;

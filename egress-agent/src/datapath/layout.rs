@@ -183,10 +183,8 @@ impl Foreign {
         found
     }
 
-    /// The keys of its hashes, where they are of this layout.
+    /// The keys of its hashes, where it has such: layout 1 had none.
     pub(super) fn keys(&self) -> Option<Keys> {
-        self.config
-            .filter(|config| config.layout_version == LAYOUT_VERSION)?;
         let keys = Array::<_, Keys>::try_from(pinned_map(&self.dir, "KEYS")?).ok()?;
         keys.get(&0, 0).ok()
     }

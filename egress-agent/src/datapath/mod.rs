@@ -108,7 +108,7 @@ impl Datapath {
                 None => 1,
             };
             let config = load::fresh_config(generation);
-            // Of this layout, with other room for learned addresses: what is shared is hashed under the same keys.
+            // What is shared is hashed under the same keys: a query that the other programs noted is known to these.
             let mut foreign = datapath.loaded.foreign.iter();
             let keys = match foreign.find_map(layout::Foreign::keys) {
                 Some(keys) => keys,

@@ -118,7 +118,9 @@ impl Report {
 impl Suite {
     pub(crate) fn run(&self) -> Result<()> {
         if !nix::unistd::geteuid().is_root() {
-            bail!("the bench makes network namespaces: run `sudo -E cargo xtask bench`");
+            bail!(
+                "the bench makes network namespaces: run `sudo -E env \"PATH=$PATH\" cargo xtask bench`"
+            );
         }
         interrupt::catch().context("cannot catch signals")?;
         let begin = Instant::now();
