@@ -27,7 +27,7 @@ fn without_a_confirmation_the_agent_falls_back_to_audit() {
     let agent = world
         .agent(&policy(allow))
         .arg("--confirm")
-        .arg("5s")
+        .arg("10s")
         .start();
     let client = world.workload("client");
     client.resolve("api.example.com", false);
@@ -37,7 +37,7 @@ fn without_a_confirmation_the_agent_falls_back_to_audit() {
     let status = agent.status();
     let awaited = status.confirmation.unwrap();
     assert_eq!(awaited.state, "awaited");
-    assert!(awaited.until.is_some() && awaited.remaining_s.unwrap() <= 5);
+    assert!(awaited.until.is_some() && awaited.remaining_s.unwrap() <= 10);
     assert_eq!((status.mode.as_str(), status.enforcing), ("enforce", true));
     let table = agent.cli(&["status"]).unwrap();
     assert!(table.stdout.contains("AWAITED until"), "{}", table.shown());
@@ -45,7 +45,7 @@ fn without_a_confirmation_the_agent_falls_back_to_audit() {
     fs::write(world.dir().join("policy.yaml"), "this: is no policy\n").unwrap();
 
     assert!(
-        eventually(Duration::from_secs(10), || {
+        eventually(Duration::from_secs(20), || {
             let status = agent.status();
             // The kernel audits at the end of the time; the agent's own switch follows.
             let is_told =
@@ -195,13 +195,13 @@ fn the_kernel_falls_back_without_the_agent_and_not_once_it_was_confirmed() {
     if !ready() {
         return;
     }
-    let window = Duration::from_secs(6);
+    let window = Duration::from_secs(12);
     for is_confirmed in [false, true] {
         let world = World::new();
         let mut agent = world
             .agent(&policy("allow: [{ cidrs: [10.79.0.0/16] }]"))
             .arg("--confirm")
-            .arg("6s")
+            .arg("12s")
             .start();
         let client = world.workload("client");
         if is_confirmed {
@@ -234,17 +234,17 @@ fn a_stopped_agent_does_not_keep_the_kernel_from_falling_back() {
     let agent = world
         .agent(&policy("allow: [{ cidrs: [10.79.0.0/16] }]"))
         .arg("--confirm")
-        .arg("5s")
+        .arg("10s")
         .start();
     let client = world.workload("client");
     send(&agent, "STOP");
     refused(&client.connect(FORBIDDEN, 80));
-    std::thread::sleep(Duration::from_secs(5));
+    std::thread::sleep(Duration::from_secs(10));
     let attempt = client.connect(FORBIDDEN, 80);
     send(&agent, "CONT");
     reached(&attempt);
     assert!(
-        eventually(Duration::from_secs(5), || state(&agent) == "fell_back"),
+        eventually(Duration::from_secs(10), || state(&agent) == "fell_back"),
         "{:?}",
         agent.status()
     );
