@@ -60,7 +60,7 @@ pub fn of_packet(raw: *mut __sk_buff) -> u32 {
     netns_of_packet(raw)
 }
 
-/// Stands for the node's own namespace where that has no number (the agent cannot ask for it before 5.14). No namespace
+/// Stands for the node's own namespace where that has no number. No namespace
 /// gets this one: it would be the last of four thousand million.
 const NODE: u32 = u32::MAX;
 

@@ -120,3 +120,29 @@ impl Carried {
 pub(super) fn teaching(compiled: &Compiled, chain: &str) -> Option<Teaching> {
     Teaching::of_chain(chain, |name| compiled.names.rules_of(name).copied())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_used_last_finds_room_first() {
+        let request = |last: u8, used_at_s| LearnRequest {
+            key: LearnedKey::new(1, 1, [last; 16]),
+            grant: Grant {
+                used_at_s,
+                ..Grant::default()
+            },
+        };
+        let mut carried = Carried {
+            requests: vec![request(1, 0), request(2, 90), request(3, 10)],
+            ..Carried::default()
+        };
+        carried.sort();
+        let used = carried
+            .requests
+            .iter()
+            .map(|request| request.grant.used_at_s);
+        assert_eq!(used.collect::<Vec<_>>(), [90, 10, 0]);
+    }
+}

@@ -199,8 +199,7 @@ impl Datapath {
         ])
     }
 
-    /// Tells the programs which network namespace is the node's, if they do not know it yet. Before 5.12 the kernel
-    /// numbers a namespace when a process that is judged makes a socket there, so that it may take another try.
+    /// Tells the programs which network namespace is the node's, if they do not know it yet.
     ///
     /// # Errors
     ///
@@ -210,11 +209,6 @@ impl Datapath {
         if config.node_netns != 0 {
             return Ok(());
         }
-        // What it is for ends with it.
-        drop(std::net::UdpSocket::bind((
-            std::net::Ipv4Addr::LOCALHOST,
-            0,
-        )));
         config.node_netns = self.own_netns()?;
         if config.node_netns == 0 {
             return Ok(());
@@ -740,8 +734,7 @@ impl Datapath {
         self.run_batches("sweep", &requests)
     }
 
-    /// Number of the agent's own network namespace, which is the node's; 0 while the kernel has given it none: before
-    /// 5.12 it does so when a process makes a socket there.
+    /// Number of the agent's own network namespace, which is the node's; 0 where the kernel shows none.
     fn own_netns(&mut self) -> Result<u32, DatapathError> {
         let name = "own_netns";
         let Some(Program::SchedClassifier(program)) = self.loaded.ebpf.program_mut(name) else {
