@@ -187,6 +187,13 @@ pub extern "C" fn note_resolver_behind(raw: *mut __sk_buff, header: u64) -> u32 
     0
 }
 
+/// Whether a packet goes where its socket's calls led it, or was translated by the node itself.
+#[inline(always)]
+pub fn is_led(sk: *mut bpf_sock, to: AddressWords, port: u16, netns: u32) -> bool {
+    (port == Socket::read(sk).peer_port && peer_words(sk) == to)
+        || is_in_node(netns, workload::config())
+}
+
 #[inline(always)]
 fn is_in_node(netns: u32, config: Option<&Config>) -> bool {
     config.is_some_and(|config| netns != netns::UNKNOWN && netns == config.node_netns)

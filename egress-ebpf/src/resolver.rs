@@ -4,8 +4,9 @@ use aya_ebpf::bindings::__sk_buff;
 use egress_common::query::{INSIDE_PORTS, OTHER_PORTS, ResolverKey, ResolverPorts};
 
 use crate::{
-    ask::resolver_of,
+    ask::{is_led, resolver_of},
     maps::{RESOLVER_PORTS, RESOLVERS},
+    netns,
     skb::{Header, ReadSocket as _, Skb, Socket, full_socket, packet_address_word, peer_words},
 };
 
@@ -178,10 +179,12 @@ pub extern "C" fn asked_resolver(
         return Asked::DESTINATION | u32::from(header.dport());
     }
     // A socket that asks trusted resolvers alone, whose address a program of somebody else has changed on the way: the
-    // peer that it has is one of them, or, without a peer, whoever the packet goes to.
+    // peer that it has is one of them, or, without a peer, whoever the packet goes to. Not what was translated since in a
+    // network namespace that is not the node's.
     if is_frame == 0
         && let Some(sk) = full_socket(raw)
         && resolver_of(sk).is_some()
+        && is_led(sk, far, header.dport(), netns::of_packet(raw))
     {
         let socket = Socket::read(sk);
         let (kind, port) = if socket.peer_port != 0 {

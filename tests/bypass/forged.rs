@@ -1,13 +1,15 @@
 //! Packets in the name of somebody else: of the resolver, to teach addresses; of a far end, to be answered.
 
-use std::{thread, time::Duration};
+use std::{process::Command, thread, time::Duration};
 
 use egress_tests::{
     AgentOptions, Workload, World, eventually,
     expect::{reached, refused},
     packets::{Ends, ICMP, ICMPV6, SYN, TCP, UDP, to_hex},
     process::Running,
+    programs,
     report::Attempt,
+    skip::skip,
     world::Role,
     zone,
 };
@@ -719,6 +721,57 @@ pub(crate) fn calls_over_a_device_of_ones_own() {
             reached(&outside.ping(pod));
         }
     }
+}
+
+/// Packets to this address go to the other one, from this namespace.
+fn translate(bench: &Bench, role: Role, from: &str, to: &str) -> bool {
+    let rules = format!(
+        "table ip own {{ chain out {{ type nat hook output priority -100; \
+         ip daddr {from} udp dport 53 dnat to {to}; }}; }}"
+    );
+    let namespace = bench.world.namespace(role).name();
+    let output = Command::new("ip")
+        .args(["netns", "exec", namespace, "nft", &rules])
+        .output();
+    output.is_ok_and(|output| output.status.success())
+}
+
+pub(crate) fn a_server_of_ones_own_by_translation() {
+    // The server may be talked to, and nobody trusts it.
+    let rules = format!(
+        "allow:\n- {{ names: [\"*.fresh.example.com\"] }}\n- {{ cidrs: [{}/32], ports: [53/udp] }}",
+        zone::STRANGER
+    );
+    let Some(mut bench) = Bench::with(&rules, World::builder().pod(), |agent| {
+        agent.resolver(zone::SERVER)
+    }) else {
+        return;
+    };
+    for server in [zone::SERVER, zone::STRANGER] {
+        let args = ["dns-server", "--zone", "fresh.example.com", "--listen"];
+        let args = [&args[..], &[server]].concat();
+        bench.world.start_probe(Role::Dns, &args).unwrap();
+    }
+    bench.client = bench.world.workload_in(Role::Pod, "own");
+    let ask = |name: &str| {
+        let args = [name, "--server", zone::SERVER, "--unconnected"];
+        bench.agent.counted(|| bench.client.lookup(&args))
+    };
+    let (honest, moved) = ask("n5.fresh.example.com");
+    assert!(moved.dns("address_learned") > 0, "{honest:?} {moved:?}");
+    reached(&bench.client.connect(honest.addresses[0], 80));
+    if programs::find("nft").is_none()
+        || !translate(&bench, Role::Pod, zone::SERVER, zone::STRANGER)
+    {
+        skip("no nft that translates addresses here");
+        return;
+    }
+    let before = bench.left_to(zone::STRANGER);
+    let (lie, moved) = ask("n6.fresh.example.com");
+    assert!(bench.left_to(zone::STRANGER) > before, "{lie:?} {moved:?}");
+    assert_eq!(lie.addresses.len(), 1, "{lie:?}");
+    assert_eq!(moved.dns("address_learned"), 0, "{:?}", moved.dns);
+    refused(&bench.client.connect(lie.addresses[0], 80));
 }
 
 pub(crate) fn dns_tunnels() {
