@@ -17,6 +17,7 @@ mod bench;
 mod forged;
 mod moved;
 mod networks;
+mod own;
 mod page;
 mod raw;
 mod sockets;

@@ -41,6 +41,7 @@ pub mod interrupt;
 pub mod kubernetes;
 pub mod leftovers;
 pub mod namespace;
+pub mod own;
 pub mod packets;
 pub mod process;
 pub mod programs;

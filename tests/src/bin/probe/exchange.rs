@@ -247,7 +247,7 @@ impl Options {
 }
 
 /// Sends with the source address in a control message.
-fn send_from(
+pub(crate) fn send_from(
     socket: &Socket,
     bytes: &[u8],
     source: IpAddr,

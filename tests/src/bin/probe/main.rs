@@ -22,6 +22,7 @@ mod flows;
 mod forger;
 mod hold;
 mod load;
+mod own;
 mod ping;
 mod self_forge;
 mod serve;
@@ -108,6 +109,10 @@ enum Command {
     Balance(balance::Balance),
     /// Ask a service, and lead a query to somebody else.
     Stray(stray::Stray),
+    /// Make random calls in two scopes.
+    Own(own::Own),
+    /// Look at what they lead to.
+    OwnWatch(own::OwnWatch),
 }
 
 fn main() -> Result<()> {
@@ -144,5 +149,7 @@ fn main() -> Result<()> {
         Command::Xdp(command) => command.run(),
         Command::Balance(command) => command.run(),
         Command::Stray(command) => command.run(),
+        Command::Own(command) => command.run(),
+        Command::OwnWatch(command) => command.run(),
     }
 }
