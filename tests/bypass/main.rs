@@ -9,11 +9,14 @@
     clippy::unwrap_used,
     clippy::indexing_slicing,
     clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
     clippy::wildcard_enum_match_arm,
     reason = "tests panic"
 )]
 
+mod answers;
 mod bench;
+mod crafted;
 mod forged;
 mod moved;
 mod networks;

@@ -5,14 +5,14 @@ use std::{path::PathBuf, time::Duration};
 use egress_tests::{
     Agent, Workload, World, eventually,
     expect::{counted, policy, reached, refused},
-    packets::{Ends, to_hex},
+    packets::{Ends, UDP, to_hex},
     ready,
     report::Attempt,
     world::Role,
     zone,
 };
 
-use crate::bench::{ALLOWED, Bench, DENIED, RULES, node_like};
+use crate::bench::{ALLOWED, Bench, DENIED, RULES, emit, node_like};
 
 /// Two scopes of which one has resolved the name.
 struct Scopes {
@@ -84,6 +84,26 @@ pub(crate) fn sockets_passed_to_another_scope() {
         }
     }
     assert_eq!(scopes.world.web_saw("udp 10.78.9.1:443"), 0);
+}
+
+pub(crate) fn ports_taken_over_from_another_scope() {
+    let Some(scopes) = Scopes::new() else { return };
+    let api = zone::address("api.example.com", false).to_string();
+    let mut server = scopes.poor.background(&["answer", "7001"]);
+    let limit = Duration::from_secs(5);
+    server
+        .wait_for_line(0, limit, |line| line == "ready")
+        .unwrap();
+    // The twin: nobody has answered yet.
+    let own = ["exchange", &api, "9000", "--no-echo"];
+    refused(&scopes.poor.probe(&own));
+    // The other scope asks from that port; the answer comes to whoever has it.
+    let ends = Ends::new(zone::NODE[0], &api);
+    let packet = ends.packet(UDP, &ends.udp(7001, 9000, b"asked"));
+    reached(&emit(&scopes.rich, &api, &packet, &["--header-included"]));
+    let answered = format!("answered {api}:9000");
+    let line = server.wait_for_line(1, limit, |line| !line.is_empty());
+    assert_eq!(line.unwrap(), answered, "it is stopped now");
 }
 
 pub(crate) fn processes_moved_to_another_cgroup() {

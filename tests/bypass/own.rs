@@ -41,17 +41,23 @@ fn number(running: &Running, begin: &str) -> u64 {
         .unwrap_or_default()
 }
 
-/// What a CNI does at a pod's link: its packets have its own addresses as sources. Without, a pod calls the node in
-/// the name of anybody (`calls_by_a_neighbour`).
-fn checks_sources(world: &World) -> bool {
-    let rules = "table inet cni { chain in { type filter hook prerouting priority -300; \
+/// What the model leaves out. At a pod's link a CNI lets nothing pass in the name of others; without, a pod calls the node
+/// in anybody's name (`calls_by_a_neighbour`). And peers keep quiet, as what one scope asked may be answered to another
+/// one that has taken its port, and that may be replied to (`ports_taken_over_from_another_scope`).
+fn prepare(world: &World) -> bool {
+    let sources = "table inet cni { chain in { type filter hook prerouting priority -300; \
         iifname pod0 ip saddr != 10.77.1.0/24 drop; \
         iifname pod0 ip6 saddr != { fd77:1::/64, fe80::/10 } drop; }; }";
-    let output = Command::new("ip")
-        .args(["netns", "exec", world.namespace(Role::Node).name(), "nft"])
-        .arg(rules)
-        .output();
-    output.is_ok_and(|output| output.status.success())
+    let quiet = "table inet quiet { chain out { type filter hook output priority 0; meta l4proto udp drop; }; }";
+    [(Role::Node, sources), (Role::Web, quiet)]
+        .into_iter()
+        .all(|(role, rules)| {
+            let output = Command::new("ip")
+                .args(["netns", "exec", world.namespace(role).name(), "nft"])
+                .arg(rules)
+                .output();
+            output.is_ok_and(|output| output.status.success())
+        })
 }
 
 #[test]
@@ -64,8 +70,8 @@ fn a_workload_that_tries_everything_gets_nothing_but_what_is_allowed() {
     let seed = option("EGRESS_OWN_SEED").unwrap_or_else(|| u64::from(std::process::id()));
     eprintln!("EGRESS_OWN_SEED={seed} EGRESS_OWN_SECONDS={seconds}");
     let world = World::builder().pod().build();
-    if !checks_sources(&world) {
-        skip::skip("no nft here that checks the sources of pods' packets");
+    if !prepare(&world) {
+        skip::skip("no nft here that filters packets");
         return;
     }
     let name = |scope: Scope| ["a", "b", "plain"][scope as usize];

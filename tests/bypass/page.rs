@@ -2,7 +2,7 @@
 
 use std::{fmt::Write as _, fs, path::Path};
 
-use crate::table::{Outcome, TECHNIQUES, UNTRIED};
+use crate::table::{Outcome, TECHNIQUES, UNTRIED, several};
 
 /// Around the table on the page.
 const BEGIN: &str = "<!-- bypasses: written by `cargo xtask docs` from tests/bypass/table.rs -->\n";
@@ -15,6 +15,7 @@ fn table() -> String {
         "The hooks are there from 5.10 on. Unless it says otherwise, each row is what a test in `tests/bypass` shows.\n\n\
          | bypass | | by what, or why not |\n| --- | --- | --- |\n",
     );
+    let several: Vec<_> = several().collect();
     for outcome in [
         Outcome::NotStopped,
         Outcome::Gap,
@@ -23,7 +24,7 @@ fn table() -> String {
         Outcome::Stopped,
     ] {
         let untried = UNTRIED.iter().map(|row| (row, ", not tried"));
-        let tried = TECHNIQUES.iter().map(|row| (row, ""));
+        let tried = TECHNIQUES.iter().chain(&several).map(|row| (row, ""));
         for (row, mark) in untried
             .chain(tried)
             .filter(|(row, _)| row.outcome == outcome)

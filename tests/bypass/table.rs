@@ -1,6 +1,6 @@
 //! The techniques: the one list from which the tests and the table of docs/security.md are made.
 
-use crate::{forged, moved, networks, raw, sockets};
+use crate::{answers, crafted, forged, moved, networks, raw, sockets};
 
 /// What becomes of a technique.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +40,11 @@ macro_rules! techniques {
 
         $(#[test] $(#[$attribute])* fn $test() { $module::$test(); })*
     };
+}
+
+/// Rows that share a test: many in one world.
+pub(crate) fn several() -> impl Iterator<Item = Technique> {
+    crafted::techniques().chain(answers::techniques())
 }
 
 /// What no test here shows.
@@ -163,6 +168,7 @@ techniques! {
     NotStopped forged::dns_tunnels: "DNS tunnelling", "open: any name may be asked of the trusted resolvers, and a question can carry data. `status` says so.";
 
     Stopped moved::sockets_passed_to_another_scope: "a socket passed to a process that may more (`SCM_RIGHTS`)", "`skb_egress`: who made the socket counts";
+    NotStopped moved::ports_taken_over_from_another_scope: "taking over the UDP port from which another scope of the same network namespace asked somebody", "Whoever sends there has called, and replies always pass: to that address and port alone. It takes the other scope's port, and that its peer still answers.";
     Stopped moved::processes_moved_to_another_cgroup: "using a socket after moving to the cgroup of a process that may more", "`skb_egress`: a socket stays where it was made";
     Stopped moved::new_cgroups_below: "new cgroups below one's own", "belong to the scope above them";
     Stopped moved::connections_opened_before: "connections opened before the programs were attached", "UDP is judged at its next packet. TCP is kept, unless the policy says `preexisting: judge`";

@@ -14,6 +14,7 @@
 
 mod balance;
 mod client;
+mod craft_dns;
 mod dns_client;
 mod dns_server;
 mod emit;
@@ -109,6 +110,8 @@ enum Command {
     Balance(balance::Balance),
     /// Ask a service, and lead a query to somebody else.
     Stray(stray::Stray),
+    /// Answer questions as one is told.
+    CraftDns(craft_dns::CraftDns),
     /// Make random calls in two scopes.
     Own(own::Own),
     /// Look at what they lead to.
@@ -149,6 +152,7 @@ fn main() -> Result<()> {
         Command::Xdp(command) => command.run(),
         Command::Balance(command) => command.run(),
         Command::Stray(command) => command.run(),
+        Command::CraftDns(command) => command.run(),
         Command::Own(command) => command.run(),
         Command::OwnWatch(command) => command.run(),
     }

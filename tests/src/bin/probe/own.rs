@@ -271,7 +271,7 @@ impl Workload<'_> {
                 set(made, setting)?;
             }
             Call::Connect(peer, port) => {
-                let to = at(peer, port);
+                let to = at(peer, self.server_port(made, step, peer).unwrap_or(port));
                 let result = made.socket.connect(&to.into());
                 let is_due = made.is_plain
                     && made.is_stream()
@@ -317,6 +317,14 @@ impl Workload<'_> {
             Call::Socket(..) | Call::Close | Call::Cgroup(_) | Call::Network(_) => {}
         }
         Ok(())
+    }
+
+    /// The port of the stream socket in the other place, to call it here.
+    fn server_port(&self, made: &Made, step: Step, peer: Peer) -> Option<u16> {
+        let is_here = made.is_stream() && matches!(peer, Peer::Node | Peer::Loopback);
+        let server = self.places[step.other].as_ref()?;
+        let address = server.socket.local_addr().ok()?.as_socket()?;
+        (is_here && server.is_stream()).then_some(address.port())
     }
 
     fn send(
