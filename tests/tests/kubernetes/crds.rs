@@ -151,7 +151,7 @@ fn defaults_are_filled_in() {
     let created = cluster.get(["create", "-o", "json", "-f", &file]).unwrap();
     let wanted = json!({
         "mode": "enforce",
-        "ttl": { "min": "30s", "max": "24h" },
+        "ttl": { "min": "30s", "grace": "30m", "max": "24h" },
         "preexisting": "keep",
         "dns": { "queries": "any" },
         "allow": [],
@@ -162,7 +162,10 @@ fn defaults_are_filled_in() {
     let file = write(&cluster, "defaults-cluster.yaml", &text);
     let created = json(&cluster.get(["create", "-o", "json", "-f", &file]).unwrap());
     assert_eq!(created["spec"]["subject"], json!("pods"));
-    assert_eq!(created["spec"]["ttl"], json!({ "min": "1m", "max": "24h" }));
+    assert_eq!(
+        created["spec"]["ttl"],
+        json!({ "min": "1m", "grace": "30m", "max": "24h" })
+    );
 }
 
 /// Gives the server a folder of objects, and takes the names of the files that it refuses.

@@ -61,7 +61,7 @@ spec:
       - { key: example.com/team, operator: Exists }
       - { key: legacy, operator: DoesNotExist }
   mode: audit
-  ttl: { min: 1h30m, max: 7d }
+  ttl: { min: 1h30m, grace: 2h, max: 7d }
   preexisting: judge
   dns: { queries: allowed }
   allow:
@@ -103,8 +103,9 @@ spec:
     matchLabels: { pool: system }
     matchExpressions:
       - { key: spot, operator: DoesNotExist, values: [] }
+  ceiling: true
   mode: enforce
-  ttl: { min: 0s, max: 1s }
+  ttl: { min: 0s, grace: 0s, max: 1s }
   preexisting: keep
   dns: { queries: any }
   allow:
