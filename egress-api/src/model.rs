@@ -444,6 +444,9 @@ pub struct FlowReport {
     pub protocol: Text,
     /// Names that this scope resolved to the destination, allowed or not.
     pub names: Vec<String>,
+    /// The server name in the TLS hello (SNI), where a rule made the kernel read one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server_name: Option<String>,
     /// Name of the verdict.
     pub verdict: Text,
     /// Name of the reason.

@@ -6,8 +6,8 @@
 use crate::{
     address::is_loopback,
     flow::{Flow, Starter},
-    learned::{Found, Learned, LearnedKey},
-    policy::{Binding, CidrRules, EntryKind, HAS_AUDITORS, KEEP_PREEXISTING},
+    learned::{Found, Learned, LearnedKey, MANY_RULES},
+    policy::{Binding, CidrRules, EntryKind, HAS_AUDITORS, KEEP_PREEXISTING, protocol},
     verdict::{Reason, Verdict},
 };
 
@@ -48,7 +48,7 @@ impl Decision {
     #[inline(always)]
     #[must_use]
     pub const fn is_remembered(&self) -> bool {
-        self.rule != 0 && self.reason.passes()
+        self.rule != 0 && self.reason.passes() && !matches!(self.reason, Reason::AwaitsName)
     }
 
     /// The verdict on what could not be judged by its flow: who is not restricted may send what cannot be read; in
@@ -80,7 +80,8 @@ impl Decision {
 ///
 /// `cidr` looks the destination up among the policy's CIDRs, `learned` among
 /// the scope's learned addresses (with the key that it asked for);
-/// each is called at most once. `trouble` says what
+/// each is called at most once. `named` says by which rule the destination is open to connections that name it (see
+/// [`Learned::named`]), and is asked where nothing else opens it. `trouble` says what
 /// keeps the scope from knowing its addresses.
 #[inline(always)]
 pub fn decide<'a>(
@@ -89,6 +90,7 @@ pub fn decide<'a>(
     now_ns: u64,
     cidr: impl FnOnce() -> Option<&'a CidrRules>,
     learned: impl FnOnce() -> Option<(&'a Learned, &'a LearnedKey)>,
+    named: impl FnOnce() -> u64,
     trouble: impl FnOnce() -> Trouble,
 ) -> Decision {
     if let Some(reason) = standing_reason(flow, binding) {
@@ -147,6 +149,21 @@ pub fn decide<'a>(
     }
     if flow.is_fragment {
         return Decision::without_rule(Reason::Fragment, binding);
+    }
+    // Nothing is learned of most destinations that are denied.
+    let rule = if matches!(found, Found::Unknown) {
+        0
+    } else {
+        named()
+    };
+    if rule != 0 {
+        let reason = match flow.proto {
+            protocol::TCP => Reason::AwaitsName,
+            protocol::UDP => Reason::Quic,
+            _ => Reason::NotTls,
+        };
+        let is_one = rule != MANY_RULES || matches!(reason, Reason::AwaitsName);
+        return Decision::new(reason, if is_one { rule } else { 0 }, binding);
     }
     unknown(flow, binding, found, trouble())
 }
@@ -216,7 +233,7 @@ mod tests {
         address::{Address, from_v4},
         flow::{Origin, Way},
         learned::Grant,
-        policy::{PortRange, RuleEntry, protocol::TCP},
+        policy::{PortRange, REQUIRE_TLS, RuleEntry, protocol::TCP},
     };
 
     const FAR: Address = from_v4([192, 0, 2, 1]);
@@ -275,6 +292,7 @@ mod tests {
             100,
             || cidr,
             || learned.map(|(entry, key)| (entry, key)),
+            || learned.map_or(0, |(entry, key)| entry.named(key, flow.dport, 100)),
             || Trouble::None,
         )
         .reason
@@ -288,6 +306,7 @@ mod tests {
             100,
             || None,
             || None,
+            || 0,
             || Trouble::None,
         );
         assert_eq!(decision.verdict, Verdict::Deny);
@@ -308,6 +327,38 @@ mod tests {
         assert_eq!(
             reason(&flow, None, Some(&learned(80, 101))),
             Reason::PortNotAllowed
+        );
+    }
+
+    #[test]
+    fn who_has_to_name_the_destination_passes_until_he_does_and_by_tcp_alone() {
+        let (mut entry, key) = learned(443, 101);
+        entry.grants[0].ports = PortRange::new(TCP, 443, 443).requiring(REQUIRE_TLS);
+        let learned = (entry, key);
+        let flow = |proto| Flow {
+            proto,
+            ..flow(Origin::WORKLOAD)
+        };
+        let decided = |proto| {
+            decide(
+                &flow(proto),
+                &ENFORCED,
+                100,
+                || None,
+                || Some((&learned.0, &learned.1)),
+                || learned.0.named(&learned.1, Some(443), 100),
+                || Trouble::None,
+            )
+        };
+        let tcp = decided(TCP);
+        assert_eq!((tcp.reason, tcp.rule), (Reason::AwaitsName, 5));
+        assert!(tcp.verdict == Verdict::Allow && !tcp.is_remembered());
+        let udp = decided(protocol::UDP);
+        assert_eq!((udp.reason, udp.verdict), (Reason::Quic, Verdict::Deny));
+        // A CIDR rule says nothing of names.
+        assert_eq!(
+            reason(&flow(TCP), Some(&cidr(EntryKind::Allow)), Some(&learned)),
+            Reason::CidrRule
         );
     }
 
@@ -350,7 +401,15 @@ mod tests {
             flags: 0,
             ..ENFORCED
         };
-        let decision = decide(&flow, &judged, 100, || None, || None, || Trouble::None);
+        let decision = decide(
+            &flow,
+            &judged,
+            100,
+            || None,
+            || None,
+            || 0,
+            || Trouble::None,
+        );
         assert_eq!(decision.reason, Reason::NoRule);
     }
 
@@ -377,6 +436,7 @@ mod tests {
             &flow(Origin::WORKLOAD),
             &free,
             100,
+            || unreachable!(),
             || unreachable!(),
             || unreachable!(),
             || unreachable!(),
@@ -407,6 +467,7 @@ mod tests {
                 &local,
                 &ENFORCED,
                 100,
+                || unreachable!(),
                 || unreachable!(),
                 || unreachable!(),
                 || unreachable!(),
@@ -511,7 +572,15 @@ mod tests {
             ..ENFORCED
         };
         let learned = || learned.map(|(entry, key)| (entry, key));
-        decide(flow, &binding, 100, || cidr, learned, || Trouble::None)
+        decide(
+            flow,
+            &binding,
+            100,
+            || cidr,
+            learned,
+            || 0,
+            || Trouble::None,
+        )
     }
 
     #[test]
@@ -599,6 +668,7 @@ mod tests {
             100,
             || None,
             || None,
+            || 0,
             || Trouble::Full,
         );
         assert_eq!(decision.reason, Reason::TableFull);
@@ -609,6 +679,7 @@ mod tests {
             100,
             || None,
             || Some((&entry, &key)),
+            || 0,
             || Trouble::Full,
         );
         assert_eq!(decision.reason, Reason::Expired);
@@ -624,6 +695,7 @@ mod tests {
                 100,
                 || cidr,
                 learned,
+                || 0,
                 || Trouble::Reading,
             )
         };

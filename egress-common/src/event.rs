@@ -1,6 +1,6 @@
 //! Records that the kernel sends to the agent through ring buffers.
 
-use crate::address::Address;
+use crate::{address::Address, hello::SERVER_NAME_BYTES};
 
 /// Who sends: the process that connects, or that made the socket.
 #[repr(C)]
@@ -61,6 +61,29 @@ pub struct VerdictEvent {
     pub _pad2: u32,
 }
 const _: () = assert!(size_of::<VerdictEvent>() == 104 && align_of::<VerdictEvent>() == 8);
+
+/// The name that a connection gives itself, in the ring buffer `EVENTS`, before the verdict on it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NameEvent {
+    /// Destination address.
+    pub daddr: Address,
+    /// Network namespace of the sender; 0 where it is not known.
+    pub netns: u32,
+    /// Source port, host byte order.
+    pub sport: u16,
+    /// Destination port, host byte order.
+    pub dport: u16,
+    /// Bytes of the name.
+    pub name_bytes: u32,
+    /// Padding, always zero.
+    pub _pad: u32,
+    /// The name, as the hello has it.
+    pub name: [u8; SERVER_NAME_BYTES],
+}
+const _: () = assert!(size_of::<NameEvent>() == 288 && align_of::<NameEvent>() == 4);
+// The agent tells them apart by their size.
+const _: () = assert!(size_of::<NameEvent>() > size_of::<VerdictEvent>());
 
 /// Most events per second and CPU of one kind (denied, allowed), beyond what every scope has for itself
 /// ([`OWN_EVENTS_PER_SECOND`]). What is above is counted as suppressed.

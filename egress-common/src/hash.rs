@@ -128,12 +128,16 @@ pub const fn fnv1a(bytes: &[u8]) -> u64 {
 /// Bits of a rule's identity: with a reason it fits into one 64-bit number.
 pub const RULE_BITS: u32 = 56;
 
-/// Identity of a rule with this content; never 0, which stands for "no rule".
+/// Identity of a rule with this content; never 0, which stands for "no rule", or
+/// [`MANY_RULES`](crate::learned::MANY_RULES).
 #[must_use]
 pub const fn rule_identity(content: &[u8]) -> u64 {
     let hash = fnv1a(content);
     let folded = (hash ^ (hash >> RULE_BITS)) & ((1 << RULE_BITS) - 1);
-    if folded == 0 { 1 } else { folded }
+    match folded {
+        0 | crate::learned::MANY_RULES => 1,
+        folded => folded,
+    }
 }
 
 #[cfg(test)]

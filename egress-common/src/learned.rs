@@ -24,7 +24,8 @@
 use crate::{
     address::Address,
     barrier::barrier,
-    policy::{NAME_ENTRIES, PortRange},
+    hash::RULE_BITS,
+    policy::{NAME_ENTRIES, PortRange, protocol},
 };
 
 /// Key of `LEARNED`: an address that a holder's own lookup returned.
@@ -75,6 +76,10 @@ pub const fn holder_word(scope_id: u32, netns: u32) -> u64 {
 /// First word of the owner of an entry that is about to be deleted. No scope has that number.
 pub const DOOMED: u64 = u64::MAX;
 
+/// Rule of a grant that more rules share than have room: each of its policy that wants the connection to name its
+/// destination. [`rule_identity`](crate::hash::rule_identity) gives no rule this number.
+pub const MANY_RULES: u64 = (1 << RULE_BITS) - 1;
+
 /// Most grants of one learned address.
 pub const GRANTS: usize = NAME_ENTRIES;
 
@@ -104,12 +109,34 @@ const _: () = assert!(size_of::<Grant>() == 40 && align_of::<Grant>() == 8);
 
 impl Grant {
     /// Whether both can share a slot: the same ports, and, unless `in_any`, audited or not. Who asks for a name that
-    /// nobody audits is not to be reported for another one that leads to the same address.
+    /// nobody audits is not to be reported for another one that leads to the same address. Where the connection has to
+    /// name its destination, the rule counts too.
     #[inline(always)]
     #[must_use]
     pub const fn shares_slot(&self, other: &Self, in_any: bool) -> bool {
         self.ports.word() == other.ports.word()
-            && (in_any || (self.auditor == 0) == (other.auditor == 0))
+            && (in_any
+                || (self.auditor == 0) == (other.auditor == 0)
+                    && (self.ports.require == 0 || self.rule == other.rule))
+    }
+
+    /// The rule of a slot that this grant of another one shares.
+    #[inline(always)]
+    #[must_use]
+    pub const fn rule_with(&self, other: &Self) -> u64 {
+        if self.ports.require != 0 && self.rule != other.rule {
+            MANY_RULES
+        } else {
+            other.rule
+        }
+    }
+
+    /// Whether the grant may take a new slot, so many of which are used. Grants that differ by their rules alone leave
+    /// half of them to other ports, unless `in_any`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn may_begin(&self, used: u32, in_any: bool) -> bool {
+        in_any || self.ports.require == 0 || (used as usize) < GRANTS / 2
     }
 
     /// When it ends: with the answers that taught it, or some time after its last use.
@@ -197,7 +224,8 @@ pub enum Found {
 }
 
 impl Learned {
-    /// Looks for a grant. An end is exclusive: at its very nanosecond the grant is dead.
+    /// Looks for a grant that is enough by itself. An end is exclusive: at its very nanosecond the grant is dead. Grants
+    /// that want the connection to name its destination count as ended here: [`Self::named`] finds them.
     #[inline(always)]
     #[must_use]
     pub fn find(&self, key: &LearnedKey, proto: u8, port: Option<u16>, now_ns: u64) -> Found {
@@ -207,7 +235,7 @@ impl Learned {
                 break;
             }
             if grant.ports.covers(proto, port) {
-                if grant.end_ns() > now_ns {
+                if grant.ports.require == 0 && grant.end_ns() > now_ns {
                     if grant.auditor == 0 {
                         found = Found::Live(grant.rule);
                         break;
@@ -225,6 +253,43 @@ impl Learned {
         } else {
             Found::Unknown
         }
+    }
+
+    /// Rule of a live grant for the TCP port that wants the connection to name its destination; 0 for none.
+    #[inline(always)]
+    #[must_use]
+    pub fn named(&self, key: &LearnedKey, port: Option<u16>, now_ns: u64) -> u64 {
+        let mut rule = 0;
+        for grant in &self.grants {
+            if grant.expires_at_ns == 0 {
+                break;
+            }
+            if grant.ports.require != 0
+                && grant.end_ns() > now_ns
+                && grant.ports.covers(protocol::TCP, port)
+            {
+                rule = grant.rule;
+            }
+        }
+        if self.is_of(key) { rule } else { 0 }
+    }
+
+    /// Whether a connection that was begun at `begun_ns` may name a destination of this rule: a grant of the rule for the
+    /// port lived then, or one that so many rules led to that it keeps none ([`MANY_RULES`]).
+    #[inline(always)]
+    #[must_use]
+    pub fn is_led_to_by(&self, key: &LearnedKey, rule: u64, port: u16, begun_ns: u64) -> bool {
+        let mut is_led = false;
+        for grant in &self.grants {
+            if grant.expires_at_ns == 0 {
+                break;
+            }
+            is_led |= grant.ports.require != 0
+                && (grant.rule == rule || grant.rule == MANY_RULES)
+                && grant.end_ns() > begun_ns
+                && grant.ports.covers(protocol::TCP, Some(port));
+        }
+        is_led && self.is_of(key)
     }
 
     /// Whether a flow that was allowed before may go on: there is a grant for the port, live or ended. A policy change
@@ -308,7 +373,7 @@ impl LearnRequest {
             &grant.auditor.to_ne_bytes(),
             &grant.used_at_s.to_ne_bytes(),
             &grant.limit_s.to_ne_bytes(),
-            &[grant.ports.proto, 0],
+            &[grant.ports.proto, grant.ports.require],
             &grant.ports.first.to_ne_bytes(),
             &grant.ports.last.to_ne_bytes(),
             &grant.grace_s.to_ne_bytes(),
@@ -325,7 +390,10 @@ impl LearnRequest {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{address::from_v4, policy::protocol::TCP};
+    use crate::{
+        address::from_v4,
+        policy::{REQUIRE_TLS, protocol::TCP},
+    };
 
     fn learned(ends: &[(u16, u64)]) -> (LearnedKey, Learned) {
         let key = LearnedKey::new(7, 3, from_v4([192, 0, 2, 1]));
@@ -380,6 +448,73 @@ mod tests {
         );
         assert!(value.has_grant(&key, TCP, Some(443)));
         assert!(!value.has_grant(&key, TCP, Some(80)));
+    }
+
+    fn requiring(rule: u64, expires_at_ns: u64) -> Grant {
+        Grant {
+            expires_at_ns,
+            rule,
+            ports: PortRange::new(TCP, 443, 443).requiring(REQUIRE_TLS),
+            ..Grant::default()
+        }
+    }
+
+    #[test]
+    fn a_grant_that_wants_a_name_is_found_apart() {
+        let (key, mut value) = learned(&[(443, 100), (443, 200)]);
+        value.grants[1] = requiring(9, 200);
+        for _ in 0..2 {
+            let at = |port, now| value.find(&key, TCP, Some(port), now);
+            assert_eq!(at(443, 99), Found::Live(443));
+            assert!(matches!(at(443, 150), Found::Expired(_)));
+            assert_eq!(at(80, 150), Found::OtherPorts);
+            let named = |port, now| value.named(&key, port, now);
+            assert_eq!((named(Some(443), 199), named(Some(443), 200)), (9, 0));
+            assert_eq!((named(Some(80), 199), named(None, 199)), (0, 0));
+            let other = LearnedKey { netns: 4, ..key };
+            assert_eq!(value.named(&other, Some(443), 99), 0);
+            // Whatever their order.
+            value.grants.swap(0, 1);
+        }
+    }
+
+    #[test]
+    fn a_rule_leads_to_an_address_if_its_own_grant_lived_when_the_connection_began() {
+        let (key, mut value) = learned(&[(443, 500)]);
+        value.grants[1] = requiring(9, 100);
+        let leads =
+            |value: &Learned, rule, port, begun| value.is_led_to_by(&key, rule, port, begun);
+        assert!(leads(&value, 9, 443, 99));
+        assert!(!leads(&value, 9, 443, 100), "its time was over");
+        assert!(!leads(&value, 9, 80, 99));
+        assert!(!leads(&value, 8, 443, 99), "another rule");
+        assert!(!leads(&value, 443, 443, 99), "a rule that wants no name");
+        value.grants[1].rule = MANY_RULES;
+        assert!(leads(&value, 8, 443, 99));
+        let other = LearnedKey { netns: 4, ..key };
+        assert!(!value.is_led_to_by(&other, 9, 443, 99));
+    }
+
+    #[test]
+    fn rules_that_want_names_have_slots_of_their_own_as_long_as_half_are_free() {
+        let (one, other) = (requiring(1, 10), requiring(2, 10));
+        assert!(one.shares_slot(&one, false) && !one.shares_slot(&other, false));
+        assert!(one.shares_slot(&other, true));
+        let open = Grant {
+            ports: PortRange::new(TCP, 443, 443),
+            ..one
+        };
+        assert!(
+            !one.shares_slot(&open, true),
+            "what is open is no matter of names"
+        );
+        assert_eq!(
+            (one.rule_with(&one), one.rule_with(&other)),
+            (1, MANY_RULES)
+        );
+        assert_eq!(open.rule_with(&Grant { rule: 7, ..open }), 7);
+        assert!(one.may_begin(3, false) && !one.may_begin(4, false));
+        assert!(one.may_begin(4, true) && open.may_begin(7, false));
     }
 
     #[test]

@@ -27,6 +27,7 @@ pub mod dns;
 pub mod event;
 pub mod flow;
 pub mod hash;
+pub mod hello;
 pub mod learned;
 pub mod maps;
 pub mod name;

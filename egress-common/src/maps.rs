@@ -262,7 +262,7 @@ impl AliasRequest {
         put(&[0; 4]);
         for entry in &rules.entries {
             put(&entry.rule.to_ne_bytes());
-            put(&[entry.ports.proto, 0]);
+            put(&[entry.ports.proto, entry.ports.require]);
             put(&entry.ports.first.to_ne_bytes());
             put(&entry.ports.last.to_ne_bytes());
             put(&[entry.kind, 0]);
@@ -433,6 +433,7 @@ pub const MAP_NAMES: &[&str] = &[
     "QUERIES",
     "STREAMS",
     "ASKED",
+    "HELLOS",
     "ALIASES",
     "SCOPES",
     "HOLDS",
@@ -456,6 +457,7 @@ pub const KERNEL_MAPS: &[&str] = &[
     "QUERIES",
     "STREAMS",
     "ASKED",
+    "HELLOS",
     "ALIASES",
     "SCOPES",
     "HOLDS",

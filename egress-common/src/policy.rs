@@ -28,14 +28,17 @@ pub mod protocol {
     pub const ANY: u8 = 0;
 }
 
+/// Bit of [`PortRange::require`]: the connection begins with a TLS hello that names a destination of the rule.
+pub const REQUIRE_TLS: u8 = 1;
+
 /// Ports of one protocol, both ends included.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, PartialOrd, Ord)]
 pub struct PortRange {
     /// IANA protocol number; [`protocol::ANY`] for all. [`protocol::ICMP`] stands for ICMPv6 too.
     pub proto: u8,
-    /// Padding, always zero.
-    pub _pad: u8,
+    /// What a connection to these ports has to say of itself before it passes: [`REQUIRE_TLS`], or 0 for nothing.
+    pub require: u8,
     /// First port, host byte order.
     pub first: u16,
     /// Last port, host byte order.
@@ -52,17 +55,26 @@ impl PortRange {
     pub const fn new(proto: u8, first: u16, last: u16) -> Self {
         Self {
             proto,
-            _pad: 0,
+            require: 0,
             first,
             last,
         }
+    }
+
+    /// The same ports, for connections that say this of themselves.
+    #[must_use]
+    pub const fn requiring(self, require: u8) -> Self {
+        Self { require, ..self }
     }
 
     /// The range as one number.
     #[inline(always)]
     #[must_use]
     pub const fn word(&self) -> u64 {
-        (self.proto as u64) << 32 | (self.first as u64) << 16 | self.last as u64
+        (self.require as u64) << 40
+            | (self.proto as u64) << 32
+            | (self.first as u64) << 16
+            | self.last as u64
     }
 
     /// Whether the range covers `port` of `proto`.

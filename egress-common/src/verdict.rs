@@ -259,6 +259,9 @@ reasons! {
     10 SocketJudged "socket_judged"
         "the packet belongs to a socket, which the cgroup hooks judge"
         "nothing: look at the verdict of `skb_egress`",
+    11 AwaitsName "awaits_name"
+        "a DNS answer for an allowed name taught the destination, and the connection is to say in its TLS hello that it goes there"
+        "nothing: the hello decides",
     32 NoRule "no_rule"
         "no rule allows the destination, and no allowed name resolved to it in this scope"
         "ask `egress-agent explain`: it shows the nearest rule and the line to add",
@@ -319,6 +322,30 @@ reasons! {
     51 LoopbackElsewhere "loopback_elsewhere"
         "the destination is a loopback address, but the packet is on its way to another device, where a neighbour could take it in"
         "send it over loopback: do not bind the socket to another device (or VRF), and route 127.0.0.0/8 and ::1 nowhere else",
+    52 NameDiffers "name_differs"
+        "the TLS hello names a destination that no rule for this address allows"
+        "allow the name that the hello gives, with `require: tls`, and let the application resolve it before it connects",
+    53 NoName "no_name"
+        "the TLS hello names no destination, or gives an address instead of a name, and the rule requires one"
+        "let the application send the server's name (SNI), or write `require: none` in the rule",
+    54 NotTls "not_tls"
+        "what the connection sends first is not a TLS hello that can be read, and the rule requires one"
+        "write `require: none` in the rule if the protocol is another one",
+    55 HelloTooLong "hello_too_long"
+        "the TLS hello is longer than 16 KiB, or has more than 120 extensions"
+        "find the program that makes such hellos, or write `require: none` in the rule",
+    56 HelloSplit "hello_split"
+        "a part of the TLS hello came where it cannot be read in order: with the SYN, as urgent data, in very many records, or after a gap"
+        "nothing if the connection goes on: it is sent again; else turn TCP fast open off for this program",
+    57 Quic "quic"
+        "the rule requires TLS over TCP, and this is UDP: the names in QUIC are not read"
+        "nothing: clients fall back to TCP; or add a rule for UDP without `require`",
+    58 NameHidden "name_hidden"
+        "the TLS hello is an encrypted one (ECH), and no rule for this address allows its outer name"
+        "allow the outer name, which opens whatever is behind it, or turn ECH off in the client",
+    59 HelloUnseen "hello_unseen"
+        "the rule requires the connection to name its destination, and its beginning cannot be followed: no TCP socket of this node sent it, or it is older than the programs"
+        "send it from a socket of a process on this node, and begin the connection anew",
 }
 
 /// Numbers from this one on deny.

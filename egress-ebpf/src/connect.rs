@@ -18,8 +18,8 @@ use egress_common::{
 };
 
 use crate::{
-    ask::judge_call_behind, egress::UNCONFIGURED, lookup::judge_flow, netns, process, record,
-    skb::LOOPBACK_IFINDEX, state::State, workload,
+    ask::judge_call_behind, egress::UNCONFIGURED, hello, lookup::judge_flow, netns, process,
+    record, skb::LOOPBACK_IFINDEX, state::State, workload,
 };
 
 /// `SOCK_STREAM`, include/linux/net.h.
@@ -90,6 +90,7 @@ fn mark(ctx: &SockAddrContext) -> bool {
     match State::get_or_create(sk) {
         Some(state) => {
             state.enter(ROLE_ACTIVE, true);
+            hello::forget(sk);
             true
         }
         None => {

@@ -19,7 +19,7 @@ use egress_common::{
 
 use crate::{
     ask::{judge_behind, note_resolver_behind},
-    fast,
+    fast, hello,
     learn::keep_open,
     lookup::{has_rule, judge_flow, reported},
     netns, query, record,
@@ -188,8 +188,10 @@ fn judge_packet(ctx: &SkBuffContext, config: &Config, sent: &Sent<'_>) -> i32 {
     // Programs of others may have changed the address of a resolver. What passes by that is judged with every packet: the
     // socket may ask for somebody else next.
     let packed = judge_behind(skb.raw, destination, facts, origin, &binding, by_address);
+    let is_lasting = packed == by_address;
+    let packed = hello::follow(skb.raw, header, &binding, packed);
     let decision = Decision::unpack(packed, &binding);
-    if packed == by_address && decision.is_remembered() {
+    if is_lasting && decision.is_remembered() {
         if has_memory(&socket, header) {
             match State::get_or_create(sent.sk) {
                 Some(state) => state.remember(destination, header, decision.rule),

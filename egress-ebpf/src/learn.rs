@@ -10,7 +10,7 @@ use aya_ebpf::{
 };
 use egress_common::{
     barrier::barrier,
-    learned::{DOOMED, Grant, LearnRequest, Learned, LearnedKey, SWEEP_DELETE},
+    learned::{DOOMED, Grant, LearnRequest, Learned, LearnedKey, MANY_RULES, SWEEP_DELETE},
     maps::ScopeUse,
     tally::Tally,
 };
@@ -101,6 +101,7 @@ fn prolong(entry: *mut Learned, request: &LearnRequest, in_any: u32) -> Tally {
     let wanted = &request.grant;
     let [first, second, third] = request.key.words();
     let mut outcome = Tally::GrantsFull;
+    let mut used = 0_u32;
     // SAFETY: the entry is a map value with a lock that the kernel knows.
     let lock = unsafe { &raw mut (*entry).lock };
     // SAFETY: no lock is held, and nothing below calls a function before the unlock.
@@ -117,11 +118,15 @@ fn prolong(entry: *mut Learned, request: &LearnRequest, in_any: u32) -> Tally {
             break;
         }
         if held.expires_at_ns == 0 {
+            if !wanted.may_begin(used, in_any != 0) {
+                break;
+            }
             held.rule = wanted.rule;
             held.auditor = wanted.auditor;
             held.used_at_s = wanted.used_at_s;
             held.limit_s = wanted.limit_s;
             held.ports.proto = wanted.ports.proto;
+            held.ports.require = wanted.ports.require;
             held.ports.first = wanted.ports.first;
             held.ports.last = wanted.ports.last;
             held.grace_s = wanted.grace_s;
@@ -139,14 +144,18 @@ fn prolong(entry: *mut Learned, request: &LearnRequest, in_any: u32) -> Tally {
             if held.used_at_s < wanted.used_at_s {
                 held.used_at_s = wanted.used_at_s;
             }
+            let rule = held.rule_with(wanted);
             if held.expires_at_ns < wanted.expires_at_ns {
-                held.rule = wanted.rule;
+                held.rule = rule;
                 held.auditor = wanted.auditor;
                 publish(held, wanted.expires_at_ns);
+            } else if rule == MANY_RULES {
+                held.rule = rule;
             }
             outcome = Tally::AddressLearned;
             break;
         }
+        used = used.wrapping_add(1);
     }
     // SAFETY: the lock is held.
     unsafe { bpf_spin_unlock(lock.cast()) };

@@ -98,8 +98,9 @@ pub extern "C" fn judge_flow(
         FULL => Trouble::Full,
         _ => Trouble::None,
     };
+    let named = || named_rule(first, second, facts.pack(), binding.scope_id);
     let now_ns = now_ns();
-    let decision = decide(&flow, &binding, now_ns, cidr, learned, trouble);
+    let decision = decide(&flow, &binding, now_ns, cidr, learned, named, trouble);
     // An allowed flow keeps the address open for others of its holder.
     if matches!(decision.reason, Reason::NameRule | Reason::AuditedName)
         && let Some(entry) = held
@@ -129,6 +130,18 @@ fn learned_of(key: &LearnedKey) -> Option<&'static Learned> {
     }
     // SAFETY: readers of a learned entry tolerate its writers (egress_common::learned).
     unsafe { LEARNED.get(key) }
+}
+
+/// [`Learned::named`], verified once for itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn named_rule(first: u64, second: u64, facts: u64, scope_id: u32) -> u64 {
+    let facts = Facts::unpack(facts);
+    let key = LearnedKey::new(scope_id, facts.netns(), address_of([first, second]));
+    match learned_of(&key) {
+        Some(entry) => entry.named(&key, facts.port(), now_ns()),
+        None => 0,
+    }
 }
 
 const READING: u32 = 1;

@@ -50,6 +50,7 @@ mod create;
 mod dns;
 mod egress;
 mod fast;
+mod hello;
 mod ingress;
 mod learn;
 mod lookup;

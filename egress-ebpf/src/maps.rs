@@ -13,6 +13,7 @@ use egress_common::{
     asked::AskedOf,
     event::{EVENT_BUDGETS_CAPACITY, EventBudget, Process, VerdictEvent},
     flow::{FlowBucket, SocketState},
+    hello::Hello,
     learned::{Learned, LearnedKey},
     maps::{
         ALIASES_CAPACITY, Alias, AliasKey, CIDRS_CAPACITY, Config, DNS_COPIES_BYTES, EVENTS_BYTES,
@@ -272,6 +273,55 @@ impl AskedSockets {
     /// The same, made when there is nothing; `None` when there is no memory for it.
     #[inline(always)]
     pub fn get_or_create(&self, sk: *mut bpf_sock) -> Option<*mut AskedOf> {
+        self.storage(sk, BPF_SK_STORAGE_GET_F_CREATE)
+    }
+}
+
+/// Socket storage of TCP connections that are to name their destination, made by their SYN. Not inherited.
+#[repr(C)]
+pub struct Hellos {
+    r#type: *const [i32; bpf_map_type::BPF_MAP_TYPE_SK_STORAGE as usize],
+    key: *const i32,
+    value: *const Hello,
+    max_entries: *const [i32; 0],
+    map_flags: *const [i32; BPF_F_NO_PREALLOC as usize],
+}
+
+// SAFETY: the pointers are placeholders for the loader and never read.
+unsafe impl Sync for Hellos {}
+
+#[btf_map]
+pub static HELLOS: Hellos = Hellos {
+    r#type: core::ptr::null(),
+    key: core::ptr::null(),
+    value: core::ptr::null(),
+    max_entries: core::ptr::null(),
+    map_flags: core::ptr::null(),
+};
+
+impl Hellos {
+    #[inline(always)]
+    fn storage(&self, sk: *mut bpf_sock, flags: u32) -> Option<*mut Hello> {
+        let map = core::ptr::from_ref(self).cast_mut().cast();
+        // SAFETY: `sk` is a full socket, which the verifier checks.
+        let hello =
+            unsafe { bpf_sk_storage_get(map, sk.cast(), core::ptr::null_mut(), u64::from(flags)) };
+        if hello.is_null() {
+            None
+        } else {
+            Some(hello.cast())
+        }
+    }
+
+    /// The hello of a full socket.
+    #[inline(always)]
+    pub fn get(&self, sk: *mut bpf_sock) -> Option<*mut Hello> {
+        self.storage(sk, 0)
+    }
+
+    /// The same, made when there is none; `None` when there is no memory for it.
+    #[inline(always)]
+    pub fn get_or_create(&self, sk: *mut bpf_sock) -> Option<*mut Hello> {
         self.storage(sk, BPF_SK_STORAGE_GET_F_CREATE)
     }
 }

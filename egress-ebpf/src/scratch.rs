@@ -12,6 +12,7 @@ use egress_common::{
     address::Address,
     dns::{AnswerReader, Message, NameReader},
     event::DnsCopy,
+    hello::HelloReader,
     learned::{GRANTS, Grant, LearnRequest, Learned},
     maps::{Alias, AliasName, AliasRequest},
     policy::{Binding, NAME_ENTRIES, NameRules},
@@ -149,6 +150,16 @@ pub struct Scratch {
     pub no_room: u64,
     /// Flags of the copy, `BPF_RB_NO_WAKEUP` or none.
     pub copy_flags: u64,
+    /// The machine of hellos.
+    pub hello: HelloReader,
+    /// When the connection of the hello began.
+    pub hello_begun_at_ns: u64,
+    /// Rule that allows the name of the hello; 0 for none.
+    pub hello_rule: u64,
+    /// A reason as a number: why the name is refused; 0 for not.
+    pub hello_reason: u32,
+    /// Port that the hello goes to.
+    pub hello_port: u32,
     /// The answer machine.
     pub answer: AnswerReader,
     /// The name machine.

@@ -370,7 +370,11 @@ fn judge_frame(
         is_unrouted: false,
     };
     let facts = Facts::of_packet(header, way, netns::of_frame(skb.raw));
-    let decision = judge(destination, facts, step.origin, binding);
+    let mut decision = judge(destination, facts, step.origin, binding);
+    // Nothing here follows what a frame's connection says of itself.
+    if matches!(decision.reason, Reason::AwaitsName) {
+        decision = Decision::new(Reason::HelloUnseen, decision.rule, binding);
+    }
     if decision.is_remembered() && header.has_ports() {
         frame_remember(skb.raw, skb.base, header.pack(), decision.pack());
     }

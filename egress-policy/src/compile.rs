@@ -275,9 +275,13 @@ impl<'a> Items<'a> {
             for (position, (name, left)) in rule.names.iter().zip(&left.names).enumerate() {
                 let source = source(&name.text, name.line);
                 for (pattern, ports) in &left.pieces {
-                    let id = self.register_part(source.clone(), &pattern.to_string(), ports);
+                    // What is left wants what the whole rule wants.
+                    let require = rule.require();
+                    let ports = ports.iter().map(|range| range.requiring(require));
+                    let ports: Vec<PortRange> = ports.collect();
+                    let id = self.register_part(source.clone(), &pattern.to_string(), &ports);
                     let item = item(id, "names", position, name.line);
-                    self.patterns.allow(pattern, item, ports, policy.ttl);
+                    self.patterns.allow(pattern, item, &ports, policy.ttl);
                 }
                 self.cut(source, &left.cut_by, Vec::new);
             }

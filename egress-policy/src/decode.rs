@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, path::Path};
 
-use egress_common::policy::{CIDR_ENTRIES, NAME_ENTRIES, PortRange};
+use egress_common::policy::{CIDR_ENTRIES, NAME_ENTRIES, PortRange, protocol};
 
 use super::{
     catalog::Catalog,
@@ -11,8 +11,8 @@ use super::{
     ports::parse_port_range,
     reader::{FieldPath, Fields, Reader, is_text},
     schema::{
-        API_VERSION, CLUSTER_KIND, EgressPolicy, KIND, Metadata, Preexisting, Queries, Spec,
-        SpecDns, SpecMode, SpecRule, SpecTtl, Subject,
+        API_VERSION, CLUSTER_KIND, EgressPolicy, KIND, Metadata, Preexisting, Queries, Require,
+        Spec, SpecDns, SpecMode, SpecRule, SpecTtl, Subject,
     },
     set::{DESTINATIONS, Policy, Rule},
     ttl::{MAX_GRACE_S, Ttl, TtlError, parse_duration_s},
@@ -194,6 +194,18 @@ impl Reader<'_> {
         if let Some(node) = fields.get("deny") {
             (spec.deny, deny) = self.rules(node, at("deny"), true, catalog);
         }
+        for (index, rule) in spec.allow.iter().enumerate() {
+            if spec.ceiling && !rule.require.is_none() {
+                let line = allow
+                    .iter()
+                    .find(|checked| checked.index == index)
+                    .map_or(node.line, |checked| checked.line);
+                let list = at("allow");
+                let rule = FieldPath::Item(&list, index);
+                let path = FieldPath::Field(&rule, "require");
+                self.wrong(line, path, Problem::RequiresOfCeiling);
+            }
+        }
         Some((spec, ttl, allow, deny))
     }
 
@@ -312,7 +324,15 @@ impl Reader<'_> {
         let (mut specs, mut rules) = (Vec::new(), Vec::new());
         for (index, item) in items.iter().enumerate() {
             let path = FieldPath::Item(&path, index);
-            const KNOWN: &[&str] = &["names", "cidrs", "serviceTags", "ports", "preset", "with"];
+            const KNOWN: &[&str] = &[
+                "names",
+                "cidrs",
+                "serviceTags",
+                "ports",
+                "require",
+                "preset",
+                "with",
+            ];
             let Some(present) = self.present(item, path, KNOWN, "- names: [api.example.com]")
             else {
                 continue;
@@ -421,7 +441,11 @@ impl Reader<'_> {
         {
             self.wrong(line, at("ports"), Problem::DeniedNameWithPorts);
         }
+        let require = self.require(path, present, is_deny, &ranges);
+        let bits = require.bits();
+        let ranges = ranges.into_iter().map(|range| range.requiring(bits));
         let spec = SpecRule {
+            require,
             names: names.iter().map(|name| name.text.clone()).collect(),
             cidrs: cidrs.iter().map(|cidr| cidr.text.clone()).collect(),
             service_tags: service_tags.iter().map(|tag| tag.text.clone()).collect(),
@@ -435,8 +459,42 @@ impl Reader<'_> {
             names,
             cidrs,
             service_tags,
-            ports: ranges,
+            ports: ranges.collect(),
         };
         (spec, rule)
+    }
+
+    /// What connections under a rule have to say of themselves.
+    fn require(
+        &mut self,
+        path: FieldPath<'_>,
+        present: &Fields<'_>,
+        is_deny: bool,
+        ports: &[PortRange],
+    ) -> Require {
+        let Some(node) = present.get("require") else {
+            return Require::None;
+        };
+        let path = FieldPath::Field(&path, "require");
+        let choices = [("none", Require::None), ("tls", Require::Tls)];
+        let require = self.choice(node, path, &choices, "tls or none");
+        if require.is_none() {
+            return require;
+        }
+        let has = |name: &str| {
+            let items = present.get(name).map(|node| &node.value);
+            !matches!(items, None | Some(Value::Null))
+                && !matches!(items, Some(Value::List(items)) if items.is_empty())
+        };
+        if is_deny {
+            self.wrong(node.line, path, Problem::RequiresOfDenied);
+        } else if !has("names") || has("cidrs") || has("serviceTags") {
+            self.wrong(node.line, path, Problem::RequiresOfOthers);
+        } else if !present.contains_key("ports")
+            || ports.iter().any(|range| range.proto != protocol::TCP)
+        {
+            self.wrong(node.line, path, Problem::RequiresOtherPorts);
+        }
+        require
     }
 }

@@ -288,6 +288,22 @@ pub enum Problem {
         "a denied name teaches no address at all, whatever the port; leave ports out, or deny the port in a rule with cidrs alone"
     )]
     DeniedNameWithPorts,
+    /// A deny rule with `require`.
+    #[error("has no meaning in a rule that denies; leave it out")]
+    RequiresOfDenied,
+    /// A rule with `require` that is not for names alone.
+    #[error(
+        "is for rules with names and nothing else; put cidrs, serviceTags and presets in rules of their own"
+    )]
+    RequiresOfOthers,
+    /// A rule with `require` and ports of other protocols, or none.
+    #[error(
+        r#"needs TCP ports, such as ports: ["443/tcp"]; put other protocols in a rule of their own"#
+    )]
+    RequiresOtherPorts,
+    /// A ceiling with `require`.
+    #[error("has no meaning in a ceiling, which opens nothing; leave it out")]
+    RequiresOfCeiling,
     /// A bad name.
     #[error(transparent)]
     Name(#[from] NameError),

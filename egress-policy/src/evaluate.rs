@@ -84,6 +84,10 @@ impl Compiled {
             NOW_NS,
             || rules,
             || learned.as_ref().map(|learned| (learned, &key)),
+            || {
+                let learned = learned.as_ref();
+                learned.map_or(0, |learned| learned.named(&key, destination.port, NOW_NS))
+            },
             || Trouble::None,
         )
     }

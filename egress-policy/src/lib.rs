@@ -64,7 +64,7 @@ pub use preset::{PresetProblem, Presets};
 pub use reader::{FieldPath, Fields, Reader, one_document};
 pub use schema::{
     API_VERSION, CLUSTER_KIND, EgressPolicy, KIND, Metadata, Preexisting, PresetValue, Queries,
-    Spec, SpecDns, SpecMode, SpecRule, SpecTtl, Subject, json_schema, name_schema,
+    Require, Spec, SpecDns, SpecMode, SpecRule, SpecTtl, Subject, json_schema, name_schema,
 };
 pub use selector::{Operator, Requirement, Selector, SelectorError};
 pub use service_tags::{
@@ -72,7 +72,8 @@ pub use service_tags::{
 };
 pub use set::{Located, Policy, PolicySet, Rule, parse};
 pub use text::{
-    address_from, address_text, port_range_text, ports_text, protocol_number, protocol_text,
+    address_from, address_text, port_range_text, ports_text, printable, protocol_number,
+    protocol_text,
 };
 pub use ttl::{MAX_TTL_S, Ttl, TtlError, parse_duration_s};
 pub use write::{Draft, Entry, Target, write_policies};

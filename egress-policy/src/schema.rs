@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use egress_common::{
-    policy::{CIDR_ENTRIES, NAME_ENTRIES},
+    policy::{CIDR_ENTRIES, NAME_ENTRIES, REQUIRE_TLS},
     verdict::Mode,
 };
 use schemars::{JsonSchema, Schema, schema_for};
@@ -113,7 +113,10 @@ pub struct Metadata {
 #[schemars(extend("anyOf" = [
     { "properties": { "subject": { "enum": ["pods"] } } },
     { "not": { "anyOf": [{ "required": ["namespaceSelector"] }, { "required": ["podSelector"] }, { "required": ["ceiling"] }] } },
-]))]
+], "allOf" = [{ "anyOf": [
+    { "properties": { "ceiling": { "enum": [false] } } },
+    { "properties": { "allow": { "items": { "properties": { "require": { "enum": ["none"] } } } } } },
+] }]))]
 pub struct Spec {
     /// Whether denied packets are dropped.
     #[serde(default)]
@@ -135,7 +138,7 @@ pub struct Spec {
     /// denial always wins. A denied name never teaches an
     /// address; it is denied for all ports.
     #[serde(default)]
-    #[schemars(extend("allOf" = [{ "items": { "anyOf": [
+    #[schemars(extend("allOf" = [{ "items": { "properties": { "require": { "enum": ["none"] } } } }, { "items": { "anyOf": [
         { "not": { "required": ["names"] } },
         { "properties": { "names": { "maxItems": 0 } } },
         { "not": { "required": ["ports"] } },
@@ -330,12 +333,25 @@ const TAG_EXAMPLES: [&str; 2] = ["Storage.westeurope", "AzureCloud.eastus"];
             { "required": ["cidrs"] },
             { "required": ["serviceTags"] },
             { "required": ["ports"] },
+            { "required": ["require"] },
         ] },
     },
 ], "allOf" = [{ "anyOf": [
     { "not": { "required": ["names"] } },
     { "properties": { "names": { "maxItems": 0 } } },
     { "properties": { "ports": { "maxItems": NAME_ENTRIES } } },
+] }, { "anyOf": [
+    { "not": { "required": ["require"] } },
+    { "properties": { "require": { "enum": ["none"] } } },
+    {
+        "required": ["names", "ports"],
+        "properties": {
+            "names": { "minItems": 1 },
+            "cidrs": { "maxItems": 0 },
+            "serviceTags": { "maxItems": 0 },
+            "ports": { "items": { "pattern": "/[Tt][Cc][Pp]$" } },
+        },
+    },
 ] }]))]
 pub struct SpecRule {
     /// Names and patterns. Addresses that a DNS answer for such a name taught are open on `ports`.
@@ -354,6 +370,10 @@ pub struct SpecRule {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Vec<PortsText>", length(min = 1, max = CIDR_ENTRIES))]
     pub ports: Option<Vec<String>>,
+    /// What a connection has to say of itself besides going to an address of a name: only of a rule that allows names, and
+    /// nothing else, on TCP ports.
+    #[serde(default, skip_serializing_if = "Require::is_none")]
+    pub require: Require,
     /// A preset, whose rules this one stands for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "PresetName")]
@@ -361,6 +381,36 @@ pub struct SpecRule {
     /// Values of the preset's variables.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub with: BTreeMap<String, PresetValue>,
+}
+
+/// What a connection has to say of itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum Require {
+    /// Nothing: the address is enough, and what else is served there is open too.
+    #[default]
+    None,
+    /// It begins with a TLS hello whose server name (SNI) the same rule covers. So a name on a shared address (CDN, front
+    /// door) opens itself alone.
+    Tls,
+}
+
+impl Require {
+    /// Whether it is the default.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        *self == Self::None
+    }
+
+    /// As a port range holds it.
+    #[must_use]
+    pub const fn bits(self) -> u8 {
+        match self {
+            Self::None => 0,
+            Self::Tls => REQUIRE_TLS,
+        }
+    }
 }
 
 /// The value of a preset's variable.

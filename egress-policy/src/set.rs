@@ -57,6 +57,11 @@ pub struct Rule {
 }
 
 impl Rule {
+    /// What connections under it have to say of themselves, as its ports hold it.
+    pub(super) fn require(&self) -> u8 {
+        self.ports.first().map_or(0, |range| range.require)
+    }
+
     /// How many destinations it names besides those that stand in the file one by one.
     pub(super) fn destinations_behind(&self) -> usize {
         let tags = self.service_tags.iter();

@@ -7,7 +7,7 @@ use std::{
 
 use egress_common::{
     address::{Address, from_v4},
-    policy::{PortRange, protocol},
+    policy::{PortRange, REQUIRE_TLS, protocol},
 };
 
 use super::{
@@ -76,7 +76,11 @@ pub fn ports_text(ranges: &[PortRange]) -> String {
         return "any".to_owned();
     }
     let texts: Vec<String> = ranges.iter().map(port_range_text).collect();
-    texts.join(", ")
+    let mut text = texts.join(", ");
+    if ranges.iter().any(|range| range.require & REQUIRE_TLS != 0) {
+        text.push_str(", require: tls");
+    }
+    text
 }
 
 /// The text without what could steer a terminal.

@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use super::{
     schema::{
-        API_VERSION, CLUSTER_KIND, EgressPolicy, KIND, Metadata, PresetValue, Spec, SpecMode,
-        SpecRule, Subject,
+        API_VERSION, CLUSTER_KIND, EgressPolicy, KIND, Metadata, PresetValue, Require, Spec,
+        SpecMode, SpecRule, Subject,
     },
     selector::Selector,
 };
@@ -233,6 +233,7 @@ fn rule(text: &mut String, indent: &str, rule: &SpecRule) {
         cidrs,
         service_tags,
         ports,
+        require,
         preset,
         with,
     } = rule;
@@ -261,6 +262,9 @@ fn rule(text: &mut String, indent: &str, rule: &SpecRule) {
         };
         texts_of(text, &format!("{indent}{lead}"), indent, name, texts);
         lead = "  ";
+    }
+    if *require == Require::Tls {
+        line(text, indent, &format!("{lead}require: tls"));
     }
 }
 

@@ -57,7 +57,7 @@ pub(crate) const UNTRIED: &[Technique] = &[
     Technique {
         name: "domain fronting, shared addresses",
         outcome: Outcome::NotStopped,
-        why: "Names become addresses. Behind one address of a CDN live many sites, and the TLS name is not looked at.",
+        why: "for rules without `require: tls`: names become addresses, and behind one address of a CDN live many sites. With it the hello has to name an allowed one (`tests/tests/netns/hello.rs`), and what remains is a server that goes by something else: the `Host` header inside TLS, or a second hello after a HelloRetryRequest.",
     },
     Technique {
         name: "DNS over HTTPS inside an allowed name",

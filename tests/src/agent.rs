@@ -843,6 +843,9 @@ pub struct Flow {
     pub protocol: String,
     /// Names that resolved to the destination.
     pub names: Vec<String>,
+    /// The server name in the TLS hello.
+    #[serde(default)]
+    pub server_name: Option<String>,
     /// Name of the verdict.
     pub verdict: String,
     /// Name of the reason.

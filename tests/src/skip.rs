@@ -8,7 +8,7 @@ use crate::programs;
 
 /// Tools without which no world can be built.
 const TOOLS: &[&str] = &[
-    "ip", "nsenter", "unshare", "taskset", "unbound", "dnsmasq", "curl", "dig",
+    "ip", "nsenter", "unshare", "taskset", "unbound", "dnsmasq", "curl", "dig", "openssl",
 ];
 
 /// Whether a test that needs a world can run; if not, the reason is printed.

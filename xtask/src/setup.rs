@@ -46,6 +46,7 @@ impl Group {
                 "iputils-ping",
                 "netcat-openbsd",
                 "nftables",
+                "openssl",
                 "procps",
                 "unbound",
                 "util-linux",

@@ -63,6 +63,7 @@ pub(crate) fn flow(port: u16, verdict: Verdict, reason: Reason) -> FlowReport {
         port: Some(port),
         protocol: "tcp".into(),
         names: vec!["www.example.org".to_owned()],
+        server_name: None,
         verdict: verdict.name().into(),
         reason: reason.name().into(),
         words: reason.words().into(),

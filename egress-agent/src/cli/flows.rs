@@ -117,7 +117,15 @@ fn destination(flow: &FlowReport) -> String {
     if !names.is_empty() {
         names.push(' ');
     }
-    format!("{names}{address}/{}", flow.protocol)
+    let hello = flow
+        .server_name
+        .as_ref()
+        .map(|name| format!(", hello for {name}"));
+    format!(
+        "{names}{address}/{}{}",
+        flow.protocol,
+        hello.unwrap_or_default()
+    )
 }
 
 /// A verdict in one line of a stream, whose columns cannot be known before.

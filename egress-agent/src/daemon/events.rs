@@ -1,12 +1,12 @@
 //! Verdict events: kept for `flows`, sent to followers, logged.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 use anyhow::Context;
 use egress_common::{
     address::Address,
     dns::DNS_PORT,
-    event::{DnsCopy, Process, VerdictEvent},
+    event::{DnsCopy, NameEvent, Process, VerdictEvent},
     policy::protocol,
     verdict::{Hook, Mode, Reason, Verdict},
 };
@@ -22,8 +22,9 @@ use crate::{
         model::FlowReport,
         report::{FlowContext, flow_report},
     },
-    datapath::{EventRing, readable},
+    datapath::{Event, EventRing, readable},
     kube::events::Denial,
+    policy::printable,
     shutdown::Shutdown,
 };
 
@@ -47,6 +48,7 @@ pub(super) async fn run(
 ) -> anyhow::Result<()> {
     let mut ring = readable(ring).context("cannot wait for events")?;
     let mut logged = Budget::default();
+    let mut named = Named::default();
     let mut look = tokio::time::interval(LOOK);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -65,7 +67,10 @@ pub(super) async fn run(
         while events.len() < BATCH
             && let Some(event) = ring.get_mut().next_event()
         {
-            events.push(event);
+            match event {
+                Event::Name(name) => named.note(&name),
+                Event::Verdict(event) => events.push((event, named.of(&event))),
+            }
         }
         let is_end = events.len() < BATCH;
         if !is_end {
@@ -73,15 +78,15 @@ pub(super) async fn run(
             look.reset_immediately();
         } else if this.is_asked {
             // Who asked has had the answers read before.
-        } else if events.iter().any(|event| is_nameless(&shared, event)) {
+        } else if events.iter().any(|(event, _)| is_nameless(&shared, event)) {
             // The answer that names an address may still be on its way through the other ring.
             tokio::select! {
                 () = tokio::time::sleep(NAME_WAIT) => {}
                 () = shared.event_looks.asked() => look.reset_immediately(),
             }
         }
-        for event in &events {
-            take(&shared, event, &mut logged);
+        for (event, server_name) in events {
+            take(&shared, &event, server_name, &mut logged);
         }
         shared.observe_waiting(now_ns());
         if is_end {
@@ -99,8 +104,52 @@ fn is_nameless(shared: &Shared, event: &VerdictEvent) -> bool {
     })
 }
 
-fn take(shared: &Shared, event: &VerdictEvent, logged: &mut Budget) {
-    let flow = report(shared, event);
+/// Most names that are kept: the verdict on one follows at once, and again with every packet that is refused and sent again.
+const MOST_NAMED: usize = 256;
+
+/// The names that connections gave themselves, the latest last.
+#[derive(Debug, Default)]
+struct Named(VecDeque<NameEvent>);
+
+impl Named {
+    fn note(&mut self, name: &NameEvent) {
+        let flow = |name: &NameEvent| (name.netns, name.sport, name.dport, name.daddr);
+        self.0.retain(|known| flow(known) != flow(name));
+        if self.0.len() >= MOST_NAMED {
+            self.0.pop_front();
+        }
+        self.0.push_back(*name);
+    }
+
+    /// The name that belongs to a verdict which one decided.
+    fn of(&self, event: &VerdictEvent) -> Option<String> {
+        let is_decided_by_name = matches!(
+            Reason::try_from(event.reason),
+            Ok(Reason::NameRule
+                | Reason::AuditedName
+                | Reason::NameDiffers
+                | Reason::NameHidden
+                | Reason::NoName)
+        );
+        if !is_decided_by_name
+            || event.proto != protocol::TCP
+            || event.hook != Hook::SkbEgress as u8
+        {
+            return None;
+        }
+        let name = self.0.iter().find(|name| {
+            (name.netns, name.sport, name.dport) == (event.netns, event.sport, event.dport)
+                && name.daddr == event.daddr
+        })?;
+        let bytes = usize::try_from(name.name_bytes).ok()?;
+        let text = name.name.get(..bytes)?;
+        Some(printable(&String::from_utf8_lossy(text)))
+    }
+}
+
+fn take(shared: &Shared, event: &VerdictEvent, server_name: Option<String>, logged: &mut Budget) {
+    let mut flow = report(shared, event);
+    flow.server_name = server_name;
     shared.observe(event, &flow.cgroup);
     publish(shared, event, flow, logged);
 }
@@ -194,6 +243,7 @@ fn publish(shared: &Shared, event: &VerdictEvent, flow: FlowReport, logged: &mut
             port = flow.port,
             protocol = %flow.protocol,
             names = ?flow.names,
+            server_name = flow.server_name,
             reason = %flow.reason,
             "flow allowed"
         );
@@ -204,6 +254,7 @@ fn publish(shared: &Shared, event: &VerdictEvent, flow: FlowReport, logged: &mut
             port = flow.port,
             protocol = %flow.protocol,
             names = ?flow.names,
+            server_name = flow.server_name,
             verdict = %flow.verdict,
             reason = %flow.reason,
             "flow denied"

@@ -50,6 +50,10 @@ impl Maps {
             now_ns,
             || cidr.as_ref(),
             || learned.as_ref().map(|learned| (learned, &key)),
+            || {
+                let learned = learned.as_ref();
+                learned.map_or(0, |learned| learned.named(&key, flow.dport, now_ns))
+            },
             || self.trouble(binding.scope_id, netns, now_ns),
         );
         let own = learned.filter(|learned| learned.is_of(&key));

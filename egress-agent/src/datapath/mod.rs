@@ -50,7 +50,7 @@ pub use judge::Judged;
 pub use load::Options;
 pub use maps::Shares;
 pub use reader::{LearnedPages, Reader};
-pub use rings::{DnsRing, EventRing, Ring, readable};
+pub use rings::{DnsRing, Event, EventRing, Ring, readable};
 pub use snapshot::{
     AttachedHook, Counter, Counters, LearnedEntry, MapFill, NotedAlias, PutBack, RuleCounter,
     ScopeFill, WorkloadCounter,

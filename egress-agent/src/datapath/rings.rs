@@ -7,7 +7,7 @@ use std::{
 };
 
 use aya::maps::{MapData, RingBuf};
-use egress_common::event::{DnsCopy, VerdictEvent};
+use egress_common::event::{DnsCopy, NameEvent, VerdictEvent};
 use tokio::io::{Interest, unix::AsyncFd};
 
 /// Reads a record from the beginning of `bytes`.
@@ -19,16 +19,30 @@ fn read<T: Copy>(bytes: &[u8]) -> Option<T> {
     Some(unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) })
 }
 
+/// A record of the ring of verdicts.
+#[derive(Clone, Copy, Debug)]
+pub enum Event {
+    /// A verdict.
+    Verdict(VerdictEvent),
+    /// The name that a connection gives itself; the verdict on it follows.
+    Name(NameEvent),
+}
+
 /// Verdict events.
 pub struct EventRing(pub(super) RingBuf<MapData>);
 
 impl EventRing {
     /// The next event, if one is there.
-    pub fn next_event(&mut self) -> Option<VerdictEvent> {
+    pub fn next_event(&mut self) -> Option<Event> {
         loop {
             let item = self.0.next()?;
-            if let Some(event) = read(&item) {
-                return Some(event);
+            let event = if item.len() >= size_of::<NameEvent>() {
+                read(&item).map(Event::Name)
+            } else {
+                read(&item).map(Event::Verdict)
+            };
+            if event.is_some() {
+                return event;
             }
         }
     }

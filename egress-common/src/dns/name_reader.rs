@@ -150,6 +150,45 @@ impl NameReader {
         }
     }
 
+    /// Reads one byte of a name that stands as text from the beginning of `message` on, as the hello of TLS has it: without
+    /// a final dot, letters in any case. What ends in a number is an address, and no name.
+    #[inline(always)]
+    pub fn step_text(&mut self, message: &Message) -> NameStep {
+        let at = self.at;
+        let label_bytes = self.label_left;
+        if at >= message.length {
+            // Of the label, `pointers` counts what is no digit.
+            if label_bytes == 0 || self.pointers == 0 {
+                return NameStep::Malformed;
+            }
+            if self.first_label == 0 {
+                self.first_label = label_bytes;
+            }
+            return NameStep::Done;
+        }
+        let lower = message.byte(at).to_ascii_lowercase();
+        self.at = at.wrapping_add(1);
+        if lower == b'.' {
+            if label_bytes == 0 {
+                return NameStep::Malformed;
+            }
+            if self.first_label == 0 {
+                self.first_label = label_bytes;
+            }
+            self.label_left = 0;
+            self.pointers = 0;
+            return self.push(lower);
+        }
+        if !is_matchable(lower) || label_bytes as usize >= LABEL_BYTES {
+            return NameStep::Malformed;
+        }
+        if !lower.is_ascii_digit() {
+            self.pointers = self.pointers.wrapping_add(1);
+        }
+        self.label_left = label_bytes.wrapping_add(1);
+        self.push(lower)
+    }
+
     #[inline(always)]
     fn follow(&mut self, message: &Message, at: u32) -> NameStep {
         let low_at = at.wrapping_add(1);
@@ -395,6 +434,78 @@ mod tests {
                 prop_assert_eq!(&again, &text);
             }
         }
+    }
+
+    fn read_text(reader: &mut NameReader, text: &[u8]) -> bool {
+        let message = Message::from_slice(text).expect("a message that fits");
+        reader.start(0, 0);
+        for _ in 0..NAME_STEPS {
+            match reader.step_text(&message) {
+                NameStep::More => {}
+                NameStep::Done => return true,
+                NameStep::Malformed => return false,
+            }
+        }
+        false
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_name_as_text_has_the_keys_of_the_same_name_in_dns(
+            labels in vec("[a-zA-Z0-9_-]{0,62}[a-zA-Z]", 1..4),
+            before in vec(any::<u8>(), 0..40),
+        ) {
+            let mut wire = Vec::new();
+            for label in &labels {
+                wire.push(u8::try_from(label.len()).expect("a label"));
+                wire.extend(label.as_bytes());
+            }
+            wire.push(0);
+            let (mut dns, mut text) = (NameReader::new(), NameReader::new());
+            // What an earlier name left does not matter.
+            read_text(&mut text, &before);
+            prop_assert!(read(&mut dns, &wire, 0));
+            prop_assert!(read_text(&mut text, labels.join(".").as_bytes()));
+            prop_assert_eq!(key_at_pointer(&mut text, 7), key_at_pointer(&mut dns, 7));
+            prop_assert_eq!(text.tail_bytes(), dns.tail_bytes());
+            text.label_key(7, 9);
+            dns.label_key(7, 9);
+            prop_assert_eq!(&text.label[..74], &dns.label[..74]);
+        }
+    }
+
+    #[test]
+    fn what_is_no_name_is_none_as_text() {
+        let mut reader = NameReader::new();
+        let long = [b'a'; 64];
+        for text in [
+            &b""[..],
+            b".",
+            b"a.",
+            b".a",
+            b"a..b",
+            b"a b",
+            b"a\0b",
+            b"192.0.2.1",
+            b"a.1",
+            b"fd77::2",
+            b"[fd77::2]",
+            b"\xc3\xa4.example",
+            &long,
+        ] {
+            assert!(!read_text(&mut reader, text), "{text:?}");
+        }
+        for text in [&b"a"[..], b"1a", b"1.a", b"xn--4ca.example", &long[..63]] {
+            assert!(read_text(&mut reader, text), "{text:?}");
+        }
+        // 253 bytes fit, 254 do not.
+        let long = [&[b'a'; 60][..]; 4].join(&b'.');
+        let longest = [&long, &b".aaaaaaaaa"[..]].concat();
+        assert_eq!(longest.len(), NAME_TEXT_BYTES);
+        assert!(read_text(&mut reader, &longest));
+        assert!(!read_text(&mut reader, &[&longest, &b"a"[..]].concat()));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{collections::HashSet, path::Path};
 use egress_common::{
     policy::{
         CidrRules, EntryKind, HAS_AUDITORS, HAS_DENIED_NAMES, KEEP_PREEXISTING, NameRules,
-        ONLY_ALLOWED_QUERIES, PortRange,
+        ONLY_ALLOWED_QUERIES, PortRange, REQUIRE_TLS,
         protocol::{TCP, UDP},
     },
     verdict::{Mode, Reason},
@@ -53,6 +53,49 @@ fn the_example_compiles() {
         (RuleList::Deny, 0, Some(13))
     );
     assert_eq!(source.file.as_deref(), Some(Path::new("policy.yaml")));
+}
+
+#[test]
+fn what_a_connection_has_to_say_goes_with_the_ports_of_its_names() {
+    let both = "{ allow: [\
+         { names: [api.example.com, '*.cdn.example.net'], ports: [443/tcp], require: tls },\
+         { names: [open.cdn.example.net], ports: [443/tcp] }] }";
+    let both = compiled(&policy("p", both));
+    let required = |name| {
+        let used = at(&both, name).entries;
+        let used = used.iter().take_while(|entry| entry.kind != 0);
+        used.map(|entry| entry.ports.require).collect::<Vec<u8>>()
+    };
+    assert_eq!(required("api.example.com"), [REQUIRE_TLS]);
+    assert_eq!(required("www.cdn.example.net"), [REQUIRE_TLS]);
+    // Both rules cover it: what is open stays open.
+    assert_eq!(required("open.cdn.example.net"), [0, REQUIRE_TLS]);
+    // The rule is another one without it: no flow of the one goes on under the other.
+    let text = "{ allow: [{ names: [api.example.com], ports: [443/tcp], require: tls }] }";
+    let rules = |text: &str| {
+        let compiled = compiled(&policy("p", text));
+        compiled.rules.keys().copied().collect::<HashSet<u64>>()
+    };
+    let without = text.replace(", require: tls", "");
+    assert!(rules(text).is_disjoint(&rules(&without)));
+    assert_eq!(rules(&without), rules(&text.replace("tls }", "none }")));
+}
+
+#[test]
+fn a_ceiling_leaves_what_a_rule_requires() {
+    let of_cluster = policy(
+        "c",
+        "{ ceiling: true, allow: [{ names: ['*.example.com'], ports: [any/tcp] }] }",
+    )
+    .replace("kind: EgressPolicy", "kind: ClusterEgressPolicy");
+    let of_namespace = policy(
+        "n",
+        "{ podSelector: {}, allow: [{ names: [api.example.com, other.example.net], ports: [443/tcp], require: tls }] }",
+    );
+    let compiled = compiled(&format!("{of_cluster}---\n{of_namespace}"));
+    let [first, second, ..] = at(&compiled, "api.example.com").entries;
+    assert_eq!((first.ports.require, second.kind), (REQUIRE_TLS, 0));
+    assert!(compiled.rules_of_name("other.example.net").is_none());
 }
 
 #[test]

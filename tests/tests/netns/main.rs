@@ -22,6 +22,8 @@ mod explain;
 mod firewall_guide;
 mod flow_log;
 mod forged;
+mod hello;
+mod hellos;
 mod inbound;
 mod interfaces;
 mod learn;

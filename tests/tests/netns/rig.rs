@@ -335,5 +335,5 @@ fn judge(packet: &Packet) -> Reason {
             .find(|(network, bits, _)| covers(network, *bits, &packet.daddr))
             .map(|(_, _, rules)| rules)
     };
-    decide(&flow, &BINDING, 1, cidr, || None, || Trouble::None).reason
+    decide(&flow, &BINDING, 1, cidr, || None, || 0, || Trouble::None).reason
 }

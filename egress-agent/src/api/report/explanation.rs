@@ -133,7 +133,13 @@ fn decision(
     own.or_else(|| telling(others.map(|one| one.decision)))
         .unwrap_or_else(|| {
             // Nobody has resolved it: what a policy says of all addresses is all that counts.
-            if [Reason::NameRule, Reason::PortNotAllowed].contains(&offline.reason) {
+            let of_names = [
+                Reason::NameRule,
+                Reason::AwaitsName,
+                Reason::Quic,
+                Reason::PortNotAllowed,
+            ];
+            if of_names.contains(&offline.reason) {
                 Decision::without_rule(Reason::NoRule, &facts.binding)
             } else {
                 Decision::new(offline.reason, offline.rule, &facts.binding)

@@ -57,6 +57,7 @@ pub fn flow_report(event: &VerdictEvent, context: FlowContext<'_>) -> FlowReport
             proto => protocol_text(proto).into(),
         },
         names: context.names,
+        server_name: None,
         verdict: Verdict::try_from(event.verdict).map_or_else(
             |number| unknown("verdict", number),
             |verdict| verdict.name().into(),

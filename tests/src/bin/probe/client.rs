@@ -75,6 +75,67 @@ impl Connect {
     }
 }
 
+/// Options of `probe pieces`.
+#[derive(Args, Debug)]
+pub(crate) struct Pieces {
+    address: IpAddr,
+    port: u16,
+    /// What to send, in hexadecimal, each part with a write of its own.
+    #[arg(required = true)]
+    parts: Vec<String>,
+    /// Milliseconds between two writes.
+    #[arg(long, default_value_t = 0)]
+    pause: u64,
+    /// Send the last byte of the first part as urgent data.
+    #[arg(long)]
+    urgent: bool,
+    /// Longest wait for the echo.
+    #[arg(long, default_value_t = 1500)]
+    timeout: u64,
+}
+
+impl Pieces {
+    pub(crate) fn run(&self) -> Result<()> {
+        let parts = self.parts.iter().map(|part| unhex(part));
+        let parts = parts.collect::<Result<Vec<_>>>()?;
+        print(&attempt(|| self.attempt(&parts)))
+    }
+
+    /// Sends the parts and waits until all of them came back.
+    fn attempt(&self, parts: &[Vec<u8>]) -> Step<u16> {
+        let limit = Duration::from_millis(self.timeout);
+        let to: SocketAddr = (self.address, self.port).into();
+        let mut stream = TcpStream::connect_timeout(&to, limit).map_err(at("connect"))?;
+        stream.set_nodelay(true).map_err(at("socket"))?;
+        stream.set_read_timeout(Some(limit)).map_err(at("socket"))?;
+        for (index, part) in parts.iter().enumerate() {
+            if index > 0 {
+                std::thread::sleep(Duration::from_millis(self.pause));
+            }
+            if self.urgent && index == 0 {
+                let socket = socket2::SockRef::from(&stream);
+                socket.send_out_of_band(part).map_err(at("send"))?;
+            } else {
+                stream.write_all(part).map_err(at("send"))?;
+            }
+        }
+        let sent = parts.concat();
+        let mut echo = vec![0; sent.len()];
+        stream.read_exact(&mut echo).map_err(at("receive"))?;
+        if echo != sent {
+            return Err(("receive", io::ErrorKind::InvalidData.into()));
+        }
+        Ok(stream.local_addr().map_or(0, |address| address.port()))
+    }
+}
+
+/// Bytes from hexadecimal digits.
+fn unhex(text: &str) -> Result<Vec<u8>> {
+    let pairs = text.as_bytes().chunks(2);
+    let bytes = pairs.map(|pair| Ok(u8::from_str_radix(std::str::from_utf8(pair)?, 16)?));
+    bytes.collect()
+}
+
 /// Options of `probe udp`.
 #[derive(Args, Debug)]
 pub(crate) struct Udp {

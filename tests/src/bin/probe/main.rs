@@ -50,6 +50,8 @@ enum Command {
     Serve(serve::Serve),
     /// Connect by TCP and wait for an echo.
     Connect(client::Connect),
+    /// Connect by TCP, send bytes part by part, and wait for their echo.
+    Pieces(client::Pieces),
     /// Send a datagram and wait for its echo.
     Udp(client::Udp),
     /// Send many datagrams.
@@ -122,6 +124,7 @@ fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Serve(command) => command.run(),
         Command::Connect(command) => command.run(),
+        Command::Pieces(command) => command.run(),
         Command::Udp(command) => command.run(),
         Command::Flood(command) => command.run(),
         Command::Listen(command) => command.run(),

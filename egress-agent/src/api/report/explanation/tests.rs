@@ -158,6 +158,7 @@ impl World {
             NOW_NS,
             || compiled.rules_of_address(&address),
             || (!grants.is_empty()).then_some((&learned, &key)),
+            || learned.named(&key, to(asked).port, NOW_NS),
             || Trouble::None,
         );
         self.facts.addresses.push(AddressFacts {
