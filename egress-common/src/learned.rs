@@ -131,12 +131,16 @@ impl Grant {
         }
     }
 
-    /// Whether the grant may take a new slot, so many of which are used. Grants that differ by their rules alone leave
-    /// half of them to other ports, unless `in_any`.
+    /// In how many slots the grant may lie. Grants that differ by their rules alone leave half of them to other ports, unless
+    /// `in_any`.
     #[inline(always)]
     #[must_use]
-    pub const fn may_begin(&self, used: u32, in_any: bool) -> bool {
-        in_any || self.ports.require == 0 || (used as usize) < GRANTS / 2
+    pub const fn room(&self, in_any: bool) -> usize {
+        if in_any || self.ports.require == 0 {
+            GRANTS
+        } else {
+            GRANTS / 2
+        }
     }
 
     /// When it ends: with the answers that taught it, or some time after its last use.
@@ -513,8 +517,8 @@ mod tests {
             (1, MANY_RULES)
         );
         assert_eq!(open.rule_with(&Grant { rule: 7, ..open }), 7);
-        assert!(one.may_begin(3, false) && !one.may_begin(4, false));
-        assert!(one.may_begin(4, true) && open.may_begin(7, false));
+        assert_eq!((one.room(false), one.room(true)), (4, 8));
+        assert_eq!((open.room(false), open.room(true)), (8, 8));
     }
 
     #[test]

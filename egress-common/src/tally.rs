@@ -117,6 +117,8 @@ tallies! {
     38 AliasSwept "dns_aliases_swept" false,
     /// An answer to a query that an answer had come to before.
     39 AnswerReplayed "dns_answer_replayed" false,
+    /// An address that more rules with `require` lead to than it has room for: any of them may be named there.
+    40 GrantsShared "grants_shared" false,
 }
 
 /// Capacity of the map of tallies.

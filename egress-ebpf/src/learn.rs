@@ -10,7 +10,7 @@ use aya_ebpf::{
 };
 use egress_common::{
     barrier::barrier,
-    learned::{DOOMED, Grant, LearnRequest, Learned, LearnedKey, MANY_RULES, SWEEP_DELETE},
+    learned::{DOOMED, GRANTS, Grant, LearnRequest, Learned, LearnedKey, MANY_RULES, SWEEP_DELETE},
     maps::ScopeUse,
     tally::Tally,
 };
@@ -91,6 +91,9 @@ fn add(entry: *mut Learned, request: &LearnRequest) -> u32 {
     // No room for a slot apart: better to tell too much or too little of an audit than to lose the address.
     if matches!(outcome, Tally::GrantsFull) {
         outcome = prolong(entry, request, 1);
+        if matches!(outcome, Tally::AddressLearned) && request.grant.ports.require != 0 {
+            record::tally(Tally::GrantsShared);
+        }
     }
     outcome as u32
 }
@@ -99,28 +102,22 @@ fn add(entry: *mut Learned, request: &LearnRequest) -> u32 {
 #[inline(never)]
 fn prolong(entry: *mut Learned, request: &LearnRequest, in_any: u32) -> Tally {
     let wanted = &request.grant;
-    let [first, second, third] = request.key.words();
     let mut outcome = Tally::GrantsFull;
-    let mut used = 0_u32;
     // SAFETY: the entry is a map value with a lock that the kernel knows.
     let lock = unsafe { &raw mut (*entry).lock };
     // SAFETY: no lock is held, and nothing below calls a function before the unlock.
     unsafe { bpf_spin_lock(lock.cast()) };
+    let [first, second, third] = request.key.words();
     // SAFETY: the lock is held.
     let [x, y, z] = unsafe { (*entry).owner };
     let is_own = (x ^ first) | (y ^ second) | (z ^ third) == 0;
+    // SAFETY: the lock is held.
+    let grants = unsafe { &mut (*entry).grants };
     if !is_own {
         outcome = Tally::LearnedBusy;
-    }
-    // SAFETY: the lock is held.
-    for held in unsafe { &mut (*entry).grants } {
-        if !is_own {
-            break;
-        }
+    } else if let Some(held) = slot_for(grants, wanted, in_any != 0) {
+        let wanted = again(wanted);
         if held.expires_at_ns == 0 {
-            if !wanted.may_begin(used, in_any != 0) {
-                break;
-            }
             held.rule = wanted.rule;
             held.auditor = wanted.auditor;
             held.used_at_s = wanted.used_at_s;
@@ -131,10 +128,7 @@ fn prolong(entry: *mut Learned, request: &LearnRequest, in_any: u32) -> Tally {
             held.ports.last = wanted.ports.last;
             held.grace_s = wanted.grace_s;
             publish(held, wanted.expires_at_ns);
-            outcome = Tally::AddressLearned;
-            break;
-        }
-        if held.shares_slot(wanted, in_any != 0) {
+        } else {
             if held.limit_s < wanted.limit_s {
                 held.limit_s = wanted.limit_s;
             }
@@ -152,14 +146,42 @@ fn prolong(entry: *mut Learned, request: &LearnRequest, in_any: u32) -> Tally {
             } else if rule == MANY_RULES {
                 held.rule = rule;
             }
-            outcome = Tally::AddressLearned;
-            break;
         }
-        used = used.wrapping_add(1);
+        outcome = Tally::AddressLearned;
     }
     // SAFETY: the lock is held.
     unsafe { bpf_spin_unlock(lock.cast()) };
     outcome
+}
+
+/// The same reference, of which the compiler does not know that it is: it reads again what it would keep on the stack, where
+/// 5.10 has no room left.
+#[inline(always)]
+fn again<T>(held: &T) -> &T {
+    let mut pointer: *const T = held;
+    // SAFETY: a register is moved to itself.
+    unsafe { core::arch::asm!("{0} = {0}", inout(reg) pointer) };
+    // SAFETY: it is the pointer of the reference.
+    unsafe { &*pointer }
+}
+
+/// The slot of a grant: one that it shares, or the first that was never used, if it may have that.
+#[inline(always)]
+fn slot_for<'a>(
+    grants: &'a mut [Grant; GRANTS],
+    wanted: &Grant,
+    in_any: bool,
+) -> Option<&'a mut Grant> {
+    let room = wanted.room(in_any);
+    for (index, held) in grants.iter_mut().enumerate() {
+        if held.expires_at_ns == 0 {
+            return if index < room { Some(held) } else { None };
+        }
+        if held.shares_slot(again(wanted), in_any) {
+            return Some(held);
+        }
+    }
+    None
 }
 
 /// Writes the end, after everything else of the grant and of the entry.

@@ -59,6 +59,13 @@ pub const ENTRIES: &[Entry] = &[
     entry("evil.cdn.example.net", 300, &["10.78.2.66", "fd78::2:66"]),
     entry("shared.cdn.example.net", 300, &["10.78.2.7"]),
     entry("evilshared.cdn.example.net", 300, &["10.78.2.7"]),
+    // Many sites of one address.
+    entry("site1.example.net", 300, &["10.78.2.8"]),
+    entry("site2.example.net", 300, &["10.78.2.8"]),
+    entry("site3.example.net", 300, &["10.78.2.8"]),
+    entry("site4.example.net", 300, &["10.78.2.8"]),
+    entry("site5.example.net", 300, &["10.78.2.8"]),
+    entry("site6.example.net", 300, &["10.78.2.8"]),
     // An allowed name that leads to a denied one.
     entry("lure.cdn.example.net", 300, &["evil2.cdn.example.net"]),
     entry("evil2.cdn.example.net", 300, &["10.78.2.67"]),

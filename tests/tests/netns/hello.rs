@@ -358,6 +358,48 @@ fn a_policy_that_gains_the_field_keeps_flows_and_judges_new_ones() {
 }
 
 #[test]
+fn rules_that_find_no_slot_of_their_own_share_one_and_that_is_counted() {
+    if !ready() {
+        return;
+    }
+    const SITES: &str = "10.78.2.8";
+    let site = |index: u32| format!("site{index}.example.net");
+    let rule = |name: String| format!("{{ names: [{name}], ports: [443/tcp], require: tls }}");
+    let world = World::new();
+    let rules: Vec<String> = (1..=6).map(|index| rule(site(index))).collect();
+    let agent = world
+        .agent(&policy(&format!("allow: [{}]", rules.join(", "))))
+        .start();
+    let client = world.workload("client");
+    let mut names = vec![];
+    let mut shared = vec![];
+    for index in 1..=5 {
+        let (_, moved) = agent.counted(|| client.resolve(&site(index), false));
+        shared.push(moved.dns("grants_shared") > 0);
+        names.push(site(index));
+        for name in &names {
+            let hello = hex(&Hello::of(name).bytes());
+            reached(&client.probe(&["pieces", SITES, "443", &hello]));
+        }
+        if index == 4 {
+            // Nobody asked for it.
+            let hello = hex(&Hello::of(&site(6)).bytes());
+            let args = ["pieces", SITES, "443", &hello, "--timeout", "300"];
+            let (attempt, moved) = agent.counted(|| -> Attempt { client.probe(&args) });
+            assert!(!attempt.ok, "{attempt:?}");
+            counted(&moved, "name_differs");
+        }
+    }
+    assert_eq!(shared, [false, false, false, false, true]);
+    // What no rule allows stays closed.
+    let hello = hex(&Hello::of(EVIL).bytes());
+    let args = ["pieces", SITES, "443", &hello, "--timeout", "300"];
+    let (attempt, moved) = agent.counted(|| -> Attempt { client.probe(&args) });
+    assert!(!attempt.ok, "{attempt:?}");
+    counted(&moved, "name_differs");
+}
+
+#[test]
 fn audit_reports_the_name_and_lets_it_pass() {
     if !ready() {
         return;
