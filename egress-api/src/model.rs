@@ -457,6 +457,18 @@ pub struct FlowReport {
     pub rule: Option<String>,
     /// Name of the hook.
     pub hook: Text,
+    /// What became of the answer that holds the destination, where it was refused: then `names` has its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<FlowCause>,
+}
+
+/// What lies behind a denial, as a flow tells it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowCause {
+    /// Its name, as `explain` gives it.
+    pub cause: Text,
+    /// What it is, in a sentence.
+    pub words: Text,
 }
 
 /// Answer of `/v1/explain`, and of `explain --policy`.

@@ -25,7 +25,7 @@ impl Process {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VerdictEvent {
-    /// When, nanoseconds of the monotonic clock.
+    /// When, nanoseconds of the clock since boot.
     pub at_ns: u64,
     /// Cgroup of the sender; 0 where it is not known.
     pub cgroup_id: u64,
@@ -158,7 +158,7 @@ pub const REFUSED_ALIASES: u8 = 2;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DnsCopy {
-    /// When, nanoseconds of the monotonic clock.
+    /// When, nanoseconds of the clock since boot.
     pub at_ns: u64,
     /// Cookie of the receiving socket; the same for all parts of one stream.
     pub cookie: u64,

@@ -90,15 +90,15 @@ const SECOND_NS: u64 = 1_000_000_000;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Grant {
-    /// Until when answers say that it lives, nanoseconds of the monotonic clock; 0 for a slot that was never used.
+    /// Until when answers say that it lives, nanoseconds of the clock since boot; 0 for a slot that was never used.
     pub expires_at_ns: u64,
     /// Identity of the rule that it rests on.
     pub rule: u64,
     /// Identity of the rule by which a policy in audit denies the name that taught it; 0 for none.
     pub auditor: u64,
-    /// When an allowed flow last used it, seconds of the monotonic clock; 0 for never.
+    /// When an allowed flow last used it, seconds of the clock since boot; 0 for never.
     pub used_at_s: u32,
-    /// No use keeps it open for longer than until then, seconds of the monotonic clock.
+    /// No use keeps it open for longer than until then, seconds of the clock since boot.
     pub limit_s: u32,
     /// The ports.
     pub ports: PortRange,

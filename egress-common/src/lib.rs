@@ -11,7 +11,7 @@
 //!
 //! Addresses are always 16 bytes in network order, IPv4 stored v4-mapped
 //! (`::ffff:a.b.c.d`, RFC 4291 section 2.5.5.2). Times are nanoseconds of
-//! `CLOCK_MONOTONIC`, the clock of `bpf_ktime_get_ns`.
+//! `CLOCK_BOOTTIME`, the clock of `bpf_ktime_get_boot_ns`: it goes on while the machine sleeps.
 
 #![no_std]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]

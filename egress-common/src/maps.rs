@@ -45,7 +45,7 @@ pub struct Config {
     pub layout_version: u32,
     /// Raised at every switch: sockets then check what they remember against the new policy.
     pub generation: u32,
-    /// From this point on, nanoseconds of the monotonic clock, `enforce` reads as `audit`; 0 for never.
+    /// From this point on, nanoseconds of the clock since boot, `enforce` reads as `audit`; 0 for never.
     pub enforce_until_ns: u64,
     /// Number of the node's own network namespace (see [`Holder`](crate::learned::Holder)); 0 while it is not known.
     pub node_netns: u32,
@@ -202,7 +202,7 @@ pub struct Alias {
     pub lock: bpf_spin_lock,
     /// Padding, always zero.
     pub _pad: u32,
-    /// When the alias ends, nanoseconds of the monotonic clock.
+    /// When the alias ends, nanoseconds of the clock since boot.
     pub expires_at_ns: u64,
     /// The rules of the name that was asked for.
     pub rules: NameRules,
@@ -294,7 +294,7 @@ pub struct ScopeUse {
     pub learned_refused: u64,
     /// Aliases refused likewise.
     pub aliases_refused: u64,
-    /// When the scope last woke the agent for lack of room, nanoseconds of the monotonic clock.
+    /// When the scope last woke the agent for lack of room, nanoseconds of the clock since boot.
     pub woken_at_ns: u64,
     /// Most entries of `LEARNED`.
     pub learned_share: u32,

@@ -194,7 +194,7 @@ pub const QUERY_SLOTS: usize = 4;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Query {
-    /// When it was sent, nanoseconds of the monotonic clock; 0 for none. With [`SPENT`] once an answer was met.
+    /// When it was sent, nanoseconds of the clock since boot; 0 for none. With [`SPENT`] once an answer was met.
     pub sent_at_ns: u64,
     /// Hash of its question (`dns::question_of`).
     pub question: u64,

@@ -113,7 +113,7 @@ impl Framer {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stream {
-    /// When the last query left, nanoseconds of the monotonic clock; 0 for none: nobody waits for an answer.
+    /// When the last query left, nanoseconds of the clock since boot; 0 for none: nobody waits for an answer.
     pub asked_at_ns: u64,
     /// Cookie of the socket.
     pub cookie: u64,

@@ -331,9 +331,18 @@ impl Agent {
     ///
     /// It cannot be started or does not end.
     pub fn cli(&self, args: &[&str]) -> Result<Output> {
+        self.cli_within(args, ASK_LIMIT)
+    }
+
+    /// The same, with another limit than ten seconds: the client itself waits as long for an agent that does not answer.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be started or does not end.
+    pub fn cli_within(&self, args: &[&str], limit: Duration) -> Result<Output> {
         let mut command = std::process::Command::new(programs::agent());
         command.args(args).arg("--socket").arg(&self.options.socket);
-        process::run(command.stdin(std::process::Stdio::null()), ASK_LIMIT)
+        process::run(command.stdin(std::process::Stdio::null()), limit)
     }
 
     /// The policy that it learned.
@@ -491,6 +500,37 @@ impl Agent {
             "the new policy is not in force: {:?}",
             self.status().policy
         );
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&mut self, signal: Signal) {
+        self.running.signal(signal);
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.running.ended().is_some()
+    }
+
+    /// Starts this program with the same options, and waits for nothing.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be started.
+    pub fn spawn_again(&mut self, program: PathBuf) -> Result<()> {
+        self.options.program = program;
+        self.running = self.options.spawn()?;
+        Ok(())
+    }
+
+    /// What `status` exits with, and what it reports, if the agent answers.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be run.
+    pub fn look(&self) -> Result<(Option<i32>, Option<Status>)> {
+        let output = self.cli_within(&["status", "-o", "json"], 2 * ASK_LIMIT)?;
+        Ok((output.code(), parse(&output).ok()))
     }
 
     /// Kills it as `kill -9` does.
@@ -854,6 +894,17 @@ pub struct Flow {
     pub rule: Option<String>,
     /// Name of the hook.
     pub hook: String,
+    /// What became of the answer that holds the destination.
+    pub cause: Option<FlowCause>,
+}
+
+/// What lies behind a denied flow.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct FlowCause {
+    /// Its name.
+    pub cause: String,
+    /// What it is here.
+    pub words: String,
 }
 
 /// `explain -o json`, as far as it matters here.

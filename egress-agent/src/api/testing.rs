@@ -69,6 +69,7 @@ pub(crate) fn flow(port: u16, verdict: Verdict, reason: Reason) -> FlowReport {
         words: reason.words().into(),
         rule: None,
         hook: Hook::SkbEgress.name().into(),
+        cause: None,
     }
 }
 

@@ -128,13 +128,21 @@ fn destination(flow: &FlowReport) -> String {
     )
 }
 
+/// The reason, and what lies behind it where that is known.
+fn reason(flow: &FlowReport) -> String {
+    match &flow.cause {
+        Some(cause) => format!("{} ({})", flow.reason, cause.cause),
+        None => flow.reason.to_string(),
+    }
+}
+
 /// A verdict in one line of a stream, whose columns cannot be known before.
 pub(super) fn one_line(flow: &FlowReport, screen: Screen) -> String {
     let mut table = Table::new().word("").word("").word("").word("").word("");
     table.row([
         flow.at.time_of_day().into(),
         verdict(&flow.verdict),
-        format!("{:<16}", flow.reason).into(),
+        format!("{:<16}", reason(flow)).into(),
         format!("{:<8}", flow.scope).into(),
         destination(flow).into(),
     ]);
@@ -166,12 +174,15 @@ pub(super) fn render(flows: &[FlowReport], screen: Screen) -> String {
         table.row([
             flow.at.time_of_day().into(),
             verdict(&flow.verdict),
-            (&*flow.reason).into(),
+            reason(flow).into(),
             flow.scope.as_str().into(),
             destination(flow).into(),
         ]);
         if denied.shows(flow) {
             meanings.insert(&flow.reason, &flow.words);
+            if let Some(cause) = &flow.cause {
+                meanings.insert(&cause.cause, &cause.words);
+            }
         }
     }
     let mut text = table.render(screen);

@@ -4,18 +4,19 @@
 
 use std::{
     sync::{Mutex, PoisonError},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, SystemTime},
 };
 
 use egress_common::verdict::Mode;
 
+use super::time::now_ns;
 use crate::api::{Timestamp, model::ConfirmationStatus};
 
 /// A point in time on both clocks.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Moment {
-    /// What counts.
-    pub(super) instant: Instant,
+    /// What counts: the kernel's clock, which goes on while the machine sleeps.
+    pub(super) since_boot: Duration,
     /// What people are told.
     pub(super) wall: SystemTime,
 }
@@ -24,7 +25,7 @@ impl Moment {
     /// This moment.
     pub(super) fn now() -> Self {
         Self {
-            instant: Instant::now(),
+            since_boot: Duration::from_nanos(now_ns()),
             wall: SystemTime::now(),
         }
     }
@@ -67,7 +68,7 @@ enum State {
     /// No policy has enforced yet.
     Idle,
     Awaited {
-        deadline: Instant,
+        deadline: Duration,
         until: Timestamp,
     },
     Confirmed {
@@ -107,7 +108,7 @@ impl Confirmation {
         match *self.state() {
             State::Idle | State::Confirmed { .. } => Over::Never,
             State::Awaited { deadline, .. } => {
-                let left = deadline.saturating_duration_since(now.instant);
+                let left = deadline.saturating_sub(now.since_boot);
                 if left.is_zero() {
                     Over::Now
                 } else {
@@ -146,8 +147,7 @@ impl Confirmation {
     fn awaited(window: Duration, now: Moment) -> State {
         let end = |time: Option<SystemTime>| time.unwrap_or(now.wall);
         State::Awaited {
-            // A window is at most days: both clocks go that far.
-            deadline: now.instant.checked_add(window).unwrap_or(now.instant),
+            deadline: now.since_boot.saturating_add(window),
             until: Timestamp::from(end(now.wall.checked_add(window))),
         }
     }
@@ -156,7 +156,7 @@ impl Confirmation {
     pub(super) fn expire(&self, now: Moment) -> bool {
         let mut state = self.state();
         match *state {
-            State::Awaited { deadline, .. } if deadline <= now.instant => {
+            State::Awaited { deadline, .. } if deadline <= now.since_boot => {
                 *state = State::FellBack {
                     at: Timestamp::from(now.wall),
                     reason: "it was not confirmed in time",
@@ -193,7 +193,7 @@ impl Confirmation {
             State::Idle => Answer::NotAwaited("no policy has enforced yet"),
             State::Confirmed { .. } => Answer::NotAwaited("it was confirmed before"),
             // Too late: what upkeep would find at its next look.
-            State::Awaited { deadline, .. } if deadline <= now.instant => Answer::EnforceAgain,
+            State::Awaited { deadline, .. } if deadline <= now.since_boot => Answer::EnforceAgain,
             State::Awaited { .. } => {
                 *state = State::Confirmed {
                     at: Timestamp::from(now.wall),
@@ -228,7 +228,7 @@ impl Confirmation {
                 until: Some(until),
                 remaining_s: Some(
                     deadline
-                        .saturating_duration_since(now.instant)
+                        .saturating_sub(now.since_boot)
                         .as_millis()
                         .div_ceil(1000)
                         .try_into()
@@ -260,7 +260,7 @@ mod tests {
 
     fn after(start: Moment, passed: Duration) -> Moment {
         Moment {
-            instant: start.instant.checked_add(passed).expect("in range"),
+            since_boot: start.since_boot.saturating_add(passed),
             wall: start.wall.checked_add(passed).expect("in range"),
         }
     }

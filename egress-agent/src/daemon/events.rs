@@ -316,6 +316,13 @@ fn report(shared: &Shared, event: &VerdictEvent) -> FlowReport {
                 .names_of(scope.number, &event.daddr, event.at_ns)
         })
         .unwrap_or_default();
+    // What a refused answer says counts only where nothing else names the address.
+    let refusal = scope
+        .filter(|_| names.is_empty() && event.verdict != Verdict::Allow as u8)
+        .and_then(|scope| {
+            let refusals = shared.refusals.of_address(scope.number, &event.daddr);
+            refusals.into_iter().find(|one| one.at_ns <= event.at_ns)
+        });
     let cgroup = match event.cgroup_id {
         0 => None,
         id => lock(&shared.cgroup_paths).path(id, now_ns()),
@@ -328,6 +335,7 @@ fn report(shared: &Shared, event: &VerdictEvent) -> FlowReport {
         rule: bound
             .and_then(|bound| bound.compiled())
             .and_then(|compiled| compiled.rules.get(&event.rule)),
+        refusal,
     };
     flow_report(event, context)
 }

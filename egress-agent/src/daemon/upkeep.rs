@@ -232,7 +232,7 @@ fn make_room_of(
     Ok(())
 }
 
-/// Seconds of the monotonic clock.
+/// Seconds of the clock since boot.
 fn seconds(ns: u64) -> u32 {
     u32::try_from(ns / 1_000_000_000).unwrap_or(u32::MAX)
 }

@@ -400,7 +400,7 @@ impl Datapath {
         Ok(config.generation)
     }
 
-    /// Lets what enforces audit from this moment of the monotonic clock on, whatever becomes of the agent; never for 0.
+    /// Lets what enforces audit from this moment of the clock since boot on, whatever becomes of the agent; never for 0.
     ///
     /// # Errors
     ///

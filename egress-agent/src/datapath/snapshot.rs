@@ -86,7 +86,7 @@ pub struct NotedAlias {
     pub netns: u32,
     /// The name, lower case, without the final dot.
     pub name: String,
-    /// When it ends, nanoseconds of the monotonic clock.
+    /// When it ends, nanoseconds of the clock since boot.
     pub expires_at_ns: u64,
     /// The rules under which answers about it teach.
     pub rules: NameRules,

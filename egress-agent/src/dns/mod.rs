@@ -7,7 +7,7 @@
 //! what, allowed or not, so that a denied address gets its name back; [`Refusals`]
 //! keeps which answers taught nothing, and why.
 //!
-//! Times are nanoseconds of the monotonic clock and always a parameter.
+//! Times are nanoseconds of the clock since boot and always a parameter.
 
 mod journal;
 mod memory;

@@ -1,7 +1,7 @@
 //! Answers that taught nothing although somebody may count on them: what `explain` tells of them.
 //!
 //! One refusal for a name in a scope, the newest. Bounded: what is oldest makes
-//! room. Times are nanoseconds of the monotonic clock.
+//! room. Times are nanoseconds of the clock since boot.
 
 use std::{
     collections::HashMap,

@@ -290,7 +290,7 @@ pub struct Receiver<'a> {
     pub scope_id: u32,
     /// Its network namespace.
     pub netns: u32,
-    /// Now, nanoseconds of the monotonic clock.
+    /// Now, nanoseconds of the clock since boot.
     pub now_ns: u64,
     /// Rules of the name that the question is a noted alias of.
     pub by_alias: Option<&'a NameRules>,

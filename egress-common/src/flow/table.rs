@@ -76,7 +76,7 @@ pub struct FlowBucket {
     pub _pad: u32,
     /// [`FlowKey::id`] of each flow; 0 for a free slot.
     pub ids: [u64; FLOW_SLOTS],
-    /// Last packet of each, nanoseconds of the monotonic clock.
+    /// Last packet of each, nanoseconds of the clock since boot.
     pub seen_ns: [u64; FLOW_SLOTS],
     /// [`FlowKey::holder`] of each.
     pub holders: [u32; FLOW_SLOTS],

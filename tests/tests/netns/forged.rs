@@ -232,7 +232,37 @@ fn an_answer_that_comes_too_late_teaches_nothing() {
     refused(&client.connect(Kind::Late.v4(), 80));
     thread::sleep(Duration::from_millis(200));
     assert_eq!(agent.learned(), []);
+    let late = IpAddr::V4(Kind::Late.v4());
+    let flow = agent.flow_to(late, |_| true).expect("a denied flow");
+    assert_eq!(flow.names, [Kind::Late.name()]);
+    let cause = flow.cause.as_ref().expect("the answer was refused");
+    assert_eq!(cause.cause, "late");
+    assert!(cause.words.contains("ten seconds"), "{}", cause.words);
+    let explained = agent.explain(&Kind::Late.name(), None);
+    let causes = &explained.causes;
+    assert!(
+        causes.iter().any(|cause| cause.cause == "late"),
+        "{causes:?}"
+    );
     good_is_learned(&client);
+}
+
+#[test]
+fn an_answer_that_comes_just_in_time_teaches() {
+    if !ready() {
+        return;
+    }
+    let mut world = World::new();
+    world
+        .start_probe(Role::Dns, &["forge-dns", "--late-ms", "9700"])
+        .unwrap();
+    let _agent = world
+        .agent(&policy("allow: [{ names: [\"*.forge.example.com\"] }]"))
+        .resolver(zone::FORGER)
+        .start();
+    let client = world.workload("client");
+    ask(&client, Kind::Late, "A", 10_500);
+    reached(&client.connect(Kind::Late.v4(), 80));
 }
 
 #[test]

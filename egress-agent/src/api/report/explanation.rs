@@ -28,7 +28,7 @@ const NS_PER_S: u64 = 1_000_000_000;
 /// What an agent knows beyond the policy.
 #[derive(Clone, Debug)]
 pub struct ExplainFacts {
-    /// Now, nanoseconds of the monotonic clock.
+    /// Now, nanoseconds of the clock since boot.
     pub now_ns: u64,
     /// Name of the scope that would send.
     pub scope: String,
@@ -543,36 +543,41 @@ impl<'a> Causes<'a> {
     }
 }
 
+/// The cause that an answer's refusal is.
+pub(super) const fn cause_of(kind: &RefusalKind) -> Cause {
+    match kind {
+        RefusalKind::Untrusted => Cause::UntrustedResolver,
+        RefusalKind::Rebinding => Cause::Rebinding,
+        RefusalKind::AliasDenied(_) => Cause::AliasDenied,
+        RefusalKind::NotAsked => Cause::NotAsked,
+        RefusalKind::Late => Cause::Late,
+    }
+}
+
 /// What became of an answer that was refused.
 fn refusal_words(refusal: &Refusal, now_ns: u64) -> (Cause, String) {
     let name = &refusal.name;
     let server = address_text(&refusal.resolver);
     let ago = ago(refusal.at_ns, now_ns);
-    match &refusal.kind {
-        RefusalKind::Untrusted => (
-            Cause::UntrustedResolver,
-            format!("{name} was answered {ago} by {server}, which is no trusted resolver"),
-        ),
+    let words = match &refusal.kind {
+        RefusalKind::Untrusted => {
+            format!("{name} was answered {ago} by {server}, which is no trusted resolver")
+        }
         RefusalKind::Rebinding => {
             let addresses = told_addresses(refusal.addresses.iter().copied());
-            (
-                Cause::Rebinding,
-                format!("the answer of {ago} points {name} to {addresses}, which DNS may not open"),
-            )
+            format!("the answer of {ago} points {name} to {addresses}, which DNS may not open")
         }
-        RefusalKind::AliasDenied(denied) => (
-            Cause::AliasDenied,
-            format!("{name} is an alias of {denied}, which a deny rule covers"),
-        ),
-        RefusalKind::NotAsked => (
-            Cause::NotAsked,
-            format!("{server} answered {name} {ago}, but no query of that socket asked it"),
-        ),
-        RefusalKind::Late => (
-            Cause::Late,
-            format!("{server} answered {name} {ago}, more than ten seconds after the query"),
-        ),
-    }
+        RefusalKind::AliasDenied(denied) => {
+            format!("{name} is an alias of {denied}, which a deny rule covers")
+        }
+        RefusalKind::NotAsked => {
+            format!("{server} answered {name} {ago}, but no query of that socket asked it")
+        }
+        RefusalKind::Late => {
+            format!("{server} answered {name} {ago}, more than ten seconds after the query")
+        }
+    };
+    (cause_of(&refusal.kind), words)
 }
 
 fn ago(at_ns: u64, now_ns: u64) -> String {

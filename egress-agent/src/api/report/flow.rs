@@ -6,12 +6,16 @@ use egress_common::{
     verdict::{Hook, Reason, Verdict},
 };
 
-use super::rule::{gone_rule_text, rule_text};
+use super::{
+    explanation::cause_of,
+    rule::{gone_rule_text, rule_text},
+};
 use crate::{
     api::{
         Timestamp,
-        model::{FlowReport, Text},
+        model::{FlowCause, FlowReport, Text},
     },
+    dns::Refusal,
     policy::{RuleSource, address_text, protocol_text},
 };
 
@@ -28,11 +32,21 @@ pub struct FlowContext<'a> {
     pub names: Vec<String>,
     /// Source of the event's rule, if a loaded policy holds it.
     pub rule: Option<&'a RuleSource>,
+    /// The refused answer that holds the destination, where no other names it.
+    pub refusal: Option<Refusal>,
 }
 
 /// Makes the report of a verdict event.
 #[must_use]
-pub fn flow_report(event: &VerdictEvent, context: FlowContext<'_>) -> FlowReport {
+pub fn flow_report(event: &VerdictEvent, mut context: FlowContext<'_>) -> FlowReport {
+    let cause = context.refusal.take().map(|refusal| {
+        let cause = cause_of(&refusal.kind);
+        context.names.push(refusal.name);
+        FlowCause {
+            cause: cause.name().into(),
+            words: cause.words().into(),
+        }
+    });
     let unknown = |what: &str, number: u8| -> Text { format!("unknown {what} {number}").into() };
     let (reason, words) = match Reason::try_from(event.reason) {
         Ok(reason) => (reason.name().into(), reason.words().into()),
@@ -71,6 +85,7 @@ pub fn flow_report(event: &VerdictEvent, context: FlowContext<'_>) -> FlowReport
         },
         hook: Hook::try_from(event.hook)
             .map_or_else(|number| unknown("hook", number), |hook| hook.name().into()),
+        cause,
     }
 }
 
@@ -81,7 +96,11 @@ mod tests {
     use egress_common::{address::from_v4, event::Process};
 
     use super::*;
-    use crate::{api::testing::rule, policy::RuleList};
+    use crate::{
+        api::testing::rule,
+        dns::{Memory, MemoryLimits, RefusalKind},
+        policy::RuleList,
+    };
 
     fn event() -> VerdictEvent {
         VerdictEvent {
@@ -112,7 +131,31 @@ mod tests {
             cgroup: None,
             names: vec!["evil.example.com".to_owned()],
             rule: None,
+            refusal: None,
         }
+    }
+
+    #[test]
+    fn an_answer_that_was_refused_names_the_flow_and_says_why() {
+        let memory = Memory::new(MemoryLimits::default());
+        let refusal = Refusal {
+            scope: memory.scope("node"),
+            name: "slow.example.com".to_owned(),
+            kind: RefusalKind::Late,
+            resolver: from_v4([192, 0, 2, 53]),
+            addresses: vec![from_v4([192, 0, 2, 1])],
+            at_ns: 0,
+        };
+        let context = FlowContext {
+            names: Vec::new(),
+            refusal: Some(refusal),
+            ..context()
+        };
+        let report = flow_report(&event(), context);
+        assert_eq!(report.names, ["slow.example.com"]);
+        let cause = report.cause.expect("a cause");
+        assert_eq!(cause.cause, "late");
+        assert!(cause.words.contains("ten seconds"), "{}", cause.words);
     }
 
     #[test]

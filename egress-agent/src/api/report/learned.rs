@@ -23,7 +23,7 @@ const NS_PER_S: u64 = 1_000_000_000;
 
 /// What the agent knows about learned addresses and the kernel does not.
 pub struct LearnedContext<'a> {
-    /// Now, nanoseconds of the monotonic clock.
+    /// Now, nanoseconds of the clock since boot.
     pub now_ns: u64,
     /// Names that a scope resolved to an address.
     pub names: &'a dyn Fn(u32, &Address) -> Vec<SeenName>,

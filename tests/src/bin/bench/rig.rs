@@ -398,7 +398,7 @@ fn nanoseconds(duration: Duration) -> f64 {
 }
 
 fn now_ns() -> Result<u64> {
-    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)?;
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME)?;
     Ok(Duration::from(now).as_nanos() as u64)
 }
 

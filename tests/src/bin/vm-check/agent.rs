@@ -6,15 +6,16 @@ use std::{
     io::{self, ErrorKind},
     net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
     process::{Child, Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use egress_tests::{Counters, dns, eventually};
 use hickory_proto::{op::Message, rr::RecordType};
+use nix::time::{ClockId, clock_gettime};
 
 use crate::{
     check,
-    far::{self, PORT, RESOLVER, v4, v6},
+    far::{self, PORT, RESOLVER, SHORT_NAME, SHORT_TTL_S, v4, v6},
     from_env,
 };
 
@@ -24,8 +25,9 @@ kind: EgressPolicy
 metadata: { name: guest }
 spec:
   mode: enforce
+  ttl: { min: 1s, grace: 0s, max: 1h }
   allow:
-    - names: [allowed.test, \"*.wild.test\"]
+    - names: [allowed.test, short.test, \"*.wild.test\"]
 ";
 
 /// Longest time until the agent enforces: the verifier is slow under emulation.
@@ -79,6 +81,7 @@ pub(crate) fn checks() {
         }
     });
     verdicts();
+    check("sleep:ttls_are_over_when_their_time_is", sleep);
     for command in ["status", "counters", "flows"] {
         // For whoever reads the console to see why something failed.
         let _ = Command::new(program())
@@ -151,6 +154,45 @@ fn verdicts() {
         }
         Ok(())
     });
+}
+
+/// How long the machine sleeps: longer than the short TTL, by more than the second that its clock rounds to.
+const SLEEP_S: u32 = SHORT_TTL_S + 4;
+
+/// Sleeps with a name that is learned: its TTL is over afterwards, in the kernel and for the agent, although the machine
+/// hardly ran meanwhile; a longer one is not.
+fn sleep() -> Result<(), String> {
+    resolve("allowed.test", RecordType::A)?;
+    resolve(SHORT_NAME, RecordType::A)?;
+    let ran = Instant::now();
+    reached(v4(12).into())?;
+    let learned = || output(Command::new(program()).args(["learned", "-o", "json"]));
+    contains(&learned()?, SHORT_NAME)?;
+    let slept_before = slept();
+    fs::write("/sys/class/rtc/rtc0/wakealarm", format!("+{SLEEP_S}"))
+        .map_err(|error| format!("no alarm to wake at: {error}"))?;
+    fs::write("/sys/power/state", "mem").map_err(|error| format!("cannot sleep: {error}"))?;
+    let slept = slept().saturating_sub(slept_before);
+    let refused = refused(v4(12).into());
+    let ran = ran.elapsed();
+    let ttl = Duration::from_secs(SHORT_TTL_S.into());
+    if ran >= ttl || slept.saturating_add(ran) <= ttl {
+        return Err(format!("shows nothing: it ran {ran:?} and slept {slept:?}"));
+    }
+    refused?;
+    reached(v4(10).into())?;
+    let learned = learned()?;
+    contains(&learned, "allowed.test")?;
+    if learned.contains(SHORT_NAME) {
+        return Err(format!("the agent lists what is over: {learned}"));
+    }
+    Ok(())
+}
+
+/// How long the machine has slept since it was started.
+fn slept() -> Duration {
+    let read = |clock| clock_gettime(clock).map_or(Duration::ZERO, Duration::from);
+    read(ClockId::CLOCK_BOOTTIME).saturating_sub(read(ClockId::CLOCK_MONOTONIC))
 }
 
 /// Starts the agent and waits until it enforces.

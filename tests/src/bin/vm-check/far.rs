@@ -21,14 +21,19 @@ use nix::sched::{CloneFlags, setns};
 /// The resolver.
 pub(crate) const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
 /// Names and the last byte of their addresses.
-pub(crate) const NAMES: [(&str, u8); 3] = [
+pub(crate) const NAMES: [(&str, u8); 4] = [
     ("allowed.test", 10),
     ("a.wild.test", 11),
+    (SHORT_NAME, 12),
     ("forbidden.test", 20),
 ];
+/// The name whose addresses soon expire.
+pub(crate) const SHORT_NAME: &str = "short.test";
+/// TTL of its answers.
+pub(crate) const SHORT_TTL_S: u32 = 15;
 /// Port of the servers.
 pub(crate) const PORT: u16 = 80;
-/// TTL of all answers.
+/// TTL of all other answers.
 const TTL_S: u32 = 300;
 
 /// The IPv4 address with this last byte.
@@ -63,7 +68,7 @@ pub(crate) fn start() -> Result<Far> {
         link set pod0 up\n"
         .to_owned();
     let mut far = "link set lo up\n".to_owned();
-    for last in [2, 10, 11, 20] {
+    for last in [2, 10, 11, 12, 20] {
         far.push_str(&format!("addr add {}/24 dev far0\n", v4(last)));
         far.push_str(&format!("addr add {}/64 dev far0 nodad\n", v6(last)));
     }
@@ -141,7 +146,12 @@ fn answer(query: &[u8]) -> Option<Vec<u8>> {
             } else {
                 RData::A(A(v4(*last)))
             };
-            answer.add_answer(Record::from_rdata(question.name().clone(), TTL_S, data));
+            let ttl_s = if name == SHORT_NAME {
+                SHORT_TTL_S
+            } else {
+                TTL_S
+            };
+            answer.add_answer(Record::from_rdata(question.name().clone(), ttl_s, data));
         }
         None => answer.metadata.response_code = ResponseCode::NXDomain,
     }
