@@ -31,12 +31,12 @@ pub mod unwritten {
     }
 
     /// A write begins; the first one counts that did not succeed.
-    pub(super) fn begin(file: &Path) {
+    pub(crate) fn begin(file: &Path) {
         since().entry(file.to_owned()).or_insert_with(Instant::now);
     }
 
     /// A write succeeded.
-    pub(super) fn end(file: &Path) {
+    pub(crate) fn end(file: &Path) {
         since().remove(file);
     }
 

@@ -33,6 +33,7 @@
 
 pub mod agent;
 pub mod cgroup;
+pub mod disk;
 pub mod dns;
 pub mod expect;
 pub mod forge;

@@ -11,6 +11,7 @@ mod demo;
 mod docs;
 mod e2e_node;
 mod ebpf;
+mod faults;
 mod fuzz;
 mod image;
 mod kernels;
@@ -46,6 +47,8 @@ enum Command {
     Bench(bench::Bench),
     /// Set up, build, and run every test there is.
     Test(test::Test),
+    /// Inject faults into an agent under traffic, one by one and in random combinations.
+    Faults(faults::Faults),
     /// Feed the parsers, the programs in the kernel, the policy loader and the socket with random and broken input.
     Fuzz(fuzz::Fuzz),
     /// Write the generated parts of the documents, or check them.
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
         Command::Demo(command) => command.run(),
         Command::Bench(command) => command.run(),
         Command::Test(command) => command.run(),
+        Command::Faults(command) => command.run(),
         Command::Fuzz(command) => command.run(),
         Command::Docs(command) => command.run(),
         Command::Image(command) => command.run(),

@@ -13,7 +13,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 
 use crate::{
-    build, ebpf,
+    build, ebpf, faults,
     fuzz::{self, Target},
     kubernetes,
     run::{self, Stage, say},
@@ -79,6 +79,7 @@ impl Test {
             suites.push(self.kubernetes(&agent)?);
         }
         if self.filter.is_none() {
+            suites.push(self.faults(&agent)?);
             suites.push(self.fuzz()?);
             suites.push(self.vm(&agent)?);
         }
@@ -157,6 +158,27 @@ impl Test {
             .args(&self.filter)
             .env("EGRESS_AGENT", agent);
         self.libtest(KUBERNETES, "tests with a Kubernetes API server", &mut cargo)
+    }
+
+    /// Each fault once, and combinations as long as there is time.
+    fn faults(&self, agent: &Path) -> Result<Suite> {
+        let mut suite = Suite::new("faults");
+        if !nix::unistd::geteuid().is_root() {
+            return Ok(Suite::skipped("faults", "needs root"));
+        }
+        let stage = Stage::begin_in(LOGS, "faults", "faults under traffic")?;
+        let seconds = if self.quick {
+            faults::SECONDS.div_euclid(4)
+        } else {
+            faults::SECONDS
+        };
+        let status = stage.status(faults::command(seconds).env("EGRESS_AGENT", agent))?;
+        suite.read_rounds(&stage.output(), status);
+        if !suite.failed.is_empty() {
+            eprintln!("{}", run::tail(stage.log()));
+        }
+        suite.end(stage);
+        Ok(suite)
     }
 
     /// A short run of every fuzz target.
@@ -333,6 +355,28 @@ impl Suite {
         }
     }
 
+    /// Takes in the lines that rounds of faults print: `ok …`, `FAILED …`, `SKIPPED names: reason`.
+    fn read_rounds(&mut self, text: &str, status: ExitStatus) {
+        for line in text.lines() {
+            if line.starts_with("ok ") {
+                self.passed = self.passed.saturating_add(1);
+            } else if let Some(failed) = line.strip_prefix("FAILED ") {
+                self.failed.push(format!("faults {failed}"));
+            } else if let Some((names, reason)) = line
+                .strip_prefix("SKIPPED ")
+                .and_then(|skip| skip.split_once(": "))
+            {
+                let skip = (format!("faults {names}"), reason.to_owned());
+                if !self.skipped.contains(&skip) {
+                    self.skipped.push(skip);
+                }
+            }
+        }
+        if (!status.success() || self.passed == 0) && self.failed.is_empty() {
+            self.failed.push(format!("faults: {status}"));
+        }
+    }
+
     /// Takes in the run of one kernel.
     fn add_guest(&mut self, guest: vm::Guest) {
         let kernel = format!("vm {}", guest.series);
@@ -485,6 +529,20 @@ test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 7 filtered out; fini
         let mut suite = Suite::new("unit");
         suite.read("error: could not compile", ExitStatus::from_raw(101 << 8));
         assert_eq!(suite.failed, ["unit: did not build or crashed"]);
+    }
+
+    #[test]
+    fn rounds_of_faults_are_counted() {
+        let mut suite = Suite::new("faults");
+        let text = "seed 7\nSKIPPED memory: no controller\nok     round 0 kill\nFAILED round 1 (stop): lost\n\
+                    SKIPPED memory: no controller\nok     round 2 pins\n";
+        suite.read_rounds(text, ExitStatus::from_raw(1 << 8));
+        assert_eq!(suite.passed, 2);
+        assert_eq!(suite.failed, ["faults round 1 (stop): lost"]);
+        assert_eq!(suite.skipped.len(), 1);
+        let mut crashed = Suite::new("faults");
+        crashed.read_rounds("seed 7\n", ExitStatus::from_raw(101 << 8));
+        assert_eq!(crashed.failed.len(), 1);
     }
 
     #[test]

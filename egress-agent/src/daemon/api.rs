@@ -103,6 +103,7 @@ impl AgentState for Shared {
         if let Some(error) = &refused {
             alarms.push(format!("the last policy change was refused: {error}"));
         }
+        alarms.extend(self.journal.unknown().map(str::to_owned));
         if let Some(error) = &observed.error {
             alarms.push(error.clone());
         }

@@ -86,9 +86,7 @@ pub(super) async fn run(shared: Arc<Shared>, stop: Shutdown) -> anyhow::Result<(
         for message in messages {
             take(&shared, &message, &mut raised, &mut spent);
         }
-        if let Err(error) = shared.journal.flush(&shared.memory) {
-            warn!(%error, "names that opened addresses cannot be kept");
-        }
+        shared.journal.flush();
         if is_empty {
             shared.dns_looks.end(this);
         } else {
@@ -462,9 +460,7 @@ impl Shared {
                 }
             });
         }
-        if let Err(error) = self.journal.flush(&self.memory) {
-            warn!(%error, "names that opened addresses cannot be kept");
-        }
+        self.journal.flush();
         debug!(remembered, "answers of before remembered");
     }
 }

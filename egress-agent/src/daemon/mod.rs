@@ -249,7 +249,8 @@ async fn start(options: RunOptions, files: Watched) -> anyhow::Result<ExitCode> 
     if let Some(log) = &shared.flow_log {
         log.finish();
     }
-    if !shared.state_writer.flush(END_LIMIT) {
+    let is_kept = shared.journal.settle(END_LIMIT);
+    if !shared.state_writer.flush(END_LIMIT) || !is_kept {
         warn!("the disk does not answer: the last state is not written");
     }
     info!("agent stopped; the data plane stays");

@@ -307,7 +307,7 @@ pub(super) struct Shared {
     pub(super) options: RunOptions,
     /// The node, and the cgroups given with `--scope`.
     pub(super) scopes: Mutex<OwnScopes>,
-    pub(super) memory: Memory,
+    pub(super) memory: Arc<Memory>,
     /// The same on disk, for the next agent.
     pub(super) journal: Journal,
     /// Answers that taught nothing.
@@ -385,11 +385,11 @@ impl Shared {
         // What the agent remembers of a scope is bounded as what the kernel learns of it.
         let (capacity, shares) = (options.max_learned, options.shares);
         let share = |is_node| usize::try_from(shares.of(capacity, is_node)).unwrap_or(usize::MAX);
-        let memory = Memory::new(MemoryLimits {
+        let memory = Arc::new(Memory::new(MemoryLimits {
             addresses: usize::try_from(capacity).unwrap_or(usize::MAX),
             share: share(false),
             ..MemoryLimits::default()
-        });
+        }));
         memory.set_share(memory.scope(NODE_SCOPE), share(true));
         let scopes = OwnScopes::new(&options, &memory)?;
         let is_adopted = datapath.is_adopted();
@@ -399,7 +399,7 @@ impl Shared {
             Err(error) => warn!(
                 %error,
                 folder = %options.state_dir.display(),
-                "names that opened addresses are not kept: after a restart they have to be asked for again"
+                "who taught the addresses of before is not known: their names have to be asked for again"
             ),
         }
         let confirmation = Confirmation::new(options.confirm);

@@ -1,22 +1,28 @@
 //! Who taught which address, on disk, so that the next agent can carry it over.
 //!
 //! The kernel goes on with what it learned while no agent runs, but does not know by which names. Each chain that opened
-//! an address is a line here, written when it is first seen and at most once a minute after that. Lines are written
-//! without a wait for the disk: they outlive the agent, and with the machine the kernel's tables are gone too. What is
-//! lost: chains of the last look of an agent that was killed (50 ms), and of answers that found no room in the kernel's
-//! ring while none ran. Their names have to be asked for again after the next change of the policy.
+//! an address is a line here, written when it is first seen and at most once a minute after that. A thread of its own
+//! writes them, so that a disk that hangs holds up nobody who reads answers; nothing is synced: lines outlive the agent,
+//! and with the machine the kernel's tables are gone too. What is lost: chains of the last look of an agent that was
+//! killed (50 ms) and what it had waiting for a slow disk, and those of answers that found no room in the kernel's ring
+//! while none ran. Their names have to be asked for again after the next change of the policy.
 
 use std::{
     fs::{self, File},
     io::{self, BufWriter, Write as _},
+    mem,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::Duration,
 };
 
 use egress_common::address::Address;
+use tracing::warn;
 
 use super::{AliasChain, Memory, ScopeNumber, Seen};
+use crate::store::unwritten;
 
 /// Name of the file in the state folder.
 const FILE: &str = "learned.log";
@@ -26,6 +32,10 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 const HEAD: &str = "egress-learned 1";
 /// A file is written anew when it has this many bytes, and twice as many as it had when it was last.
 const COMPACT_BYTES: u64 = 8 << 20;
+/// Most bytes of lines that wait for the disk: beyond it the whole is written from the memory, which has them too.
+const WAITING_BYTES: usize = 4 << 20;
+/// How soon a write that failed is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
 /// Nanoseconds for which a line may stand for later answers: see [`is_due`].
 const MINUTE_NS: u64 = 60_000_000_000;
 
@@ -39,15 +49,24 @@ pub(super) const fn is_due(before_ns: u64, at_ns: u64) -> bool {
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
-    state: Mutex<State>,
+    waiting: Option<Arc<Waiting>>,
+    /// What could not be taken up, in a sentence.
+    unknown: Option<String>,
+}
+
+/// What waits for the disk.
+#[derive(Debug, Default)]
+struct Waiting {
+    lines: Mutex<Lines>,
+    changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    file: Option<BufWriter<File>>,
-    bytes: u64,
-    /// Bytes when it was last written anew.
-    compact: u64,
+struct Lines {
+    bytes: Vec<u8>,
+    /// The whole has to be written.
+    is_anew: bool,
+    is_writing: bool,
 }
 
 impl Journal {
@@ -55,28 +74,49 @@ impl Journal {
     ///
     /// # Errors
     ///
-    /// It cannot be read or written. The journal then keeps nothing.
+    /// It cannot be read, or what is there is no journal. What comes is kept all the same, as soon as that can be written.
     pub fn open(
         folder: &Path,
-        memory: &Memory,
+        memory: &Arc<Memory>,
         takes_up: bool,
         now_ns: u64,
     ) -> (Self, io::Result<usize>) {
-        let journal = Self {
+        let mut journal = Self {
             path: folder.join(FILE),
-            state: Mutex::default(),
+            waiting: None,
+            unknown: None,
         };
         // An empty path: nothing is kept.
         if folder.as_os_str().is_empty() {
             return (journal, Ok(0));
         }
-        let taken_up = journal.take_up(memory, takes_up, now_ns);
-        let opened = taken_up.and_then(|count| {
-            fs::create_dir_all(folder)?;
-            journal.write_anew(memory)?;
-            Ok(count)
-        });
+        let opened = journal.take_up(memory, takes_up, now_ns);
+        if let Err(error) = &opened {
+            journal.unknown = Some(format!(
+                "{}: {error}: who taught the addresses of before is not known, so that this start did not carry them over: their \
+                 names have to be asked for again",
+                journal.path.display()
+            ));
+        }
+        let waiting = Arc::new(Waiting::default());
+        waiting.lock().is_anew = true;
+        let (path, of_thread, memory) = (
+            journal.path.clone(),
+            Arc::clone(&waiting),
+            Arc::clone(memory),
+        );
+        let thread = thread::Builder::new().name("journal".to_owned());
+        match thread.spawn(move || of_thread.work(&path, &memory)) {
+            Ok(_) => journal.waiting = Some(waiting),
+            Err(error) => warn!(%error, "no thread can be had to write who taught which address"),
+        }
         (journal, opened)
+    }
+
+    /// What of an earlier agent is not known, in a sentence.
+    #[must_use]
+    pub fn unknown(&self) -> Option<&str> {
+        self.unknown.as_deref()
     }
 
     fn take_up(&self, memory: &Memory, takes_up: bool, now_ns: u64) -> io::Result<usize> {
@@ -89,8 +129,19 @@ impl Journal {
             Err(error) => return Err(error),
         };
         let mut lines = text.lines();
-        if lines.next() != Some(head()?.as_str()) {
-            return Ok(0);
+        match lines.next() {
+            Some(first) if first == head()? => {}
+            // Of another run of the machine, whose kernel's tables are gone too.
+            Some(first) if first.starts_with(HEAD) => return Ok(0),
+            None => return Ok(0),
+            Some(_) => {
+                let aside = self.path.with_extension("log.unusable");
+                fs::rename(&self.path, &aside)?;
+                return Err(io::Error::other(format!(
+                    "is broken, and is now {}",
+                    aside.display()
+                )));
+            }
         }
         // The last line of an agent that was killed may be cut off.
         let lines = lines.filter_map(|line| line.strip_suffix(" ."));
@@ -114,75 +165,165 @@ impl Journal {
     }
 
     fn add(&self, line: &str) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let State { file, bytes, .. } = &mut *state;
-        if let Some(open) = file {
-            if open.write_all(line.as_bytes()).is_err() {
-                *file = None;
+        let Some(waiting) = &self.waiting else {
+            return;
+        };
+        let mut lines = waiting.lock();
+        if lines.is_anew {
+            // The memory has it already.
+        } else if lines.bytes.len().saturating_add(line.len()) > WAITING_BYTES {
+            lines.is_anew = true;
+            lines.bytes = Vec::new();
+        } else {
+            lines.bytes.extend_from_slice(line.as_bytes());
+        }
+    }
+
+    /// Has what was noted written, and waits for nothing.
+    pub fn flush(&self) {
+        if let Some(waiting) = &self.waiting {
+            waiting.changed.notify_all();
+        }
+    }
+
+    /// Waits until everything is written, at most this long; says whether it is.
+    pub fn settle(&self, most: Duration) -> bool {
+        let Some(waiting) = &self.waiting else {
+            return true;
+        };
+        waiting.changed.notify_all();
+        let is_busy = |lines: &mut Lines| lines.is_busy();
+        let waited = waiting
+            .changed
+            .wait_timeout_while(waiting.lock(), most, is_busy);
+        let (lines, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        !lines.is_busy()
+    }
+}
+
+impl Lines {
+    const fn is_busy(&self) -> bool {
+        self.is_anew || self.is_writing || !self.bytes.is_empty()
+    }
+}
+
+impl Waiting {
+    fn lock(&self) -> MutexGuard<'_, Lines> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes until the agent ends.
+    fn work(&self, path: &Path, memory: &Memory) {
+        let mut file = None;
+        loop {
+            let mut lines = self.lock();
+            while !lines.is_anew && lines.bytes.is_empty() {
+                lines = self
+                    .changed
+                    .wait(lines)
+                    .unwrap_or_else(PoisonError::into_inner);
             }
-            *bytes = bytes.saturating_add(line.len() as u64);
-        }
-    }
-
-    /// Gives what was noted to the system, and writes the file anew when it has grown.
-    ///
-    /// # Errors
-    ///
-    /// The file cannot be written. Nothing more is kept until it can be.
-    pub fn flush(&self, memory: &Memory) -> io::Result<()> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(file) = &mut state.file
-            && let Err(error) = file.flush()
-        {
-            state.file = None;
-            return Err(error);
-        }
-        let is_large = state.bytes >= COMPACT_BYTES.max(state.compact.saturating_mul(2));
-        // An empty path: nothing is kept.
-        let is_lost = state.file.is_none()
-            && self
-                .path
-                .parent()
-                .is_some_and(|it| !it.as_os_str().is_empty());
-        drop(state);
-        if is_large || is_lost {
-            self.write_anew(memory)?;
-        }
-        Ok(())
-    }
-
-    /// Writes what the memory has, beside the old file and then in its place.
-    fn write_anew(&self, memory: &Memory) -> io::Result<()> {
-        let beside = self.path.with_extension("new");
-        let mut options = File::options();
-        options.write(true).create(true).truncate(true).mode(0o600);
-        let mut file = BufWriter::new(options.open(&beside)?);
-        let mut bytes = 0_u64;
-        let mut result = writeln!(file, "{}", head()?);
-        memory.for_each_scope(|scope, name| {
-            let mut put = |line: String| {
-                bytes = bytes.saturating_add(line.len() as u64);
-                if result.is_ok() {
-                    result = file.write_all(line.as_bytes());
-                }
+            let (is_anew, bytes) = (lines.is_anew, mem::take(&mut lines.bytes));
+            (lines.is_anew, lines.is_writing) = (false, true);
+            drop(lines);
+            unwritten::begin(path);
+            let written = match file.take() {
+                Some(open) if !is_anew => append(open, &bytes),
+                _ => Err(None),
             };
-            memory.for_each(scope, |address, seen| {
-                if seen.allowed {
-                    put(address_line(name, &seen.seen(address)));
+            let written = match written {
+                // Written anew: it was asked for, the file is gone from under us, or it has grown.
+                Err(_) => write_anew(path, memory),
+                Ok(open) if open.is_large() => write_anew(path, memory),
+                Ok(open) => Ok(open),
+            };
+            let mut lines = self.lock();
+            lines.is_writing = false;
+            match written {
+                Ok(open) => {
+                    unwritten::end(path);
+                    file = Some(open);
                 }
-            });
-            memory.for_each_alias(scope, 0, |_, noted| put(alias_line(name, noted)));
+                Err(error) => {
+                    // Nothing is lost as long as the memory has it.
+                    lines.is_anew = true;
+                    lines.bytes = Vec::new();
+                    drop(lines);
+                    warn!(%error, file = %path.display(), "names that opened addresses cannot be kept");
+                    self.changed.notify_all();
+                    thread::sleep(AGAIN);
+                    continue;
+                }
+            }
+            drop(lines);
+            self.changed.notify_all();
+        }
+    }
+}
+
+/// The file as it is written.
+#[derive(Debug)]
+struct Open {
+    file: File,
+    bytes: u64,
+    /// Bytes when it was last written anew.
+    compact: u64,
+}
+
+impl Open {
+    fn is_large(&self) -> bool {
+        self.bytes >= COMPACT_BYTES.max(self.compact.saturating_mul(2))
+    }
+}
+
+fn append(mut open: Open, bytes: &[u8]) -> Result<Open, Option<io::Error>> {
+    open.file.write_all(bytes).map_err(Some)?;
+    open.bytes = open.bytes.saturating_add(bytes.len() as u64);
+    Ok(open)
+}
+
+/// Writes what the memory has, beside the old file and then in its place: never through a link.
+fn write_anew(path: &Path, memory: &Memory) -> io::Result<Open> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    let beside = path.with_extension("new");
+    match fs::remove_file(&beside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut options = File::options();
+    options.write(true).create_new(true).mode(0o600);
+    let mut file = BufWriter::new(options.open(&beside)?);
+    let mut bytes = 0_u64;
+    let mut result = writeln!(file, "{}", head()?);
+    memory.for_each_scope(|scope, name| {
+        let mut put = |line: String| {
+            bytes = bytes.saturating_add(line.len() as u64);
+            if result.is_ok() {
+                result = file.write_all(line.as_bytes());
+            }
+        };
+        memory.for_each(scope, |address, seen| {
+            if seen.allowed {
+                put(address_line(name, &seen.seen(address)));
+            }
         });
-        result?;
-        file.flush()?;
-        fs::rename(&beside, &self.path)?;
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        *state = State {
-            file: Some(file),
+        memory.for_each_alias(scope, 0, |_, noted| put(alias_line(name, noted)));
+    });
+    let written = result.and_then(|()| file.into_inner().map_err(|error| error.into_error()));
+    let renamed = written.and_then(|file| fs::rename(&beside, path).map(|()| file));
+    match renamed {
+        Ok(file) => Ok(Open {
+            file,
             bytes,
             compact: bytes,
-        };
-        Ok(())
+        }),
+        Err(error) => {
+            // Half of a file is of no use, least of all on a disk that is full.
+            let _left = fs::remove_file(&beside);
+            Err(error)
+        }
     }
 }
 
@@ -261,6 +402,8 @@ mod tests {
     use super::*;
     use crate::dns::MemoryLimits;
 
+    const LONG: Duration = Duration::from_secs(10);
+
     fn seen(last: u8, chain: &str) -> Seen<'_> {
         Seen {
             address: from_v4([192, 0, 2, last]),
@@ -295,7 +438,7 @@ mod tests {
     fn what_was_noted_comes_back_and_a_cut_off_line_does_not() {
         let folder = tempfile::tempdir().expect("a folder");
         let state = folder.path().join("state");
-        let memory = Memory::new(MemoryLimits::default());
+        let memory = Arc::new(Memory::new(MemoryLimits::default()));
         let scope = memory.scope("pod");
         let (journal, opened) = Journal::open(&state, &memory, true, 0);
         assert_eq!(opened.expect("opens"), 0);
@@ -309,7 +452,7 @@ mod tests {
         journal.note_address(&memory, scope, &seen(1, "a.example edge.example"));
         journal.note_address(&memory, scope, &seen(2, "b.example"));
         journal.note_alias(&memory, scope, &noted);
-        journal.flush(&memory).expect("writes");
+        assert!(journal.settle(LONG));
         let file = state.join(FILE);
         let whole = fs::read_to_string(&file).expect("a file");
         let expected = [
@@ -330,17 +473,45 @@ mod tests {
             (String::new(), &[]),
         ] {
             fs::write(&file, text).expect("written");
-            let next = Memory::new(MemoryLimits::default());
-            let (_, opened) = Journal::open(&state, &next, true, 0);
+            let next = Arc::new(Memory::new(MemoryLimits::default()));
+            let (journal, opened) = Journal::open(&state, &next, true, 0);
+            assert!(journal.settle(LONG));
             assert_eq!(opened.expect("opens"), expected.len());
             assert_eq!(chains(&next), expected);
             // Written anew: the next one finds the same.
-            let again = Memory::new(MemoryLimits::default());
+            let again = Arc::new(Memory::new(MemoryLimits::default()));
             let (_, opened) = Journal::open(&state, &again, true, 0);
             assert_eq!(opened.expect("opens"), expected.len());
             assert_eq!(chains(&again), expected);
-            let (_, opened) = Journal::open(&state, &Memory::default(), false, 0);
+            let (_, opened) = Journal::open(&state, &Arc::default(), false, 0);
             assert_eq!(opened.expect("opens"), 0);
         }
+    }
+
+    #[test]
+    fn garbage_is_set_aside_and_told() {
+        let folder = tempfile::tempdir().expect("a folder");
+        fs::write(folder.path().join(FILE), "{ garbage").expect("written");
+        let (journal, opened) = Journal::open(folder.path(), &Arc::default(), true, 0);
+        assert!(opened.is_err());
+        let told = journal.unknown().expect("a sentence");
+        assert!(told.contains("learned.log.unusable"), "{told}");
+        assert!(folder.path().join("learned.log.unusable").is_file());
+        assert!(journal.settle(LONG));
+        let text = fs::read_to_string(folder.path().join(FILE)).expect("written anew");
+        assert!(text.starts_with(HEAD), "{text}");
+    }
+
+    #[test]
+    fn nothing_is_written_through_a_link() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let theirs = folder.path().join("theirs");
+        fs::write(&theirs, "dear").expect("written");
+        let beside = folder.path().join("learned.new");
+        std::os::unix::fs::symlink(&theirs, &beside).expect("a link");
+        let (journal, _) = Journal::open(folder.path(), &Arc::default(), true, 0);
+        assert!(journal.settle(LONG));
+        assert_eq!(fs::read_to_string(&theirs).expect("there"), "dear");
+        assert!(!beside.exists());
     }
 }

@@ -6,13 +6,14 @@ use std::{
     net::IpAddr,
     os::unix::{fs::PermissionsExt as _, net::UnixDatagram},
     path::{Path, PathBuf},
-    process::Command,
     thread,
     time::{Duration, Instant, SystemTime},
 };
 
 use egress_tests::{
-    Agent, World, eventually,
+    Agent, World,
+    disk::Disk,
+    eventually,
     expect::{policy, reached, refused},
     programs, ready,
     world::Role,
@@ -40,11 +41,6 @@ fn with_resolv_conf(world: &World, file: &Path) -> PathBuf {
         file.display()
     );
     started_by(world, &line)
-}
-
-fn run(program: &str, arguments: &[&str]) -> bool {
-    let status = Command::new(program).args(arguments).status();
-    status.is_ok_and(|status| status.success())
 }
 
 #[test]
@@ -252,57 +248,26 @@ fn too_few_descriptors_and_too_many_resolvers_are_told_before_anything_is_change
     assert!(!options.pins().join("links").exists());
 }
 
-/// A disk of its own.
-struct Disk(PathBuf);
-
-impl Disk {
-    /// None where that cannot be made here.
-    fn new(world: &World) -> Option<Self> {
-        let (image, disk) = (world.dir().join("disk.img"), world.dir().join("disk"));
-        File::create(&image).unwrap().set_len(16 << 20).unwrap();
-        fs::create_dir(&disk).unwrap();
-        let (image, path) = (image.to_str().unwrap(), disk.to_str().unwrap());
-        let is_made =
-            run("mkfs.ext4", &["-q", image]) && run("mount", &["-o", "loop", image, path]);
-        if !is_made {
-            println!("SKIPPED a_disk_that_hangs_holds_up_nothing_but_itself: no loop device");
-        }
-        is_made.then_some(Self(disk))
-    }
-
-    /// Hangs until what this returns is dropped.
-    fn freeze(&self) -> Frozen {
-        assert!(run("fsfreeze", &["-f", self.0.to_str().unwrap()]));
-        Frozen(self.0.clone())
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _unmounted = run("umount", &["-l", self.0.to_str().unwrap()]);
-    }
-}
-
-struct Frozen(PathBuf);
-
-impl Drop for Frozen {
-    fn drop(&mut self) {
-        let _thawed = run("fsfreeze", &["-u", self.0.to_str().unwrap()]);
-    }
-}
-
 #[test]
 fn a_disk_that_hangs_holds_up_nothing_but_itself() {
     if !ready() {
         return;
     }
-    let world = World::new();
+    let mut world = World::new();
+    let zones = ["--zone", "fresh.example.com", "--zone", "stale.example.com"];
+    world
+        .start_probe(Role::Dns, &[&["dns-server"], &zones[..]].concat())
+        .unwrap();
     let Some(disk) = Disk::new(&world) else {
+        println!("SKIPPED a_disk_that_hangs_holds_up_nothing_but_itself: no loop device");
         return;
     };
     let mut agent = world
-        .agent(&policy("allow: [{ cidrs: [10.79.0.0/16] }]"))
-        .state_dir(&disk.0.join("state"))
+        .agent(&policy(
+            "allow: [{ cidrs: [10.79.0.0/16] }, { names: ['*.fresh.example.com'] }]",
+        ))
+        .resolver(zone::SERVER)
+        .state_dir(&disk.path().join("state"))
         .arg("--confirm")
         .arg("8s")
         .start();
@@ -310,6 +275,14 @@ fn a_disk_that_hangs_holds_up_nothing_but_itself() {
     let frozen = disk.freeze();
     // To be written, now and every few seconds.
     refused(&client.connect(FORBIDDEN, 80));
+    // Answers that only the agent can read, each of which it writes down.
+    for number in 1..=3 {
+        let name = format!("split-{number}.fresh.example.com");
+        client.lookup(&[&name, "--server", zone::SERVER, "--tcp"]);
+        let address = format!("10.78.128.{number}");
+        let is_open = || client.connect(&address, 80).ok;
+        assert!(eventually(SOON, is_open), "{name}");
+    }
     thread::sleep(Duration::from_secs(8));
     reached(&client.connect(FORBIDDEN, 80));
     let confirmation = || agent.status().confirmation.unwrap().state;
@@ -325,4 +298,37 @@ fn a_disk_that_hangs_holds_up_nothing_but_itself() {
     reached(&client.connect(FORBIDDEN, 80));
     drop(frozen);
     agent.stop();
+}
+
+#[test]
+fn who_taught_what_is_not_known_after_garbage_and_status_says_so() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let rules = policy("allow: [{ names: [api.example.com] }]");
+    let mut agent = world.agent(&rules).start();
+    let client = world.workload("client");
+    client.resolve("api.example.com", false);
+    let api = zone::address("api.example.com", false);
+    agent.stop();
+    let file = agent.state_dir().join("learned.log");
+    assert!(
+        fs::read_to_string(&file)
+            .unwrap()
+            .contains("api.example.com")
+    );
+    agent.start_again();
+    assert_eq!(agent.status().alarms, Vec::<String>::new());
+    agent.stop();
+    fs::write(&file, "garbage").unwrap();
+    agent.start_again();
+    let alarms = agent.status().alarms;
+    let is_said = alarms
+        .iter()
+        .any(|alarm| alarm.contains("learned.log.unusable"));
+    assert!(is_said, "{alarms:?}");
+    refused(&client.connect(api, 80));
+    client.resolve("api.example.com", false);
+    reached(&client.connect(api, 80));
 }
