@@ -335,6 +335,8 @@ impl Fault {
                 if let Some(limit) = &rig.limit {
                     limit.raise()?;
                 }
+                // The kernel may have begun to end it.
+                thread::sleep(Duration::from_millis(500));
                 if rig.agent.has_ended() {
                     rig.start()?;
                 }
