@@ -216,15 +216,9 @@ fn the_arguments_are_what_run_takes_and_leave_every_path_at_its_default() {
     let field = source.field_ref.as_ref().unwrap();
     assert_eq!(field.field_path, "spec.nodeName");
     assert!(run.no_lifeline.is_empty() && run.interface.is_empty() && run.scope.is_empty());
-    assert!(run.api_server.is_some());
     assert_eq!(run.lifeline_cidr.len(), 2, "pods and services");
-    assert_eq!(run.resolver.len(), 2, "the cluster's and the node's");
-    // Every pod could run a resolver on its own loopback.
-    assert!(
-        run.resolver
-            .iter()
-            .all(|address| !address.ip().is_loopback())
-    );
+    // The agent finds them, where nobody has to.
+    assert!(run.api_server.is_none() && run.resolver.is_empty());
 }
 
 #[test]
@@ -235,15 +229,30 @@ fn the_starter_policy_audits_and_compiles_with_the_lifeline_of_the_arguments() {
         .map(|(file, text)| (file.as_str(), text.as_str()))
         .collect();
     let run = container_run();
-    let api_server = run.api_server.unwrap();
     let lifeline = Lifeline::new()
-        .resolvers(&run.resolver)
         .node_addresses(&[IpAddr::from([10, 0, 0, 5])])
         .dhcp()
-        .api_server(api_server.ip(), api_server.port())
         .cluster_ranges(&run.lifeline_cidr);
-    let compiled = compiled(&texts, &lifeline);
-    assert_eq!(compiled.mode, Mode::Audit);
+    let starter = compiled(&texts, &lifeline);
+    assert_eq!(starter.mode, Mode::Audit);
+    assert!(starter.rules_of_name("registry.example.com").is_none());
+    // So are the rules that it shows: taken out of their comments, they compile.
+    let shown: Vec<(&str, String)> = texts
+        .iter()
+        .map(|(file, text)| {
+            (
+                *file,
+                text.replace("allow: []", "allow:")
+                    .replace("    # - ", "    - ")
+                    .replace("    #   ", "      "),
+            )
+        })
+        .collect();
+    let shown: Vec<(&str, &str)> = shown
+        .iter()
+        .map(|(file, text)| (*file, text.as_str()))
+        .collect();
+    let compiled = compiled(&shown, &lifeline);
     assert!(compiled.rules_of_name("registry.example.com").is_some());
     assert!(compiled.rules_of_name("elsewhere.example.com").is_none());
 }
@@ -305,7 +314,8 @@ fn every_mount_has_its_volume_and_lies_where_the_binary_looks() {
     let socket_folder = Path::new(DEFAULT_SOCKET).parent().unwrap();
     assert_eq!(at(socket_folder.to_str().unwrap()).read_only, None);
     assert_eq!(at(DEFAULT_STATE_DIR).read_only, None);
-    assert_eq!(mounts.len(), 5, "what the binary needs and nothing else");
+    assert_eq!(at("/run/systemd/resolve").read_only, Some(true));
+    assert_eq!(mounts.len(), 6, "what the binary needs and nothing else");
 
     let volumes = pod(&set).volumes.as_ref().unwrap();
     let policies = volumes.iter().find_map(|volume| volume.config_map.as_ref());

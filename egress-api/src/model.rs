@@ -32,6 +32,9 @@ pub struct Status {
     pub lost: BTreeMap<String, u64>,
     /// Trusted resolvers: addresses, and ports where they are not 53.
     pub resolvers: Vec<String>,
+    /// What the agent found or was given of the node and its cluster, and where.
+    #[serde(default)]
+    pub found: Vec<FoundStatus>,
     /// What is allowed whatever the policy says.
     pub lifeline: Vec<LifelineStatus>,
     /// Scopes, the node's own first.
@@ -256,6 +259,17 @@ pub struct MapStatus {
     pub entries: u64,
     /// Most that fit.
     pub capacity: u64,
+}
+
+/// A value that the agent found, or was given, and where.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FoundStatus {
+    /// What it is: `resolver`, `api-server`, `search-domain`.
+    pub what: Text,
+    /// The value.
+    pub value: String,
+    /// Where it is from: an option, a file, an object of the cluster.
+    pub from: String,
 }
 
 /// One thing that the lifeline allows.

@@ -21,8 +21,9 @@ use super::{
     Rows, Timestamp,
     model::{
         AddressVerdict, CauseReport, ConfirmationStatus, CountersReport, Explanation, FlowReport,
-        HookStatus, LearnedAddress, LifelineStatus, MapStatus, Observation, Observations,
-        ObservedStatus, PolicyFacts, PolicyStatus, PutBackStatus, RuleReport, ScopeStatus, Status,
+        FoundStatus, HookStatus, LearnedAddress, LifelineStatus, MapStatus, Observation,
+        Observations, ObservedStatus, PolicyFacts, PolicyStatus, PutBackStatus, RuleReport,
+        ScopeStatus, Status,
     },
     report::{Cause, counters_report},
 };
@@ -144,6 +145,11 @@ pub(crate) fn status() -> Status {
         ]
         .into(),
         resolvers: vec!["192.0.2.53".to_owned(), "2001:db8::53".to_owned()],
+        found: vec![FoundStatus {
+            what: "resolver".into(),
+            value: "192.0.2.53".to_owned(),
+            from: "/etc/resolv.conf".to_owned(),
+        }],
         lifeline: vec![LifelineStatus {
             name: "resolver".to_owned(),
             destination: "192.0.2.53/32".to_owned(),

@@ -302,6 +302,7 @@ impl Exec {
             are_search_domains_given: !self.search_domain.is_empty(),
             lifeline_cidrs: self.lifeline_cidr.clone(),
             api_server: None,
+            api_service: None,
             no_lifeline: self.no_lifeline.clone(),
             max_learned: LEARNED_CAPACITY,
             // The command is alone.

@@ -1,6 +1,11 @@
 //! `run`: the daemon.
 
-use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
+};
 
 use clap::{Args, ValueEnum};
 use egress_common::{maps::LEARNED_CAPACITY, verdict::Mode};
@@ -64,7 +69,8 @@ pub struct Run {
     #[arg(long, value_enum, value_name = "WHICH")]
     pub pod_interfaces: Option<PodInterfaces>,
     /// Resolvers whose answers are trusted, at port 53 if none is given; may be repeated [default: those of
-    /// /etc/resolv.conf]
+    /// /etc/resolv.conf, caches of the cluster's DNS on the node, and with --kubernetes the cluster's DNS service and
+    /// what stands behind it]
     #[arg(long, num_args = 1.., value_parser = workload::parse_resolver, value_name = "IP[:PORT]")]
     pub resolver: Vec<SocketAddr>,
     /// Where to listen.
@@ -103,7 +109,8 @@ pub struct Run {
     /// Ranges that are always allowed, such as the cluster's pods and services; may be repeated
     #[arg(long, num_args = 1.., value_name = "CIDR")]
     pub lifeline_cidr: Vec<Cidr>,
-    /// The Kubernetes API server, which is always allowed
+    /// The Kubernetes API server, which is always allowed [default: with --kubernetes, where a pod finds it and the
+    /// endpoints of default/kubernetes]
     #[arg(long, value_name = "ADDR:PORT")]
     pub api_server: Option<SocketAddr>,
     /// Parts of the lifeline to leave out: policies then have to allow them; may be repeated
@@ -422,6 +429,8 @@ pub struct RunOptions {
     pub lifeline_cidrs: Vec<Cidr>,
     /// The Kubernetes API server.
     pub api_server: Option<SocketAddr>,
+    /// Where a pod finds it, if this is one.
+    pub api_service: Option<SocketAddr>,
     /// Parts of the lifeline to leave out.
     pub no_lifeline: Vec<LifelinePart>,
     /// Most learned addresses.
@@ -472,6 +481,8 @@ impl Run {
         };
         let are_resolvers_given = !self.resolver.is_empty();
         let resolvers = self.resolver;
+        let is_pod = self.kubernetes.kubernetes && self.kubernetes.kubeconfig.is_none();
+        let api_service = if is_pod { api_service() } else { None };
         Ok(RunOptions {
             policies: self.policy,
             kubernetes: self
@@ -500,6 +511,7 @@ impl Run {
             are_search_domains_given: !self.search_domain.is_empty(),
             lifeline_cidrs: self.lifeline_cidr,
             api_server: self.api_server,
+            api_service,
             no_lifeline: self.no_lifeline,
             max_learned: self.max_learned,
             shares: Shares {
@@ -510,6 +522,14 @@ impl Run {
             scrape: self.scrape.options(),
         })
     }
+}
+
+/// The API server as pods are told of it: where that is a name, policies have to name it.
+fn api_service() -> Option<SocketAddr> {
+    let variable = |name| std::env::var(name).ok();
+    let host: IpAddr = variable("KUBERNETES_SERVICE_HOST")?.parse().ok()?;
+    let port = variable("KUBERNETES_SERVICE_PORT")?.parse().ok()?;
+    Some(SocketAddr::new(host, port))
 }
 
 /// Search domains as names are compared.

@@ -53,6 +53,7 @@ pub(super) fn render(status: &model::Status, screen: Screen) -> String {
         policies(status).render(screen),
         hooks(status).render(screen),
         maps(status).render(screen),
+        found(status).render(screen),
         lifeline(status).render(screen),
         scopes(status).render(screen),
     ];
@@ -298,6 +299,18 @@ fn maps(status: &model::Status) -> Table {
             number(map.entries),
             number(map.capacity),
             Cell::painted(format!("{percent}%"), paint),
+        ]);
+    }
+    table
+}
+
+fn found(status: &model::Status) -> Table {
+    let mut table = Table::new().word("FOUND").text("VALUE").text("WHERE");
+    for found in &status.found {
+        table.row([
+            (&*found.what).into(),
+            found.value.as_str().into(),
+            found.from.as_str().into(),
         ]);
     }
     table

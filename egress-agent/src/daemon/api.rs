@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use egress_common::{tally::Tally, verdict::Mode};
+use egress_common::{maps::RESOLVERS_CAPACITY, tally::Tally, verdict::Mode};
 use tokio::sync::broadcast;
 use tracing::info;
 
@@ -15,6 +15,7 @@ use super::{
     confirm::{Answer, Moment},
     faults::{FLOW_LOG_LINES, LOG_LINES},
     learned::LearnedRows,
+    node::Found,
     observe::NAMES_EVICTED,
     shared::{InForce, Shared, lock},
     time::now_ns,
@@ -23,7 +24,7 @@ use crate::{
     api::{
         AgentState, ExplainQuery, FlowFilter, LearnedFilter, NotAwaited, Rows, Timestamp,
         model::{
-            ConfirmationStatus, CountersReport, Explanation, FlowReport, HookStatus,
+            ConfirmationStatus, CountersReport, Explanation, FlowReport, FoundStatus, HookStatus,
             KubernetesStatus, LearnedAddress, LifelineStatus, MapStatus, Observations, PolicyFacts,
             PolicyStatus, ScopeStatus, ServiceTagsStatus, Status,
         },
@@ -147,6 +148,13 @@ impl AgentState for Shared {
             alarms.push(fall_back_words(self.mode(), confirmation.as_ref()));
         }
         let kubernetes = self.kubernetes_status();
+        if let Some(left_out) = in_force.as_ref().map(|in_force| in_force.facts.left_out)
+            && left_out > 0
+        {
+            alarms.push(format!(
+                "{left_out} endpoints of the cluster's DNS are not trusted: {RESOLVERS_CAPACITY} resolvers fit; behind a load balancer at sockets what they answer teaches nothing"
+            ));
+        }
         let of_cluster = kubernetes.iter().flat_map(|cluster| &cluster.alarms);
         alarms.extend(of_cluster.cloned());
         // A policy that is wrong is its author's: it says so itself, and keeps no agent from being ready.
@@ -192,6 +200,10 @@ impl AgentState for Shared {
             resolvers: in_force
                 .as_ref()
                 .map(|in_force| in_force.facts.resolvers.iter().map(resolver_text).collect())
+                .unwrap_or_default(),
+            found: in_force
+                .as_ref()
+                .map(|in_force| in_force.facts.found.iter().map(found_status).collect())
                 .unwrap_or_default(),
             lifeline: in_force
                 .as_ref()
@@ -423,6 +435,14 @@ impl InForce {
             }
         }
         facts
+    }
+}
+
+fn found_status(found: &Found) -> FoundStatus {
+    FoundStatus {
+        what: found.what.into(),
+        value: found.value.clone(),
+        from: found.from.clone(),
     }
 }
 

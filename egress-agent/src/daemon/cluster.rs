@@ -9,18 +9,18 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
-    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
-use egress_common::{dns::DNS_PORT, verdict::Mode};
+use egress_common::verdict::Mode;
 use kube::Client;
 use tokio::{sync::watch, task::JoinSet};
 use tracing::{debug, error, warn};
 
 use super::{
+    node::ClusterServers,
     plan::{Assignment, Base},
     pods::Pods,
     rulesets::{Rulesets, versions_of},
@@ -390,7 +390,7 @@ impl Shared {
         cluster.pods.beside(lock(&self.scopes).levels(), identities);
         cluster.take_events(self, events);
         let view = Arc::clone(&cluster.feed.view);
-        *lock(&self.dns_service) = dns_resolvers(&view);
+        *lock(&self.cluster_servers) = ClusterServers::from(&*view);
         self.tell_cluster(&cluster);
         lock(&self.wanted).cluster = Some(cluster);
         Ok(Some(tree))
@@ -446,8 +446,8 @@ impl Shared {
         }
         let view = Arc::clone(&cluster.feed.view);
         let is_node_same = node_versions(&before.view) == node_versions(&view)
-            && before.view.dns_service == view.dns_service;
-        *lock(&self.dns_service) = dns_resolvers(&view);
+            && ClusterServers::from(&*before.view) == ClusterServers::from(&*view);
+        *lock(&self.cluster_servers) = ClusterServers::from(&*view);
         let applied = if is_node_same {
             self.apply(&mut wanted, base)
         } else {
@@ -507,12 +507,4 @@ fn interned(selections: &mut HashSet<Selection>, keys: Vec<&PolicyKey>) -> Selec
 /// The states of the policies that are for the node.
 fn node_versions(view: &ClusterView) -> Vec<(PolicyKey, String, i64)> {
     versions_of(view, &view.policies_of_node())
-}
-
-/// The cluster's DNS service, as resolvers.
-fn dns_resolvers(view: &ClusterView) -> Vec<SocketAddr> {
-    let addresses = view.dns_service.iter();
-    addresses
-        .map(|address| SocketAddr::new(*address, DNS_PORT))
-        .collect()
 }

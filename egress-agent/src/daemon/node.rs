@@ -26,10 +26,14 @@ use super::{
 use crate::{
     api::Timestamp,
     cli::RunOptions,
+    kube::ClusterView,
     policy::address_from,
     shutdown::Shutdown,
     store::{Kept, Store},
-    workload::{AddressWatch, FileWatch, ResolvConf, own_addresses},
+    workload::{
+        AddressWatch, FileWatch, LocalCache, RESOLV_CONF, RESOLVED_CONF, ResolvConf, local_caches,
+        own_addresses, resolver_text,
+    },
 };
 
 /// How often the node is looked at although nothing was heard.
@@ -39,11 +43,47 @@ const POLL_UNWATCHED: Duration = Duration::from_millis(500);
 /// From hearing of a change to the look: a file that is written has then been written, mostly.
 const SETTLE: Duration = Duration::from_millis(40);
 
+/// A value that nobody gave, or somebody did, and where it is from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Found {
+    /// What it is: `resolver`, `api-server`, `search-domain`.
+    pub(super) what: &'static str,
+    pub(super) value: String,
+    pub(super) from: String,
+}
+
+/// What a cluster tells of its servers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct ClusterServers {
+    /// Addresses of its DNS services.
+    pub(super) dns_service: Vec<IpAddr>,
+    /// What stands behind them.
+    pub(super) dns_endpoints: Vec<SocketAddr>,
+    /// Its API servers.
+    pub(super) api_servers: Vec<SocketAddr>,
+}
+
+impl From<&ClusterView> for ClusterServers {
+    fn from(view: &ClusterView) -> Self {
+        Self {
+            dns_service: view.dns_service.clone(),
+            dns_endpoints: view.dns_endpoints.clone(),
+            api_servers: view.api_servers.clone(),
+        }
+    }
+}
+
 /// What the node is known by.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct NodeNow {
     /// Trusted resolvers.
     pub(super) resolvers: Vec<SocketAddr>,
+    /// The API servers.
+    pub(super) api_servers: Vec<SocketAddr>,
+    /// Where all of it is from.
+    pub(super) found: Vec<Found>,
+    /// Resolvers for which there is no room.
+    pub(super) left_out: usize,
     /// Domains below which any name may be asked for.
     pub(super) search_domains: Vec<String>,
     /// The node's own addresses.
@@ -73,6 +113,8 @@ pub(super) struct Node {
     /// Resolvers and search domains that were given stand for those of the node.
     given_resolvers: Option<Vec<SocketAddr>>,
     given_search_domains: Option<Vec<String>>,
+    /// Whether pods are judged, each of which has a loopback of its own.
+    is_in_cluster: bool,
     /// None where nothing is kept.
     store: Option<Store<KeptNode>>,
     known: Mutex<Known>,
@@ -82,6 +124,7 @@ pub(super) struct Node {
 struct Known {
     resolv_conf: ResolvConf,
     addresses: Vec<IpAddr>,
+    caches: Vec<LocalCache>,
     /// What cannot be read now, since when and why.
     troubles: BTreeMap<&'static str, (SystemTime, String)>,
     /// What is on the disk, or on its way there.
@@ -106,6 +149,7 @@ impl Node {
                 Ok(Some(kept)) => {
                     known.resolv_conf = ResolvConf {
                         resolvers: kept.resolvers,
+                        behind: Vec::new(),
                         search_domains: kept.search_domains,
                     };
                     known.kept = Some(known.resolv_conf.clone());
@@ -123,6 +167,7 @@ impl Node {
             given_search_domains: options
                 .are_search_domains_given
                 .then(|| options.search_domains.clone()),
+            is_in_cluster: options.kubernetes.is_some(),
             store,
             known: Mutex::new(known),
         }
@@ -134,9 +179,19 @@ impl Node {
         let now = SystemTime::now();
         let addresses = own_addresses();
         let is_needed = self.given_resolvers.is_none() || self.given_search_domains.is_none();
-        let resolv_conf = is_needed.then(ResolvConf::read);
+        let read = if self.is_in_cluster {
+            ResolvConf::read_in_cluster
+        } else {
+            ResolvConf::read
+        };
+        let resolv_conf = is_needed.then(read);
+        let caches = local_caches();
         let mut known = lock(&self.known);
         known.take_addresses(addresses, now);
+        // Where they cannot be listed, the addresses say so.
+        if let Ok(caches) = caches {
+            known.caches = caches;
+        }
         if let Some(resolv_conf) = resolv_conf {
             known.take_resolv_conf(resolv_conf, now, self.given_resolvers.is_some());
         }
@@ -150,19 +205,39 @@ impl Node {
     }
 
     fn now(&self, known: &Known) -> NodeNow {
-        let given = self.given_resolvers.clone();
-        let given_domains = self.given_search_domains.clone();
-        NodeNow {
-            resolvers: given.unwrap_or_else(|| {
-                let found = known.resolv_conf.resolvers.iter();
-                found
-                    .map(|address| SocketAddr::new(*address, DNS_PORT))
-                    .collect()
-            }),
-            search_domains: given_domains
-                .unwrap_or_else(|| known.resolv_conf.search_domains.clone()),
+        let mut now = NodeNow {
             addresses: known.addresses.clone(),
+            ..NodeNow::default()
+        };
+        let given = self.given_resolvers.iter().flatten();
+        given.for_each(|resolver| now.resolver(*resolver, "--resolver"));
+        if self.given_resolvers.is_none() {
+            let conf = &known.resolv_conf;
+            for address in &conf.resolvers {
+                let is_behind = conf.behind.contains(address);
+                let file = if is_behind {
+                    RESOLVED_CONF
+                } else {
+                    RESOLV_CONF
+                };
+                now.resolver(SocketAddr::new(*address, DNS_PORT), file);
+            }
+            for cache in &known.caches {
+                let resolver = SocketAddr::new(cache.address, DNS_PORT);
+                now.resolver(
+                    resolver,
+                    &format!("cache on this node, {}", cache.interface),
+                );
+            }
         }
+        let (domains, from) = match &self.given_search_domains {
+            Some(given) => (given, "--search-domain"),
+            None => (&known.resolv_conf.search_domains, RESOLV_CONF),
+        };
+        domains
+            .iter()
+            .for_each(|domain| now.search_domain(domain, from));
+        now
     }
 
     /// Has the last known good resolvers kept, where they are others.
@@ -366,6 +441,7 @@ impl Shared {
         let facts = &in_force.facts;
         let local = now.addresses.iter().copied().map(address_from);
         if facts.resolvers == now.resolvers
+            && facts.found == now.found
             && facts.search_domains == now.search_domains
             && facts.local.iter().copied().eq(local)
         {
@@ -387,26 +463,74 @@ impl Shared {
     /// The node at the last look, with the resolvers of its cluster.
     pub(super) fn node_now(&self) -> NodeNow {
         let mut now = self.node.last();
+        let servers = lock(&self.cluster_servers).clone();
         if !self.options.are_resolvers_given {
-            for resolver in lock(&self.dns_service).iter() {
-                if !now.resolvers.contains(resolver) {
-                    now.resolvers.push(*resolver);
-                }
+            now.resolvers_of(&servers);
+        }
+        match self.options.api_server {
+            Some(given) => now.api_server(given, "--api-server"),
+            None => {
+                let of_pod = self.options.api_service;
+                of_pod
+                    .into_iter()
+                    .for_each(|server| now.api_server(server, "KUBERNETES_SERVICE_HOST"));
+                let told = servers.api_servers.iter();
+                told.for_each(|server| now.api_server(*server, "endpoints of default/kubernetes"));
             }
         }
         // A pod asks for every name below its namespace's domain first, and for the services' and the cluster's, which
         // cover that one.
         if self.options.kubernetes.is_some() && !self.options.are_search_domains_given {
-            let domain = CLUSTER_DOMAIN.to_owned();
-            if !now.search_domains.contains(&domain) {
-                now.search_domains.push(domain);
-            }
+            now.search_domain(CLUSTER_DOMAIN, "the usual domain of clusters");
         }
         now
     }
 }
 
 impl NodeNow {
+    fn found(&mut self, what: &'static str, value: String, from: &str) {
+        let from = from.to_owned();
+        self.found.push(Found { what, value, from });
+    }
+
+    fn resolver(&mut self, resolver: SocketAddr, from: &str) {
+        if !self.resolvers.contains(&resolver) {
+            self.resolvers.push(resolver);
+            self.found("resolver", resolver_text(&resolver), from);
+        }
+    }
+
+    /// Adds the DNS of the cluster. Of what stands behind its services, only what there is room for: without a load
+    /// balancer at sockets nobody asks it directly.
+    fn resolvers_of(&mut self, servers: &ClusterServers) {
+        for address in &servers.dns_service {
+            let resolver = SocketAddr::new(*address, DNS_PORT);
+            self.resolver(resolver, "the cluster's DNS service");
+        }
+        let most = usize::try_from(RESOLVERS_CAPACITY).unwrap_or(usize::MAX);
+        for endpoint in &servers.dns_endpoints {
+            if self.resolvers.len() < most || self.resolvers.contains(endpoint) {
+                self.resolver(*endpoint, "endpoint of the cluster's DNS service");
+            } else {
+                self.left_out = self.left_out.saturating_add(1);
+            }
+        }
+    }
+
+    fn api_server(&mut self, server: SocketAddr, from: &str) {
+        if !self.api_servers.contains(&server) {
+            self.api_servers.push(server);
+            self.found("api-server", server.to_string(), from);
+        }
+    }
+
+    fn search_domain(&mut self, domain: &str, from: &str) {
+        if !self.search_domains.iter().any(|known| known == domain) {
+            self.search_domains.push(domain.to_owned());
+            self.found("search-domain", domain.to_owned(), from);
+        }
+    }
+
     /// Whether the kernel has room for it.
     ///
     /// # Errors
@@ -435,6 +559,7 @@ mod tests {
     fn conf(resolver: &str) -> ResolvConf {
         ResolvConf {
             resolvers: vec![resolver.parse().expect("an address")],
+            behind: Vec::new(),
             search_domains: vec!["example".to_owned()],
         }
     }
@@ -451,6 +576,7 @@ mod tests {
         let node = |known| Node {
             given_resolvers: None,
             given_search_domains: None,
+            is_in_cluster: false,
             store: None,
             known: Mutex::new(known),
         };
@@ -485,6 +611,36 @@ mod tests {
         let mut known = Known::default();
         known.take_resolv_conf(Err("empty".to_owned()), SystemTime::UNIX_EPOCH, true);
         assert!(known.troubles.is_empty());
+    }
+
+    #[test]
+    fn the_clusters_dns_is_beside_what_the_node_asks_and_each_says_where_it_is_from() {
+        let mut now = NodeNow::default();
+        now.resolver("192.0.2.53:53".parse().expect("an address"), RESOLV_CONF);
+        now.resolvers_of(&ClusterServers {
+            dns_service: vec![IpAddr::from([10, 96, 0, 10]), IpAddr::from([192, 0, 2, 53])],
+            dns_endpoints: (0..300_u32)
+                .map(|n| SocketAddr::new(IpAddr::from(n.to_be_bytes()), 5353))
+                .collect(),
+            api_servers: Vec::new(),
+        });
+        let shown: Vec<String> = now
+            .found
+            .iter()
+            .take(3)
+            .map(|found| format!("{} {}", found.value, found.from))
+            .collect();
+        assert_eq!(
+            shown,
+            [
+                "192.0.2.53 /etc/resolv.conf",
+                "10.96.0.10 the cluster's DNS service",
+                "0.0.0.0:5353 endpoint of the cluster's DNS service"
+            ]
+        );
+        // What does not fit is left out and said, and keeps nothing else from being in force.
+        assert_eq!((now.resolvers.len(), now.left_out), (256, 46));
+        assert!(now.check().is_ok());
     }
 
     #[test]

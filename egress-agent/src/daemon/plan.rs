@@ -55,10 +55,10 @@ fn lifeline(options: &RunOptions, node: &NodeNow) -> Lifeline {
     if has(LifelinePart::Dhcp) {
         lifeline = lifeline.dhcp();
     }
-    if has(LifelinePart::ApiServer)
-        && let Some(server) = options.api_server
-    {
-        lifeline = lifeline.api_server(server.ip(), server.port());
+    if has(LifelinePart::ApiServer) {
+        for server in &node.api_servers {
+            lifeline = lifeline.api_server(server.ip(), server.port());
+        }
     }
     if has(LifelinePart::ClusterRanges) {
         lifeline = lifeline.cluster_ranges(&options.lifeline_cidrs);
@@ -99,6 +99,8 @@ impl Base {
                 lifeline,
                 service_tags: catalog.service_tags().map(|tags| tags.facts().clone()),
                 resolvers: node.resolvers.clone(),
+                found: node.found.clone(),
+                left_out: node.left_out,
                 search_domains: node.search_domains.clone(),
                 local: node.addresses.iter().copied().map(address_from).collect(),
             }),

@@ -19,8 +19,15 @@ use tokio::sync::{broadcast, watch};
 use tracing::{debug, warn};
 
 use super::{
-    confirm::Confirmation, looks::Looks, node::Node, observe::Observer, plan::Wanted,
-    scopes::OwnScopes, state_writer::StateWriter, time::now_ns,
+    confirm::Confirmation,
+    looks::Looks,
+    node::Node,
+    node::{ClusterServers, Found},
+    observe::Observer,
+    plan::Wanted,
+    scopes::OwnScopes,
+    state_writer::StateWriter,
+    time::now_ns,
 };
 use crate::{
     api::{
@@ -200,6 +207,10 @@ pub(super) struct NodeFacts {
     pub(super) service_tags: Option<ServiceTagsFacts>,
     /// Trusted resolvers.
     pub(super) resolvers: Vec<SocketAddr>,
+    /// Values that were found or given, and where.
+    pub(super) found: Vec<Found>,
+    /// Resolvers for which there is no room.
+    pub(super) left_out: usize,
     /// Domains below which any name may be asked for.
     pub(super) search_domains: Vec<String>,
     /// The node's own addresses.
@@ -335,8 +346,8 @@ pub(super) struct Shared {
     pub(super) catalog: watch::Sender<Catalog>,
     /// What is known of the cluster, as it was last switched to.
     pub(super) kubernetes: Mutex<Option<KubernetesStatus>>,
-    /// Addresses of the cluster's DNS service.
-    pub(super) dns_service: Mutex<Vec<SocketAddr>>,
+    /// What the cluster tells of its servers.
+    pub(super) cluster_servers: Mutex<ClusterServers>,
     /// The last id that a scope was given; 0 while the kernel was not asked.
     pub(super) last_scope_id: AtomicU32,
     /// Why the last change of a policy was not taken.
@@ -435,7 +446,7 @@ impl Shared {
             denials: OnceLock::new(),
             catalog: watch::Sender::new(Catalog::default()),
             kubernetes: Mutex::default(),
-            dns_service: Mutex::default(),
+            cluster_servers: Mutex::default(),
             last_scope_id: AtomicU32::new(0),
             refused: Mutex::new(None),
             recent: Mutex::new(RecentFlows::default()),

@@ -45,8 +45,12 @@ const PAGE: u32 = 500;
 pub(super) struct Follow<K> {
     pub(super) kind: Kind,
     pub(super) api: Api<K>,
+    /// The same kind of an older version, for a server that does not know the newer one.
+    pub(super) older: Option<Api<K>>,
     /// Which of them, by their fields.
     pub(super) fields: Option<String>,
+    /// Which of them, by their labels.
+    pub(super) labels: Option<String>,
     /// What matters of an object.
     pub(super) read: Box<dyn Fn(K) -> Option<Item> + Send + Sync>,
     pub(super) notices: mpsc::Sender<(Kind, Notice)>,
@@ -70,6 +74,8 @@ enum Failure {
     Version(String),
     /// The server ended it, without a word.
     Ended,
+    /// The server does not have this kind.
+    UnknownKind,
     Other(String),
     /// Nobody listens any more.
     Stopped,
@@ -80,7 +86,7 @@ where
     K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
 {
     /// Lists, then watches, until nobody listens any more.
-    pub(super) async fn run(self) {
+    pub(super) async fn run(mut self) {
         // Any version: what the server has at hand.
         let mut position = Position::List("0".to_owned());
         let mut failures = 0;
@@ -131,6 +137,14 @@ where
                 Failure::Other(error) => {
                     let _ = self.tell(Notice::Failed(error)).await;
                 }
+                Failure::UnknownKind => {
+                    if let Some(older) = self.older.take() {
+                        self.api = older;
+                        continue;
+                    }
+                    let error = self.kind.unknown().to_owned();
+                    let _ = self.tell(Notice::Failed(error)).await;
+                }
                 Failure::Ended | Failure::Stopped => {}
             }
             sleep(wait).await;
@@ -142,6 +156,7 @@ where
     async fn list(&self, version: Option<&str>) -> Result<Position, Failure> {
         let mut parameters = ListParams {
             field_selector: self.fields.clone(),
+            label_selector: self.labels.clone(),
             resource_version: version.map(str::to_owned),
             version_match: version.map(|_| VersionMatch::NotOlderThan),
             // Servers answer from memory only what is not asked for in pages.
@@ -171,6 +186,7 @@ where
         let seconds = least.saturating_add(spread(most.saturating_sub(least), random()));
         let parameters = WatchParams {
             field_selector: self.fields.clone(),
+            label_selector: self.labels.clone(),
             timeout: Some(seconds),
             bookmarks: true,
             ..WatchParams::default()
@@ -242,10 +258,7 @@ fn failure(error: kube::Error) -> Failure {
     };
     match status.code {
         410 | 504 => Failure::Version(status.message),
-        404 => Failure::Other(
-            "the server does not know this kind; install it with `kubectl apply -k deploy/crds`"
-                .to_owned(),
-        ),
+        404 => Failure::UnknownKind,
         _ => Failure::Other(status.message),
     }
 }

@@ -1,6 +1,11 @@
 //! What the watches told, put together to a view. Pure: no clock, no server.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use super::view::{ClusterView, Labels, Pod, PolicyKey, PolicyObject};
 use crate::{api::Timestamp, workload::PodUid};
@@ -13,18 +18,45 @@ pub(super) enum Kind {
     Node,
     EgressPolicies,
     ClusterEgressPolicies,
-    DnsService,
+    DnsServices,
+    DnsEndpoints,
+    ApiServers,
 }
 
 impl Kind {
-    pub(super) const ALL: [Self; 6] = [
+    pub(super) const ALL: [Self; 8] = [
         Self::Pods,
         Self::Namespaces,
         Self::Node,
         Self::EgressPolicies,
         Self::ClusterEgressPolicies,
-        Self::DnsService,
+        Self::DnsServices,
+        Self::DnsEndpoints,
+        Self::ApiServers,
     ];
+
+    /// Whether a view is of use without it: what it tells can be given by options, and a server may refuse it.
+    const fn can_be_missing(self) -> bool {
+        matches!(
+            self,
+            Self::DnsServices | Self::DnsEndpoints | Self::ApiServers
+        )
+    }
+
+    /// What to do where the server does not have it.
+    pub(super) const fn unknown(self) -> &'static str {
+        match self {
+            Self::EgressPolicies | Self::ClusterEgressPolicies => {
+                "the server does not know this kind; install it with `kubectl apply -k deploy/crds`"
+            }
+            Self::Pods
+            | Self::Namespaces
+            | Self::Node
+            | Self::DnsServices
+            | Self::DnsEndpoints
+            | Self::ApiServers => "the server does not know this kind",
+        }
+    }
 }
 
 impl Kind {
@@ -36,7 +68,9 @@ impl Kind {
             Self::Node => "nodes",
             Self::EgressPolicies => "egresspolicies",
             Self::ClusterEgressPolicies => "clusteregresspolicies",
-            Self::DnsService => "services",
+            Self::DnsServices => "services",
+            Self::DnsEndpoints => "dns_endpoints",
+            Self::ApiServers => "api_servers",
         }
     }
 }
@@ -56,7 +90,25 @@ pub(super) enum Item {
     Node(Labels),
     /// An error: why this agent cannot read it.
     Policy(PolicyKey, Result<Arc<PolicyObject>, String>),
-    DnsService(Vec<IpAddr>),
+    /// A service of kube-system; none: it is not the cluster's DNS.
+    DnsService(String, Option<DnsService>),
+    /// A slice of what stands behind services.
+    Slice(String, Slice),
+}
+
+/// The cluster's DNS, as a service of it has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct DnsService {
+    pub(super) addresses: Vec<IpAddr>,
+    /// Names of its ports for queries; of an unnamed one: empty.
+    pub(super) ports: BTreeSet<String>,
+}
+
+/// A part of what stands behind a service: each address at each port, with the port's name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Slice {
+    pub(super) service: String,
+    pub(super) endpoints: BTreeSet<(String, SocketAddr)>,
 }
 
 /// What a watch tells.
@@ -94,6 +146,9 @@ pub(super) struct Known {
     /// Pods of this node by the UIDs of their objects, each with the one that its cgroup is said to carry.
     objects: BTreeMap<String, (PodUid, Arc<Pod>)>,
     watched: BTreeMap<Kind, Watched>,
+    dns_services: BTreeMap<String, DnsService>,
+    dns_slices: BTreeMap<String, Slice>,
+    api_slices: BTreeMap<String, Slice>,
     /// Policies that this agent cannot read, and why. What was known of them before stands.
     unreadable: BTreeMap<PolicyKey, String>,
 }
@@ -114,19 +169,25 @@ impl Known {
 
     /// Whether every watch has listed everything.
     pub(super) fn is_synced(&self) -> bool {
-        let is_listed = |kind| {
-            self.watched
-                .get(kind)
-                .is_some_and(|watched| watched.is_listed)
+        let is_known = |kind: &Kind| {
+            self.watched.get(kind).is_some_and(|watched| {
+                watched.is_listed || (kind.can_be_missing() && watched.error.is_some())
+            })
         };
-        Kind::ALL.iter().all(is_listed)
+        Kind::ALL.iter().all(is_known)
+    }
+
+    fn is_listed(&self, kind: Kind) -> bool {
+        let watched = self.watched.get(&kind);
+        watched.is_some_and(|watched| watched.is_listed)
     }
 
     /// When all of the view was last known to be what the server has.
     pub(super) fn heard_at(&self) -> Option<Timestamp> {
         let heard_at = |kind| self.watched.get(kind).and_then(|watched| watched.heard_at);
         // None is before everything.
-        Kind::ALL.iter().map(heard_at).min().flatten()
+        let needed = Kind::ALL.iter().filter(|kind| !kind.can_be_missing());
+        needed.map(heard_at).min().flatten()
     }
 
     /// Whether the server tells of each kind now.
@@ -173,8 +234,8 @@ impl Known {
         watched.is_listed |= matches!(notice, Notice::Listed(_));
         match notice {
             Notice::Listed(items) => self.replace(kind, items),
-            Notice::Changed(item) => self.change(item),
-            Notice::Gone(item) => self.remove(item),
+            Notice::Changed(item) => self.change(kind, item),
+            Notice::Gone(item) => self.remove(kind, item),
             Notice::Heard | Notice::Failed(_) => {}
         }
     }
@@ -193,12 +254,19 @@ impl Known {
             Kind::ClusterEgressPolicies => {
                 Arc::make_mut(&mut new.policies).retain(|key, _| key.namespace.is_some())
             }
-            Kind::DnsService => new.dns_service.clear(),
+            Kind::DnsServices => self.dns_services.clear(),
+            Kind::DnsEndpoints => self.dns_slices.clear(),
+            Kind::ApiServers => self.api_slices.clear(),
         }
         self.unreadable.retain(|key, _| match kind {
             Kind::EgressPolicies => key.namespace.is_none(),
             Kind::ClusterEgressPolicies => key.namespace.is_some(),
-            Kind::Pods | Kind::Namespaces | Kind::Node | Kind::DnsService => true,
+            Kind::Pods
+            | Kind::Namespaces
+            | Kind::Node
+            | Kind::DnsServices
+            | Kind::DnsEndpoints
+            | Kind::ApiServers => true,
         });
         for item in items {
             match item {
@@ -220,9 +288,21 @@ impl Known {
                     }
                     self.unreadable.insert(key, error);
                 }
-                Item::DnsService(addresses) => new.dns_service = addresses,
+                Item::DnsService(name, service) => {
+                    self.dns_services
+                        .extend(service.map(|service| (name, service)));
+                }
+                Item::Slice(name, slice) => {
+                    let slices = if kind == Kind::ApiServers {
+                        &mut self.api_slices
+                    } else {
+                        &mut self.dns_slices
+                    };
+                    slices.insert(name, slice);
+                }
             }
         }
+        self.name_servers(&mut new);
         if kind == Kind::Pods {
             (new.pods, new.contested) = pods_of(&self.objects);
         }
@@ -232,7 +312,7 @@ impl Known {
     }
 
     /// Takes over what became of an object. The view is only copied when that matters and somebody holds it.
-    fn change(&mut self, item: Item) {
+    fn change(&mut self, kind: Kind, item: Item) {
         let view = &self.view;
         match item {
             Item::Pod(cgroup, pod) => {
@@ -264,11 +344,62 @@ impl Known {
             Item::Policy(key, Err(error)) => {
                 self.unreadable.insert(key, error);
             }
-            Item::DnsService(addresses) => {
-                if view.dns_service != addresses {
-                    Arc::make_mut(&mut self.view).dns_service = addresses;
-                }
+            Item::DnsService(name, service) => {
+                match service {
+                    Some(service) => self.dns_services.insert(name, service),
+                    None => self.dns_services.remove(&name),
+                };
+                self.find_servers();
             }
+            Item::Slice(name, slice) => {
+                self.slices(kind).insert(name, slice);
+                self.find_servers();
+            }
+        }
+    }
+
+    fn slices(&mut self, kind: Kind) -> &mut BTreeMap<String, Slice> {
+        if kind == Kind::ApiServers {
+            &mut self.api_slices
+        } else {
+            &mut self.dns_slices
+        }
+    }
+
+    /// Says anew where the cluster's DNS and its API servers are.
+    fn find_servers(&mut self) {
+        let mut new = ClusterView::clone(&self.view);
+        self.name_servers(&mut new);
+        if new != *self.view {
+            self.view = Arc::new(new);
+        }
+    }
+
+    /// Of what the server did not tell yet, a view keeps what it had.
+    fn name_servers(&self, view: &mut ClusterView) {
+        if self.is_listed(Kind::DnsServices) {
+            let services = self.dns_services.values();
+            let addresses: BTreeSet<IpAddr> = services
+                .flat_map(|service| &service.addresses)
+                .copied()
+                .collect();
+            view.dns_service = addresses.into_iter().collect();
+        }
+        if self.is_listed(Kind::DnsServices) && self.is_listed(Kind::DnsEndpoints) {
+            let behind = self.dns_slices.values().flat_map(|slice| {
+                let service = self.dns_services.get(&slice.service);
+                let is_asked =
+                    move |port: &str| service.is_some_and(|service| service.ports.contains(port));
+                let endpoints = slice.endpoints.iter();
+                endpoints.filter_map(move |(port, endpoint)| is_asked(port).then_some(*endpoint))
+            });
+            let behind: BTreeSet<SocketAddr> = behind.collect();
+            view.dns_endpoints = behind.into_iter().collect();
+        }
+        if self.is_listed(Kind::ApiServers) {
+            let behind = self.api_slices.values().flat_map(|slice| &slice.endpoints);
+            let behind: BTreeSet<SocketAddr> = behind.map(|(_, endpoint)| *endpoint).collect();
+            view.api_servers = behind.into_iter().collect();
         }
     }
 
@@ -282,7 +413,7 @@ impl Known {
         }
     }
 
-    fn remove(&mut self, item: Item) {
+    fn remove(&mut self, kind: Kind, item: Item) {
         match item {
             Item::Pod(_, pod) => {
                 if self.objects.remove(&pod.uid).is_some() {
@@ -298,7 +429,14 @@ impl Known {
                 let view = Arc::make_mut(&mut self.view);
                 Arc::make_mut(&mut view.policies).remove(&key);
             }
-            Item::DnsService(_) => Arc::make_mut(&mut self.view).dns_service.clear(),
+            Item::DnsService(name, _) => {
+                self.dns_services.remove(&name);
+                self.find_servers();
+            }
+            Item::Slice(name, _) => {
+                self.slices(kind).remove(&name);
+                self.find_servers();
+            }
         }
     }
 }
@@ -384,19 +522,44 @@ mod tests {
         Item::Namespace(name.to_owned(), labels(label))
     }
 
-    /// Pods `a` and `b`, a namespace, a policy of each kind.
+    fn dns(name: &str, address: &str) -> Item {
+        let service = DnsService {
+            addresses: vec![address.parse().unwrap()],
+            ports: ["dns".to_owned()].into(),
+        };
+        Item::DnsService(name.to_owned(), Some(service))
+    }
+
+    fn slice(name: &str, service: &str, addresses: &[&str]) -> Item {
+        let at = |port: &str, number: u16| {
+            let port = port.to_owned();
+            addresses.iter().map(move |address| {
+                let address = address.parse().unwrap();
+                (port.clone(), SocketAddr::new(address, number))
+            })
+        };
+        let slice = Slice {
+            service: service.to_owned(),
+            endpoints: at("dns", 5353).chain(at("metrics", 9153)).collect(),
+        };
+        Item::Slice(name.to_owned(), slice)
+    }
+
+    /// Pods `a` and `b`, a namespace, a policy of each kind, the cluster's DNS.
     fn known() -> Known {
         let mut known = Known::default();
         for (second, kind) in (1..).zip(Kind::ALL) {
             assert!(!known.is_synced());
-            assert_eq!(known.heard_at(), None);
+            assert_eq!(known.heard_at().is_some(), kind.can_be_missing());
             let items = match kind {
                 Kind::Pods => vec![pod('a', "1", "x"), pod('b', "2", "x")],
                 Kind::Namespaces => vec![namespace("shop", "x")],
                 Kind::Node => vec![Item::Node(labels("x"))],
                 Kind::EgressPolicies => vec![policy("shop/web", 1)],
                 Kind::ClusterEgressPolicies => vec![policy("baseline", 1)],
-                Kind::DnsService => vec![Item::DnsService(vec!["10.96.0.10".parse().unwrap()])],
+                Kind::DnsServices => vec![dns("kube-dns", "10.96.0.10")],
+                Kind::DnsEndpoints => vec![slice("kube-dns-1", "kube-dns", &["10.244.0.7"])],
+                Kind::ApiServers => vec![slice("kubernetes", "kubernetes", &["192.0.2.6"])],
             };
             known.take(kind, Notice::Listed(items), at(second));
         }
@@ -500,12 +663,78 @@ mod tests {
             Notice::Gone(Item::Node(labels("x"))),
         );
         assert!(known.view().node.is_empty());
+    }
+
+    fn servers(known: &Known) -> String {
+        let view = known.view();
+        format!(
+            "{:?} {:?} {:?}",
+            view.dns_service, view.dns_endpoints, view.api_servers
+        )
+    }
+
+    #[test]
+    fn the_clusters_dns_is_its_services_and_what_stands_behind_their_ports_for_queries() {
+        let mut known = known();
+        let api = "[192.0.2.6:5353, 192.0.2.6:9153]";
+        assert_eq!(
+            servers(&known),
+            format!("[10.96.0.10] [10.244.0.7:5353] {api}")
+        );
+        // A second service, its slice first.
+        let other = slice("up-1", "kube-dns-upstream", &["10.244.0.8"]);
+        let before = take(&mut known, Kind::DnsEndpoints, Notice::Changed(other));
+        assert!(Arc::ptr_eq(&before, known.view()));
+        let service = dns("kube-dns-upstream", "10.96.0.11");
+        take(&mut known, Kind::DnsServices, Notice::Changed(service));
+        assert_eq!(
+            servers(&known),
+            format!("[10.96.0.10, 10.96.0.11] [10.244.0.7:5353, 10.244.0.8:5353] {api}")
+        );
+        // A pod is replaced; a service is the cluster's DNS no longer.
+        let replaced = slice("kube-dns-1", "kube-dns", &["10.244.0.9"]);
+        take(&mut known, Kind::DnsEndpoints, Notice::Changed(replaced));
+        let other = Item::DnsService("kube-dns-upstream".to_owned(), None);
+        take(&mut known, Kind::DnsServices, Notice::Changed(other));
+        assert_eq!(
+            servers(&known),
+            format!("[10.96.0.10] [10.244.0.9:5353] {api}")
+        );
+        let gone = slice("kube-dns-1", "kube-dns", &[]);
+        take(&mut known, Kind::DnsEndpoints, Notice::Gone(gone));
+        assert_eq!(servers(&known), format!("[10.96.0.10] [] {api}"));
         take(
             &mut known,
-            Kind::DnsService,
-            Notice::Gone(Item::DnsService(Vec::new())),
+            Kind::DnsServices,
+            Notice::Gone(dns("kube-dns", "10.96.0.10")),
         );
-        assert!(known.view().dns_service.is_empty());
+        take(&mut known, Kind::ApiServers, Notice::Listed(Vec::new()));
+        assert_eq!(servers(&known), "[] [] []");
+    }
+
+    #[test]
+    fn a_server_that_does_not_tell_of_dns_holds_nothing_up_and_what_was_known_of_it_stands() {
+        let mut next = Known::after(Arc::clone(known().view()));
+        let before = servers(&next);
+        for kind in Kind::ALL {
+            assert!(!next.is_synced());
+            let notice = if kind.can_be_missing() {
+                Notice::Failed("forbidden".to_owned())
+            } else {
+                Notice::Listed(Vec::new())
+            };
+            next.take(kind, notice, at(9));
+        }
+        assert!(next.is_synced() && next.error().is_some());
+        assert_eq!((servers(&next), next.heard_at()), (before, Some(at(9))));
+        // The services alone are told: what stands behind them is as it was.
+        let listed = vec![dns("kube-dns", "10.96.0.12")];
+        next.take(Kind::DnsServices, Notice::Listed(listed), at(9));
+        assert!(
+            servers(&next).starts_with("[10.96.0.12] [10.244.0.7:5353]"),
+            "{}",
+            servers(&next)
+        );
     }
 
     #[test]
@@ -647,7 +876,9 @@ mod tests {
                 | Kind::Namespaces
                 | Kind::Node
                 | Kind::ClusterEgressPolicies
-                | Kind::DnsService => Vec::new(),
+                | Kind::DnsServices
+                | Kind::DnsEndpoints
+                | Kind::ApiServers => Vec::new(),
             };
             next.take(kind, Notice::Listed(items), at(9));
         }

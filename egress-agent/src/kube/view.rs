@@ -1,6 +1,12 @@
 //! What an agent knows of its cluster, and which policies that makes of it.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr, str::FromStr, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    str::FromStr,
+    sync::Arc,
+};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
@@ -30,8 +36,14 @@ pub struct ClusterView {
     pub contested: BTreeMap<PodUid, Vec<Arc<Pod>>>,
     /// Policies of all namespaces and of the cluster; shared, because pods change often and policies do not.
     pub policies: Arc<Policies>,
-    /// Addresses of the cluster's DNS service.
+    /// Addresses of the cluster's DNS services.
     pub dns_service: Vec<IpAddr>,
+    /// What stands behind them: where a load balancer at sockets sends queries.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dns_endpoints: Vec<SocketAddr>,
+    /// The API servers behind `default/kubernetes`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub api_servers: Vec<SocketAddr>,
 }
 
 /// A pod.

@@ -1,17 +1,18 @@
 //! The feed: what the API server says of this node's pods and of policies, as it changes, and how sure that is.
 //!
-//! Six watches, each limited to what this node needs. The view is published once all of them have listed; until then
+//! Eight watches, each limited to what this node needs. The view is published once all of them have listed; until then
 //! the receiver has the copy that the last agent left on the disk. When the server is away, the last view stands.
 
 use std::{
     collections::BTreeMap,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use anyhow::Context as _;
+use egress_common::dns::DNS_PORT;
 use k8s_openapi::{
     api::core::v1::{Namespace, Node, Pod as PodObject, Service},
     apimachinery::pkg::apis::meta::v1::OwnerReference,
@@ -19,7 +20,7 @@ use k8s_openapi::{
 use kube::{
     Api, Client, Config, ResourceExt as _,
     config::{KubeConfigOptions, Kubeconfig},
-    core::{ApiResource, DynamicObject, PartialObjectMeta},
+    core::{ApiResource, DynamicObject, GroupVersionKind, PartialObjectMeta},
 };
 use thiserror::Error;
 use tokio::{
@@ -33,14 +34,19 @@ use super::{
     copy::{self, Copy},
     crd::{ClusterEgressPolicy, EgressPolicy},
     follow::Follow,
-    known::{Item, Kind, Known, Notice},
+    known::{DnsService, Item, Kind, Known, Notice, Slice},
     last_right::LastRight,
     view::{ClusterView, Pod, PolicyKey, PolicyObject},
 };
 use crate::{api::Timestamp, shutdown::Shutdown, store::Store, workload::PodUid};
 
-/// The cluster's DNS service.
+/// The cluster's DNS: a service of this namespace with this name, or with this label under any name.
 const DNS_SERVICE: (&str, &str) = ("kube-system", "kube-dns");
+const DNS_LABEL: (&str, &str) = ("k8s-app", "kube-dns");
+/// Which service a slice of endpoints is of.
+const SERVICE_LABEL: &str = "kubernetes.io/service-name";
+/// What stands for the API server in a cluster.
+const API_SERVICE: (&str, &str) = ("default", "kubernetes");
 /// What kubelet notes of a static pod at the object that stands for it.
 const MIRROR: &str = "kubernetes.io/config.mirror";
 const MANIFEST_HASH: &str = "kubernetes.io/config.hash";
@@ -326,7 +332,7 @@ fn spawn_watches(
     node_name: &str,
     notices: &mpsc::Sender<(Kind, Notice)>,
 ) {
-    let (dns_namespace, dns_name) = DNS_SERVICE;
+    let (dns_namespace, _) = DNS_SERVICE;
     for kind in Kind::ALL {
         let (client, notices) = (client.clone(), notices.clone());
         match kind {
@@ -334,6 +340,8 @@ fn spawn_watches(
                 Follow::<PartialObjectMeta<PodObject>> {
                     kind,
                     api: Api::all(client),
+                    older: None,
+                    labels: None,
                     fields: Some(format!("spec.nodeName={node_name}")),
                     read: {
                         let node_name = node_name.to_owned();
@@ -347,6 +355,8 @@ fn spawn_watches(
                 Follow::<PartialObjectMeta<Namespace>> {
                     kind,
                     api: Api::all(client),
+                    older: None,
+                    labels: None,
                     fields: None,
                     read: Box::new(namespace),
                     notices,
@@ -357,6 +367,8 @@ fn spawn_watches(
                 Follow::<PartialObjectMeta<Node>> {
                     kind,
                     api: Api::all(client),
+                    older: None,
+                    labels: None,
                     fields: Some(format!("metadata.name={node_name}")),
                     read: Box::new(node),
                     notices,
@@ -373,6 +385,8 @@ fn spawn_watches(
                     Follow::<DynamicObject> {
                         kind,
                         api: Api::all_with(client, &resource),
+                        older: None,
+                        labels: None,
                         fields: None,
                         read: Box::new(policy),
                         notices,
@@ -380,16 +394,30 @@ fn spawn_watches(
                     .run(),
                 )
             }
-            Kind::DnsService => watches.spawn(
+            Kind::DnsServices => watches.spawn(
                 Follow::<Service> {
                     kind,
                     api: Api::namespaced(client, dns_namespace),
-                    fields: Some(format!("metadata.name={dns_name}")),
+                    older: None,
+                    labels: None,
+                    fields: None,
                     read: Box::new(dns_service),
                     notices,
                 }
                 .run(),
             ),
+            Kind::DnsEndpoints => {
+                // Slices carry the labels of their service.
+                let (label, value) = DNS_LABEL;
+                let labels = format!("{label}={value}");
+                watches
+                    .spawn(slices(kind, client, dns_namespace, None, Some(labels), notices).run())
+            }
+            Kind::ApiServers => {
+                let (namespace, name) = API_SERVICE;
+                let fields = format!("metadata.name={name}");
+                watches.spawn(slices(kind, client, namespace, Some(fields), None, notices).run())
+            }
         };
     }
 }
@@ -449,17 +477,96 @@ fn policy(mut object: DynamicObject) -> Option<Item> {
     Some(Item::Policy(key, policy))
 }
 
+/// A watch of slices of endpoints.
+fn slices(
+    kind: Kind,
+    client: Client,
+    namespace: &str,
+    fields: Option<String>,
+    labels: Option<String>,
+    notices: mpsc::Sender<(Kind, Notice)>,
+) -> Follow<DynamicObject> {
+    let of = |version| {
+        let kind = GroupVersionKind::gvk("discovery.k8s.io", version, "EndpointSlice");
+        ApiResource::from_gvk(&kind)
+    };
+    Follow {
+        kind,
+        api: Api::namespaced_with(client.clone(), namespace, &of("v1")),
+        // Servers before 1.21 know this alone.
+        older: Some(Api::namespaced_with(client, namespace, &of("v1beta1"))),
+        fields,
+        labels,
+        read: Box::new(slice),
+        notices,
+    }
+}
+
+/// Reads a slice. Whether an endpoint is ready does not matter: one that is about to end still answers.
+fn slice(object: DynamicObject) -> Option<Item> {
+    #[derive(Default, serde::Deserialize)]
+    #[serde(default, rename_all = "camelCase")]
+    struct Read {
+        endpoints: Option<Vec<Endpoint>>,
+        ports: Option<Vec<Port>>,
+    }
+    #[derive(Default, serde::Deserialize)]
+    #[serde(default)]
+    struct Endpoint {
+        addresses: Option<Vec<String>>,
+    }
+    #[derive(Default, serde::Deserialize)]
+    #[serde(default)]
+    struct Port {
+        name: Option<String>,
+        port: Option<u16>,
+    }
+    let name = object.metadata.name?;
+    let labels = object.metadata.labels.unwrap_or_default();
+    let service = labels.get(SERVICE_LABEL).cloned().unwrap_or_default();
+    let read: Read = serde_json::from_value(object.data).ok()?;
+    let ports = read.ports.unwrap_or_default();
+    let endpoints = read.endpoints.unwrap_or_default().into_iter();
+    let addresses = endpoints.flat_map(|endpoint| endpoint.addresses.unwrap_or_default());
+    // Names in the place of addresses are of services that lead elsewhere.
+    let addresses = addresses.filter_map(|address| address.parse::<IpAddr>().ok());
+    let endpoints = addresses.flat_map(|address| {
+        ports.iter().filter_map(move |port| {
+            let name = port.name.clone().unwrap_or_default();
+            Some((name, SocketAddr::new(address, port.port?)))
+        })
+    });
+    let endpoints = endpoints.collect();
+    Some(Item::Slice(name, Slice { service, endpoints }))
+}
+
+/// Reads a service of kube-system.
 fn dns_service(service: Service) -> Option<Item> {
+    let name = service.metadata.name?;
+    let labels = service.metadata.labels.unwrap_or_default();
+    let (label, value) = DNS_LABEL;
+    let is_labelled = labels.get(label).is_some_and(|of| of == value);
+    if !is_labelled && name != DNS_SERVICE.1 {
+        return Some(Item::DnsService(name, None));
+    }
     let spec = service.spec.unwrap_or_default();
     // Servers before 1.20 know one address alone; a service without has `None`.
     let addresses = spec
         .cluster_ips
         .unwrap_or_else(|| spec.cluster_ip.into_iter().collect());
-    let addresses: Vec<IpAddr> = addresses
+    let addresses = addresses
         .iter()
         .filter_map(|text| text.parse().ok())
         .collect();
-    Some(Item::DnsService(addresses))
+    let ports = spec.ports.unwrap_or_default().into_iter();
+    let ports = ports
+        .filter(|port| port.port == i32::from(DNS_PORT))
+        .map(|port| port.name.unwrap_or_default())
+        .collect();
+    Some(Item::DnsService(
+        name,
+        Some(DnsService { addresses, ports }),
+    ))
 }
 
 #[cfg(test)]
@@ -511,5 +618,73 @@ mod tests {
                 "{shown}"
             );
         }
+    }
+
+    fn object(value: Value) -> DynamicObject {
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn a_slice_is_its_addresses_at_its_ports_ready_or_not() {
+        let read = slice(object(json!({
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": { "name": "kube-dns-x", "labels": { SERVICE_LABEL: "kube-dns" } },
+            "addressType": "IPv4",
+            "endpoints": [
+                { "addresses": ["10.244.0.7"], "conditions": { "ready": true } },
+                { "addresses": ["10.244.0.8", "no address"], "conditions": { "ready": false } },
+            ],
+            "ports": [{ "name": "dns", "port": 5353, "protocol": "UDP" }, { "port": 53 }, { "name": "any" }],
+        })));
+        let Some(Item::Slice(name, slice)) = read else {
+            panic!("no slice");
+        };
+        assert_eq!(
+            (name.as_str(), slice.service.as_str()),
+            ("kube-dns-x", "kube-dns")
+        );
+        let shown: Vec<String> = slice
+            .endpoints
+            .iter()
+            .map(|(port, endpoint)| format!("{port}={endpoint}"))
+            .collect();
+        assert_eq!(
+            shown,
+            [
+                "=10.244.0.7:53",
+                "=10.244.0.8:53",
+                "dns=10.244.0.7:5353",
+                "dns=10.244.0.8:5353"
+            ]
+        );
+    }
+
+    #[test]
+    fn the_clusters_dns_is_known_by_its_name_or_its_label_and_its_port() {
+        let read = |name: &str, label: &str| {
+            let service = json!({
+                "metadata": { "name": name, "labels": { "k8s-app": label } },
+                "spec": {
+                    "clusterIP": "10.96.0.10",
+                    "clusterIPs": ["10.96.0.10", "fd00::a"],
+                    "ports": [
+                        { "name": "dns", "port": 53, "protocol": "UDP" },
+                        { "name": "metrics", "port": 9153 },
+                    ],
+                },
+            });
+            match dns_service(serde_json::from_value(service).unwrap()) {
+                Some(Item::DnsService(_, service)) => service,
+                other => panic!("{other:?}"),
+            }
+        };
+        let dns = DnsService {
+            addresses: vec!["10.96.0.10".parse().unwrap(), "fd00::a".parse().unwrap()],
+            ports: ["dns".to_owned()].into(),
+        };
+        assert_eq!(read("kube-dns", "anything"), Some(dns.clone()));
+        assert_eq!(read("rke2-coredns-rke2-coredns", "kube-dns"), Some(dns));
+        assert_eq!(read("metrics-server", "metrics-server"), None);
     }
 }

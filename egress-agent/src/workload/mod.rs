@@ -11,7 +11,7 @@ mod resolver;
 
 pub use cgroup::{CgroupPaths, cgroup_root};
 pub use interfaces::{Interfaces, PodInterface};
-pub use node::{ResolvConf, own_addresses};
+pub use node::{LocalCache, RESOLV_CONF, RESOLVED_CONF, ResolvConf, local_caches, own_addresses};
 pub use node_watch::{AddressWatch, FileEvents, FileWatch};
 pub use path_watch::PathWatch;
 pub use pod_cgroup::{Place, PodCgroup, PodUid, Qos, kubepods_above};

@@ -1,11 +1,16 @@
 //! The node's addresses and resolvers.
 
-use std::{collections::BTreeSet, fs, io, net::IpAddr, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    net::{IpAddr, Ipv4Addr},
+    path::Path,
+};
 
 /// Where the resolvers stand.
-pub(super) const RESOLV_CONF: &str = "/etc/resolv.conf";
+pub const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Where systemd-resolved keeps the resolvers that its stub asks.
-pub(super) const RESOLVED_CONF: &str = "/run/systemd/resolve/resolv.conf";
+pub const RESOLVED_CONF: &str = "/run/systemd/resolve/resolv.conf";
 /// Most bytes that are read: a file of resolvers has some hundred.
 const MAX_BYTES: u64 = 1 << 20;
 
@@ -29,11 +34,61 @@ pub fn own_addresses() -> io::Result<Vec<IpAddr>> {
     Ok(addresses.into_iter().collect())
 }
 
+/// Where caches of clusters listen on each node: NodeLocal DNSCache, and LocalDNS of AKS.
+const CACHES: [IpAddr; 3] = [
+    IpAddr::V4(Ipv4Addr::new(169, 254, 20, 10)),
+    IpAddr::V4(Ipv4Addr::new(169, 254, 10, 10)),
+    IpAddr::V4(Ipv4Addr::new(169, 254, 10, 11)),
+];
+/// The interfaces that they make for themselves, whatever their addresses are.
+const CACHE_INTERFACES: [&str; 2] = ["nodelocaldns", "localdns"];
+
+/// A cache of the cluster's DNS on this node.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LocalCache {
+    /// Where it is asked.
+    pub address: IpAddr,
+    /// The interface that has the address.
+    pub interface: String,
+}
+
+/// The caches of the cluster's DNS that have an address in this network namespace.
+///
+/// # Errors
+///
+/// The kernel does not list the addresses.
+pub fn local_caches() -> io::Result<Vec<LocalCache>> {
+    let interfaces = nix::ifaddrs::getifaddrs()?;
+    let addresses = interfaces.filter_map(|interface| {
+        let address = interface.address?;
+        let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+        let v6 = || address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip()));
+        Some((v4.or_else(v6)?, interface.interface_name))
+    });
+    Ok(caches_in(addresses))
+}
+
+fn caches_in(addresses: impl Iterator<Item = (IpAddr, String)>) -> Vec<LocalCache> {
+    let is_link_local =
+        |address: &IpAddr| matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    let caches: BTreeSet<LocalCache> = addresses
+        .filter(|(address, interface)| {
+            let is_cache =
+                CACHES.contains(address) || CACHE_INTERFACES.contains(&interface.as_str());
+            is_cache && !is_link_local(address) && !address.is_loopback()
+        })
+        .map(|(address, interface)| LocalCache { address, interface })
+        .collect();
+    caches.into_iter().collect()
+}
+
 /// What resolv.conf says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ResolvConf {
     /// The resolvers, without repetitions: those of the file and, behind a stub of systemd-resolved, those that it asks.
     pub resolvers: Vec<IpAddr>,
+    /// Those of them that stand only behind the stub.
+    pub behind: Vec<IpAddr>,
     /// The search domains, in lower case (resolv.conf(5): the last `search` or `domain` line counts).
     pub search_domains: Vec<String>,
 }
@@ -49,25 +104,55 @@ impl ResolvConf {
         Self::read_from(Path::new(RESOLV_CONF), Path::new(RESOLVED_CONF))
     }
 
+    /// Reads what a node of a cluster asks, but for what is on loopback: each pod has a loopback of its own, and could
+    /// run a resolver there that teaches whatever it likes.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::read`] has them. That all resolvers are on loopback is none: the cluster's DNS is beside them.
+    pub fn read_in_cluster() -> Result<Self, String> {
+        Self::read_in_cluster_from(Path::new(RESOLV_CONF), Path::new(RESOLVED_CONF))
+    }
+
+    fn read_in_cluster_from(resolv_conf: &Path, resolved_conf: &Path) -> Result<Self, String> {
+        let text = text_of(resolv_conf)?;
+        let mut resolvers = nameservers(&text);
+        if resolvers.is_empty() {
+            return Err(format!("{} names no resolver", resolv_conf.display()));
+        }
+        // A container has its file from the kubelet, as it was when the pod began; this one is the node's own.
+        let mut behind = match resolved_conf.exists() {
+            true => nameservers(&text_of(resolved_conf)?),
+            false => Vec::new(),
+        };
+        resolvers.retain(|resolver| !resolver.is_loopback());
+        behind.retain(|resolver| !resolver.is_loopback() && !resolvers.contains(resolver));
+        resolvers.extend(&behind);
+        Ok(Self {
+            resolvers,
+            behind,
+            search_domains: searched(&text),
+        })
+    }
+
     fn read_from(resolv_conf: &Path, resolved_conf: &Path) -> Result<Self, String> {
         let text = text_of(resolv_conf)?;
         let mut resolvers = nameservers(&text);
         if resolvers.is_empty() {
             return Err(format!("{} names no resolver", resolv_conf.display()));
         }
+        let mut behind = Vec::new();
         if resolvers.iter().any(is_systemd_stub) {
-            let behind = nameservers(&text_of(resolved_conf)?);
+            behind = nameservers(&text_of(resolved_conf)?);
             if behind.is_empty() {
                 return Err(format!("{} names no resolver", resolved_conf.display()));
             }
-            for resolver in behind {
-                if !resolvers.contains(&resolver) {
-                    resolvers.push(resolver);
-                }
-            }
+            behind.retain(|resolver| !resolvers.contains(resolver));
+            resolvers.extend(&behind);
         }
         Ok(Self {
             resolvers,
+            behind,
             search_domains: searched(&text),
         })
     }
@@ -171,6 +256,57 @@ mod tests {
         assert_eq!(
             resolvers,
             ["127.0.0.53", "192.0.2.1"].map(|one| one.parse::<IpAddr>().expect("an address"))
+        );
+    }
+
+    #[test]
+    fn in_a_cluster_nothing_on_loopback_is_a_resolver_and_the_nodes_own_file_counts() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (file, node) = (
+            folder.path().join("resolv.conf"),
+            folder.path().join("node"),
+        );
+        let read = || ResolvConf::read_in_cluster_from(&file, &node);
+        fs::write(&file, "nameserver 127.0.0.53\n").expect("is written");
+        assert_eq!(read().map(|conf| conf.resolvers), Ok(Vec::new()));
+        fs::write(&node, "nameserver 192.0.2.1\nnameserver ::1\n").expect("is written");
+        let behind = [IpAddr::from([192, 0, 2, 1])];
+        let conf = read().expect("is read");
+        assert_eq!(
+            (&conf.resolvers[..], &conf.behind[..]),
+            (&behind[..], &behind[..])
+        );
+        fs::write(&file, "nameserver 192.0.2.1\nnameserver 192.0.2.2\n").expect("is written");
+        let conf = read().expect("is read");
+        assert_eq!((conf.resolvers.len(), conf.behind.len()), (2, 0));
+        fs::write(&file, "").expect("is written");
+        assert!(read().is_err_and(|why| why.ends_with("names no resolver")));
+    }
+
+    #[test]
+    fn caches_on_the_node_are_known_by_their_addresses_or_their_interfaces() {
+        let found = caches_in(
+            [
+                ("169.254.20.10", "dummy0"),
+                ("169.254.10.11", "eth1"),
+                ("10.96.0.10", "nodelocaldns"),
+                ("fd00::10", "localdns"),
+                ("fe80::1", "localdns"),
+                ("169.254.20.11", "eth0"),
+                ("192.0.2.9", "eth0"),
+            ]
+            .into_iter()
+            .map(|(address, interface)| {
+                (address.parse().expect("an address"), interface.to_owned())
+            }),
+        );
+        let found: Vec<String> = found
+            .iter()
+            .map(|cache| cache.address.to_string())
+            .collect();
+        assert_eq!(
+            found,
+            ["10.96.0.10", "169.254.10.11", "169.254.20.10", "fd00::10"]
         );
     }
 

@@ -83,6 +83,20 @@ fn the_view_is_what_the_server_has_of_this_node_and_follows_its_changes() {
         "metadata": { "name": "kube-dns", "namespace": "kube-system" },
         "spec": { "clusterIP": "10.96.0.10", "ports": [{ "name": "dns", "port": 53, "protocol": "UDP" }] },
     });
+    let slice = |name: &str, service: &str, address: &str| {
+        json!({
+            "apiVersion": "discovery.k8s.io/v1beta1",
+            "kind": "EndpointSlice",
+            "metadata": {
+                "name": name,
+                "namespace": "kube-system",
+                "labels": { "kubernetes.io/service-name": service, "k8s-app": "kube-dns" },
+            },
+            "addressType": "IPv4",
+            "endpoints": [{ "addresses": [address] }],
+            "ports": [{ "name": "dns", "port": 5353, "protocol": "UDP" }, { "name": "metrics", "port": 9153 }],
+        })
+    };
     let other_service = {
         let mut service = dns.clone();
         service["metadata"]["name"] = json!("other");
@@ -104,6 +118,8 @@ fn the_view_is_what_the_server_has_of_this_node_and_follows_its_changes() {
             policy("", "nodes", &of_node),
             dns,
             other_service,
+            slice("kube-dns-1", "kube-dns", "10.244.0.7"),
+            slice("other-1", "other", "10.244.0.66"),
         ],
     );
     let fed = Fed::start(&cluster.kubeconfig(), "n1", state.path());
@@ -118,6 +134,28 @@ fn the_view_is_what_the_server_has_of_this_node_and_follows_its_changes() {
         feed.view.dns_service,
         ["10.96.0.10".parse::<std::net::IpAddr>().unwrap()]
     );
+    let behind = |feed: &egress_agent::kube::Feed| format!("{:?}", feed.view.dns_endpoints);
+    assert_eq!(behind(&feed), "[10.244.0.7:5353]");
+    // The API server's own, which it makes itself.
+    let servers = run(
+        &cluster,
+        "get endpoints kubernetes -o jsonpath={.subsets[0].addresses[0].ip}",
+    );
+    let told: Vec<String> = feed
+        .view
+        .api_servers
+        .iter()
+        .map(|server| server.ip().to_string())
+        .collect();
+    assert_eq!(told, [servers]);
+    // DNS moves: within a second it is known.
+    let moved = slice("kube-dns-1", "kube-dns", "10.244.0.8");
+    apply(&cluster, "moved.json", &[moved]);
+    let began = std::time::Instant::now();
+    fed.until("the new endpoint", |feed| {
+        behind(feed) == "[10.244.0.8:5353]"
+    });
+    assert!(began.elapsed() < std::time::Duration::from_secs(1));
     let uid = run(&cluster, "get pod web -n shop -o jsonpath={.metadata.uid}");
     for (in_cgroup, pod) in &feed.view.pods {
         let is_static = pod.namespace == "kube-system";

@@ -100,6 +100,47 @@ fn resolvers_follow_resolv_conf_and_an_empty_one_keeps_the_last() {
 }
 
 #[test]
+fn a_cache_of_the_clusters_dns_is_trusted_while_it_is_on_the_node() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let file = world.dir().join("resolv.conf");
+    fs::write(&file, format!("nameserver {}\n", zone::RESOLVER[0])).unwrap();
+    let agent = world
+        .agent(&policy("allow: [{ names: ['*.example.com'] }]"))
+        .resolvers_of_the_node()
+        .program(with_resolv_conf(&world, &file))
+        .start();
+    let cache = "169.254.20.10";
+    let found = || {
+        let output = agent.cli(&["status", "-o", "json"]).unwrap();
+        let status: serde_json::Value = serde_json::from_str(&output.stdout).unwrap();
+        let found = status["found"].as_array().unwrap().clone();
+        let found: Vec<String> = found
+            .iter()
+            .filter(|found| found["what"] == "resolver")
+            .map(|found| {
+                format!(
+                    "{} {}",
+                    found["value"].as_str().unwrap(),
+                    found["from"].as_str().unwrap()
+                )
+            })
+            .collect();
+        found.join(", ")
+    };
+    let of_file = format!("{} /etc/resolv.conf", zone::RESOLVER[0]);
+    assert_eq!(found(), of_file);
+    let namespace = world.namespace(Role::Node);
+    namespace.ip("addr add 169.254.20.10/32 dev lo\n").unwrap();
+    let both = format!("{of_file}, {cache} cache on this node, lo");
+    assert!(eventually(SOON, || found() == both), "{}", found());
+    namespace.ip("addr del 169.254.20.10/32 dev lo\n").unwrap();
+    assert!(eventually(SOON, || found() == of_file), "{}", found());
+}
+
+#[test]
 fn an_address_of_the_node_is_open_as_long_as_the_node_has_it() {
     if !ready() {
         return;
