@@ -9,6 +9,7 @@ use crate::programs;
 /// Tools without which no world can be built.
 const TOOLS: &[&str] = &[
     "ip", "nsenter", "unshare", "taskset", "unbound", "dnsmasq", "curl", "dig", "openssl",
+    "python3",
 ];
 
 /// Whether a test that needs a world can run; if not, the reason is printed.

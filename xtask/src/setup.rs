@@ -48,6 +48,7 @@ impl Group {
                 "nftables",
                 "openssl",
                 "procps",
+                "python3",
                 "unbound",
                 "util-linux",
             ],

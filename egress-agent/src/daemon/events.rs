@@ -13,6 +13,7 @@ use egress_common::{
 use tracing::{debug, info};
 
 use super::{
+    abort::Abort,
     dns::LOOK,
     shared::{Shared, lock},
     time::{now_ns, wall_clock},
@@ -49,6 +50,7 @@ pub(super) async fn run(
     let mut ring = readable(ring).context("cannot wait for events")?;
     let mut logged = Budget::default();
     let mut named = Named::default();
+    let mut abort = Abort::default();
     let mut look = tokio::time::interval(LOOK);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -69,7 +71,10 @@ pub(super) async fn run(
         {
             match event {
                 Event::Name(name) => named.note(&name),
-                Event::Verdict(event) => events.push((event, named.of(&event))),
+                Event::Verdict(event) => {
+                    abort.after(&shared, &event);
+                    events.push((event, named.of(&event)));
+                }
             }
         }
         let is_end = events.len() < BATCH;

@@ -5,6 +5,7 @@
 //! signal. Ending leaves the data plane as it is: it needs no agent. Only tasks of
 //! their own wait for the disk, and nobody waits for them for long.
 
+mod abort;
 mod api;
 mod carry;
 mod cluster;

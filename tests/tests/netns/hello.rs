@@ -155,6 +155,42 @@ fn a_hello_is_read_however_it_is_cut() {
 }
 
 #[test]
+fn a_client_whose_hello_is_refused_hears_of_it_at_once() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let mut agent = world.agent(&policy(REQUIRED)).start();
+    let client = world.workload("client");
+    client.resolve(GOOD, false);
+    let patient = &["--timeout", "10000"];
+    for (reason, bytes) in [
+        ("name_differs", Hello::of(EVIL).bytes()),
+        ("no_name", Hello::unnamed().bytes()),
+        ("not_tls", b"GET / HTTP/1.1\r\n\r\n".to_vec()),
+    ] {
+        let (attempt, moved) = agent.counted(|| pieces(&client, &[bytes], patient));
+        counted(&moved, reason);
+        assert_eq!(
+            attempt.errno.as_deref(),
+            Some("ECONNABORTED"),
+            "{attempt:?}"
+        );
+        // A tenth of a second, and what a busy machine adds.
+        assert!(attempt.elapsed_ms < 2_000.0, "{attempt:?}");
+    }
+    // What is out of order is sent again, by the same socket.
+    let good = Hello::of(GOOD).bytes();
+    reached(&pieces(&client, &split(&good, 40), &["--pause", "20"]));
+    // Without an agent the kernel goes on dropping, and the client waits.
+    agent.kill();
+    let evil = [Hello::of(EVIL).bytes()];
+    let attempt = pieces(&client, &evil, &["--timeout", "1000"]);
+    assert!(attempt.is_silent(), "{attempt:?}");
+    reached(&pieces(&client, &[good], &[]));
+}
+
+#[test]
 fn what_names_nothing_or_is_no_hello_is_denied_with_a_reason() {
     if !ready() {
         return;
@@ -281,10 +317,12 @@ fn clients_reach_the_allowed_name_at_the_first_try_and_no_other_one() {
     if !ready() {
         return;
     }
-    const PORTS: [&str; 7] = ["8441", "8442", "8443", "8444", "8445", "8446", "8447"];
+    const PORTS: [&str; 8] = [
+        "8441", "8442", "8443", "8444", "8445", "8446", "8447", "8448",
+    ];
     let world = World::new();
     let _servers = serve_tls(&world, &PORTS);
-    let required = REQUIRED.replace("8443/tcp", "8441-8447/tcp");
+    let required = REQUIRED.replace("8443/tcp", "8441-8448/tcp");
     let agent = world.agent(&policy(&required)).start();
     let client = world.workload("client");
     let curl = |name: &str, port: &str, more: &[&str]| {
@@ -331,6 +369,20 @@ fn clients_reach_the_allowed_name_at_the_first_try_and_no_other_one() {
     assert!(!openssl("8446", &["-servername", EVIL]));
     assert!(openssl("8447", &["-servername", GOOD]));
     assert!(!openssl("8447", &["-noservername"]));
+
+    // With verification off, so that the name in the hello is all that differs.
+    const PYTHON: &str = "import socket, ssl, sys\n\
+        context = ssl._create_unverified_context()\n\
+        raw = socket.create_connection((sys.argv[1], 8448), timeout=2)\n\
+        name = sys.argv[2] if len(sys.argv) > 2 else None\n\
+        print(context.wrap_socket(raw, server_hostname=name).version())";
+    let python = |name: &[&str]| {
+        let args = [&["-c", PYTHON, SHARED], name].concat();
+        client.run("python3", &args).stdout.contains("TLSv1")
+    };
+    assert!(python(&[GOOD]));
+    assert!(!python(&[EVIL]) && !python(&[]));
+    assert!(python(&[GOOD]), "and again");
 }
 
 #[test]
