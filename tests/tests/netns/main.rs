@@ -44,6 +44,7 @@ mod scopes;
 mod scrape;
 mod service_tags;
 mod stars;
+mod systemd;
 mod transports;
 mod tricks;
 mod worlds;

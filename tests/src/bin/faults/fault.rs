@@ -158,6 +158,10 @@ impl Fault {
             || self.ends() && other.ends()
             || either(Self::DiskHung, |other| other.ends() || other == Self::DiskFull)
             || either(Self::Stop, Self::ends)
+            // Without pins and without an agent nothing holds the programs.
+            || either(Self::Pins, |other| other.ends() && other != Self::Restart)
+            // It starts while the other lasts, and an interface that is not there is an error.
+            || either(Self::Clock, |other| other == Self::Links)
             || either(Self::Descriptors, |other| other.ends() || other == Self::Policy)
             // A start would wait for somebody to read the pipe.
             || either(Self::LogGone, |other| other.ends() || other == Self::LogUnread))
@@ -206,7 +210,7 @@ impl Fault {
                 "dns_copies_lost",
                 "events_lost",
             ],
-            Self::DiskFull | Self::DiskHung => &["state is not written", "cannot be written"],
+            Self::DiskFull | Self::DiskHung => &["state is not written", "cannot write"],
             Self::Links => &[
                 "is not attached to",
                 "is not as it should be",

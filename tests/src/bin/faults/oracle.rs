@@ -60,6 +60,9 @@ pub(crate) fn round(rig: &mut Rig, faults: &[Fault], random: &mut Random) -> Res
         .filter(|fault| rig.can(*fault))
         .collect();
     rig.past.extend(&faults);
+    let mut faults = faults;
+    // What a living agent holds, its end pins again; what nobody holds is gone.
+    faults.sort_by_key(|fault| *fault != Fault::Pins);
     let mut load = rig.load()?;
     let mut told = Ok(());
     for fault in &faults {
@@ -78,7 +81,8 @@ pub(crate) fn round(rig: &mut Rig, faults: &[Fault], random: &mut Random) -> Res
     let mut order = faults;
     let first = random.below(order.len().max(1)).min(order.len());
     order.rotate_left(first);
-    order.sort_by_key(|fault| !matches!(fault, Fault::Policy | Fault::Links));
+    // What is stopped takes nothing.
+    order.sort_by_key(|fault| !matches!(fault, Fault::Policy | Fault::Links | Fault::Stop));
     for fault in &order {
         fault
             .heal(rig)

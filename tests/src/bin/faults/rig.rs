@@ -124,7 +124,8 @@ impl Rig {
         client.resolve("api.example.com", false);
         let api = zone::address("api.example.com", false);
         let held = vec![
-            client.hold(api, 80),
+            // A link that was down costs a flow a while.
+            client.hold_with(&[&api.to_string(), "80", "--wait-ms", "8000"]),
             client.hold_with(&[&api.to_string(), "443", "--udp"]),
         ];
         let limit = Limit::new(&world);

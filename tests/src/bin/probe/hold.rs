@@ -22,6 +22,9 @@ pub(crate) struct Hold {
     /// By a connected UDP socket.
     #[arg(long)]
     udp: bool,
+    /// Longest wait for what comes back, milliseconds.
+    #[arg(long, default_value_t = 1_000)]
+    wait_ms: u64,
     /// By MPTCP.
     #[arg(long)]
     mptcp: bool,
@@ -35,7 +38,7 @@ impl Hold {
             socket
                 .connect((self.address, self.port))
                 .context("cannot connect")?;
-            socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+            socket.set_read_timeout(Some(Duration::from_millis(self.wait_ms)))?;
             keep(|| {
                 socket.send(b"x")?;
                 socket.recv(&mut [0; 16]).map(|_| ())
@@ -53,7 +56,7 @@ impl Hold {
                 .context("cannot connect")?;
             let mut stream = TcpStream::from(socket);
             stream.set_nodelay(true)?;
-            stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+            stream.set_read_timeout(Some(Duration::from_millis(self.wait_ms)))?;
             keep(|| {
                 stream.write_all(b"x")?;
                 match stream.read(&mut [0; 16])? {
