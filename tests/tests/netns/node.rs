@@ -342,6 +342,39 @@ fn a_disk_that_hangs_holds_up_nothing_but_itself() {
 }
 
 #[test]
+fn too_little_memory_is_told_before_anything_is_changed() {
+    if !ready() {
+        return;
+    }
+    let memory = Path::new("/sys/fs/cgroup/memory");
+    if !memory.join("memory.limit_in_bytes").is_file() {
+        println!(
+            "SKIPPED too_little_memory_is_told_before_anything_is_changed: no memory controller of version 1"
+        );
+        return;
+    }
+    let world = World::new();
+    let bound = memory.join(world.name());
+    fs::create_dir(&bound).unwrap();
+    fs::write(bound.join("memory.limit_in_bytes"), "41943040").unwrap();
+    let line = format!(
+        "echo $$ >'{}/cgroup.procs' && exec \"$AGENT\" \"$@\"",
+        bound.display()
+    );
+    let script = started_by(&world, &line);
+    let options = world.agent(&policy("allow: []"));
+    let output = options.clone().program(script).run_to_end();
+    let is_gone = eventually(SOON, || fs::remove_dir(&bound).is_ok());
+    assert_eq!(output.code(), Some(2), "{}", output.shown());
+    assert!(
+        output.stderr.contains("may use 40 MiB of memory"),
+        "{}",
+        output.shown()
+    );
+    assert!(is_gone && !options.pins().join("links").exists());
+}
+
+#[test]
 fn who_taught_what_is_not_known_after_garbage_and_status_says_so() {
     if !ready() {
         return;

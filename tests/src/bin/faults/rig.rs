@@ -126,7 +126,7 @@ impl Rig {
         let held = vec![
             // A link that was down costs a flow a while.
             client.hold_with(&[&api.to_string(), "80", "--wait-ms", "8000"]),
-            client.hold_with(&[&api.to_string(), "443", "--udp"]),
+            client.hold_with(&[&api.to_string(), "443", "--udp", "--wait-ms", "8000"]),
         ];
         let limit = Limit::new(&world);
         if limit.is_none() {
@@ -152,8 +152,10 @@ impl Rig {
     pub(crate) fn hold_datagrams(&mut self) {
         let api = zone::address("api.example.com", false).to_string();
         self.held.truncate(1);
-        self.held
-            .push(self.client.hold_with(&[&api, "443", "--udp"]));
+        self.held.push(
+            self.client
+                .hold_with(&[&api, "443", "--udp", "--wait-ms", "8000"]),
+        );
     }
 
     /// Whether a fault can be injected here.
@@ -260,11 +262,9 @@ impl Rig {
     /// What was open before the first fault is open still; the scope is judged, and nothing forbidden arrived.
     pub(crate) fn check(&mut self) -> Result<()> {
         for held in &mut self.held {
-            ensure!(
-                held.is_alive(),
-                "a flow that was open is lost: {:?}",
-                held.lines()
-            );
+            // On a machine with little time to spare an echo takes a while.
+            let is_alive = (0..4).any(|_| held.is_alive());
+            ensure!(is_alive, "a flow that was open is lost: {:?}", held.lines());
         }
         let scope = self.world.workload(SCOPE);
         ensure!(
