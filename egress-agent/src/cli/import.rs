@@ -22,6 +22,7 @@ Examples:
   az network ip-group list -g RG -o json > ip-groups.json
   egress-agent policy import groups.json ip-groups.json > node.yaml
   egress-agent policy import template.json parameters.json
+  terraform show -json tfplan | egress-agent policy import -
   kubectl get ciliumnetworkpolicies -A -o yaml | egress-agent policy import -
   egress-agent policy import --format hosts --strict allowed.txt
 
@@ -57,7 +58,7 @@ pub struct Import {
 /// What can be imported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum FormatArg {
-    /// Azure Firewall policies and classic firewalls: az output, ARM templates
+    /// Azure Firewall policies and classic firewalls: az output, ARM templates, terraform show -json
     AzureFirewall,
     /// The answer to outboundNetworkDependenciesEndpoints, of AKS or Machine Learning
     AzureDependencies,
@@ -73,6 +74,12 @@ pub enum FormatArg {
     Antrea,
     /// ClusterNetworkPolicy, also of EKS, AdminNetworkPolicy, BaselineAdminNetworkPolicy
     ClusterNetworkPolicy,
+    /// Workflows with step-security/harden-runner: its allowed-endpoints
+    HardenRunner,
+    /// squid.conf: its http_access lines
+    Squid,
+    /// dnsmasq: server, local, address, ipset and nftset lines
+    Dnsmasq,
     /// A list with host, host:port, host:port/udp or CIDR on each line
     Hosts,
 }
@@ -88,6 +95,9 @@ impl From<FormatArg> for ImportFormat {
             FormatArg::EgressFirewall => Self::EgressFirewall,
             FormatArg::Antrea => Self::Antrea,
             FormatArg::ClusterNetworkPolicy => Self::ClusterNetworkPolicy,
+            FormatArg::HardenRunner => Self::HardenRunner,
+            FormatArg::Squid => Self::Squid,
+            FormatArg::Dnsmasq => Self::Dnsmasq,
             FormatArg::Hosts => Self::Hosts,
         }
     }

@@ -1,6 +1,6 @@
 //! Plain lists: one destination on each line, with or without port.
 //!
-//! `api.example.com`, `api.example.com:443`, `*.example.com:8000-8080/tcp`, `192.0.2.0/24:22`, `[2001:db8::1]:443`,
+//! `api.example.com`, `.example.com` (it and all names below it, as squid writes them), `api.example.com:443`, `*.example.com:8000-8080/tcp`, `192.0.2.0/24:22`, `[2001:db8::1]:443`,
 //! `2001:db8::/32`, `https://example.com/`; several ports are separated by commas, and `#` starts a comment.
 
 use std::path::Path;
@@ -15,7 +15,7 @@ use super::{
     sink::Sink,
 };
 use crate::{
-    Cidr, CidrError, Draft, NameError, PortsError,
+    Cidr, CidrError, Draft, NameError, PortsError, Star,
     error::{Place, quoted},
     parse_name_pattern, parse_port_range,
     yaml::{Node, Value},
@@ -43,17 +43,33 @@ pub enum HostError {
 
 /// A line that was read.
 #[derive(Debug, PartialEq, Eq)]
-struct Line {
-    destination: Destination,
-    ports: Ports,
+pub(super) struct Line {
+    pub(super) destination: Destination,
+    pub(super) ports: Ports,
     /// Path of a URL, which is not looked at.
     has_path: bool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Destination {
+pub(super) enum Destination {
     Name(String),
+    /// A name and all below it.
+    Domain(String),
     Network(Cidr),
+}
+
+impl Destination {
+    /// Adds it to a rule.
+    pub(super) fn add_to(self, rule: &mut Carried<'_>) {
+        match self {
+            Self::Name(name) => rule.names.push(name),
+            Self::Domain(name) => {
+                rule.names.push(format!("*.{name}"));
+                rule.names.push(name);
+            }
+            Self::Network(network) => rule.cidrs.push(network),
+        }
+    }
 }
 
 /// Whether the text is such a list: whether its first line with something on it is read as one.
@@ -113,10 +129,7 @@ pub(super) fn import(file: &Path, text: &str, sink: &mut Sink) {
         if line.has_path {
             rule.differs(&at, format!("the path of {words} is not looked at"));
         }
-        match line.destination {
-            Destination::Name(name) => rule.names.push(name),
-            Destination::Network(network) => rule.cidrs.push(network),
-        }
+        line.destination.add_to(rule);
     }
     flush(rule, &mut draft, sink);
     draft.comments.append(&mut said);
@@ -137,7 +150,7 @@ fn content(line: &str) -> (&str, Option<&str>) {
     }
 }
 
-fn parse(text: &str) -> Result<Line, HostError> {
+pub(super) fn parse(text: &str) -> Result<Line, HostError> {
     if text.contains(char::is_whitespace) {
         return Err(HostError::Words(quoted(text)));
     }
@@ -199,6 +212,13 @@ fn destination(host: &str) -> Result<Destination, HostError> {
     if host.contains(':') || !head.is_empty() && head.bytes().all(is_digit) {
         return Ok(Destination::Network(parse_network(host)?));
     }
+    if let Some(domain) = host.strip_prefix('.') {
+        let domain = parse_name_pattern(domain)?;
+        // Below a pattern there is no domain.
+        if domain.star == Star::None {
+            return Ok(Destination::Domain(domain.to_string()));
+        }
+    }
     Ok(Destination::Name(parse_name_pattern(host)?.to_string()))
 }
 
@@ -227,6 +247,7 @@ mod tests {
             Ok(line) => {
                 let destination = match line.destination {
                     Destination::Name(name) => name,
+                    Destination::Domain(name) => format!("{name} and below"),
                     Destination::Network(network) => network.to_string(),
                 };
                 let ports = match line.ports {
@@ -244,6 +265,7 @@ mod tests {
     fn every_form_of_a_line_is_read() {
         for (text, result) in [
             ("api.example.com", "api.example.com any"),
+            (".Example.com:443", "example.com and below 443/tcp"),
             ("API.example.com:443", "api.example.com 443/tcp"),
             ("*.example.com:80,443", "*.example.com 80/tcp, 443/tcp"),
             ("ntp.example.com:123/udp", "ntp.example.com 123/udp"),

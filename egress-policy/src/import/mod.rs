@@ -8,6 +8,7 @@ mod azure;
 mod cilium;
 mod cluster;
 mod dependencies;
+mod dnsmasq;
 mod hosts;
 mod input;
 mod json;
@@ -18,8 +19,11 @@ mod rule;
 mod selectors;
 mod sink;
 mod sources;
+mod squid;
+mod terraform;
 #[cfg(test)]
 mod tests;
+mod workflow;
 
 use std::path::{Path, PathBuf};
 
@@ -40,7 +44,7 @@ const DEPTH: usize = 4;
 /// A format that can be imported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ImportFormat {
-    /// Azure Firewall: policies and classic ones, `az` output and ARM templates.
+    /// Azure Firewall: policies and classic ones, `az` output, ARM templates, `terraform show -json`.
     AzureFirewall,
     /// The answer to `outboundNetworkDependenciesEndpoints`.
     AzureDependencies,
@@ -56,6 +60,12 @@ pub enum ImportFormat {
     Antrea,
     /// ClusterNetworkPolicy and what it was before.
     ClusterNetworkPolicy,
+    /// Workflows with harden-runner.
+    HardenRunner,
+    /// squid.conf.
+    Squid,
+    /// Lists of dnsmasq.
+    Dnsmasq,
     /// A plain list of destinations.
     Hosts,
 }
@@ -73,6 +83,9 @@ impl ImportFormat {
             Self::EgressFirewall => "egress-firewall",
             Self::Antrea => "antrea",
             Self::ClusterNetworkPolicy => "cluster-network-policy",
+            Self::HardenRunner => "harden-runner",
+            Self::Squid => "squid",
+            Self::Dnsmasq => "dnsmasq",
             Self::Hosts => "hosts",
         }
     }
@@ -113,6 +126,17 @@ pub fn import<'a>(
             sink.report.add(Place::field(file, line, ""), problem);
             continue;
         }
+        let is_of = |wanted, is_it: fn(&str) -> bool| {
+            format.map_or_else(|| is_it(text), |format| format == wanted)
+        };
+        if is_of(ImportFormat::Squid, squid::is_it) {
+            squid::import(file, text, &mut sink);
+            continue;
+        }
+        if is_of(ImportFormat::Dnsmasq, dnsmasq::is_it) {
+            dnsmasq::import(file, text, &mut sink);
+            continue;
+        }
         let is_list = match format {
             Some(format) => format == ImportFormat::Hosts,
             None => hosts::is_list(text),
@@ -137,7 +161,15 @@ pub fn import<'a>(
             }
             // Lines of text, the first of which is no destination.
             None if format.is_none() && is_text(&documents) => hosts::import(file, text, &mut sink),
-            None => files.push((file.to_owned(), documents)),
+            None => {
+                let documents = documents.into_iter().map(|document| {
+                    let item = Item::root(file, &document);
+                    let translated =
+                        terraform::is_it(&item).then(|| terraform::translated(&item, &mut sink));
+                    translated.unwrap_or(document)
+                });
+                files.push((file.to_owned(), documents.collect()));
+            }
         }
     }
     let mut sorted = Sorted::default();
@@ -156,6 +188,9 @@ pub fn import<'a>(
     }
     ordered::import(&sorted.ordered, subject, &mut sink);
     cluster::import(&sorted.cluster, &mut sink);
+    for workflow in &sorted.workflows {
+        workflow::import(workflow, &mut sink);
+    }
     let has_none = sink.drafts.is_empty();
     for (object, kind) in &sorted.others {
         if has_none {
@@ -194,6 +229,7 @@ struct Sorted<'n> {
     kubernetes: Vec<Item<'n>>,
     ordered: Vec<(Item<'n>, ordered::Dialect)>,
     cluster: Vec<Item<'n>>,
+    workflows: Vec<Item<'n>>,
     /// Objects of other kinds.
     others: Vec<(Item<'n>, &'n str)>,
 }
@@ -237,8 +273,9 @@ impl<'n> Sorted<'n> {
             ImportFormat::EgressFirewall => self.ordered.push((item, ordered::Dialect::Ovn)),
             ImportFormat::Antrea => self.ordered.push((item, ordered::Dialect::Antrea)),
             ImportFormat::ClusterNetworkPolicy => self.cluster.push(item),
+            ImportFormat::HardenRunner => self.workflows.push(item),
             // No document is one.
-            ImportFormat::Hosts => {}
+            ImportFormat::Squid | ImportFormat::Dnsmasq | ImportFormat::Hosts => {}
         }
     }
 }
@@ -254,7 +291,8 @@ fn with_group(item: &Item<'_>, kind: &str) -> String {
     }
 }
 
-/// The list, if the value is only a wrapping around one: a list itself, `value` of Azure, `items` of Kubernetes.
+/// The list, if the value is only a wrapping around one: a list itself, `value` of Azure, `data` of its Resource Graph,
+/// `items` of Kubernetes.
 fn list_of<'n>(item: &Item<'n>) -> Option<Item<'n>> {
     if matches!(item.value(), Value::List(_)) {
         return Some(item.clone());
@@ -262,6 +300,8 @@ fn list_of<'n>(item: &Item<'n>) -> Option<Item<'n>> {
     let is_list = |item: &Item<'_>| matches!(item.value(), Value::List(_));
     let name = if item.word("kind").is_some_and(|kind| kind.ends_with("List")) {
         "items"
+    } else if item.get("total_records").is_some() || item.get("totalRecords").is_some() {
+        "data"
     } else {
         "value"
     };
@@ -297,6 +337,7 @@ fn format_of(item: &Item<'_>) -> Option<ImportFormat> {
         {
             Some(ImportFormat::AzureFirewall)
         }
+        _ if workflow::is_it(item) => Some(ImportFormat::HardenRunner),
         _ if properties.get("endpoints").is_some() => Some(ImportFormat::AzureDependencies),
         _ => None,
     }

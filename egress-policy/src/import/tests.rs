@@ -4,6 +4,7 @@
 //! `EGRESS_BLESS=1 cargo test -p egress-policy import::tests` writes them anew.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -634,6 +635,63 @@ fn pointers_of(node: &serde_json::Value, at: String, pointers: &mut Vec<String>)
         | serde_json::Value::Number(_)
         | serde_json::Value::String(_) => {}
     }
+}
+
+#[test]
+fn what_is_damaged_in_terraforms_output_is_not_lost_without_a_word() {
+    let text = &sources(&testdata("import/terraform-plan"))[0].1;
+    let whole: serde_json::Value = serde_json::from_str(text).unwrap();
+    let import = |source: &serde_json::Value| {
+        let source = (PathBuf::from("plan.json"), source.to_string());
+        run(&[source], None).map(|imported| {
+            let notes: BTreeSet<String> = imported.notes.iter().map(ToString::to_string).collect();
+            (write_policies(&imported.policies), notes)
+        })
+    };
+    let (_, notes_before) = import(&whole).unwrap();
+    let planned = "/planned_values";
+    let mut pointers = Vec::new();
+    pointers_of(&whole["planned_values"], planned.to_owned(), &mut pointers);
+    let mut count = 0;
+    for pointer in &pointers {
+        let (parent, key) = pointer.rsplit_once('/').unwrap();
+        for is_wrapped in [false, true] {
+            let mut source = whole.clone();
+            if is_wrapped {
+                let node = source.pointer_mut(pointer).unwrap();
+                *node = serde_json::json!({ "wrapped": node.take() });
+            } else if let Some(fields) = source
+                .pointer_mut(parent)
+                .and_then(|node| node.as_object_mut())
+            {
+                let value = fields.remove(key).unwrap();
+                fields.insert(format!("x{key}"), value);
+            } else {
+                continue;
+            }
+            let Ok((text, notes)) = import(&source) else {
+                continue;
+            };
+            count += 1;
+            let lost = [
+                "pypi.org",
+                "pythonhosted.org",
+                "paste.example.net",
+                "ntp.example.com",
+                "10.50.0.0",
+                "10.60.0.0",
+            ];
+            let lost: Vec<&str> = lost
+                .into_iter()
+                .filter(|name| !text.contains(name))
+                .collect();
+            assert!(
+                lost.is_empty() || !notes.is_subset(&notes_before),
+                "{pointer} (wrapped: {is_wrapped}): {lost:?}, {notes:?}\n{text}"
+            );
+        }
+    }
+    assert!(count > 100, "{count} damaged plans could be imported");
 }
 
 /// The destinations in a source: names and networks that rules are about, each with the fields that lead there.
