@@ -1,11 +1,12 @@
 //! `/metrics` over TCP, for scrapers that cannot read a unix socket: plain on loopback, elsewhere with TLS and a token.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
-    net::{SocketAddr, TcpListener},
+    net::{IpAddr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
@@ -23,7 +24,7 @@ use thiserror::Error;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::{mpsc, oneshot},
     time::{Sleep, sleep},
 };
 use tokio_rustls::{
@@ -241,11 +242,8 @@ async fn accept(
     tls: Option<TlsAcceptor>,
     ready: mpsc::Sender<(Client, SocketAddr)>,
 ) {
-    let places = Arc::new(Semaphore::new(PLACES));
+    let places = Arc::new(Places::default());
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-            return;
-        };
         let (stream, from) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -254,21 +252,28 @@ async fn accept(
                 continue;
             }
         };
+        let (place, mut lost) = places.take(from.ip());
         let (tls, ready) = (tls.clone(), ready.clone());
         tokio::spawn(async move {
             let due = Box::pin(sleep(MOST_TIME));
             let stream: Box<dyn Stream> = match tls {
                 None => Box::new(stream),
-                Some(tls) => match tokio::time::timeout(MOST_TIME, tls.accept(stream)).await {
-                    Ok(Ok(stream)) => Box::new(stream),
-                    Ok(Err(error)) => return debug!(%error, %from, "a scraper's TLS failed"),
-                    Err(_late) => return debug!(%from, "a scraper did not finish its handshake"),
+                Some(tls) => tokio::select! {
+                    accepted = tls.accept(stream) => match accepted {
+                        Ok(stream) => Box::new(stream),
+                        Err(error) => return debug!(%error, %from, "a scraper's TLS failed"),
+                    },
+                    () = sleep(MOST_TIME) => {
+                        return debug!(%from, "a scraper did not finish its handshake");
+                    }
+                    _lost = &mut lost => return debug!(%from, "a scraper made room for another"),
                 },
             };
             let client = Client {
                 stream,
                 due,
-                _place: place,
+                place,
+                lost,
             };
             // Nobody serves any more at the end.
             let _ = ready.send((client, from)).await;
@@ -276,19 +281,115 @@ async fn accept(
     }
 }
 
+/// Who has the places: nobody who connects and says nothing keeps out who asks.
+#[derive(Debug, Default)]
+struct Places {
+    taken: Mutex<Taken>,
+}
+
+#[derive(Debug, Default)]
+struct Taken {
+    /// Raised with every client.
+    last: u64,
+    /// By number, which is by age.
+    clients: BTreeMap<u64, Holder>,
+}
+
+#[derive(Debug)]
+struct Holder {
+    from: IpAddr,
+    is_answered: bool,
+    hang_up: oneshot::Sender<()>,
+}
+
+impl Taken {
+    /// Who makes room: of the address that has most places the oldest client that is not being answered, else the oldest.
+    fn worst(&self) -> Option<u64> {
+        let of = |from: IpAddr| self.clients.values().filter(move |one| one.from == from);
+        let rank = |(number, one): (&u64, &Holder)| {
+            let has = of(one.from).count();
+            (has, !one.is_answered, u64::MAX.wrapping_sub(*number))
+        };
+        let worst = self
+            .clients
+            .iter()
+            .max_by_key(|(number, one)| rank((*number, *one)));
+        worst.map(|(number, _)| *number)
+    }
+}
+
+impl Places {
+    fn lock(&self) -> MutexGuard<'_, Taken> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place for somebody who connects, and what says that it is lost.
+    fn take(self: &Arc<Self>, from: IpAddr) -> (Place, oneshot::Receiver<()>) {
+        let (hang_up, lost) = oneshot::channel();
+        let mut taken = self.lock();
+        if taken.clients.len() >= PLACES
+            && let Some(worst) = taken.worst()
+            && let Some(worst) = taken.clients.remove(&worst)
+        {
+            // It may just have left.
+            let _ = worst.hang_up.send(());
+        }
+        taken.last = taken.last.wrapping_add(1);
+        let number = taken.last;
+        let holder = Holder {
+            from,
+            is_answered: false,
+            hang_up,
+        };
+        taken.clients.insert(number, holder);
+        drop(taken);
+        let place = Place {
+            number,
+            places: Arc::clone(self),
+        };
+        (place, lost)
+    }
+}
+
+/// A client's place. Dropping it gives it back.
+#[derive(Debug)]
+struct Place {
+    number: u64,
+    places: Arc<Places>,
+}
+
+impl Place {
+    /// Its client has asked, and is being answered.
+    fn is_answered(&self) {
+        if let Some(holder) = self.places.lock().clients.get_mut(&self.number) {
+            holder.is_answered = true;
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.places.lock().clients.remove(&self.number);
+    }
+}
+
 trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl Stream for TcpStream {}
 impl Stream for tokio_rustls::server::TlsStream<TcpStream> {}
 
-/// A connection with its place, which it loses after [`MOST_TIME`].
+/// A connection with its place, which it loses after [`MOST_TIME`], and before where others need it more.
 struct Client {
     stream: Box<dyn Stream>,
     due: Pin<Box<Sleep>>,
-    _place: OwnedSemaphorePermit,
+    place: Place,
+    lost: oneshot::Receiver<()>,
 }
 
 impl Client {
     fn in_time(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        if Pin::new(&mut self.lost).poll(context).is_ready() {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
         match self.due.as_mut().poll(context) {
             Poll::Ready(()) => Err(io::ErrorKind::TimedOut.into()),
             Poll::Pending => Ok(()),
@@ -314,6 +415,7 @@ impl AsyncWrite for Client {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         self.in_time(context)?;
+        self.place.is_answered();
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 
@@ -374,6 +476,48 @@ mod tests {
         for address in ["127.0.0.1:0", "[::1]:0"] {
             assert!(Scrape::bind(&options(address)).is_ok(), "{address}");
         }
+    }
+
+    #[test]
+    fn whose_clients_have_most_places_makes_room_with_the_oldest_that_asks_nothing() {
+        let places = Arc::new(Places::default());
+        let [crowd, other] = [1, 2].map(|last| IpAddr::from([192, 0, 2, last]));
+        let mut scraper = places.take(other);
+        let mut held: Vec<_> = (1..PLACES).map(|_| places.take(crowd)).collect();
+        held[0].0.is_answered();
+        let mut next = places.take(other);
+        let is_lost = |one: &mut (Place, oneshot::Receiver<()>)| one.1.try_recv() == Ok(());
+        let lost: Vec<_> = held.iter_mut().map(is_lost).collect();
+        assert_eq!(lost.iter().position(|lost| *lost), Some(1));
+        assert_eq!(lost.iter().filter(|lost| **lost).count(), 1);
+        assert!(!is_lost(&mut scraper) && !is_lost(&mut next));
+        drop((scraper, next, held));
+        assert!(places.lock().clients.is_empty());
+    }
+
+    #[tokio::test]
+    async fn idle_clients_keep_nobody_out() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+        let scrape = Scrape::bind(&options("127.0.0.1:0")).expect("bound");
+        let address = scrape.listener.local_addr().expect("an address");
+        let (trigger, shutdown) = crate::shutdown::channel();
+        let agent = Arc::new(crate::api::testing::FakeAgent::default());
+        let serving = tokio::spawn(scrape.serve(agent, shutdown));
+        let mut idle = Vec::new();
+        for _ in 0..PLACES * 2 {
+            idle.push(TcpStream::connect(address).await.expect("connected"));
+        }
+        let mut client = TcpStream::connect(address).await.expect("connected");
+        let request = b"GET /metrics HTTP/1.1\r\nHost: node\r\n\r\n";
+        client.write_all(request).await.expect("asked");
+        let mut answer = String::new();
+        let read = client.read_to_string(&mut answer);
+        let read = tokio::time::timeout(Duration::from_secs(5), read).await;
+        assert!(read.is_ok_and(|read| read.is_ok()), "{answer}");
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        drop((trigger, idle));
+        serving.abort();
     }
 
     #[test]
