@@ -1,4 +1,4 @@
-//! Hashing: SipHash for what a process could otherwise steer, FNV-1a for rule identities.
+//! Hashing: SipHash for identities that somebody could otherwise steer; cheaper functions where nothing rests on them.
 
 /// Key of [`sip13`], 128 bits from the system's random numbers; one for each purpose.
 #[repr(C)]
@@ -90,10 +90,9 @@ pub fn sip13(key: &SipKey, words: &[u64]) -> u64 {
 /// Multiplier of [`mix`]: 2^64 divided by the golden ratio, an odd number whose bits are well spread.
 const MULTIPLIER: u64 = 0x9E37_79B9_7F4A_7C15;
 
-/// Folds `word` into `state`.
-///
-/// Keyed by the start value: whoever does not know the seed (random, made when
-/// the maps are, readable by root only) cannot compute collisions offline.
+/// Folds `word` into `state`: cheap, and **no identity that grants anything**. It can be inverted, so that who chooses
+/// words makes collisions. It places queries in buckets, where everything is compared, and tells the names of one
+/// answer apart ([`crate::dns::NameReader::hash`]), which come from one trusted resolver.
 #[inline(always)]
 #[must_use]
 pub const fn mix(state: u64, word: u64) -> u64 {
@@ -128,13 +127,33 @@ pub const fn fnv1a(bytes: &[u8]) -> u64 {
 /// Bits of a rule's identity: with a reason it fits into one 64-bit number.
 pub const RULE_BITS: u32 = 56;
 
+/// Key of [`rule_identity`]: no secret, as a rule has the same identity on every machine and after every start.
+const RULE_KEY: SipKey = SipKey {
+    k0: 0x6567_7265_7373_2072,
+    k1: 0x756c_6520_6964_2e31,
+};
+
 /// Identity of a rule with this content; never 0, which stands for "no rule", or
 /// [`MANY_RULES`](crate::learned::MANY_RULES).
+///
+/// A flow goes on while its policy has a rule of the identity by which it was allowed. So somebody who may write one
+/// policy must not give a rule of it the identity of a rule in another: it takes some 2^55 trials.
 #[must_use]
-pub const fn rule_identity(content: &[u8]) -> u64 {
-    let hash = fnv1a(content);
-    let folded = (hash ^ (hash >> RULE_BITS)) & ((1 << RULE_BITS) - 1);
-    match folded {
+pub fn rule_identity(content: &[u8]) -> u64 {
+    let (words, rest) = content.as_chunks::<8>();
+    let mut state = Sip::new(&RULE_KEY);
+    for word in words {
+        state = state.word(u64::from_le_bytes(*word));
+    }
+    let mut last = [0; 8];
+    for (to, from) in last.iter_mut().zip(rest) {
+        *to = *from;
+    }
+    // The length tells a rest from one with zeros behind it.
+    let state = state
+        .word(u64::from_le_bytes(last))
+        .word(content.len() as u64);
+    match state.finish() >> (u64::BITS - RULE_BITS) {
         0 | crate::learned::MANY_RULES => 1,
         folded => folded,
     }
@@ -194,6 +213,12 @@ mod tests {
             assert!(rule != 0 && rule >> RULE_BITS == 0);
         }
         assert_ne!(rule_identity(b"a"), rule_identity(b"b"));
+        assert_ne!(rule_identity(b"a"), rule_identity(b"a\0"));
+        assert_ne!(rule_identity(b"12345678"), rule_identity(b"12345678\0"));
+        assert_ne!(
+            rule_identity(b"1234567812345678"),
+            rule_identity(b"8765432112345678")
+        );
     }
 
     #[test]

@@ -445,8 +445,7 @@ pub extern "C" fn dns_step(slot: u32) -> u32 {
         Next::Step => CONTINUE,
         Next::ReadName => {
             if dns_name(slot) == NameStep::Done as u32 {
-                let name_bytes = u64::from(scratch.name.text_bytes);
-                scratch.work = scratch.work.wrapping_add(name_bytes);
+                scratch.work = scratch.work.wrapping_add(scratch.name.work());
                 CONTINUE
             } else {
                 STOP + Tally::AnswerMalformed as u32

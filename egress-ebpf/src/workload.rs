@@ -26,7 +26,8 @@ pub fn keys() -> Option<&'static Keys> {
     KEYS.get(0)
 }
 
-/// A random number for what is still compared by a tag of its own.
+/// A random number from which hashes of names within one answer begin ([`egress_common::dns::NameReader::hash`]): no
+/// identity, and neither it nor such a hash ever leaves the kernel.
 #[inline(always)]
 pub fn seed() -> u64 {
     match keys() {

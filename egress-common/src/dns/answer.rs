@@ -16,8 +16,8 @@ pub const ALIASES: usize = 8;
 /// each parameter and each address of a hint.
 pub const ANSWER_STEPS: u32 = 800;
 
-/// Most work that the kernel does to read one answer, in bytes of names (5 to 6 ns each): what costs more, by many long
-/// names behind pointers, is left to the agent. Storing addresses is not in it.
+/// Most work that the kernel does to read one answer, in bytes of names and pointers in them (5 to 6 ns each, so some
+/// 18 µs): what costs more, by many long names behind pointers, is left to the agent. Storing addresses is not in it.
 pub const ANSWER_WORK: u64 = 3_000;
 
 /// What a step costs beside the name that it asks for.

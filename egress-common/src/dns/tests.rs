@@ -1,9 +1,10 @@
 //! The machines on messages written by hand.
 
-use std::{string::String, vec, vec::Vec};
+use std::{format, string::String, vec, vec::Vec};
 
 use super::{
-    ALIASES, Answer, MESSAGE_BYTES, Message, NameReader, Taught, question_of, read_answer,
+    ALIASES, ANSWER_STEPS, ANSWER_WORK, Answer, AnswerReader, MESSAGE_BYTES, Message, NAME_STEPS,
+    NameReader, NameStep, Next, STEP_WORK, Taught, question_of, read_answer,
 };
 use crate::{
     address::{Address, from_v4},
@@ -724,4 +725,99 @@ fn a_question_with_a_pointer_is_none() {
     let mut bytes = answer("", &[]);
     bytes.splice(12..13, [0xc0, 5]);
     assert_eq!(refusal(&bytes), Some(Tally::AnswerMalformed));
+}
+
+/// Steps that the kernel takes for an answer, those of names among them, and whether it reads the answer to its end.
+fn worked(bytes: &[u8]) -> (u64, bool) {
+    let message = Message::from_slice(bytes).expect("a message that fits");
+    let (mut name, mut reader) = (NameReader::new(), AnswerReader::new());
+    let (mut work, mut steps) = (0, 0);
+    reader.start();
+    for _ in 0..ANSWER_STEPS {
+        work += STEP_WORK;
+        steps += STEP_WORK;
+        match reader.step(&message, &name) {
+            Next::ReadName => {
+                name.start(reader.name_at, SEED);
+                let mut last = NameStep::More;
+                while last == NameStep::More {
+                    last = name.step(&message);
+                    steps += 1;
+                }
+                if last == NameStep::Malformed {
+                    return (steps, true);
+                }
+                work += name.work();
+            }
+            Next::Done | Next::Refused => return (steps, true),
+            Next::Step | Next::Match | Next::Teach | Next::Alias => {}
+        }
+        if work > ANSWER_WORK {
+            return (steps, false);
+        }
+    }
+    (steps, false)
+}
+
+#[test]
+fn no_answer_takes_the_kernel_more_work_than_its_budget() {
+    let long = [
+        "a".repeat(63),
+        "b".repeat(63),
+        "c".repeat(63),
+        "d".repeat(57),
+    ]
+    .join(".");
+    // 16 pointers one behind the other, in the data of a record; owners point to the last.
+    let behind_pointers = |question: &str, kind: u16, data: &[u8]| {
+        let mut bytes = answer(question, &[]);
+        let chain_at = bytes.len() + 12;
+        let mut chain = vec![0xc0, 12];
+        for place in 0..14 {
+            let to = 0xc000 | u16::try_from(chain_at + place * 2).expect("a place");
+            chain.extend(to.to_be_bytes());
+        }
+        bytes.extend(record(QUESTION, TXT, 1, &chain));
+        let last = 0xc000 | u16::try_from(chain_at + 28).expect("a place");
+        let mut count = 1_u16;
+        // Two owners in turn: the reader remembers where the last one was.
+        while bytes.len() + 24 + data.len() < MESSAGE_BYTES {
+            let owner = last - 2 * (count & 1);
+            bytes.extend(record(&owner.to_be_bytes(), kind, 1, data));
+            count += 1;
+        }
+        bytes[6..8].copy_from_slice(&count.to_be_bytes());
+        bytes
+    };
+    let hints = [&[0, 1, 0][..], &[0, 4, 0, 200], &[192; 200]].concat();
+    let crafted = [
+        behind_pointers("x", TXT, b""),
+        behind_pointers("x", A, &[192, 0, 2, 1]),
+        behind_pointers(&long, A, &[192, 0, 2, 1]),
+        behind_pointers(&long, TXT, b""),
+        behind_pointers("x", CNAME, &[0xc0, 12]),
+        behind_pointers("x", HTTPS, &hints),
+    ];
+    // The step in which the budget ends may read one more name; each name has an end that is no byte of it.
+    let most = ANSWER_WORK + STEP_WORK + u64::from(NAME_STEPS) + u64::from(ANSWER_STEPS);
+    let mut cut = 0;
+    for (place, bytes) in crafted.iter().enumerate() {
+        let (steps, is_whole) = worked(bytes);
+        assert!(steps <= most, "{place}: {steps}");
+        cut += u32::from(!is_whole);
+    }
+    assert!(cut > 0, "none of them costs too much");
+    // The twin: what a content network really answers is read to its end.
+    let mut usual: Vec<_> = (0..3)
+        .map(|hop| {
+            cname(
+                &wire(&format!("h{hop}.example.com")),
+                &format!("h{}.example.com", hop + 1),
+                60,
+            )
+        })
+        .collect();
+    usual.extend((0..16).map(|last| a(&wire("h3.example.com"), 60, last)));
+    let (steps, is_whole) = worked(&answer("h0.example.com", &usual));
+    assert!(is_whole && steps < ANSWER_WORK, "{steps}");
 }
