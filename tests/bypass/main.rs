@@ -25,3 +25,4 @@ mod page;
 mod raw;
 mod sockets;
 mod table;
+mod turned;

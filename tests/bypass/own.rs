@@ -124,9 +124,10 @@ fn a_workload_that_tries_everything_gets_nothing_but_what_is_allowed() {
         std::thread::sleep(Duration::from_millis(700));
         rounds += 1;
         let more = [UNRELATED, ""][rounds as usize % 2];
-        agent.reload(&policy(
-            &RULES.replace("allow:\n", &format!("allow:\n{more}")),
-        ));
+        agent.reload_within(
+            Duration::from_secs(60),
+            &policy(&RULES.replace("allow:\n", &format!("allow:\n{more}"))),
+        );
         if rounds.is_multiple_of(30) {
             resolve();
         }

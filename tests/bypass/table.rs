@@ -1,6 +1,6 @@
 //! The techniques: the one list from which the tests and the table of docs/security.md are made.
 
-use crate::{answers, crafted, forged, moved, networks, raw, sockets};
+use crate::{answers, crafted, forged, moved, networks, raw, sockets, turned};
 
 /// What becomes of a technique.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +44,9 @@ macro_rules! techniques {
 
 /// Rows that share a test: many in one world.
 pub(crate) fn several() -> impl Iterator<Item = Technique> {
-    crafted::techniques().chain(answers::techniques())
+    turned::techniques()
+        .chain(crafted::techniques())
+        .chain(answers::techniques())
 }
 
 /// What no test here shows.

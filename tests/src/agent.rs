@@ -490,11 +490,19 @@ impl Agent {
     /// If the switch does not come.
     #[track_caller]
     pub fn reload(&self, policy: &str) {
+        self.reload_within(Duration::from_secs(5), policy);
+    }
+
+    /// As [`Agent::reload`], where the machine has other work.
+    ///
+    /// # Panics
+    ///
+    /// If the switch does not come.
+    #[track_caller]
+    pub fn reload_within(&self, limit: Duration, policy: &str) {
         let before = self.status().policy.generation;
         fs::write(&self.options.policy, policy).expect("the policy is written");
-        let switched = eventually(Duration::from_secs(5), || {
-            self.status().policy.generation > before
-        });
+        let switched = eventually(limit, || self.status().policy.generation > before);
         assert!(
             switched,
             "the new policy is not in force: {:?}",

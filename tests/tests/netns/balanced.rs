@@ -192,8 +192,50 @@ fn a_backend_that_is_denied_stays_denied() {
     }
 }
 
+#[test]
+fn resolvers_at_more_ports_than_can_be_listed_teach_and_a_process_that_fills_the_list_harms_none() {
+    if !ready() {
+        return;
+    }
+    let mut world = world();
+    let services: Vec<_> = (1..=6_u16).map(|one| format!("10.96.1.{one}")).collect();
+    let agent = services
+        .iter()
+        .fold(world.agent(&policy(RULES)), |agent, service| {
+            agent.resolver(service)
+        })
+        .start();
+    let mut args = vec!["balance".to_owned(), world.judged().display().to_string()];
+    for (service, port) in services.iter().zip(6000..) {
+        let port = format!("{port}");
+        let server = ["dns-server", "--zone", "fresh.example.com", "--port", &port];
+        world.start_probe(Role::Dns, &server).unwrap();
+        args.push(format!("{service}={}:{port}", zone::SERVER));
+    }
+    let args: Vec<_> = args.iter().map(String::as_str).collect();
+    world.start_probe(Role::Node, &args).unwrap();
+    // A socket that asks resolvers alone finds ports; one that calls somebody else finds none.
+    let hostile = world.workload("hostile");
+    for port in 7000..7010 {
+        refused(&hostile.udp(zone::STRANGER, port, false));
+    }
+    let client = world.workload("client");
+    for (service, number) in services.iter().zip(300..) {
+        for (how, number) in [(&[][..], number), (&["--unconnected"], number + 10)] {
+            let name = format!("n{number}.fresh.example.com");
+            let args = [&[name.as_str(), "--server", service], how].concat();
+            let (lookup, moved) = agent.counted(|| client.lookup(&args));
+            assert!(lookup.error.is_none(), "{args:?} {lookup:?} {moved:?}");
+            reached(&client.connect(lookup.addresses[0], 80));
+        }
+    }
+    // With a list that is full, what is no query is no query.
+    refused(&client.udp(zone::SERVER, 6003, true));
+    refused(&client.connect(zone::STRANGER, 53));
+}
+
 /// The ways of `probe stray`.
-const WAYS: [&str; 8] = [
+const WAYS: [&str; 9] = [
     "failed-connect",
     "sendto",
     "corked",
@@ -202,6 +244,7 @@ const WAYS: [&str; 8] = [
     "tcp-connect-again",
     "threads",
     "connecting-threads",
+    "port-zero",
 ];
 
 fn stray(client: &Workload, way: &str, name: &str) -> Attempt {
@@ -252,7 +295,7 @@ fn somebody_else_teaches_nothing_under_cover_of_a_service() {
         let name = format!("n{number}.fresh.example.com");
         let attempt = stray(&client, way, &name);
         // A connected socket hears its peer alone.
-        let hears = !way.ends_with("threads") && way != "connected-sendto";
+        let hears = !way.ends_with("threads") && !["connected-sendto", "port-zero"].contains(&way);
         assert!(attempt.ok || !hears, "{way}: {attempt:?}");
         let address = format!("10.78.128.{number}");
         refused(&client.connect(&address, 80));

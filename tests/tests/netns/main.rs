@@ -43,6 +43,7 @@ mod rig;
 mod scopes;
 mod scrape;
 mod service_tags;
+mod shares;
 mod stars;
 mod systemd;
 mod transports;

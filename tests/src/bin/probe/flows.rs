@@ -7,7 +7,11 @@ use std::{
 
 use anyhow::{Context, Result};
 use clap::Args;
-use egress_tests::{dns::any_like, report::Storm};
+use egress_tests::{
+    dns::{any_like, query},
+    report::Storm,
+};
+use hickory_proto::rr::RecordType;
 
 use crate::client::{name_of, print};
 
@@ -23,6 +27,9 @@ pub(crate) struct Spread {
     /// Peers that each of them sends to.
     #[arg(long)]
     peers: u32,
+    /// Ask for this name; else the datagrams are empty.
+    #[arg(long)]
+    ask: Option<String>,
 }
 
 impl Spread {
@@ -30,13 +37,17 @@ impl Spread {
     pub(crate) fn run(&self) -> Result<()> {
         let begin = Instant::now();
         let mut storm = Storm::default();
+        let bytes = match &self.ask {
+            Some(name) => query(7, name, RecordType::A)?,
+            None => Vec::new(),
+        };
         for _ in 0..self.sockets {
             let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).context("cannot bind")?;
             socket.set_nonblocking(true)?;
             for peer in 0..2 * self.peers {
                 let peer = Ipv4Addr::from_bits(self.address.to_bits() + peer % self.peers);
                 storm.sent += 1;
-                if let Err(error) = socket.send_to(b"", (peer, self.port)) {
+                if let Err(error) = socket.send_to(&bytes, (peer, self.port)) {
                     storm.refused += 1;
                     storm.note(&name_of(&error));
                 }

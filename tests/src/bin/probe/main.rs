@@ -31,6 +31,7 @@ mod storm;
 mod stray;
 mod sys;
 mod tricks;
+mod turns;
 mod xdp;
 
 use anyhow::Result;
@@ -114,6 +115,8 @@ enum Command {
     Stray(stray::Stray),
     /// Answer questions as one is told.
     CraftDns(craft_dns::CraftDns),
+    /// Speak with somebody, and turn to another one.
+    Turn(turns::Turn),
     /// Make random calls in two scopes.
     Own(own::Own),
     /// Look at what they lead to.
@@ -156,6 +159,7 @@ fn main() -> Result<()> {
         Command::Balance(command) => command.run(),
         Command::Stray(command) => command.run(),
         Command::CraftDns(command) => command.run(),
+        Command::Turn(command) => command.run(),
         Command::Own(command) => command.run(),
         Command::OwnWatch(command) => command.run(),
     }

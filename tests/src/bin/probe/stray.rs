@@ -65,6 +65,8 @@ enum Way {
     AfterElsewhere,
     /// Ask the service by `sendto`, then the stranger from a new socket at the same port.
     SamePort,
+    /// Connect to port 0 of the stranger, ask the service by `sendto`, then send to the peer.
+    PortZero,
 }
 
 impl Stray {
@@ -141,6 +143,11 @@ impl Stray {
                 let socket = UdpSocket::bind(same).map_err(at("socket"))?;
                 socket.send_to(&asked, stranger).map_err(at("send"))?;
                 return hear(&socket, 7);
+            }
+            Way::PortZero => {
+                socket.connect((self.stranger, 0)).map_err(at("connect"))?;
+                socket.send_to(&other, service).map_err(at("first"))?;
+                socket.send(&asked).map_err(at("send"))?;
             }
             Way::TcpConnectAgain => {}
         }

@@ -88,6 +88,40 @@ pub(crate) fn sendmmsg(socket: &impl AsFd, bytes: &[u8], to: &[SockAddr]) -> io:
     Ok(sent as usize)
 }
 
+/// Sends with a source route in a control message: by way of `hop`.
+pub(crate) fn send_with_route(
+    socket: &impl AsFd,
+    bytes: &[u8],
+    to: &SockAddr,
+    hop: std::net::Ipv4Addr,
+) -> io::Result<usize> {
+    let [a, b, c, d] = hop.octets();
+    let data = [131, 7, 4, a, b, c, d, 0];
+    let head = size_of::<libc::cmsghdr>();
+    // The length, level and kind of `struct cmsghdr`, and what follows it; in words, for its alignment.
+    let mut control = vec![head + data.len()];
+    let [a, b, c, d] = libc::IPPROTO_IP.to_ne_bytes();
+    let [e, f, g, h] = libc::IP_RETOPTS.to_ne_bytes();
+    control.push(usize::from_ne_bytes([a, b, c, d, e, f, g, h]));
+    control.push(usize::from_ne_bytes(data));
+    let mut part = part(bytes);
+    let mut message = header(&mut part, to);
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = head + data.len();
+    // SAFETY: the header points to `part`, `to` and `control`, which all live until the call ends.
+    let sent = unsafe { libc::sendmsg(socket.as_fd().as_raw_fd(), &raw const message, 0) };
+    usize::try_from(sent).map_err(|_negative| io::Error::last_os_error())
+}
+
+/// `struct sockaddr_in6` with this address.
+pub(crate) fn bytes_of_v6(address: std::net::Ipv6Addr) -> Vec<u8> {
+    let mut bytes = (libc::AF_INET6 as u16).to_ne_bytes().to_vec();
+    bytes.extend([0; 6]);
+    bytes.extend(address.octets());
+    bytes.extend([0; 4]);
+    bytes
+}
+
 fn part(bytes: &[u8]) -> libc::iovec {
     libc::iovec {
         iov_base: bytes.as_ptr().cast_mut().cast(),
