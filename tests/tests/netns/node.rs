@@ -16,6 +16,7 @@ use egress_tests::{
     eventually,
     expect::{policy, reached, refused},
     programs, ready,
+    skip::is_quick,
     world::Role,
     zone,
 };
@@ -339,6 +340,66 @@ fn a_disk_that_hangs_holds_up_nothing_but_itself() {
     reached(&client.connect(FORBIDDEN, 80));
     drop(frozen);
     agent.stop();
+}
+
+#[test]
+fn state_that_is_not_written_is_an_alarm() {
+    if !ready() || is_quick() {
+        return;
+    }
+    let world = World::new();
+    let Some(disk) = Disk::new(&world) else {
+        println!("SKIPPED state_that_is_not_written_is_an_alarm: no loop device");
+        return;
+    };
+    let agent = world
+        .agent(&policy("allow: []"))
+        .state_dir(&disk.path().join("state"))
+        .start();
+    let client = world.workload("client");
+    let _full = disk.fill();
+    // To be written down, again and again.
+    let mut port = 1_000;
+    let is_said = || {
+        port += 1;
+        refused(&client.connect(FORBIDDEN, port));
+        thread::sleep(Duration::from_secs(1));
+        let status = agent.cli(&["status"]).unwrap();
+        status.code() == Some(1) && status.stdout.contains("state is not written for 1 min")
+    };
+    assert!(
+        eventually(Duration::from_secs(150), is_said),
+        "{:?}",
+        agent.status()
+    );
+    assert!(agent.status().enforcing);
+}
+
+#[test]
+fn an_api_server_that_was_never_heard_is_an_alarm() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let kubeconfig = world.dir().join("kubeconfig");
+    let text = "apiVersion: v1\nkind: Config\ncurrent-context: one\n\
+                clusters: [{ name: one, cluster: { server: \"http://127.0.0.1:9\" } }]\n\
+                contexts: [{ name: one, context: { cluster: one, user: one } }]\n\
+                users: [{ name: one, user: {} }]\n";
+    fs::write(&kubeconfig, text).unwrap();
+    let agent = world
+        .agent(&policy("allow: []"))
+        .of_cluster(&kubeconfig, "node-1")
+        .start();
+    let is_said = || {
+        let status = agent.cli(&["status"]).unwrap();
+        status.code() == Some(1) && status.stdout.contains("the API server was never heard")
+    };
+    assert!(
+        eventually(Duration::from_secs(40), is_said),
+        "{:?}",
+        agent.status()
+    );
 }
 
 #[test]
