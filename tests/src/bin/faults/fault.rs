@@ -160,8 +160,10 @@ impl Fault {
             || either(Self::Stop, Self::ends)
             // Without pins and without an agent nothing holds the programs.
             || either(Self::Pins, |other| other.ends() && other != Self::Restart)
-            // It starts while the other lasts, and an interface that is not there is an error.
-            || either(Self::Clock, |other| other == Self::Links)
+            // It starts while the other lasts, and without its interface or with half a policy no agent starts.
+            || either(Self::Clock, |other| other == Self::Links || other == Self::Policy)
+            // The resolvers are in neither file then.
+            || either(Self::State, |other| other == Self::ResolvConf)
             || either(Self::Descriptors, |other| other.ends() || other == Self::Policy)
             // A start would wait for somebody to read the pipe.
             || either(Self::LogGone, |other| other.ends() || other == Self::LogUnread))
