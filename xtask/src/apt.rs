@@ -18,17 +18,7 @@ impl Apt {
     ///
     /// This machine's apt knows no Debian mirror, or the folder cannot be written.
     pub(crate) fn new(dir: PathBuf, kinds: &[&str], suites: &[&str]) -> Result<Self> {
-        let mirror = run::output(run::command("apt-get").args([
-            "indextargets",
-            "--format",
-            "$(REPO_URI)",
-            "Created-By: Packages",
-            "Origin: Debian",
-            "Label: Debian",
-        ]))?;
-        let Some(mirror) = mirror.lines().next() else {
-            bail!("this machine's apt has no Debian mirror: run `apt-get update`");
-        };
+        let mirror = Self::mirror()?;
         for name in ["lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(dir.join(name))
                 .with_context(|| format!("cannot create {}", dir.display()))?;
@@ -44,6 +34,26 @@ impl Apt {
         }
         fs::write(dir.join("sources.list"), list).context("cannot write the list of suites")?;
         Ok(Self { dir })
+    }
+
+    /// The address of the Debian mirror that this machine uses.
+    ///
+    /// # Errors
+    ///
+    /// This machine's apt knows none.
+    pub(crate) fn mirror() -> Result<String> {
+        let mirrors = run::output(run::command("apt-get").args([
+            "indextargets",
+            "--format",
+            "$(REPO_URI)",
+            "Created-By: Packages",
+            "Origin: Debian",
+            "Label: Debian",
+        ]))?;
+        match mirrors.lines().next() {
+            Some(mirror) => Ok(mirror.to_owned()),
+            None => bail!("this machine's apt has no Debian mirror: run `apt-get update`"),
+        }
     }
 
     /// One of apt's commands with that state.

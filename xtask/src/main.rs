@@ -8,8 +8,10 @@ mod apt;
 mod bench;
 mod build;
 mod demo;
+mod dist;
 mod docs;
 mod e2e_node;
+mod e2e_package;
 mod ebpf;
 mod faults;
 mod fuzz;
@@ -53,12 +55,16 @@ enum Command {
     Fuzz(fuzz::Fuzz),
     /// Write the generated parts of the documents, or check them.
     Docs(docs::Docs),
+    /// Make everything that a release consists of: packages, tarballs, image, bill of materials, checksums.
+    Dist(dist::Dist),
     /// Make the container image, as an OCI archive.
     Image(image::Image),
     /// Fetch and build a Kubernetes API server for the tests, to target/kubernetes.
     Kubernetes(kubernetes::Kubernetes),
     /// Try the DaemonSet on a real node, in QEMU.
     E2eNode(e2e_node::E2eNode),
+    /// Try the Debian package on a node with systemd, in QEMU.
+    E2ePackage(e2e_package::E2ePackage),
     /// Try the agent on other kernels, in QEMU.
     Vm(vm::Vm),
 }
@@ -75,9 +81,11 @@ fn main() -> ExitCode {
         Command::Faults(command) => command.run(),
         Command::Fuzz(command) => command.run(),
         Command::Docs(command) => command.run(),
+        Command::Dist(command) => command.run(),
         Command::Image(command) => command.run(),
         Command::Kubernetes(command) => command.run(),
         Command::E2eNode(command) => command.run(),
+        Command::E2ePackage(command) => command.run(),
         Command::Vm(command) => command.run(),
     };
     match result {

@@ -24,6 +24,8 @@ pub(crate) enum Group {
     Vm,
     /// The container image.
     Image,
+    /// Packages.
+    Dist,
 }
 
 impl Group {
@@ -54,6 +56,7 @@ impl Group {
             ],
             Self::Vm => &["busybox-static", "cpio", "qemu-system-x86", "xz-utils"],
             Self::Image => &["buildah"],
+            Self::Dist => &["debootstrap", "rpm"],
         }
     }
 }

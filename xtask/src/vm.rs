@@ -258,6 +258,15 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
+    /// A run of a kernel that has shown nothing yet.
+    pub(crate) fn new(series: &str, release: &str) -> Self {
+        Self {
+            series: series.to_owned(),
+            release: release.to_owned(),
+            ..Self::default()
+        }
+    }
+
     /// Whether the run shows what it should; a skipped one does not show the opposite.
     pub(crate) fn good(&self) -> bool {
         self.skipped.is_some()
@@ -271,7 +280,7 @@ impl Guest {
 
     /// Takes in the lines that the guest printed:
     /// `CHECK name ok|failed|skipped details`, `INSNS program count`, `END`.
-    fn read(&mut self, text: &str) {
+    pub(crate) fn read(&mut self, text: &str) {
         for line in text.lines() {
             let mut words = line.trim().splitn(4, ' ');
             let mut word = || words.next().unwrap_or_default();
