@@ -9,6 +9,9 @@ use crate::{event::NameEvent, verdict::Reason};
 /// Longest hello that is read.
 pub const HELLO_BYTES: u32 = 16_384;
 
+/// Most bytes that leave before the name is judged: the longest hello, and the headers of its message and records.
+pub const HELLO_STREAM_BYTES: u32 = HELLO_BYTES + 1024;
+
 /// Most steps for what one packet holds: two for an extension, two more at the border of a record.
 pub const HELLO_STEPS: u32 = 256;
 
@@ -219,18 +222,20 @@ impl HelloReader {
             Piece::Done => Taken::More,
             Piece::Head { bytes, .. } => {
                 self.head_have = self.head_have.wrapping_add(bytes);
+                let [kind, major, minor, high, low, ..] = self.head;
+                // Each byte as soon as it is met: what is no header does not leave.
+                if kind != HANDSHAKE
+                    || self.head_have > 1 && major != 3
+                    || self.head_have > 2 && minor > 4
+                {
+                    return Taken::Refused(Reason::NotTls);
+                }
                 if self.head_have < RECORD_HEAD {
                     return Taken::More;
                 }
                 self.head_have = 0;
-                let [kind, major, minor, high, low, ..] = self.head;
                 let bytes = (high as u32) << 8 | low as u32;
-                if kind != HANDSHAKE
-                    || major != 3
-                    || minor > 4
-                    || bytes == 0
-                    || bytes > RECORD_BYTES
-                {
+                if bytes == 0 || bytes > RECORD_BYTES {
                     return Taken::Refused(Reason::NotTls);
                 }
                 self.record_left = bytes;
@@ -262,6 +267,10 @@ impl HelloReader {
                     self.left = self.left.wrapping_sub(bytes);
                 }
                 self.record_left = self.record_left.wrapping_sub(bytes);
+                let [first, ..] = self.bytes;
+                if self.field == field::MESSAGE && first != CLIENT_HELLO {
+                    return Taken::Refused(Reason::NotTls);
+                }
                 if self.have < bytes_of(self.field) {
                     return Taken::More;
                 }
@@ -329,9 +338,6 @@ impl HelloReader {
         match self.field {
             field::MESSAGE => {
                 let bytes = (b as u32) << 16 | second;
-                if a != CLIENT_HELLO {
-                    return Taken::Refused(Reason::NotTls);
-                }
                 if bytes > HELLO_BYTES {
                     return Taken::Refused(Reason::HelloTooLong);
                 }
@@ -424,12 +430,10 @@ pub struct Hello {
     pub state: u32,
     /// A [`Reason`] as a number: why the hello, or the name in it, is refused; 0 for not.
     pub reason: u32,
-    /// Bytes of the packet that is read: where the next begins, from the network header.
-    pub at: u32,
-    /// How many are left.
-    pub left: u32,
-    /// Padding, always zero.
-    pub _pad: u32,
+    /// Sequence number of the first byte.
+    pub first: u32,
+    /// Rule by which a policy in audit denies the name; 0 for none.
+    pub auditor: u64,
     /// The machine.
     pub reader: HelloReader,
     /// The name, and what the agent has to know to tell whose it is.

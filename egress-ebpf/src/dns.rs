@@ -124,13 +124,12 @@ pub fn answer(skb: &Skb, header: Header, workload: &Workload, arrival: &Arrival)
     let Some(scratch) = Scratch::get(HOOK) else {
         return;
     };
-    if scratch.busy != 0 {
+    if !scratch.claim() {
         if is_trusted {
             record::tally(Tally::AnswerReentered);
         }
         return;
     }
-    scratch.busy = 1;
     scratch.current = workload.current;
     scratch.next = workload.next;
     answer_begin(
@@ -148,7 +147,7 @@ pub fn answer(skb: &Skb, header: Header, workload: &Workload, arrival: &Arrival)
             // Nobody was asked there, not even behind the address of a resolver.
             record::tally(Tally::AnswerUntrusted);
             untrusted(scratch, skb, payload);
-            scratch.busy = 0;
+            scratch.release();
             return;
         }
         record::tally_number(outcome);
@@ -172,7 +171,7 @@ pub fn answer(skb: &Skb, header: Header, workload: &Workload, arrival: &Arrival)
     } else if payload.bytes <= MESSAGE_BYTES as u32 && is_worth_telling(scratch, outcome) {
         copy(scratch, skb, payload);
     }
-    scratch.busy = 0;
+    scratch.release();
 }
 
 /// Tells the agent of an answer of a server that nobody asked, as often as of allowed flows.

@@ -14,12 +14,12 @@ use egress_common::{
     dns::{NAME_STEPS, NameStep},
     event::NameEvent,
     hello::{
-        FIELD_MASK, HELLO_READ, HELLO_READING, HELLO_REFUSED, HELLO_STEPS, HelloReader, Piece,
-        SERVER_NAME_BYTES, Taken,
+        FIELD_MASK, HELLO_READ, HELLO_READING, HELLO_REFUSED, HELLO_STEPS, HELLO_STREAM_BYTES,
+        HelloReader, Piece, SERVER_NAME_BYTES, Taken,
     },
     learned::LearnedKey,
     origin::is_tcp,
-    packed::RecalledAs,
+    packet::PacketBytes as _,
     policy::{Binding, EntryKind, NAME_ENTRIES, REQUIRE_TLS, protocol},
     tally::Tally,
     verdict::Reason,
@@ -29,6 +29,7 @@ use crate::{
     dns::{ALLOWED, dns_rules},
     egress::UNCONFIGURED,
     learn::keep_open,
+    lookup::{READING, trouble_of},
     maps::{EVENTS, HELLOS, LEARNED},
     netns,
     record::{self, forget as forget_registers, opaque},
@@ -37,7 +38,6 @@ use crate::{
         Header, Payload, ReadHeader as _, ReadSocket as _, Skb, Socket, full_socket,
         packet_payload, packet_sequence,
     },
-    state::State,
     time::now_ns,
 };
 
@@ -48,11 +48,38 @@ const TCP_URG: u8 = 0x20;
 /// is.
 #[inline(always)]
 pub fn follow(raw: *mut __sk_buff, header: Header, binding: &Binding, packed: u64) -> u64 {
-    if Decision::packed_reason(packed) == Reason::AwaitsName as u8 {
+    let reason = Decision::packed_reason(packed);
+    if reason == Reason::AwaitsName as u8 || reason == Reason::Expired as u8 {
         hello_leaves(raw, header.pack(), binding.pack(), packed)
     } else {
         packed
     }
+}
+
+/// Whether a packet belongs to a connection that was begun while its address was known, and has yet to name its
+/// destination: what ended since does not count for it. Verified once for itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn hello_has_begun(raw: *mut __sk_buff, header: u64, scope_id: u32) -> u32 {
+    let header = Header::unpack(header);
+    if header.proto() != protocol::TCP || header.opens_tcp() || header.is_later_fragment() {
+        return 0;
+    }
+    let Some(hello) = full_socket(raw).and_then(|sk| HELLOS.get(sk)) else {
+        return 0;
+    };
+    // SAFETY: the storage lives as long as the socket, whose lock is held while it sends.
+    let (state, begun_at_ns) = unsafe { ((*hello).state, (*hello).begun_at_ns) };
+    if state == HELLO_REFUSED {
+        return 0;
+    }
+    let skb = Skb { raw, base: 0 };
+    let key = LearnedKey::new(scope_id, netns::of_packet(raw), header.daddr(&skb));
+    // SAFETY: readers of a learned entry tolerate its writers (egress_common::learned).
+    let Some(entry) = (unsafe { LEARNED.get(&key) }) else {
+        return 0;
+    };
+    u32::from(entry.named(&key, Some(header.dport()), begun_at_ns) != 0)
 }
 
 /// A decision packed: this reason and rule.
@@ -73,6 +100,11 @@ pub extern "C" fn hello_leaves(
 ) -> u64 {
     let unpacked = Header::unpack(header);
     let rules = Binding::unpack(binding);
+    if Decision::packed_reason(decision) == Reason::Expired as u8
+        && hello_has_begun(raw, header, rules.scope_id) == 0
+    {
+        return decision;
+    }
     let Some(sk) = full_socket(raw) else {
         return packed(Reason::HelloUnseen, 0, &rules);
     };
@@ -88,6 +120,10 @@ pub extern "C" fn hello_leaves(
         if bytes != 0 {
             return packed(Reason::HelloSplit, 0, &rules);
         }
+        // A connection that joins another one (MPTCP, RFC 8684 section 3.2) carries parts of what that one says.
+        if joins_another(raw, payload) != 0 {
+            return packed(Reason::HelloUnseen, 0, &rules);
+        }
         if hello_open(raw) == 0 {
             record::tally(Tally::SocketStateFailed);
             return packed(Reason::StateUnavailable, 0, &rules);
@@ -97,17 +133,9 @@ pub extern "C" fn hello_leaves(
     if bytes == 0 {
         return goes_on;
     }
+    // Its SYN left when no name was wanted: what was allowed then goes on by its rule, before this.
     let Some(hello) = HELLOS.get(sk) else {
-        return if was_allowed(raw, header) != 0 {
-            // Its SYN left when no name was wanted.
-            packed(
-                Reason::EstablishedFlow,
-                Decision::packed_rule(decision),
-                &rules,
-            )
-        } else {
-            packed(Reason::HelloUnseen, 0, &rules)
-        };
+        return packed(Reason::HelloUnseen, 0, &rules);
     };
     // SAFETY: the storage lives as long as the socket, whose lock is held while it sends.
     let (state, reason) = unsafe { ((*hello).state, (*hello).reason) };
@@ -128,20 +156,6 @@ pub extern "C" fn hello_leaves(
     // From here on the slot is in use.
     let read = hello_read(raw);
     hello_end(raw, header, read)
-}
-
-/// Whether the socket remembers the flow of a packet, from whatever policy. Verified once for itself.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn was_allowed(raw: *mut __sk_buff, header: u64) -> u32 {
-    let header = Header::unpack(header);
-    let destination = header.destination(&Skb { raw, base: 0 });
-    let Some(state) = full_socket(raw).and_then(State::get) else {
-        return 0;
-    };
-    // No policy has this generation: what is remembered is of an earlier one.
-    let known = state.known(destination, header, 0);
-    u32::from(matches!(known.recalled.how, RecalledAs::Earlier))
 }
 
 /// A refusal for a reason that is given by its number.
@@ -170,6 +184,8 @@ fn refusal(reason: u32, binding: &Binding) -> u64 {
 /// What [`hello_begin`], [`hello_read`] and [`hello_step`] return beside reasons to refuse, which are numbers from 32 on.
 const PASSES: u32 = 0;
 const CONTINUES: u32 = 1;
+/// What [`option_step`] returns for an option that joins another connection.
+const JOINS: u32 = 2;
 
 /// What a socket said on an earlier connection counts for nothing on the next one, which its SYN begins.
 #[inline(always)]
@@ -195,11 +211,87 @@ pub extern "C" fn hello_open(raw: *mut __sk_buff) -> u32 {
     hello.begun_at_ns = now_ns();
     hello.rule = 0;
     hello.next = next;
+    hello.first = next;
+    hello.auditor = 0;
     hello.state = HELLO_READING;
     hello.reason = 0;
     hello.reader = HelloReader::default();
     hello.event.name_bytes = 0;
     1
+}
+
+/// `Multipath TCP`, and its subtype that joins a connection (RFC 8684 sections 3 and 3.2).
+const MPTCP: u8 = 30;
+const MP_JOIN: u8 = 1;
+/// Bytes of a TCP header without options.
+const TCP_HEADER_BYTES: u32 = 20;
+/// Most options that fit into a TCP header.
+const TCP_OPTIONS: u32 = 40;
+
+/// Whether a SYN joins another connection; `payload` is packed. One that cannot be told does. Verified once for itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn joins_another(raw: *mut __sk_buff, payload: u64) -> u32 {
+    let skb = Skb { raw, base: 0 };
+    let end = Payload::unpack(payload).at;
+    let [first, .., next] = skb.load::<7>(0).unwrap_or_default();
+    // RFC 791 section 3.1; RFC 8200 section 3, where no extension header comes before TCP.
+    let header_bytes = if first >> 4 == 4 {
+        u32::from(first & 0xf) << 2
+    } else if next == protocol::TCP {
+        40
+    } else {
+        return 1;
+    };
+    let Some(scratch) = Scratch::get(QUERY) else {
+        return 1;
+    };
+    if !scratch.claim() {
+        record::tally(Tally::AnswerReentered);
+        return 1;
+    }
+    // Where the next option begins, and where they end.
+    scratch.part_at = header_bytes.wrapping_add(TCP_HEADER_BYTES);
+    scratch.part_end = end;
+    let mut joins = 1;
+    for _ in 0..TCP_OPTIONS {
+        let step = option_step(raw);
+        if step != CONTINUES {
+            joins = step;
+            break;
+        }
+    }
+    scratch.release();
+    u32::from(joins != PASSES)
+}
+
+/// Looks at an option of a SYN: [`CONTINUES`], [`PASSES`] at the end of them, or another number for one that joins.
+/// Verified once for itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn option_step(raw: *mut __sk_buff) -> u32 {
+    let Some(scratch) = Scratch::get(QUERY) else {
+        return JOINS;
+    };
+    let at = scratch.part_at;
+    if at >= scratch.part_end {
+        return PASSES;
+    }
+    let skb = Skb { raw, base: 0 };
+    let [kind] = skb.load::<1>(at).unwrap_or_default();
+    match kind {
+        0 => return PASSES,
+        1 => scratch.part_at = at.wrapping_add(1),
+        _ => {
+            let [bytes] = skb.load::<1>(at.wrapping_add(1)).unwrap_or_default();
+            let [subtype] = skb.load::<1>(at.wrapping_add(2)).unwrap_or_default();
+            if kind == MPTCP && subtype >> 4 == MP_JOIN {
+                return JOINS;
+            }
+            scratch.part_at = at.wrapping_add(if bytes < 2 { 2 } else { u32::from(bytes) });
+        }
+    }
+    CONTINUES
 }
 
 /// Begins with a packet of a hello: [`PASSES`] for one that was read before, [`CONTINUES`], or a reason. Verified once for
@@ -231,11 +323,10 @@ pub extern "C" fn hello_begin(raw: *mut __sk_buff, header: u64, binding: u64, pa
     } else {
         behind = payload.bytes;
     }
-    if scratch.busy != 0 {
+    if !scratch.claim() {
         record::tally(Tally::AnswerReentered);
         return Reason::HeldOff as u32;
     }
-    scratch.busy = 1;
     scratch.current = Binding::unpack(binding);
     scratch.now_ns = now_ns();
     scratch.netns = netns::of_packet(raw);
@@ -244,6 +335,7 @@ pub extern "C" fn hello_begin(raw: *mut __sk_buff, header: u64, binding: u64, pa
     scratch.hello_begun_at_ns = hello.begun_at_ns;
     scratch.hello_rule = hello.rule;
     scratch.hello_reason = hello.reason;
+    scratch.auditor = hello.auditor;
     scratch.hello_port = u32::from(header.dport());
     scratch.part_at = payload.at.wrapping_add(behind);
     scratch.part_bytes = payload.bytes.wrapping_sub(behind);
@@ -452,7 +544,14 @@ pub extern "C" fn hello_end(raw: *mut __sk_buff, header: u64, read: u32) -> u64 
     let Some(scratch) = Scratch::get(QUERY) else {
         return packed(Reason::HelloUnseen, 0, &UNCONFIGURED);
     };
-    scratch.busy = 0;
+    let decision = end(raw, header, read, scratch);
+    scratch.release();
+    decision
+}
+
+/// [`hello_end`], while the slot is still this program's.
+#[inline(always)]
+fn end(raw: *mut __sk_buff, header: u64, read: u32, scratch: &Scratch) -> u64 {
     let rules = scratch.current;
     let Some(hello) = full_socket(raw).and_then(|sk| HELLOS.get(sk)) else {
         return packed(Reason::HelloUnseen, 0, &rules);
@@ -467,11 +566,21 @@ pub extern "C" fn hello_end(raw: *mut __sk_buff, header: u64, read: u32) -> u64 
     if reason == Reason::NameDiffers as u32 && scratch.hello.is_encrypted() {
         reason = Reason::NameHidden as u32;
     }
+    if reason == Reason::NameDiffers as u32 && trouble_of(rules.scope_id, scratch.netns) == READING
+    {
+        // The agent may be about to learn that the name leads here. As if it had not been read: TCP sends it again.
+        return refusal(Reason::HeldOff as u32, &rules);
+    }
     let is_done = scratch.hello.is_done();
+    // Headers of records count, of which a hello may have as many as it has bytes.
+    if reason == 0 && !is_done && scratch.part_end.wrapping_sub(hello.first) > HELLO_STREAM_BYTES {
+        reason = Reason::HelloTooLong as u32;
+    }
     hello.reader = scratch.hello;
     hello.rule = scratch.hello_rule;
     hello.reason = reason;
     hello.next = scratch.part_end;
+    hello.auditor = scratch.auditor;
     if scratch.hello.name_bytes != 0 {
         copy_name(
             hello.event.name.as_mut_ptr(),

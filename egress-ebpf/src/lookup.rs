@@ -144,7 +144,8 @@ pub extern "C" fn named_rule(first: u64, second: u64, facts: u64, scope_id: u32)
     }
 }
 
-const READING: u32 = 1;
+/// An answer for the holder is with the agent, as [`trouble_of`] says it.
+pub const READING: u32 = 1;
 const FULL: u32 = 2;
 
 /// A [`Trouble`] as a number.

@@ -157,11 +157,10 @@ pub extern "C" fn datagram_refused(
     let Some(scratch) = Scratch::get(QUERY) else {
         return REFUSED;
     };
-    if scratch.busy != 0 {
+    if !scratch.claim() {
         record::tally(Tally::AnswerReentered);
         return REFUSED;
     }
-    scratch.busy = 1;
     begin(scratch, workload, header);
     scratch.copy.resolver = header.daddr(&skb);
     scratch.copy.netns = netns::of_frame(raw);
@@ -187,7 +186,7 @@ pub extern "C" fn datagram_refused(
     } else {
         refused(QUERY)
     };
-    scratch.busy = 0;
+    scratch.release();
     verdict
 }
 

@@ -19,7 +19,7 @@ use egress_common::{
     stream::Framer,
 };
 
-use crate::record::opaque;
+use crate::record::{add, opaque};
 
 /// Slot of the hooks.
 pub const HOOK: u32 = 0;
@@ -94,7 +94,7 @@ pub const STEP: u32 = 2;
 /// What lies in a slot.
 #[repr(C)]
 pub struct Scratch {
-    /// 1 while a program uses the slot.
+    /// How many programs use the slot or try to: [`Scratch::claim`].
     pub busy: u64,
     /// Key of every hash.
     pub seed: u64,
@@ -297,7 +297,28 @@ impl Scratch {
     #[inline(always)]
     pub fn get(slot: u32) -> Option<&'static mut Self> {
         let scratch = SCRATCH.get_ptr_mut(slot)?;
-        // SAFETY: the value belongs to this CPU and, while `busy`, to this program.
+        // SAFETY: the value belongs to this CPU and, once claimed, to this program.
         Some(unsafe { &mut *scratch })
+    }
+
+    /// Takes the slot for this program, until [`Self::release`]; false where a program that this one interrupts has it. Of
+    /// two that interrupt each other here, at most one gets it.
+    #[inline(always)]
+    pub fn claim(&mut self) -> bool {
+        let busy = &raw mut self.busy;
+        add(busy, 1);
+        // SAFETY: a map value; aligned, loaded whole.
+        if unsafe { busy.read_volatile() } == 1 {
+            return true;
+        }
+        add(busy, u64::MAX);
+        false
+    }
+
+    /// Gives the slot back, as the last thing that a program does with it: whoever interrupts this one from here on writes
+    /// what it likes there.
+    #[inline(always)]
+    pub fn release(&mut self) {
+        add(&raw mut self.busy, u64::MAX);
     }
 }

@@ -103,10 +103,6 @@ pub extern "C" fn stream_begin(raw: *mut __sk_buff, header: u64, payload: u64, a
     if is_strict && stream.flags & STREAM_ENDED != 0 {
         return LATER;
     }
-    if scratch.busy != 0 {
-        record::tally(Tally::AnswerReentered);
-        return LATER;
-    }
     let mut behind = stream.next.wrapping_sub(sequence);
     if behind > u32::MAX / 2 {
         // A segment before this one did not leave.
@@ -119,7 +115,10 @@ pub extern "C" fn stream_begin(raw: *mut __sk_buff, header: u64, payload: u64, a
         // Sent again.
         return PASSES;
     }
-    scratch.busy = 1;
+    if !scratch.claim() {
+        record::tally(Tally::AnswerReentered);
+        return LATER;
+    }
     begin(scratch, workload, header);
     scratch.copy.netns = stream.netns;
     scratch.netns = stream.netns;
@@ -143,7 +142,14 @@ pub extern "C" fn stream_end(raw: *mut __sk_buff, verdict: u32) -> u32 {
     let Some(scratch) = Scratch::get(QUERY) else {
         return REFUSED;
     };
-    scratch.busy = 0;
+    let verdict = end(raw, verdict, scratch);
+    scratch.release();
+    verdict
+}
+
+/// [`stream_end`], while the slot is still this program's.
+#[inline(always)]
+fn end(raw: *mut __sk_buff, verdict: u32, scratch: &Scratch) -> u32 {
     let Some(stream) = full_socket(raw).and_then(|sk| STREAMS.get(sk)) else {
         return REFUSED;
     };

@@ -333,7 +333,9 @@ impl<'a> Items<'a> {
 
     /// Gives a part of a rule, or all of it, its number, by what it opens.
     fn register_part(&mut self, source: RuleSource, destination: &str, ports: &[PortRange]) -> u64 {
-        let mut ports = or_any(ports).to_vec();
+        // What the connection has to say is no part of it: a flow that was allowed before goes on.
+        let ports = or_any(ports).iter().map(|range| range.requiring(0));
+        let mut ports: Vec<PortRange> = ports.collect();
         ports.sort_unstable();
         let identity = format!(
             "{}\0{}\0{destination}\0{}",
