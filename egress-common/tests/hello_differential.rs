@@ -162,3 +162,22 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_is_no_hello_is_refused_at_its_first_byte_that_is_none() {
+    for (begin, next) in [
+        (&[][..], b'E'),
+        (&[22], 2),
+        (&[22, 3], 5),
+        (&[22, 3, 1, 0, 40], 2),
+    ] {
+        let mut reader = HelloReader::default();
+        let mut name = [0; SERVER_NAME_BYTES];
+        for byte in begin {
+            let read = read_segment(&mut reader, &mut name, &[*byte]);
+            assert_eq!(read, Ok(false), "{begin:?}");
+        }
+        let read = read_segment(&mut reader, &mut name, &[next]);
+        assert_eq!(read, Err(Reason::NotTls), "{begin:?} {next}");
+    }
+}
