@@ -442,6 +442,8 @@ mod tests {
         let scope = memory.scope("pod");
         let (journal, opened) = Journal::open(&state, &memory, true, 0);
         assert_eq!(opened.expect("opens"), 0);
+        // Until the file is there, lines come out of the memory alone.
+        assert!(journal.settle(LONG));
         let noted = AliasChain {
             chain: "a.example edge.example".into(),
             netns: 7,
