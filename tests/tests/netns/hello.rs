@@ -211,7 +211,11 @@ fn what_names_nothing_or_is_no_hello_is_denied_with_a_reason() {
         ("address of IPv6", "no_name", named("fd78::2:7")),
         ("empty label", "no_name", named("shared..cdn.example.net")),
         ("NUL", "no_name", named("shared.cdn.example.net\0.evil")),
-        ("254 bytes", "no_name", named(&"a.".repeat(127))),
+        (
+            "255 bytes",
+            "no_name",
+            named(&format!("{}a", "a.".repeat(127))),
+        ),
         ("two lists", "not_tls", Hello::of(GOOD).twice(EVIL).bytes()),
         (
             "two names",
@@ -391,7 +395,7 @@ fn a_policy_that_gains_the_field_keeps_flows_and_judges_new_ones() {
         return;
     }
     let world = World::new();
-    let open = "allow: [{ names: [shared.cdn.example.net], ports: [443/tcp] }]";
+    let open = "allow: [{ names: [shared.cdn.example.net], ports: [443/tcp, 8443/tcp] }]";
     let agent = world.agent(&policy(open)).start();
     let client = world.workload("client");
     client.resolve(GOOD, false);
