@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     Global,
-    helpers::{bpf_jiffies64, bpf_ktime_get_boot_ns, bpf_ktime_get_coarse_ns},
+    helpers::{bpf_jiffies64, bpf_ktime_get_boot_ns, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns},
 };
 use egress_common::{barrier::barrier, flow::STAMP_JIFFIES};
 
@@ -30,8 +30,12 @@ pub fn now_ns() -> u64 {
     // SAFETY: the word is written whole.
     if unsafe { (&raw const TAKEN_NS).read_volatile() } != coarse_ns {
         // SAFETY: as above.
-        let slept_ns = unsafe { bpf_ktime_get_boot_ns() }.wrapping_sub(coarse_ns);
-        // Of CPUs that write at once either is right: they differ by a tick.
+        let boot_ns = unsafe { bpf_ktime_get_boot_ns() };
+        // SAFETY: as above.
+        let slept_ns = boot_ns.wrapping_sub(unsafe { bpf_ktime_get_ns() });
+        // To the nearest millisecond or so, what passed between the two readings: else the programs of another agent, which
+        // an upgrade leaves attached for a while, would have another time, and an answer could be older than its query.
+        let slept_ns = slept_ns.wrapping_add(1 << 19) >> 20 << 20;
         // SAFETY: as above.
         unsafe { (&raw mut SLEPT_NS).write_volatile(slept_ns) };
         barrier();

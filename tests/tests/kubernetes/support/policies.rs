@@ -71,6 +71,9 @@ spec:
       ports: [any]
     - names: []
       cidrs: [192.0.2.0/24]
+    - names: [shared.example.net]
+      ports: ["443/tcp"]
+      require: tls
     - serviceTags: [Storage.westeurope]
       ports: ["443/tcp"]
     - preset: aks/azure-global
@@ -78,6 +81,7 @@ spec:
   deny:
     - names: [evil.example.net]
       ports: [any]
+      require: none
     - cidrs: [10.99.0.0/16]
       ports: ["22/tcp"]
     - serviceTags: [storage.WESTEUROPE]
@@ -103,7 +107,7 @@ spec:
     matchLabels: { pool: system }
     matchExpressions:
       - { key: spot, operator: DoesNotExist, values: [] }
-  ceiling: true
+  ceiling: false
   mode: enforce
   ttl: { min: 0s, grace: 0s, max: 1s }
   preexisting: keep
@@ -111,12 +115,14 @@ spec:
   allow:
     - names: [api.example.com]
       ports: ["443/tcp"]
+      require: tls
     - cidrs: [10.0.0.0/8]
     - serviceTags: [Storage.westeurope]
     - preset: aks/azure-global
       with: { location: eastus }
   deny:
     - names: [evil.example.net]
+      require: none
     - cidrs: [10.99.0.0/16]
       ports: ["22/tcp"]
     - serviceTags: [Storage.westeurope]
