@@ -3,11 +3,10 @@
 use std::{collections::BTreeSet, net::IpAddr, path::Path};
 
 use super::{
-    input::{Item, named, some_of},
+    input::{Item, lines, named, some_of},
     rule::Carried,
     sink::Sink,
 };
-use crate::yaml::{Node, Value};
 
 /// Options that lead to more of the same.
 const FILES: &[&str] = &[
@@ -30,14 +29,7 @@ pub(super) fn is_it(text: &str) -> bool {
 pub(super) fn import(file: &Path, text: &str, sink: &mut Sink) {
     let stem = file.file_stem().map(|stem| stem.to_string_lossy());
     let mut draft = sink.draft(stem.as_deref().unwrap_or_default());
-    let nodes: Vec<Node> = text
-        .lines()
-        .enumerate()
-        .map(|(index, line)| Node {
-            line: index.saturating_add(1),
-            value: Value::Text(line.to_owned()),
-        })
-        .collect();
+    let nodes = lines(text);
     let mut rules = Vec::new();
     let mut allowed: BTreeSet<String> = BTreeSet::new();
     let mut others = BTreeSet::new();

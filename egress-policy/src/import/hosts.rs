@@ -10,7 +10,7 @@ use thiserror::Error;
 
 use super::{
     addresses::parse_network,
-    input::Item,
+    input::{Item, lines},
     rule::{Carried, Ports},
     sink::Sink,
 };
@@ -18,7 +18,6 @@ use crate::{
     Cidr, CidrError, Draft, NameError, PortsError, Star,
     error::{Place, quoted},
     parse_name_pattern, parse_port_range,
-    yaml::{Node, Value},
 };
 
 /// Why a line is no destination.
@@ -84,15 +83,7 @@ pub(super) fn is_list(text: &str) -> bool {
 pub(super) fn import(file: &Path, text: &str, sink: &mut Sink) {
     let stem = file.file_stem().map(|stem| stem.to_string_lossy());
     let mut draft = sink.draft(stem.as_deref().unwrap_or_default());
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let nodes: Vec<Node> = text
-        .lines()
-        .enumerate()
-        .map(|(index, line)| Node {
-            line: index.saturating_add(1),
-            value: Value::Text(line.to_owned()),
-        })
-        .collect();
+    let nodes = lines(text);
     let mut rule: Option<Carried<'_>> = None;
     let mut said = Vec::new();
     for node in &nodes {

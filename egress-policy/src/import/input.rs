@@ -194,6 +194,16 @@ fn show(node: &Node, out: &mut String) {
     }
 }
 
+/// The lines of a text, as nodes of it; without the mark of byte order that some editors put before the first one.
+pub(super) fn lines(text: &str) -> Vec<Node> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let lines = text.lines().enumerate().map(|(index, line)| Node {
+        line: index.saturating_add(1),
+        value: Value::Text(line.to_owned()),
+    });
+    lines.collect()
+}
+
 /// The first texts of a list, and how many more there are.
 pub(super) fn some_of<'a>(texts: impl IntoIterator<Item = &'a str>) -> String {
     const MOST: usize = 3;
