@@ -121,8 +121,8 @@ fn cidr_of(policy_id: u16, first: u64, second: u64) -> Option<&'static CidrRules
     CIDRS.get(&key)
 }
 
-/// What was learned of an address; in a stack frame of its own.
-#[inline(never)]
+/// What was learned of an address.
+#[inline(always)]
 fn learned_of(key: &LearnedKey) -> Option<&'static Learned> {
     // Nobody learns in a namespace that is not known.
     if key.netns == 0 {

@@ -10,7 +10,7 @@ use clap::Args;
 
 use crate::{
     run::{self, Stage},
-    setup,
+    setup, stack,
     toolchain::Toolchain,
 };
 
@@ -121,6 +121,7 @@ fn build_into(
             .arg(target_dir),
     )?;
     let built: &Path = &target_dir.join("bpfel-unknown-none/release/egress-ebpf");
+    stack::check(built)?;
     let changed = run::copy_if_changed(built, object).context("cannot keep the object")?;
     stage.done();
     Ok(changed)

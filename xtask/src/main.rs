@@ -20,6 +20,7 @@ mod kernels;
 mod kubernetes;
 mod run;
 mod setup;
+mod stack;
 mod test;
 mod toolchain;
 mod vm;

@@ -476,17 +476,19 @@ mod tests {
         ] {
             fs::write(&file, text).expect("written");
             let next = Arc::new(Memory::new(MemoryLimits::default()));
-            let (journal, opened) = Journal::open(&state, &next, true, 0);
-            assert!(journal.settle(LONG));
-            assert_eq!(opened.expect("opens"), expected.len());
+            // Each thread has written before the next one reads.
+            let opened = |memory: &Arc<Memory>, takes_up| {
+                let (journal, opened) = Journal::open(&state, memory, takes_up, 0);
+                assert!(journal.settle(LONG));
+                opened.expect("opens")
+            };
+            assert_eq!(opened(&next, true), expected.len());
             assert_eq!(chains(&next), expected);
             // Written anew: the next one finds the same.
             let again = Arc::new(Memory::new(MemoryLimits::default()));
-            let (_, opened) = Journal::open(&state, &again, true, 0);
-            assert_eq!(opened.expect("opens"), expected.len());
+            assert_eq!(opened(&again, true), expected.len());
             assert_eq!(chains(&again), expected);
-            let (_, opened) = Journal::open(&state, &Arc::default(), false, 0);
-            assert_eq!(opened.expect("opens"), 0);
+            assert_eq!(opened(&Arc::default(), false), 0);
         }
     }
 

@@ -7,6 +7,8 @@ use std::{
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
     ptr::{self, NonNull},
     sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
@@ -24,6 +26,8 @@ use crate::{
 const AREA_BYTES: usize = 4096;
 /// Entries of each ring.
 const ENTRIES: u32 = 64;
+/// How long the kernel may take to give the queue of a closed socket back.
+const LONGEST_RELEASE: Duration = Duration::from_secs(5);
 
 /// Options of `probe xdp`.
 #[derive(Args, Debug)]
@@ -106,10 +110,15 @@ fn send(frame: &[u8], interface: u32) -> Step<u16> {
         sxdp_shared_umem_fd: 0,
     };
     let length = size_of::<libc::sockaddr_xdp>() as libc::socklen_t;
+    let until = Instant::now() + LONGEST_RELEASE;
     // SAFETY: the address has `length` bytes.
-    let result = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) };
-    if result != 0 {
-        return Err(("bind", io::Error::last_os_error()));
+    while unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) } != 0 {
+        let error = io::Error::last_os_error();
+        // The kernel gives the queue of a closed socket back some time after its end (net/xdp/xdp_umem.c).
+        if error.raw_os_error() != Some(libc::EBUSY) || Instant::now() > until {
+            return Err(("bind", error));
+        }
+        thread::sleep(Duration::from_millis(20));
     }
 
     let descriptor = libc::xdp_desc {
