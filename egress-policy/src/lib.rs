@@ -9,72 +9,42 @@
 //! [`Compiled::judge`] says what a compiled policy decides of a [`Destination`], [`Compiled::nearest`] which rules come
 //! near, [`diff()`] what two policies decide differently.
 
-mod catalog;
-mod cidr;
+mod ask;
 mod compile;
-mod compiled;
-mod decode;
-mod destination;
-mod diff;
-mod error;
-mod evaluate;
-mod expectations;
-mod forms;
+mod document;
+mod import;
+pub mod preset;
+mod read;
+mod vocabulary;
+mod write;
+
 #[cfg(test)]
 mod golden;
-mod import;
-mod lifeline;
-mod load;
-mod name;
-mod names;
-mod nearest;
-mod port_set;
-mod ports;
-pub mod preset;
-mod reader;
-mod schema;
-mod selector;
-mod service_tags;
-mod set;
-pub mod text;
-mod ttl;
-mod write;
-mod yaml;
-
 #[cfg(test)]
 mod tests;
 
-pub use catalog::{Catalog, CatalogSources};
-pub use cidr::{Cidr, CidrError};
-pub use compile::compile;
-pub use compiled::{Compiled, Cut, RuleList, RuleSource};
-pub use destination::{Destination, DestinationError, Host};
-pub use diff::{Becomes, Difference, PolicyDiff, SettingDifference, diff};
-pub use error::{Meeting, Place, PolicyError, PolicyErrors, Problem};
-pub use evaluate::telling;
-pub use expectations::{Expectation, Expectations};
+pub use ask::{
+    Becomes, Difference, Expectation, Expectations, Near, Nearness, PolicyDiff, SettingDifference,
+    diff, telling,
+};
+pub use compile::{Compiled, Cut, Names, RuleSource, compile};
+pub use document::{
+    API_VERSION, CLUSTER_KIND, Catalog, CatalogSources, EgressPolicy, KIND, MAX_SERVICE_TAGS_BYTES,
+    Metadata, Operator, Policy, PolicySet, Preexisting, PresetValue, Queries, Require, Requirement,
+    Rule, RuleList, Selector, SelectorError, ServiceTag, ServiceTagError, ServiceTags,
+    ServiceTagsFacts, Spec, SpecDns, SpecMode, SpecRule, SpecTtl, Subject, UnknownTag, json_schema,
+    load, load_any, name_schema, parse,
+};
 pub use import::{HostError, ImportFormat, ImportSubject, Imported, Note, NoteKind, import};
-pub use lifeline::{Lifeline, LifelineEntry};
-pub use load::{MAX_BYTES, load, load_any, load_text, read_texts};
-pub use name::{NameError, NamePattern, Star, parse_name_pattern};
-pub use names::Names;
-pub use nearest::{Near, Nearness};
-pub use ports::{PortsError, parse_port_range};
 pub use preset::{PresetProblem, Presets};
-pub use reader::{FieldPath, Fields, Reader, one_document};
-pub use schema::{
-    API_VERSION, CLUSTER_KIND, EgressPolicy, KIND, Metadata, Preexisting, PresetValue, Queries,
-    Require, Spec, SpecDns, SpecMode, SpecRule, SpecTtl, Subject, json_schema, name_schema,
+pub use read::{
+    FieldPath, Fields, Located, MAX_BYTES, Meeting, Node, Place, PolicyError, PolicyErrors,
+    Problem, Reader, load_text, one_document, read_texts,
 };
-pub use selector::{Operator, Requirement, Selector, SelectorError};
-pub use service_tags::{
-    MAX_SERVICE_TAGS_BYTES, ServiceTag, ServiceTagError, ServiceTags, ServiceTagsFacts, UnknownTag,
+pub use vocabulary::{
+    Cidr, CidrError, Destination, DestinationError, Host, Lifeline, LifelineEntry, MAX_TTL_S,
+    NameError, NamePattern, PortsError, Star, Ttl, TtlError, address_from, address_text,
+    parse_duration_s, parse_name_pattern, parse_port_range, port_range_text, ports_text, printable,
+    protocol_number, protocol_text,
 };
-pub use set::{Located, Policy, PolicySet, Rule, parse};
-pub use text::{
-    address_from, address_text, port_range_text, ports_text, printable, protocol_number,
-    protocol_text,
-};
-pub use ttl::{MAX_TTL_S, Ttl, TtlError, parse_duration_s};
 pub use write::{Draft, Entry, Target, write_policies};
-pub use yaml::Node;

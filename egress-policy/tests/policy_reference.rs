@@ -13,7 +13,7 @@ use serde_json::Value;
 
 /// Around the fields in docs/policy.md.
 const BEGIN: &str =
-    "<!-- fields: written by `cargo xtask docs` from egress-policy/src/schema.rs -->\n";
+    "<!-- fields: written by `cargo xtask docs` from egress-policy/src/document/schema.rs -->\n";
 /// See [`BEGIN`].
 const END: &str = "<!-- end of fields -->\n";
 

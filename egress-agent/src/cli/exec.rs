@@ -583,7 +583,7 @@ fn show(report: &Report, has_files: bool, screen: Screen) -> String {
             text.push_str(&rules.into_iter().take(SHOWN).collect::<String>());
         } else {
             for option in report.add.iter().take(SHOWN) {
-                text.push_str(&format!("  {}\n", crate::policy::text::printable(option)));
+                text.push_str(&format!("  {}\n", crate::policy::printable(option)));
             }
         }
     }

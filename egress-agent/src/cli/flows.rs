@@ -17,7 +17,7 @@ use crate::{
         FlowFilter,
         model::{FlowReport, FollowLine},
     },
-    policy::text::printable,
+    policy::printable,
 };
 
 const EXAMPLES: &str = "\

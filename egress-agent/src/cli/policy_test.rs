@@ -17,7 +17,7 @@ use crate::{
         model::{Explanation, RuleReport},
         report::explanation,
     },
-    policy::{Compiled, Expectation, Expectations, text::printable},
+    policy::{Compiled, Expectation, Expectations, printable},
 };
 
 const EXAMPLES: &str = "\

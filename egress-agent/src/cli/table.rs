@@ -5,7 +5,7 @@ use comfy_table::{
 };
 
 use super::output::Screen;
-use crate::policy::text::printable;
+use crate::policy::printable;
 
 /// Between two columns.
 const GAP: u16 = 2;

@@ -17,12 +17,9 @@ use egress_common::{
 
 use super::{Modes, grants::covers, or_any, patterns::overlaps};
 use crate::{
-    cidr::Cidr,
-    compiled::RuleList,
-    error::{Place, Problem, Report},
-    name::{NamePattern, Star},
-    schema::KIND,
-    set::{DESTINATIONS, Policy, PolicySet, Rule},
+    document::{DESTINATIONS, KIND, Policy, PolicySet, Rule, RuleList},
+    read::{Place, Problem, Report},
+    vocabulary::{Cidr, NamePattern, Star},
 };
 
 /// Most comparisons of a rule with one of a ceiling: patterns that all overlap would take minutes.
@@ -417,8 +414,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        parse_name_pattern, parse_port_range,
         tests::oracle::{name, pattern},
+        vocabulary::{parse_name_pattern, parse_port_range},
     };
 
     fn shown(a: &str, b: &str) -> Vec<String> {

@@ -5,11 +5,9 @@ use std::path::Path;
 use egress_common::policy::{EntryKind, PortRange, RuleEntry};
 
 use crate::{
-    compiled::RuleList,
-    error::{Meeting, Place, Problem, Report},
-    lifeline,
-    set::Policy,
-    text::ports_text,
+    document::{Policy, RuleList},
+    read::{Meeting, Place, Problem, Report},
+    vocabulary::{lifeline, ports_text},
 };
 
 /// Most rules that a message about a full entry lists.

@@ -13,11 +13,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use egress_common::policy::{EntryKind, NAME_ENTRIES, NameRules, PortRange};
 
 use super::grants::{Grant, Grants, Item};
+use super::names::{Names, Node};
 use crate::{
-    error::{Problem, Report},
-    name::{NamePattern, Star},
-    names::{Names, Node},
-    ttl::Ttl,
+    read::{Problem, Report},
+    vocabulary::{NamePattern, Star, Ttl},
 };
 
 /// Most entries that patterns with `*` inside a label may need: two policies have to fit into the trie.

@@ -2,7 +2,7 @@
 
 use egress_common::address::{Address, is_v4};
 
-use crate::{Cidr, CidrError};
+use crate::vocabulary::{Cidr, CidrError};
 
 /// Most networks that one network without its exceptions may become.
 const PIECES: usize = 256;
@@ -94,7 +94,7 @@ fn last_prefix_bit(bits: u8) -> u128 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::address_from;
+    use crate::vocabulary::address_from;
 
     fn texts(networks: &[Cidr]) -> Vec<String> {
         networks.iter().map(ToString::to_string).collect()

@@ -8,7 +8,7 @@ use super::{
     rule::{Carried, Ports},
     sink::{Note, NoteKind, Sink},
 };
-use crate::{Cidr, Draft};
+use crate::{vocabulary::Cidr, write::Draft};
 
 /// A rule, the place of its policy among all, and the policy that it goes to.
 struct Ranked<'n> {

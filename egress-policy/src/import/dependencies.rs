@@ -7,7 +7,7 @@ use super::{
     rule::{Carried, ICMP},
     sink::Sink,
 };
-use crate::Draft;
+use crate::write::Draft;
 
 /// Makes a policy of the categories of each file.
 pub(super) fn import(categories: &[Item<'_>], sink: &mut Sink) {

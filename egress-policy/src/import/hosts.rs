@@ -15,9 +15,11 @@ use super::{
     sink::Sink,
 };
 use crate::{
-    Cidr, CidrError, Draft, NameError, PortsError, Star,
-    error::{Place, quoted},
-    parse_name_pattern, parse_port_range,
+    read::Place,
+    vocabulary::{
+        Cidr, CidrError, NameError, PortsError, Star, parse_name_pattern, parse_port_range, quoted,
+    },
+    write::Draft,
 };
 
 /// Why a line is no destination.

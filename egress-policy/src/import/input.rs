@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use crate::{
-    error::{Place, quoted},
-    yaml::{Node, Value},
+    read::{Node, Place, Value},
+    vocabulary::quoted,
 };
 
 /// Longest value that a note or comment repeats, in characters.

@@ -4,7 +4,7 @@ use std::{borrow::Cow, path::Path};
 
 use serde::de::IgnoredAny;
 
-use crate::{error::Problem, yaml::Wrong};
+use crate::read::{Problem, Wrong};
 
 /// What is wrong with a text that is meant as JSON. JSON is read as YAML, but its errors are better in its own words.
 pub(super) fn wrong(text: &str) -> Option<Wrong> {

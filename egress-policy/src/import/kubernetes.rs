@@ -9,7 +9,7 @@ use super::{
     selectors::{Of, selector, unknown_field, unknown_fields},
     sink::{Note, NoteKind, Sink},
 };
-use crate::{Selector, Target};
+use crate::{document::Selector, write::Target};
 
 /// Whether it is one of them.
 pub(super) fn is_it(kind: &str, version: &str) -> bool {

@@ -32,10 +32,9 @@ pub use self::{
     sink::{Note, NoteKind},
 };
 use self::{input::Item, sink::Sink};
-use super::{
-    Draft, PolicyErrors,
-    error::{Place, Problem},
-    yaml::{self, Node, Value},
+use crate::{
+    read::{Node, Place, PolicyErrors, Problem, Value, yaml},
+    write::Draft,
 };
 
 /// Most levels of lists around what is imported.

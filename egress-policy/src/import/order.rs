@@ -6,7 +6,7 @@ use super::{
     addresses::{all_v6, covers},
     rule::{Carried, Ports},
 };
-use crate::Cidr;
+use crate::vocabulary::Cidr;
 
 /// Most comparisons of destinations; beyond them rules count as overlapping.
 const COMPARISONS: usize = 2_000_000;

@@ -9,7 +9,14 @@ use super::{
     selectors::{Of, selector, unknown_field, unknown_fields},
     sink::{Note, NoteKind, Sink},
 };
-use crate::{Cidr, Draft, Operator, Requirement, Selector, Target};
+use crate::{
+    document::{
+        Operator, Requirement, Selector,
+        selector::{is_key, is_value},
+    },
+    vocabulary::Cidr,
+    write::{Draft, Target},
+};
 
 /// Whose policies they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -237,8 +244,8 @@ fn calico_selector(text: &str) -> Option<(Selector, Selector)> {
             key if key.starts_with("projectcalico.org/") => return None,
             key => (&mut pods, key.to_owned()),
         };
-        crate::selector::is_key(&key).then_some(())?;
-        let is_value = |value: &String| crate::selector::is_value(value);
+        is_key(&key).then_some(())?;
+        let is_value = |value: &String| is_value(value);
         requirement.values.iter().all(is_value).then_some(())?;
         match (requirement.operator, requirement.values.as_slice()) {
             (Operator::In, [value]) => {

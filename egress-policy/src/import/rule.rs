@@ -13,8 +13,9 @@ use super::{
     sink::{Note, NoteKind, Sink},
 };
 use crate::{
-    Cidr, Draft, Entry, PresetValue, SpecRule, parse_name_pattern, parse_port_range,
-    port_range_text, ports_text,
+    document::{PresetValue, SpecRule},
+    vocabulary::{Cidr, parse_name_pattern, parse_port_range, port_range_text, ports_text},
+    write::{Draft, Entry},
 };
 
 /// On which ports a rule is about its destinations.

@@ -5,8 +5,8 @@ use super::{
     sink::{Note, NoteKind, Sink},
 };
 use crate::{
-    Draft, Operator, Requirement, Selector,
-    selector::{is_key, is_value},
+    document::{Operator, Requirement, Selector, selector::is_key, selector::is_value},
+    write::Draft,
 };
 
 /// Whose label a key is.

@@ -6,9 +6,9 @@ use serde::Serialize;
 
 use super::input::Item;
 use crate::{
-    Draft, Target,
-    error::{Place, Problem, Report},
-    lifeline,
+    read::{Place, Problem, Report},
+    vocabulary::lifeline,
+    write::{Draft, Target},
 };
 
 /// Longest policy name, with room for a number.
@@ -119,7 +119,7 @@ impl Sink {
         let Some(list) = of.get(name) else {
             return Vec::new();
         };
-        if !matches!(list.value(), crate::yaml::Value::List(_)) {
+        if !matches!(list.value(), crate::read::Value::List(_)) {
             self.shape(&list, "a list", "it in brackets: [ ... ]");
             return Vec::new();
         }

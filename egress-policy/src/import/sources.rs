@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::error::Problem;
+use crate::read::Problem;
 
 /// The line of a source that shows what it is, and the message.
 pub(super) fn problem(file: &Path, text: &str) -> Option<(usize, Problem)> {

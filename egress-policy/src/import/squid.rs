@@ -15,8 +15,8 @@ use super::{
     sink::Sink,
 };
 use crate::{
-    parse_port_range,
-    yaml::{Node, Value},
+    read::{Node, Value},
+    vocabulary::parse_port_range,
 };
 
 /// Other directives that decide what is reached.

@@ -8,7 +8,7 @@ use super::{
     selectors::{unknown_field, unknown_fields},
     sink::{Note, NoteKind, Sink},
 };
-use crate::yaml::{Node, Value};
+use crate::read::{Node, Value};
 
 /// Fields of what `terraform show -json` prints, of a module, and of a resource.
 const DOCUMENT: &[&str] = &[

@@ -18,8 +18,11 @@ use proptest::{
 
 use super::{ImportFormat, ImportSubject, Imported, NoteKind, import};
 use crate::{
-    Catalog, EgressPolicy, Lifeline, PolicySet, ServiceTags, compile, golden::golden,
-    write_policies,
+    compile::compile,
+    document::{Catalog, EgressPolicy, PolicySet, ServiceTags},
+    golden::golden,
+    vocabulary::Lifeline,
+    write::write_policies,
 };
 
 fn testdata(folder: &str) -> PathBuf {

@@ -6,7 +6,7 @@ use super::{
     rule::{Carried, Ports},
     sink::{Note, NoteKind, Sink},
 };
-use crate::{SpecMode, parse_port_range};
+use crate::{document::SpecMode, vocabulary::parse_port_range};
 
 const ACTION: &str = "step-security/harden-runner";
 

@@ -3,18 +3,14 @@
 use std::path::Path;
 
 use super::{
-    super::{
-        cidr::Cidr,
-        error::{Place, Problem, Report, quoted},
-        name::parse_name_pattern,
-        ports::parse_port_range,
-        reader::{FieldPath, Fields, Reader},
-        yaml::{self, Node, Value},
-    },
     error::PresetProblem,
     model::{Condition, Entry, Include, Origin, Preset, Source, Variable},
     template::{self, Values, fill},
     value::Kind,
+};
+use crate::{
+    read::{FieldPath, Fields, Node, Place, Problem, Reader, Report, Value, yaml},
+    vocabulary::{Cidr, parse_name_pattern, parse_port_range, quoted},
 };
 
 /// Reads the preset of a text. `None` if something was reported.

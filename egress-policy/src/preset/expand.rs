@@ -5,14 +5,14 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::{
-    super::{
-        error::{Place, PolicyErrors, Problem, Report, quoted},
-        reader::nearest,
-    },
     error::PresetProblem,
     library::Presets,
     model::{Preset, Variable},
     template::{Values, fill_all},
+};
+use crate::{
+    read::{Place, PolicyErrors, Problem, Report, nearest},
+    vocabulary::quoted,
 };
 
 /// Most destinations of one preset with all that it includes.

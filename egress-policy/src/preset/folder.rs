@@ -6,15 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{
-    super::{
-        error::{Place, PolicyErrors, Problem, Report},
-        load::{read_text, unreadable},
-    },
-    decode::name_of,
-    error::PresetProblem,
-    library::Presets,
-};
+use super::{decode::name_of, error::PresetProblem, library::Presets};
+use crate::read::{Place, PolicyErrors, Problem, Report, read_text, unreadable};
 
 /// Largest file of a preset.
 const MAX_PRESET_BYTES: u64 = 1024 * 1024;

@@ -7,12 +7,15 @@ use std::{
 };
 
 use super::{
-    super::error::{Place, PolicyErrors, Problem, Report, quoted},
     decode::decode,
     embedded::EMBEDDED,
     error::PresetProblem,
     expand::unknown_variable,
     model::{Include, Origin, Preset},
+};
+use crate::{
+    read::{Place, PolicyErrors, Problem, Report},
+    vocabulary::quoted,
 };
 
 /// Presets by name.

@@ -9,14 +9,12 @@
 //! alone stands for all its items, and an entry that is left without destinations is left out.
 
 mod decode;
-mod draft;
 mod embedded;
 mod error;
 mod expand;
 mod folder;
 mod library;
 mod model;
-mod rule;
 mod template;
 mod value;
 mod variables;
@@ -26,7 +24,7 @@ mod tests;
 
 pub use error::PresetProblem;
 pub use expand::{ExpandedRule, Expansion, Given, Site};
-pub(super) use folder::files_below;
+pub(crate) use folder::files_below;
 pub use library::Presets;
 pub use model::{Condition, Entry, Include, Origin, Preset, Source, Variable};
 pub use value::Kind;

@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 
 use super::{
-    super::error::quoted,
     error::PresetProblem,
     model::{Condition, Preset},
 };
+use crate::vocabulary::quoted;
 
 /// Values of variables, as texts; a variable that does not apply has none.
 pub(super) type Values = HashMap<String, Vec<String>>;

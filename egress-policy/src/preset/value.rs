@@ -2,13 +2,10 @@
 
 use serde::{Serialize, Serializer, ser::SerializeStruct as _};
 
-use super::{
-    super::{
-        cidr::Cidr,
-        error::{Problem, quoted},
-        name::parse_name_pattern,
-    },
-    error::PresetProblem,
+use super::error::PresetProblem;
+use crate::{
+    read::Problem,
+    vocabulary::{Cidr, parse_name_pattern, quoted},
 };
 
 /// Longest label of a name.

@@ -1,16 +1,15 @@
 //! Reads the variables of a preset's file, and conditions on them.
 
 use super::{
-    super::{
-        error::{Problem, quoted},
-        reader::{FieldPath, Fields},
-        yaml::{Node, Value},
-    },
     decode::Decoder,
     error::PresetProblem,
     model::{Condition, Variable},
     template::fill_all,
     value::Kind,
+};
+use crate::{
+    read::{FieldPath, Fields, Node, Problem, Value},
+    vocabulary::quoted,
 };
 
 impl Decoder<'_> {

@@ -2,8 +2,8 @@
 
 use egress_common::verdict::Reason;
 
-use super::compiled;
-use crate::{Compiled, Destination};
+use crate::tests::compiled;
+use crate::{compile::Compiled, vocabulary::Destination};
 
 /// Policies: `cluster NAME SPEC` or `namespace NAME SPEC`, one to a line.
 fn of(lines: &str) -> Compiled {

@@ -11,9 +11,11 @@ use egress_common::{
     verdict::{Mode, Reason},
 };
 
-use super::{EXAMPLE, compiled, policy, set};
+use crate::tests::{EXAMPLE, compiled, policy, set};
 use crate::{
-    Compiled, Destination, Lifeline, PolicySet, RuleList, address_from, compile, ports_text,
+    compile::{Compiled, compile},
+    document::{PolicySet, RuleList},
+    vocabulary::{Destination, Lifeline, address_from, ports_text},
 };
 
 fn name_ports(rules: &NameRules) -> Vec<String> {

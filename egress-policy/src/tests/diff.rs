@@ -8,13 +8,15 @@ use egress_common::policy::{
 };
 use proptest::{collection::vec, prelude::*};
 
-use super::{
+use crate::tests::{
     oracle::{address, compile_made, covers_name, name, policies},
     policy,
 };
 use crate::{
-    Becomes, Catalog, Cidr, Compiled, Difference, Lifeline, PolicySet, ServiceTags, address_from,
-    compile, diff, parse_port_range,
+    ask::{Becomes, Difference, diff},
+    compile::{Compiled, compile},
+    document::{Catalog, PolicySet, ServiceTags},
+    vocabulary::{Cidr, Lifeline, address_from, parse_port_range},
 };
 
 fn spec(spec: &str) -> Compiled {

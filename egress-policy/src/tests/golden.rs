@@ -4,7 +4,11 @@
 
 use std::{fs, path::Path};
 
-use crate::{Catalog, Lifeline, PolicySet, compile};
+use crate::{
+    compile::compile,
+    document::{Catalog, PolicySet},
+    vocabulary::Lifeline,
+};
 
 #[test]
 fn every_bad_policy_gets_its_messages() {

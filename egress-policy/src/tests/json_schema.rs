@@ -7,10 +7,12 @@ use proptest::prelude::*;
 use serde::Deserialize as _;
 use serde_json::{Value, json};
 
-use super::{EXAMPLE, policy};
+use crate::tests::{EXAMPLE, policy};
 use crate::{
-    Catalog, Cidr, CidrError, PolicySet, ServiceTags, TtlError, json_schema, parse_duration_s,
-    parse_name_pattern, parse_port_range,
+    document::{Catalog, PolicySet, ServiceTags, json_schema},
+    vocabulary::{
+        Cidr, CidrError, TtlError, parse_duration_s, parse_name_pattern, parse_port_range,
+    },
 };
 
 /// A compiled schema.

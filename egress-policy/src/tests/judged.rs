@@ -2,8 +2,8 @@
 
 use egress_common::verdict::{Reason, Verdict};
 
-use super::{EXAMPLE, compiled, policy};
-use crate::{Compiled, Destination, Nearness};
+use crate::tests::{EXAMPLE, compiled, policy};
+use crate::{ask::Nearness, compile::Compiled, vocabulary::Destination};
 
 fn to(text: &str) -> Destination {
     text.parse().unwrap_or_else(|error| panic!("{error}"))

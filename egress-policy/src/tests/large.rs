@@ -6,8 +6,13 @@ use std::{fmt::Write as _, path::Path, time::Duration};
 
 use nix::time::{ClockId, clock_gettime};
 
-use super::policy;
-use crate::{Catalog, Compiled, Lifeline, PolicyErrors, PolicySet, compile};
+use crate::tests::policy;
+use crate::{
+    compile::{Compiled, compile},
+    document::{Catalog, PolicySet},
+    read::PolicyErrors,
+    vocabulary::Lifeline,
+};
 
 /// Longest time of a CPU for one policy: a few times what it takes, far below what squares of sizes would.
 const LIMIT: Duration = Duration::from_secs(if cfg!(debug_assertions) { 20 } else { 10 });

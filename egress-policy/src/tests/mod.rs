@@ -13,7 +13,11 @@ mod service_tags;
 
 use std::path::Path;
 
-use super::{Catalog, Compiled, Lifeline, PolicySet, compile};
+use crate::{
+    compile::{Compiled, compile},
+    document::{Catalog, PolicySet},
+    vocabulary::Lifeline,
+};
 
 /// The example of issue 2.
 const EXAMPLE: &str = r#"apiVersion: egress.dev/v1alpha1

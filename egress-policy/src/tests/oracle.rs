@@ -17,10 +17,13 @@ use egress_common::{
 };
 use proptest::{collection::vec, prelude::*, sample::select};
 
-use super::{EXAMPLE, compiled, policy};
+use crate::tests::{EXAMPLE, compiled, policy};
 use crate::{
-    Catalog, Cidr, Compiled, Lifeline, PolicySet, Ttl, address_from, compile, parse,
-    parse_name_pattern, parse_port_range, port_range_text,
+    compile::{Compiled, compile},
+    document::{Catalog, PolicySet, parse},
+    vocabulary::{
+        Cidr, Lifeline, Ttl, address_from, parse_name_pattern, parse_port_range, port_range_text,
+    },
 };
 
 /// Policy id of the tries here; any will do.

@@ -5,8 +5,8 @@ use egress_common::{
     verdict::Mode,
 };
 
-use super::{EXAMPLE, policy, set};
-use crate::{EgressPolicy, Ttl};
+use crate::tests::{EXAMPLE, policy, set};
+use crate::{document::EgressPolicy, vocabulary::Ttl};
 
 #[test]
 fn the_example_is_read_as_it_stands() {

@@ -11,9 +11,12 @@ use egress_common::{
 };
 use proptest::{collection::vec, prelude::*};
 
-use super::policy;
+use crate::tests::policy;
 use crate::{
-    Catalog, Cidr, Compiled, Lifeline, PolicyErrors, PolicySet, ServiceTags, address_from, compile,
+    compile::{Compiled, compile},
+    document::{Catalog, PolicySet, ServiceTags},
+    read::PolicyErrors,
+    vocabulary::{Cidr, Lifeline, address_from},
 };
 
 #[path = "../../../tests/src/service_tags.rs"]

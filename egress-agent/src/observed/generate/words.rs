@@ -1,6 +1,6 @@
 //! Words of comments.
 
-use crate::{api::Timestamp, policy::text::printable};
+use crate::{api::Timestamp, policy::printable};
 
 /// Lines of a comment: whatever was seen, it cannot end a line.
 pub(super) fn said(lines: &[String]) -> String {

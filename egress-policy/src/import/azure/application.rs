@@ -7,7 +7,7 @@ use super::{
     groups::{is_open, unknown_field, unknown_fields},
     rules::Reader,
 };
-use crate::PresetValue;
+use crate::document::PresetValue;
 
 impl Reader<'_, '_> {
     /// Names, URLs and FQDN tags, on ports of protocols.

@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use crate::yaml::{Node, Value};
+use crate::read::{Node, Value};
 
 /// Longest text that an expression may make.
 const TEXT_BYTES: usize = 16 * 1024;
@@ -364,7 +364,7 @@ mod tests {
     use super::*;
 
     fn value(text: &str) -> Node {
-        let (mut documents, wrong) = crate::yaml::documents(text);
+        let (mut documents, wrong) = crate::read::yaml::documents(text);
         assert!(wrong.is_none(), "{text}");
         documents.pop().unwrap()
     }

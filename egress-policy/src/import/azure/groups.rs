@@ -12,7 +12,7 @@ use super::{
     last_part,
     rules::{self, Context, Kind},
 };
-use crate::yaml::{Node, Value};
+use crate::read::{Node, Value};
 
 /// Collections that come last when their priority is not known.
 const LAST: u32 = u32::MAX;

@@ -25,7 +25,7 @@ use super::{
     rule::Carried,
     sink::{Note, NoteKind, Sink},
 };
-use crate::yaml::Node;
+use crate::read::Node;
 
 /// Most levels of templates in templates, and of resources in resources.
 const DEPTH: usize = 8;

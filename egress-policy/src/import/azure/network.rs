@@ -13,7 +13,7 @@ use super::{
     last_part,
     rules::Reader,
 };
-use crate::address_from;
+use crate::vocabulary::address_from;
 
 impl Reader<'_, '_> {
     /// Addresses, names and service tags, on ports.

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     import::input::Item,
-    yaml::{Node, Value},
+    read::{Node, Value},
 };
 
 /// Most steps on the way from an expression to its value.

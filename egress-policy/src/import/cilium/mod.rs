@@ -11,7 +11,11 @@ use super::{
     selectors::{Of, selector, unknown_field, unknown_fields},
     sink::{Note, NoteKind, Sink},
 };
-use crate::{Cidr, Draft, Selector, Target};
+use crate::{
+    document::Selector,
+    vocabulary::Cidr,
+    write::{Draft, Target},
+};
 
 /// Fields of a rule that name destinations.
 const DESTINATIONS: &[&str] = &[

@@ -13,7 +13,8 @@ mod seeds;
 
 use std::{collections::BTreeSet, path::Path};
 
-use super::{super::write_policies, Expansion, Given, Presets, Site, folder::files_below};
+use super::{Expansion, Given, Presets, Site, folder::files_below};
+use crate::write::write_policies;
 
 /// Values as `with` gives them: `name=value`, commas between items.
 fn given(with: &[&str]) -> Vec<Given> {

@@ -6,8 +6,11 @@ use egress_common::policy::EntryKind;
 
 use super::Presets;
 use crate::{
-    Catalog, Compiled, Lifeline, PolicyErrors, PolicySet, ServiceTags, address_from, compile,
+    compile::{Compiled, compile},
+    document::{Catalog, PolicySet, ServiceTags},
     preset::Kind,
+    read::PolicyErrors,
+    vocabulary::{Lifeline, address_from},
 };
 
 /// A file of service tags with those that presets use.

@@ -1,0 +1,11 @@
+//! What compiled policies decide, and why, without a kernel.
+
+mod diff;
+mod evaluate;
+mod expectations;
+mod nearest;
+
+pub use diff::{Becomes, Difference, PolicyDiff, SettingDifference, diff};
+pub use evaluate::telling;
+pub use expectations::{Expectation, Expectations};
+pub use nearest::{Near, Nearness};
