@@ -1,4 +1,4 @@
-//! What keeps the data plane in the kernel: held open, compared with what the kernel says, put back.
+//! The agent's links and maps in the kernel: held open, compared with what the kernel says, put back.
 //!
 //! A pin alone proves nothing: its link may be severed, or lie at another cgroup, and somebody may remove it. So the agent
 //! holds the links and the maps themselves. A link counts as attached when the kernel says that it lies at the very
@@ -65,7 +65,7 @@ pub(super) const fn cgroup_attach_type(hook: Hook) -> Option<u32> {
     }
 }
 
-/// Whether a hook has to come before those of others, which may change what it reads.
+/// True if a hook has to come before those of others, which may change what it reads.
 pub(super) const fn comes_first(hook: Hook) -> bool {
     matches!(
         hook,
@@ -161,7 +161,7 @@ struct HeldMap {
     trouble: Option<String>,
 }
 
-/// What the kernel says of a place now.
+/// The kernel's facts of a place now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Target {
     at: LinkTarget,
@@ -182,7 +182,7 @@ impl Target {
     }
 }
 
-/// What was done to a hook.
+/// Things that may be done to a hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Done {
     /// It stood as it should.
@@ -292,13 +292,13 @@ impl Anchors {
         self.lock().hooks()
     }
 
-    /// What is not held as it should be, in sentences: pins, the bpffs, hooks at pods' interfaces.
+    /// Everything that is not held as it should be, in sentences: pins, the bpffs, hooks at pods' interfaces.
     #[must_use]
     pub fn troubles(&self) -> Vec<String> {
         self.lock().troubles()
     }
 
-    /// What had to be put back so far.
+    /// Things that had to be put back so far.
     #[must_use]
     pub fn put_back(&self) -> PutBack {
         self.lock().put_back.clone()
@@ -314,7 +314,7 @@ fn mount_point(path: &Path) -> PathBuf {
     ancestors.last().unwrap_or(&path).to_owned()
 }
 
-/// Whether a path, or the nearest folder above it that is there, lies on a bpffs.
+/// True if a path, or the nearest folder above it that is there, lies on a bpffs.
 pub(super) fn is_on_bpffs(path: &Path) -> bool {
     let nearest = path.ancestors().find(|path| path.exists());
     nearest
@@ -327,7 +327,7 @@ impl Attached {
     ///
     /// # Errors
     ///
-    /// What the kernel refuses. The hook is held all the same: [`Anchors::hold`] tries again.
+    /// The kernel refuses it. The hook is held all the same: [`Anchors::hold`] tries again.
     pub(super) fn attach(
         &mut self,
         pin: String,
@@ -391,7 +391,7 @@ impl Attached {
         }
     }
 
-    /// Whether a hook stood when it was last looked at.
+    /// True if a hook stood when the agent looked at it last.
     pub(super) fn is_held(&self, pin: &str) -> bool {
         let held = self.hooks.get(pin);
         held.is_some_and(|held| held.trouble.is_none() && (held.link.is_some() || !has_tcx()))
@@ -496,7 +496,7 @@ impl Attached {
         let new = match self.create(held.hook, &held.place, target) {
             Ok(new) => new,
             Err(error) => {
-                // What judged elsewhere is no loss; what cannot be replaced is not thrown away.
+                // The old link stays while it cannot be replaced: one at another place is no loss.
                 held.link = link;
                 return Err(error);
             }
@@ -647,7 +647,7 @@ impl Attached {
                 .note("program", format!("the program of {name}")),
             Done::Attached => self.put_back.note("hook", format!("hook {name}")),
         }
-        // Whoever attached it anew has pinned it, or tried to.
+        // The code that attached it anew has pinned it, or tried to.
         if has_folder && self.keep_hook_pin(name, held)? && had_pin.is_some() {
             self.put_back.note("pin", format!("the pin of {name}"));
         }
@@ -781,7 +781,7 @@ impl Attached {
         told
     }
 
-    /// Whether programs of others run before a hook that has to come first.
+    /// True if programs of others run before a hook that has to come first.
     fn is_behind_others(&self, held: &HeldHook, id: u32) -> bool {
         let (Place::Cgroup(path), Some(kind)) = (&held.place, cgroup_attach_type(held.hook)) else {
             return false;
@@ -834,7 +834,7 @@ impl Attached {
     }
 }
 
-/// What the kernel says of a place now.
+/// Asks the kernel for its facts of a place.
 fn target(hook: Hook, place: &Place) -> Result<Target, DatapathError> {
     match place {
         Place::Cgroup(path) => {

@@ -20,7 +20,7 @@ const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 const BPF_MAP_DELETE_BATCH: libc::c_long = 27;
 
-/// What the kernel answers for maps without batches: tries before 5.13. Not a number of the C library.
+/// The kernel's answer for maps without batches: tries before 5.13. Not a number of the C library.
 const ENOTSUPP: i32 = 524;
 
 /// Entries for one call: a megabyte or two.
@@ -59,7 +59,7 @@ impl Attribute for Batch {}
 ///
 /// # Safety
 ///
-/// What the attribute points to outlives the call, and is as many keys and values as it says, of the sizes that
+/// The attribute points to keys and values that outlive the call: as many as it says, of the sizes that
 /// [`own_descriptor`] checked.
 pub(super) unsafe fn call<A: Attribute>(command: libc::c_long, attr: &mut A) -> io::Result<()> {
     // SAFETY: the attribute is initialised, and the caller vouches for what it points to.
@@ -104,7 +104,7 @@ pub(super) fn own_descriptor<K: Pod, V: Pod>(
 pub(super) struct Bulk<K, V> {
     name: &'static str,
     fd: OwnedFd,
-    /// Whether the kernel has batches for it, as far as is known.
+    /// True if the kernel has batches for it, as far as is known.
     has_batches: bool,
     entries: PhantomData<(K, V)>,
 }
@@ -248,7 +248,7 @@ pub(super) fn is_missing(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::ENOENT)
 }
 
-/// Whether the kernel has no batches for a map: it knows no such command before 5.6, and some kinds of maps learned it later.
+/// True if a map has no batches: the kernel knows no such command before 5.6, and some kinds of maps learned it later.
 pub(super) fn is_unsupported(error: &io::Error) -> bool {
     [Some(ENOTSUPP), Some(libc::EINVAL)].contains(&error.raw_os_error())
 }

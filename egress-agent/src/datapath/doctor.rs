@@ -1,4 +1,4 @@
-//! Whether this machine has what the programs need.
+//! Checks that this machine has what the programs need.
 
 use std::{fs, path::Path};
 
@@ -10,15 +10,15 @@ use super::load::kernel_is_at_least;
 /// One requirement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
-    /// What is looked at.
+    /// The thing that is looked at.
     pub name: &'static str,
-    /// Whether it is enough.
+    /// True if it is enough.
     pub ok: bool,
-    /// What was found.
+    /// The state that was found.
     pub found: String,
-    /// What is needed.
+    /// The state that is needed.
     pub needed: &'static str,
-    /// What to do about it; empty when it is enough.
+    /// The remedy; empty when it is enough.
     pub fix: String,
 }
 

@@ -1,4 +1,4 @@
-//! What can go wrong between the agent and the kernel.
+//! Errors between the agent and the kernel.
 
 use std::{
     io,
@@ -16,13 +16,13 @@ pub enum DatapathError {
     Held {
         /// The pin directory.
         path: PathBuf,
-        /// The other agent, as far as it can be told.
+        /// The other agent, as far as it is known.
         holder: String,
     },
     /// A file operation.
     #[error("cannot {action} {}", .path.display())]
     Io {
-        /// What was tried.
+        /// The step that failed.
         action: &'static str,
         /// On what.
         path: PathBuf,
@@ -86,13 +86,13 @@ pub enum DatapathError {
     NotOurs {
         /// The pin directory.
         path: PathBuf,
-        /// What is there, by path below it.
+        /// The things that are there, by path below it.
         others: Vec<String>,
     },
     /// A map operation.
     #[error("cannot {action} map {map}")]
     Map {
-        /// What was tried.
+        /// The step that failed.
         action: &'static str,
         /// The map.
         map: &'static str,
@@ -103,7 +103,7 @@ pub enum DatapathError {
     /// Many entries of a map at once.
     #[error("cannot {action} map {map}")]
     Bulk {
-        /// What was tried.
+        /// The step that failed.
         action: &'static str,
         /// The map.
         map: &'static str,

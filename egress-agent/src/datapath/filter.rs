@@ -108,7 +108,7 @@ pub(super) fn find(interface: &str, side: TcAttachType, name: &str) -> io::Resul
     }
 }
 
-/// What stands at this agent's place, with the name of its program.
+/// The filter at this agent's place, with the name of its program.
 fn found(interface: &str, side: TcAttachType) -> io::Result<Option<(Filter, String)>> {
     let asked = Tc::of(interface, side)?;
     let answers = ask(&message(
@@ -347,7 +347,7 @@ mod tests {
                 })
             );
             assert_eq!(find(ingress), None);
-            // Whatever happens to the descriptor, it stays; another program takes its place.
+            // The filter stays when the descriptor is closed; another program takes its place.
             drop(first);
             let (second, second_id) = sys::test_program("tc_egress").expect("loads");
             put("here", egress, "tc_egress", &second).expect("is replaced");

@@ -1,4 +1,4 @@
-//! What the kernel decides of a flow at this moment: its function, its maps.
+//! The kernel's decision on a flow at this moment: its function, its maps.
 
 use aya::maps::lpm_trie::Key;
 use egress_common::{
@@ -70,7 +70,7 @@ impl Maps {
         }
     }
 
-    /// What keeps a holder from knowing its addresses.
+    /// The reason why the kernel does not know a holder's addresses.
     fn trouble(&self, scope_id: u32, netns: u32, now_ns: u64) -> Trouble {
         let key = holder_word(scope_id, netns);
         let is_marked = |key: u64| {

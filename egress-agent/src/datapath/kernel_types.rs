@@ -9,7 +9,7 @@ const BTF: &str = "/sys/kernel/btf/vmlinux";
 /// `BTF_KIND_STRUCT`, include/uapi/linux/btf.h.
 const KIND_STRUCT: u32 = 4;
 
-/// What the programs read of kernel memory, offsets in bytes.
+/// Places in kernel memory that the programs read, offsets in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Offsets {
     /// `struct sock_common`, `skc_net`: the socket's network namespace. `struct sock` begins with it.
@@ -114,7 +114,7 @@ impl<'a> Types<'a> {
         Some(self.member(structure, member)?.0)
     }
 
-    /// Whether a member's type has this name.
+    /// True if a member's type has this name.
     fn is_of_type(&self, structure: &str, member: &str, name: &str) -> bool {
         let Some((_, wanted)) = self.member(structure, member) else {
             return false;

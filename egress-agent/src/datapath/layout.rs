@@ -6,8 +6,8 @@
 //! <pin-dir>/links/skb_egress …  what is attached, whichever layout its program uses
 //! ```
 //!
-//! What the agent writes is written anew for another layout. What the kernel
-//! wrote is shared: the same map is pinned in both folders, if the new layout
+//! The agent writes its own maps anew for another layout. Those that the kernel
+//! writes are shared: the same map is pinned in both folders, if the new layout
 //! wants it in the same form. So programs of both layouts go on from the same
 //! sockets, flows, queries and learned addresses while hooks are switched.
 
@@ -208,7 +208,7 @@ impl Foreign {
             .collect()
     }
 
-    /// What was learned there; nothing if that is not in a form that this agent reads. Entries of layout 1, which knew no
+    /// Entries learned there; none if this agent does not read their form. Those of layout 1, which knew no
     /// network namespaces, have the number 0 for theirs.
     pub(super) fn learned(&self) -> Result<Vec<LearnedEntry>, MapError> {
         match (&self.learned, &self.learned_of_layout_1) {

@@ -48,16 +48,16 @@ const NETNS_KERNEL: KernelVersion = KernelVersion::new(6, 15, 0);
 /// Kernel that has TCX.
 const TCX_KERNEL: KernelVersion = KernelVersion::new(6, 6, 0);
 
-/// What stands between hook and interface in the name of a pin of the node's interface.
+/// Separates hook and interface in the name of a pin of the node's interface.
 const NODE_SEPARATOR: char = '-';
 
-/// Whether the kernel has links for programs at interfaces.
+/// True if the kernel has links for programs at interfaces.
 pub(super) fn has_tcx() -> bool {
     static HAS_TCX: OnceLock<bool> = OnceLock::new();
     *HAS_TCX.get_or_init(|| kernel_is_at_least(TCX_KERNEL))
 }
 
-/// Whether the running kernel is at least this one. One that cannot be told counts as the oldest.
+/// True if the running kernel is at least this one. One whose version cannot be read counts as the oldest.
 pub(super) fn kernel_is_at_least(version: KernelVersion) -> bool {
     KernelVersion::current().is_ok_and(|current| current >= version)
 }
@@ -83,9 +83,9 @@ pub struct Options {
 pub(super) struct Loaded {
     pub(super) ebpf: Ebpf,
     pub(super) options: Options,
-    /// What is attached and pinned; none where nothing is pinned.
+    /// The agent's links and pins; none where nothing is pinned.
     pub(super) anchors: Option<Anchors>,
-    /// Whether maps of an earlier agent of this layout were found.
+    /// True if maps of an earlier agent of this layout were found.
     pub(super) is_adopted: bool,
     /// Maps of other layouts that were found.
     pub(super) foreign: Vec<Foreign>,
@@ -199,12 +199,12 @@ pub(super) fn load(options: Options) -> Result<Loaded, DatapathError> {
     })
 }
 
-/// What the programs are told of the kernel that runs.
+/// Facts of the running kernel that the programs need.
 pub(super) struct KernelFacts {
     coarse_clock: u8,
     netns_helper: u8,
     offsets: kernel_types::Offsets,
-    /// Whether the makers of sockets are noted.
+    /// 1 if the programs note the makers of sockets.
     pub(super) note_processes: u8,
 }
 

@@ -62,11 +62,11 @@ pub(super) struct Maps {
     bulk_names: Bulk<Key<[u8; NAME_KEY_BYTES]>, NameEntry>,
     bulk_cidrs: Bulk<Key<[u8; CIDR_KEY_BYTES]>, CidrRules>,
     bulk_rules: Bulk<RuleKey, u32>,
-    /// What this agent has written, by policy id.
+    /// The policies that this agent has written, by id.
     installed: BTreeMap<u16, Arc<Compiled>>,
     /// The rules that their names teach.
     rules_of: BTreeMap<u16, BTreeSet<u64>>,
-    /// Whether nothing else is in the maps.
+    /// True if nothing else is in the maps.
     is_searched: bool,
 }
 
@@ -190,7 +190,7 @@ impl Maps {
         for policy_id in old.into_iter().filter(|id| !keep.contains(id)) {
             self.remove_policy(policy_id)?;
         }
-        // What agents before this one left is known to nobody. No policy has the id 0.
+        // This agent does not know what earlier ones left. No policy has the id 0.
         let is_known = |id: &u16| *id == 0 || self.installed.contains_key(id);
         if !self.is_searched {
             let is_all_known = keep.iter().all(is_known);
@@ -257,7 +257,7 @@ impl Maps {
     pub(super) fn set_resolvers(&mut self, wanted: &[SocketAddr]) -> Result<(), DatapathError> {
         let entries = resolver_entries(wanted);
         let keys: Vec<ResolverKey> = entries.keys().copied().collect();
-        // What is looked at first is there before what it leads to, and gone after it.
+        // The kernel looks at ports first: they are there before their resolvers, and go after them.
         let old: Vec<ResolverKey> = self.resolvers.keys().flatten().collect();
         let both = [&keys[..], &old[..]].concat();
         self.set_resolver_ports(&both)?;
@@ -276,7 +276,7 @@ impl Maps {
     }
 
     fn set_resolver_ports(&mut self, resolvers: &[ResolverKey]) -> Result<(), DatapathError> {
-        // What the kernel has found stays; a place that it takes meanwhile is taken again by the next packet.
+        // Ports that the kernel has found stay; the next packet notes again one that it finds meanwhile.
         let found = self.resolver_ports.get(&0, 0).unwrap_or_default().found;
         let ports = ResolverPorts::of(resolvers).with_found(found);
         self.resolver_ports
@@ -306,7 +306,7 @@ impl Maps {
             .collect();
         let mut rules = NameRules::default();
         let [first, ..] = &mut rules.entries;
-        // What may be asked teaches nothing here: only that there is an entry counts.
+        // A name that may be asked teaches nothing here: only that there is an entry counts.
         *first = RuleEntry {
             ports: PortRange::ANY,
             kind: EntryKind::Allow as u8,
@@ -340,7 +340,7 @@ impl Maps {
         set_exactly(&mut self.local, "LOCAL", wanted)
     }
 
-    /// Whether a policy has a rule that names teach.
+    /// True if a policy has a rule that names teach.
     pub(super) fn has_rule(&self, policy_id: u16, rule: u64) -> bool {
         self.rules.get(&rule_key(policy_id, rule), 0).is_ok()
     }
@@ -371,7 +371,7 @@ impl Maps {
             .map_err(error("write", "SCOPES"))
     }
 
-    /// What every scope uses.
+    /// Every scope's use.
     pub(super) fn scopes(&self) -> Result<Vec<(u32, ScopeUse)>, DatapathError> {
         let mut found = Vec::new();
         for item in self.scopes.iter() {
@@ -384,7 +384,7 @@ impl Maps {
         Ok(found)
     }
 
-    /// What a scope uses, if it is known.
+    /// A scope's use, if it is known.
     pub(super) fn scope(&self, scope_id: u32) -> Result<Option<ScopeUse>, DatapathError> {
         match self.scopes.get(&scope_id, 0) {
             Ok(usage) => Ok(Some(usage)),

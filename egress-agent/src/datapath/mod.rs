@@ -108,7 +108,7 @@ impl Datapath {
                 None => 1,
             };
             let config = load::fresh_config(generation);
-            // What is shared is hashed under the same keys: a query that the other programs noted is known to these.
+            // Shared maps hash under the same keys: these programs know a query that the others noted.
             let mut foreign = datapath.loaded.foreign.iter();
             let keys = match foreign.find_map(layout::Foreign::keys) {
                 Some(keys) => keys,
@@ -120,13 +120,13 @@ impl Datapath {
         Ok(datapath)
     }
 
-    /// Whether maps of an earlier agent, of this or of another layout, were found.
+    /// True if maps of an earlier agent, of this or of another layout, were found.
     #[must_use]
     pub fn is_adopted(&self) -> bool {
         self.loaded.is_adopted || self.is_taking_over()
     }
 
-    /// Whether maps of another layout were found, whose programs may still be attached.
+    /// True if maps of another layout were found, whose programs may still be attached.
     #[must_use]
     pub fn is_taking_over(&self) -> bool {
         !self.loaded.foreign.is_empty()
@@ -146,7 +146,7 @@ impl Datapath {
         foreign.flat_map(layout::Foreign::scope_ids).collect()
     }
 
-    /// What other layouts know, expired entries included.
+    /// Learned entries of other layouts, expired ones included.
     ///
     /// # Errors
     ///
@@ -176,7 +176,7 @@ impl Datapath {
         Ok(())
     }
 
-    /// Whether a policy has a rule that names teach.
+    /// True if a policy has a rule that names teach.
     #[must_use]
     pub fn has_rule(&self, policy_id: u16, rule: u64) -> bool {
         self.maps.has_rule(policy_id, rule)
@@ -485,7 +485,7 @@ impl Datapath {
         self.maps.set_search_domains(wanted)
     }
 
-    /// What reads for those who ask.
+    /// The reader of the maps for those who ask.
     #[must_use]
     pub fn reader(&self) -> Arc<Reader> {
         Arc::clone(&self.reader)
@@ -619,7 +619,7 @@ impl Datapath {
         Ok(page.map(|page| page.map(|(key, value)| (*key, *value)).collect()))
     }
 
-    /// What every scope uses of the tables that workloads fill.
+    /// Every scope's use of the tables that workloads fill.
     ///
     /// # Errors
     ///
@@ -631,7 +631,7 @@ impl Datapath {
             .collect())
     }
 
-    /// What one scope uses of them.
+    /// One scope's use of them.
     ///
     /// # Errors
     ///
@@ -895,7 +895,7 @@ pub fn cgroup_facts(path: &Path) -> Result<(u64, i32), DatapathError> {
     Ok((metadata.ino(), i32::try_from(depth).unwrap_or(i32::MAX)))
 }
 
-/// Who holds a pin directory, from the kernel's list of locks.
+/// The process that holds a pin directory, from the kernel's list of locks.
 fn holder(pin_dir: &Path) -> String {
     let unknown = "its process cannot be told".to_owned();
     let Ok(metadata) = fs::metadata(pin_dir) else {

@@ -1,4 +1,4 @@
-//! What below a pin directory is provably an agent's.
+//! Objects below a pin directory that are provably an agent's.
 //!
 //! A folder of maps is called `layout-N`; its maps carry the names of their pins in the kernel, and are known by their
 //! names or stand beside a `CONFIG` of an agent's form. What `links/` holds are links of the types that agents make,
@@ -35,14 +35,14 @@ pub(super) struct MapsDir {
     pub(super) maps: Vec<String>,
 }
 
-/// What is pinned below a pin directory.
+/// Objects pinned below a pin directory.
 #[derive(Debug, Default)]
 pub(super) struct Owned {
     /// Folders of maps, empty ones too.
     pub(super) maps: Vec<MapsDir>,
     /// Links of agents, by the names of their pins.
     pub(super) links: Vec<(String, OwnedFd)>,
-    /// What is somebody else's, by path below the pin directory.
+    /// Objects of somebody else, by path below the pin directory.
     pub(super) others: Vec<String>,
 }
 
@@ -89,7 +89,7 @@ impl Owned {
         Ok(owned)
     }
 
-    /// Whether there is nothing of an agent.
+    /// True if there is nothing of an agent.
     pub(super) fn is_empty(&self) -> bool {
         self.links.is_empty() && self.maps.iter().all(|dir| dir.maps.is_empty())
     }
@@ -146,7 +146,7 @@ impl MapsDir {
     }
 }
 
-/// Whether a folder of this name holds maps.
+/// True if a folder of this name holds maps.
 fn is_layout(name: &str) -> bool {
     let number = name.strip_prefix(LAYOUT);
     number.is_some_and(|number| {
@@ -173,14 +173,14 @@ fn map_of_name(path: &Path, name: &str) -> Option<MapFacts> {
     is_name(facts.name(), name).then_some(facts)
 }
 
-/// Whether the kernel's name of an object is this one, which it cuts.
+/// True if the kernel's name of an object is this one, which it cuts.
 fn is_name(of_kernel: &[u8], name: &str) -> bool {
     let name = name.as_bytes();
     let most = OBJECT_NAME_BYTES.saturating_sub(1);
     of_kernel == name.get(..most).unwrap_or(name)
 }
 
-/// Whether a map has the form of a `CONFIG`, whose size may be another in another layout.
+/// True if a map has the form of a `CONFIG`, whose size may be another in another layout.
 fn is_config(facts: &MapFacts) -> bool {
     facts.kind == MapType::Array as u32
         && facts.key_bytes == 4
@@ -188,7 +188,7 @@ fn is_config(facts: &MapFacts) -> bool {
         && facts.capacity == 1
 }
 
-/// Whether a link is of an agent. Names of hooks that this agent does not know, of a later one, count where an agent's
+/// True if a link is of an agent. Names of hooks that this agent does not know, of a later one, count where an agent's
 /// maps are beside them and the program is called like the hook.
 pub(super) fn is_link_of_agent(pin: &str, link: &OwnedFd, is_known: bool) -> bool {
     if sys::kind(link) != Kind::Link {

@@ -21,10 +21,10 @@ const HOOKS: [(Hook, TcAttachType); 2] = [
     (Hook::TcEgress, TcAttachType::Ingress),
 ];
 
-/// What stands between hook and interface in the name of a pin.
+/// Separates hook and interface in the name of a pin.
 const SEPARATOR: char = '@';
 
-/// Whether a pin is of a hook at a pod's interface.
+/// True if a pin is of a hook at a pod's interface.
 pub(super) fn is_pod_pin(pin: &str) -> bool {
     let mut rest = HOOKS
         .iter()

@@ -1,4 +1,4 @@
-//! What is read of the maps for those who ask: through handles of its own, so
+//! Reads the maps for those who ask: through handles of its own, so
 //! that no reader waits for a policy that is being switched to, and none delays it.
 
 use std::{
@@ -82,7 +82,7 @@ impl<K: Pod, V: Pod> Counted<K, V> {
 pub struct Reader {
     learned: Walk<LearnedKey, Learned>,
     aliases: u32,
-    /// What each scope uses of the two: nobody has to walk them to know how full they are.
+    /// Each scope's use of the two: nobody has to walk them to know how full they are.
     scopes: Walk<u32, ScopeUse>,
     rule_counters: Counted<u64, RuleCounters>,
     workloads: Counted<u64, Workload>,
@@ -151,7 +151,7 @@ impl Reader {
         ])
     }
 
-    /// What every scope uses of the tables that workloads fill.
+    /// Every scope's use of the tables that workloads fill.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! What the agent reads from the kernel, as plain data.
+//! Facts that the agent reads from the kernel, as plain data.
 
 use std::{collections::BTreeMap, time::SystemTime};
 
@@ -17,7 +17,7 @@ use tracing::warn;
 pub struct Counter {
     /// Where.
     pub hook: Hook,
-    /// What happened.
+    /// The verdict.
     pub verdict: Verdict,
     /// Why.
     pub reason: Reason,
@@ -25,7 +25,7 @@ pub struct Counter {
     pub count: u64,
 }
 
-/// Decisions that rest on one rule.
+/// Decisions that one rule made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RuleCounter {
     /// Identity of the rule.
@@ -38,7 +38,7 @@ pub struct RuleCounter {
     pub would_deny: u64,
 }
 
-/// Decisions on what a workload sends that rest on a rule, or on the lack of one.
+/// Decisions on what a workload sends that a rule made, or the lack of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WorkloadCounter {
     /// The workload: [`Workload::identity`](egress_common::policy::Workload::identity).
@@ -56,7 +56,7 @@ pub struct WorkloadCounter {
 pub struct Counters {
     /// Verdicts.
     pub verdicts: Vec<Counter>,
-    /// Verdicts that rest on rules.
+    /// Verdicts that rules gave.
     pub rules: Vec<RuleCounter>,
     /// The same, and denials without a rule, by workload.
     pub workloads: Vec<WorkloadCounter>,
@@ -92,12 +92,12 @@ pub struct NotedAlias {
     pub rules: NameRules,
 }
 
-/// What one scope uses of the tables that workloads fill.
+/// One scope's use of the tables that workloads fill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ScopeFill {
     /// The scope.
     pub scope_id: u32,
-    /// What the kernel counts, and the shares.
+    /// The kernel's counts, and the shares.
     pub usage: ScopeUse,
 }
 
@@ -121,9 +121,9 @@ pub struct AttachedHook {
     pub target: String,
     /// How: `link` (cgroup), `tcx` or `clsact`.
     pub kind: &'static str,
-    /// Whether the kernel has it where it was asked for, with this agent's program behind it.
+    /// True if the kernel has it where it was asked for, with this agent's program behind it.
     pub is_attached: bool,
-    /// Whether its pin is there, so that it outlives the agent. A `clsact` filter does without one.
+    /// True if its pin is there, so that it outlives the agent. A `clsact` filter does without one.
     pub is_pinned: bool,
     /// Tag of this agent's program.
     pub program_tag: String,
@@ -131,7 +131,7 @@ pub struct AttachedHook {
     pub trouble: Option<String>,
 }
 
-/// What was gone from the kernel, and was put back by the agent.
+/// Things that were gone from the kernel, and that the agent put back.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PutBack {
     /// How often, by what it was: `hook`, `program`, `pin` (of a hook), `map` (its pin), `bpffs`.

@@ -88,7 +88,7 @@ pub(super) fn pin(object: &impl AsFd, path: &Path) -> io::Result<()> {
     bpf(BPF_OBJ_PIN, &mut Attr([low, high, fd, 0])).map(|_| ())
 }
 
-/// What kind of object a descriptor is of.
+/// Kinds of objects that a descriptor may be of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// A map.
@@ -99,7 +99,7 @@ pub(super) enum Kind {
     Other,
 }
 
-/// What kind of object a descriptor is of.
+/// The kind of object that a descriptor is of.
 pub(super) fn kind(object: &impl AsFd) -> Kind {
     let path = format!("/proc/self/fd/{}", object.as_fd().as_raw_fd());
     let name = std::fs::read_link(path).unwrap_or_default();
@@ -172,7 +172,7 @@ pub(super) fn detach_link(link: &impl AsFd) -> io::Result<()> {
     bpf(BPF_LINK_DETACH, &mut Attr([link, 0, 0, 0])).map(|_| ())
 }
 
-/// What a link is attached to.
+/// The place that a link is attached to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LinkTarget {
     /// A cgroup, by its id.
@@ -183,7 +183,7 @@ pub(super) enum LinkTarget {
     Nothing,
 }
 
-/// What the kernel says of a link.
+/// The kernel's facts of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct LinkFacts {
     pub(super) id: u32,
@@ -193,7 +193,7 @@ pub(super) struct LinkFacts {
     pub(super) attach_type: u32,
 }
 
-/// What the kernel says of a link; `None` for one of another type than this agent makes.
+/// Asks the kernel for the facts of a link; `None` for one of another type than this agent makes.
 pub(super) fn link_facts(link: &impl AsFd) -> io::Result<Option<LinkFacts>> {
     let mut info = LinkInfo::default();
     read_info(link, &mut info)?;
@@ -271,7 +271,7 @@ pub(super) fn programs_for(cgroup: &impl AsFd, attach_type: u32) -> io::Result<V
     Ok(programs.into_iter().take(count).collect())
 }
 
-/// What the kernel says of a map.
+/// The kernel's facts of a map.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct MapFacts {
@@ -299,7 +299,7 @@ fn object_name(name: &[u8; OBJECT_NAME_BYTES]) -> &[u8] {
     name.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 
-/// What the kernel says of a map.
+/// Asks the kernel for the facts of a map.
 pub(super) fn map_facts(map: &impl AsFd) -> io::Result<MapFacts> {
     let mut facts = MapFacts::default();
     read_info(map, &mut facts)?;

@@ -26,7 +26,7 @@ const FILTERS: [(TcAttachType, Hook); 4] = [
     (TcAttachType::Egress, Hook::TcIngress),
 ];
 
-/// What is to be removed. Nothing is before [`Unload::remove`].
+/// Objects to remove. None is removed before [`Unload::remove`].
 #[derive(Debug)]
 pub struct Unload {
     pin_dir: PathBuf,
@@ -60,7 +60,7 @@ impl Unload {
             });
         }
         plan._lock = Some(lock(pin_dir)?);
-        // What an agent pinned until it was gone.
+        // An agent may have pinned more before it ended.
         plan.owned = Owned::examine(pin_dir)?;
         // Hooks that judge go first.
         plan.owned
@@ -95,7 +95,7 @@ impl Unload {
         .collect()
     }
 
-    /// What is somebody else's and stays, by path below the pin directory.
+    /// Objects of somebody else, which stay, by path below the pin directory.
     #[must_use]
     pub fn others(&self) -> &[String] {
         &self.owned.others

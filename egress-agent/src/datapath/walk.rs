@@ -41,7 +41,7 @@ pub(super) struct Walk<K, V> {
     name: &'static str,
     fd: OwnedFd,
     capacity: u32,
-    /// Whether the kernel has batches for it, as far as is known.
+    /// True if the kernel has batches for it, as far as is known.
     has_batches: AtomicBool,
     entries: PhantomData<fn() -> (K, V)>,
 }
