@@ -1,4 +1,4 @@
-//! Who taught which address, on disk, so that the next agent can carry it over.
+//! Names that taught addresses, on disk, so that the next agent can carry them over.
 //!
 //! The kernel goes on with what it learned while no agent runs, but does not know by which names. Each chain that opened
 //! an address is a line here, written when it is first seen and at most once a minute after that. A thread of its own
@@ -39,7 +39,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// Nanoseconds for which a line may stand for later answers: see [`is_due`].
 const MINUTE_NS: u64 = 60_000_000_000;
 
-/// Whether an answer of `at_ns` is worth a line, when one of `before_ns` has one.
+/// True if an answer of `at_ns` is worth a line, when one of `before_ns` has one.
 #[must_use]
 pub(super) const fn is_due(before_ns: u64, at_ns: u64) -> bool {
     at_ns / MINUTE_NS != before_ns / MINUTE_NS
@@ -50,11 +50,11 @@ pub(super) const fn is_due(before_ns: u64, at_ns: u64) -> bool {
 pub struct Journal {
     path: PathBuf,
     waiting: Option<Arc<Waiting>>,
-    /// What could not be taken up, in a sentence.
+    /// The lines that could not be taken up, in a sentence.
     unknown: Option<String>,
 }
 
-/// What waits for the disk.
+/// Lines that wait for the disk.
 #[derive(Debug, Default)]
 struct Waiting {
     lines: Mutex<Lines>,
@@ -113,7 +113,7 @@ impl Journal {
         (journal, opened)
     }
 
-    /// What of an earlier agent is not known, in a sentence.
+    /// The part of an earlier agent's lines that is not known, in a sentence.
     #[must_use]
     pub fn unknown(&self) -> Option<&str> {
         self.unknown.as_deref()

@@ -1,4 +1,4 @@
-//! What was resolved to what, allowed or not.
+//! Names and the addresses that they resolved to, allowed or not.
 //!
 //! A *seen name* is a name that an answer led from to an address, until a point
 //! in time. Names stay for a while after that, so that a denial of an address
@@ -58,7 +58,7 @@ const CHAINS_PER_ALIAS: usize = 4;
 /// Most aliases of one scope, as a part of its addresses.
 const ALIASES_PART: usize = 8;
 
-/// What the memory had to give up.
+/// Counts of what the memory had to give up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MemoryCounts {
     /// Addresses thrown out for lack of room.
@@ -88,7 +88,7 @@ pub struct Seen<'a> {
     pub ttl_s: u32,
     /// Until when.
     pub expires_at_ns: u64,
-    /// Whether it opened the address.
+    /// True if it opened the address.
     pub is_allowed: bool,
 }
 
@@ -109,7 +109,7 @@ pub struct SeenName {
     pub netns: u32,
     /// Shortest TTL on the way in the answer that said so last, seconds.
     pub ttl_s: u32,
-    /// Whether it opened the address when it was resolved last.
+    /// True if it opened the address when it was resolved last.
     pub allowed: bool,
 }
 
@@ -120,7 +120,7 @@ impl SeenName {
         self.chain.as_deref().unwrap_or(&self.name)
     }
 
-    /// What was seen, as it is recorded.
+    /// The sighting as it is recorded.
     #[must_use]
     pub fn seen(&self, address: Address) -> Seen<'_> {
         Seen {
@@ -181,7 +181,7 @@ impl Names {
         }
     }
 
-    /// What makes room last: allowed before denied, then the latest end.
+    /// Highest for the address that makes room last: allowed before denied, then the latest end.
     fn worth(&self) -> (bool, u64) {
         let worths = self.as_slice().iter().map(worth);
         worths.max().unwrap_or_default()
@@ -192,7 +192,7 @@ fn worth(name: &SeenName) -> (bool, u64) {
     (name.allowed, name.expires_at_ns)
 }
 
-/// What one scope resolved.
+/// Names that one scope resolved.
 #[derive(Debug)]
 struct ScopeNames {
     /// Most addresses.
@@ -339,7 +339,7 @@ impl Memory {
         if let Some(known) = known.into_iter().find(is_same) {
             let is_news = is_due(known.at_ns, seen.at_ns) || known.allowed != seen.is_allowed;
             known.at_ns = known.at_ns.max(seen.at_ns);
-            // What opened nothing has an end of its own kind.
+            // The end of a name that opened nothing is of its own kind.
             known.expires_at_ns = if known.allowed == seen.is_allowed {
                 known.expires_at_ns.max(seen.expires_at_ns)
             } else {
@@ -616,13 +616,13 @@ impl Memory {
         self.addresses.load(Ordering::Relaxed)
     }
 
-    /// Whether nothing is remembered.
+    /// True if nothing is remembered.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// What the memory had to give up so far.
+    /// Counts of what the memory had to give up so far.
     #[must_use]
     pub fn counts(&self) -> MemoryCounts {
         MemoryCounts {
@@ -808,7 +808,7 @@ mod tests {
         let memory = small(100, 8);
         let node = memory.scope("node");
         memory.record(node, &seen(1, "a.example", 100, false), 0);
-        // What was only seen has an end of another kind.
+        // The end of a name that was only seen is of another kind.
         memory.record(node, &seen(1, "a.example", 90, true), 0);
         memory.record(node, &seen(1, "a.example", 80, true), 0);
         let names = memory.names_of(node, &v4(1), 0);

@@ -1,4 +1,4 @@
-//! What DNS answers said, on the agent's side: no clock, no runtime, no kernel.
+//! DNS answers on the agent's side: no clock, no runtime, no kernel.
 //!
 //! The kernel learns by itself and sends a copy of every answer. [`Reassembly`]
 //! puts copied TCP segments and parts of long messages together; [`Answer`] is

@@ -36,7 +36,7 @@ pub enum RefusalKind {
 /// An answer that taught nothing, or not all that it says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// Who asked.
+    /// The scope that asked.
     pub scope: ScopeNumber,
     /// The name that was asked for: lower case, without the final dot.
     pub name: String,

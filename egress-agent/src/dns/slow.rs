@@ -2,7 +2,7 @@
 //!
 //! The meaning is the kernel's (`egress_common::dns`), record by record and in
 //! the same order; only the limits are wider: 64 KiB and [`ALIASES`] aliases.
-//! Whether an answer *may* teach is not known here: [`is_left_to_the_agent`] says
+//! This module does not know if an answer *may* teach: [`is_left_to_the_agent`] says
 //! what the kernel has left, and for a segment of a TCP connection, of which the kernel
 //! knows only that an answer is waited for there, the caller looks up the query
 //! ([`Answer::id`], [`Answer::question_hash`]).
@@ -52,7 +52,7 @@ pub enum SlowError {
 pub struct ChainName {
     /// Lower case, without the final dot; bytes that no rule can match are written as `\ddd`.
     pub name: String,
-    /// Whether rules can match it.
+    /// True if rules can match it.
     pub is_matchable: bool,
     /// Shortest TTL on the way to it, seconds; `u32::MAX` for the question.
     pub ttl_s: u32,
@@ -71,7 +71,7 @@ pub struct ChainAddress {
     pub owner: usize,
 }
 
-/// What an answer says.
+/// The content of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// Id of the query.
@@ -82,7 +82,7 @@ pub struct Answer {
     pub question_class: u16,
     /// Error code in the header (RFC 1035 section 4.1.1); 0 is none.
     pub response_code: u8,
-    /// Whether the answer says that it is cut short.
+    /// True if the answer says that it is cut short.
     pub is_truncated: bool,
     /// The question's name, then the aliases in the order in which they were reached.
     pub chain: Vec<ChainName>,
@@ -106,7 +106,7 @@ enum Met {
     Address(usize),
 }
 
-/// Whether the kernel has left the answer to the agent: only then may the agent learn from it.
+/// True if the kernel has left the answer to the agent: only then may the agent learn from it.
 #[must_use]
 pub const fn is_left_to_the_agent(outcome: Tally) -> bool {
     matches!(outcome, Tally::AnswerOversized | Tally::AnswerSegmented)
@@ -263,7 +263,7 @@ impl Answer {
     }
 }
 
-/// What the kernel would have learned from an answer.
+/// The lesson that the kernel would have learned from an answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Lesson {
     /// For every address and every allowed port range one request.
@@ -283,7 +283,7 @@ pub struct TaughtAlias {
     pub rules: NameRules,
 }
 
-/// What is known of an answer's receiver.
+/// Facts of an answer's receiver.
 #[derive(Clone, Copy, Debug)]
 pub struct Receiver<'a> {
     /// Its scope.
@@ -320,7 +320,7 @@ impl Teaching {
         true
     }
 
-    /// What every owner so far teaches, under its own rules; who audits one of them audits all.
+    /// The rules that every owner so far teaches, each its own; an audit rule of one of them audits all.
     pub fn sets(&self) -> impl Iterator<Item = NameRules> {
         self.sets.iter().map(|rules| NameRules {
             auditor: if self.auditor == 0 {
@@ -332,13 +332,13 @@ impl Teaching {
         })
     }
 
-    /// Whether nothing is taught.
+    /// True if nothing is taught.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.sets.is_empty()
     }
 
-    /// What a chain teaches whose names stand with spaces between them; `None` when one of them is denied.
+    /// The rules that a chain teaches whose names stand with spaces between them; `None` when one of them is denied.
     #[must_use]
     pub fn of_chain(chain: &str, rules_of: impl Fn(&str) -> Option<NameRules>) -> Option<Self> {
         let mut teaching = Self::default();
@@ -386,7 +386,7 @@ pub fn learn(
         question.take(rules);
     }
     let mut teaches = !question.is_empty();
-    // What each name of the chain that was met so far teaches.
+    // The rules that each name of the chain that was met so far teaches.
     let mut teachings = HashMap::from([(0, question)]);
     for met in &answer.met {
         match met {
@@ -445,7 +445,7 @@ pub fn end_of(rules: &NameRules, ttl_s: u32, at_ns: u64) -> u64 {
     at_ns.saturating_add(lifetime_ns)
 }
 
-/// What an address is granted by an answer of a time, under the rules of a name.
+/// The grants that an answer of a time gives to an address, under the rules of a name.
 pub fn grants(
     key: LearnedKey,
     rules: &NameRules,
@@ -477,7 +477,7 @@ const fn plain_ttl(ttl_s: u32) -> u32 {
     if ttl_s >> 31 == 1 { 0 } else { ttl_s }
 }
 
-/// Whether addresses can depend on a record.
+/// True if addresses can depend on a record.
 const fn is_followed(data: &RData) -> bool {
     matches!(
         data,
@@ -796,7 +796,7 @@ mod tests {
             .iter()
             .map(|one| (one.grant.rule, one.grant.auditor, one.grant.limit_s))
             .collect();
-        // Who audits one of them audits what the chain teaches.
+        // The audit rule of one of them audits what the chain teaches.
         assert_eq!(grants, [(443, 9, 443), (22, 9, 22)]);
         let aliases: Vec<_> = lesson
             .aliases
@@ -891,7 +891,7 @@ mod tests {
         }
     }
 
-    /// What the kernel's machine learns under the same rules.
+    /// The addresses that the kernel's machine learns under the same rules.
     fn by_machine(
         bytes: &[u8],
         rules_of: fn(&str) -> Option<NameRules>,

@@ -42,7 +42,7 @@ impl Default for StreamLimits {
     }
 }
 
-/// What was given up.
+/// Counts of what was given up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StreamCounts {
     /// Streams and datagrams thrown out for lack of room.
@@ -64,7 +64,7 @@ pub struct WholeMessage {
     pub bytes: Vec<u8>,
 }
 
-/// What tells streams apart, and datagrams from each other.
+/// The key that tells streams apart, and datagrams from each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Key {
     cookie: u64,
@@ -97,7 +97,7 @@ impl Key {
 struct Pieces {
     /// The bytes; those in no range mean nothing.
     bytes: Vec<u8>,
-    /// What is there: begin and end, in order, never touching each other.
+    /// Ranges that are there: begin and end, in order, never touching each other.
     ranges: Vec<(usize, usize)>,
 }
 
@@ -274,7 +274,7 @@ impl Reassembly {
                 bytes: stream.pieces.bytes,
             });
         } else if !agrees {
-            // Two datagrams that cannot be told apart: neither is worth a guess.
+            // Two datagrams that cannot be distinguished: neither is worth a guess.
             self.lose(&key);
         }
     }
@@ -397,7 +397,7 @@ impl Reassembly {
         self.streams.len()
     }
 
-    /// Whether none is known.
+    /// True if none is known.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.streams.is_empty()
@@ -409,7 +409,7 @@ impl Reassembly {
         self.bytes
     }
 
-    /// What was given up so far.
+    /// Counts of what was given up so far.
     #[must_use]
     pub const fn counts(&self) -> StreamCounts {
         self.counts
