@@ -1,4 +1,4 @@
-//! What the kernel's side knows, as what travels.
+//! Turns facts of the kernel's side into those that travel.
 
 use super::{
     Timestamp,

@@ -24,10 +24,10 @@ const TURN: usize = 16;
 /// Pieces that wait for a slow client.
 const PIECES: usize = 1;
 
-/// What makes a list.
+/// Makes lists.
 #[derive(Clone)]
 pub(super) struct Lists {
-    /// Whoever makes a piece has one.
+    /// A list holds one while it makes a piece.
     turns: Arc<Semaphore>,
     /// How long a client may take for a list.
     limit: Duration,

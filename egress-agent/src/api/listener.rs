@@ -59,7 +59,7 @@ pub enum ListenError {
     InUse {
         /// The socket.
         path: PathBuf,
-        /// Who listens.
+        /// The process that listens.
         holder: Holder,
     },
     /// Something else has the name.
@@ -78,7 +78,7 @@ pub enum ListenError {
     },
 }
 
-/// Who listens on a socket.
+/// The process that listens on a socket.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Holder {
     /// Its process id; none when it lives in another process id namespace or does not answer.
@@ -106,7 +106,7 @@ impl Holder {
         }
     }
 
-    /// Who accepts connections on a socket; `None` when nobody does.
+    /// The process that accepts connections on a socket; `None` when there is none.
     ///
     /// # Errors
     ///
@@ -317,11 +317,11 @@ pub(super) struct TrustedPeers {
     name: SocketFile,
     lock: SocketLock,
     look: Interval,
-    /// Why the socket cannot be made again, which is told once.
+    /// Why the socket cannot be made again, which is logged once.
     trouble: Option<String>,
     limits: Limits,
     seats: Arc<Seats>,
-    /// Whether somebody had to make room for the last one: that is told once.
+    /// True if somebody had to make room for the last one: the agent logs that once.
     is_full: bool,
 }
 

@@ -26,7 +26,7 @@ use super::seats::{Kind, Seat};
 pub(super) struct Limits {
     /// Most clients whose requests are not complete; the oldest makes room.
     pub(super) asking: usize,
-    /// Most clients that are told how the agent is; the oldest makes room.
+    /// Most clients that ask how the agent is; the oldest makes room.
     pub(super) control: usize,
     /// Most clients with a question that takes work.
     pub(super) questions: usize,
@@ -43,7 +43,7 @@ pub(super) struct Limits {
 }
 
 impl Limits {
-    /// What the agent serves.
+    /// The limits that the agent serves with.
     pub(super) const DEFAULT: Self = Self {
         asking: 64,
         control: 128,
@@ -104,7 +104,7 @@ impl Peer {
         Arc::clone(&self.seat)
     }
 
-    /// Whether the client has lost its place.
+    /// True if the client has lost its place.
     fn is_hung_up(&mut self, context: &mut Context<'_>) -> bool {
         let Some(hung_up) = self.hung_up.as_mut() else {
             return true;
@@ -116,7 +116,7 @@ impl Peer {
         is_hung_up
     }
 
-    /// What a write came to, once the client's patience is looked at.
+    /// The result of a write, once the client's patience is looked at.
     fn written<T>(
         &mut self,
         context: &mut Context<'_>,

@@ -56,7 +56,7 @@ impl RecentFlows {
         self.count = self.count.saturating_add(1);
     }
 
-    /// What the filter shows, oldest first.
+    /// Verdicts that the filter shows, oldest first.
     #[must_use]
     pub fn recent(&self, filter: &FlowFilter) -> Vec<Arc<FlowReport>> {
         let limit = filter.limit.unwrap_or(usize::MAX);
@@ -78,7 +78,7 @@ impl RecentFlows {
         self.rings.iter().map(Ring::len).sum()
     }
 
-    /// Whether none is.
+    /// True if none is.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.rings.iter().all(Ring::is_empty)

@@ -76,7 +76,7 @@ pub enum ScrapeError {
     Form {
         /// The file.
         path: PathBuf,
-        /// What it lacks.
+        /// The property that it lacks.
         what: &'static str,
     },
     /// Certificate and key do not belong together, or are of a kind that is not known.
@@ -106,7 +106,7 @@ impl Scrape {
     ///
     /// # Errors
     ///
-    /// What would go wrong later, too.
+    /// Everything that would go wrong later, too.
     pub fn bind(options: &ScrapeOptions) -> Result<Self, ScrapeError> {
         let is_safe = options.tls.is_some() && options.token.is_some();
         if !options.address.ip().is_loopback() && !is_safe {
@@ -178,7 +178,7 @@ async fn authorized(State(token): State<Arc<Path>>, request: Request, next: Next
     }
 }
 
-/// Whether the request has this token (RFC 6750, section 2.1). How long that takes does not tell how much of it is right.
+/// True if the request has this token (RFC 6750, section 2.1). The time it takes does not tell how much of it is right.
 fn shows(headers: &HeaderMap, token: &[u8]) -> bool {
     let given = headers.get(header::AUTHORIZATION);
     let given = given.and_then(|value| {
@@ -281,7 +281,7 @@ async fn accept(
     }
 }
 
-/// Who has the places: nobody who connects and says nothing keeps out who asks.
+/// The clients that have places: nobody who connects and says nothing keeps out those who ask.
 #[derive(Debug, Default)]
 struct Places {
     taken: Mutex<Taken>,
@@ -303,7 +303,7 @@ struct Holder {
 }
 
 impl Taken {
-    /// Who makes room: of the address that has most places the oldest client that is not being answered, else the oldest.
+    /// The client to make room: of the address with most places the oldest that is not being answered, else the oldest.
     fn worst(&self) -> Option<u64> {
         let of = |from: IpAddr| self.clients.values().filter(move |one| one.from == from);
         let rank = |(number, one): (&u64, &Holder)| {
@@ -443,7 +443,7 @@ impl Listener for Accepted {
     async fn accept(&mut self) -> (Client, SocketAddr) {
         match self.ready.recv().await {
             Some(accepted) => accepted,
-            // Whoever accepts has ended, and the service with it.
+            // The task that accepts has ended, and the service with it.
             None => std::future::pending().await,
         }
     }

@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 
 use super::peer::Limits;
 
-/// What a client asks for.
+/// Kinds of requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Kind {
     /// Nothing yet: its request is not complete.
@@ -32,7 +32,7 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    /// Whether the oldest makes room.
+    /// True if the oldest makes room.
     const fn makes_room(self) -> bool {
         match self {
             Self::Asking | Self::Control => true,
@@ -40,7 +40,7 @@ impl Kind {
         }
     }
 
-    /// What those are who have the places.
+    /// The words for those who have the places.
     const fn words(self) -> &'static str {
         match self {
             Self::Asking | Self::Control => "clients",
@@ -137,7 +137,7 @@ impl Seat {
     ///
     /// # Errors
     ///
-    /// There is none; the client keeps its place among those who ask until it has been told.
+    /// There is none; the client keeps its place among those who ask until it has its answer.
     pub(super) fn take(&self, kind: Kind) -> Result<(), Full> {
         let places = self.seats.limits.places(kind);
         let mut taken = self.seats.lock();
@@ -182,7 +182,7 @@ mod tests {
         };
         let lost: Vec<bool> = clients.iter_mut().map(is_lost).collect();
         assert_eq!(lost, [true, true, false, false]);
-        // Who has asked is not idle any more.
+        // A client that has asked is not idle any more.
         clients[2].0.take(Kind::Control).expect("a place");
         let mut others: Vec<_> = (0..2).map(|_| seats.sit_down()).collect();
         assert!(!is_lost(&mut clients[2]));

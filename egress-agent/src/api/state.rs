@@ -1,4 +1,4 @@
-//! What the service asks of the daemon.
+//! Questions that the service asks the daemon.
 
 use std::sync::Arc;
 
@@ -21,14 +21,14 @@ pub type Rows<T> = Box<dyn Iterator<Item = anyhow::Result<Vec<T>>> + Send>;
 /// Calls read kernel maps and may take milliseconds: the service makes them on
 /// threads for blocking work.
 pub trait AgentState: Send + Sync + 'static {
-    /// What is attached, loaded, filled and lost.
+    /// Everything that is attached, loaded, filled and lost.
     ///
     /// # Errors
     ///
     /// The kernel's maps cannot be read.
     fn status(&self) -> anyhow::Result<Status>;
 
-    /// What was counted.
+    /// The counters.
     ///
     /// # Errors
     ///
@@ -56,7 +56,7 @@ pub trait AgentState: Send + Sync + 'static {
     /// [`BadQuestion`]; or the kernel's maps cannot be read.
     fn explain(&self, query: &ExplainQuery) -> anyhow::Result<Explanation>;
 
-    /// What flows were seen, as far as it is kept.
+    /// Flows that were seen, as far as they are kept.
     ///
     /// # Errors
     ///
@@ -84,7 +84,7 @@ pub struct NotAwaited(pub &'static str);
 #[error("{0}")]
 pub struct BadQuestion(pub String);
 
-/// What to explain.
+/// A question for an explanation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExplainQuery {
     /// Where to.

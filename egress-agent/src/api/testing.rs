@@ -1,4 +1,4 @@
-//! What the tests of the API and the CLI share.
+//! Shared parts of the tests of the API and the CLI.
 
 use std::{
     net::IpAddr,

@@ -464,7 +464,7 @@ async fn idle_clients_lose_their_place_and_keep_nobody_out() {
         }
         idle.push(stream);
     }
-    // Who asks is answered before any of them is late.
+    // A client that asks is answered before any of them is late.
     world.json("/v1/status").await;
     let mut hung_up = 0;
     for stream in &mut idle {
@@ -546,7 +546,7 @@ async fn a_long_list_is_whole_and_is_made_as_fast_as_it_is_read() {
     let mut slow = world.client.learned(None, &pods).await.expect("a list");
     let mut count = usize::from(slow.next().await.expect("a row").is_some());
     tokio::time::sleep(Duration::from_millis(100)).await;
-    // What waits for the client is a few pieces and what the socket holds, of five megabytes.
+    // Only a few pieces and what the socket holds wait for the client, of five megabytes.
     let made = pages();
     assert!((1..20).contains(&made), "{made} of 40 pages");
     // Meanwhile somebody else reads all of it.
@@ -559,7 +559,7 @@ async fn a_long_list_is_whole_and_is_made_as_fast_as_it_is_read() {
     let answer: Vec<LearnedAddress> =
         serde_json::from_value(world.json("/v1/learned").await).expect("rows");
     assert_eq!(answer, rows);
-    // Nobody is told of pods that he has not asked for.
+    // The agent reports nothing of pods that he has not asked for.
     let other = PodFilter {
         namespace: Some("shop".to_owned()),
         pod: None,
@@ -579,7 +579,7 @@ async fn a_list_that_breaks_off_is_no_list() {
         matches!(error, ClientError::Broken(_) | ClientError::BrokenOff),
         "{error:?}"
     );
-    // What is broken from the beginning is an error with its reason.
+    // A list that is broken from the beginning is an error with its reason.
     world.agent.learned.lock().expect("not poisoned").clear();
     let error = world.learned(None).await.expect_err("fails");
     assert!(

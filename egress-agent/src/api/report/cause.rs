@@ -3,7 +3,7 @@
 /// Declares [`Cause`] together with its names, its plain words and what to do about it.
 macro_rules! causes {
     ($($variant:ident $name:literal $words:literal $advice:literal,)+) => {
-        /// What lies behind a denial.
+        /// The cause behind a denial.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Cause {
             $(#[doc = $words] $variant,)+
@@ -25,7 +25,7 @@ macro_rules! causes {
                 match self { $(Self::$variant => $words,)+ }
             }
 
-            /// What to do about it; without its final stop.
+            /// The remedy for it; without its final stop.
             #[must_use]
             pub const fn advice(self) -> &'static str {
                 match self { $(Self::$variant => $advice,)+ }

@@ -17,11 +17,11 @@ use crate::{
     policy::RuleSource,
 };
 
-/// Whether a counter is part of the totals, so that nothing is in them twice.
+/// True if a counter is part of the totals, so that nothing is in them twice.
 ///
 /// The packet hooks judge every packet. A connect counts where it is refused
 /// (no packet will follow) and not where it is allowed (its packets count).
-/// What tc hands to the cgroup hooks is counted there.
+/// Packets that tc hands to the cgroup hooks count there.
 const fn is_total(counter: &Counter) -> bool {
     match counter.hook {
         Hook::SkbEgress => true,
@@ -129,7 +129,7 @@ pub fn counters_report<'a>(
     report
 }
 
-/// What was lost or refused for lack of room, for [`crate::api::model::Status::lost`].
+/// Things that were lost or refused for lack of room, for [`crate::api::model::Status::lost`].
 #[must_use]
 pub fn lost(counters: &Counters) -> BTreeMap<String, u64> {
     tallies(counters, Tally::is_alarm)

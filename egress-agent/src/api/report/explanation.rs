@@ -20,12 +20,12 @@ use crate::{
     },
 };
 
-/// Most addresses that are told in one sentence.
+/// Most addresses that one sentence names.
 const TOLD: usize = 3;
 
 const NS_PER_S: u64 = 1_000_000_000;
 
-/// What an agent knows beyond the policy.
+/// Facts that an agent knows beyond the policy.
 #[derive(Clone, Debug)]
 pub struct ExplainFacts {
     /// Now, nanoseconds of the clock since boot.
@@ -42,18 +42,18 @@ pub struct ExplainFacts {
     pub refusals: Vec<Refusal>,
 }
 
-/// What the kernel decides about an address, and what is known of it.
+/// The kernel's decision on an address, and what is known of it.
 #[derive(Clone, Debug)]
 pub struct AddressFacts {
     /// The address.
     pub address: Address,
-    /// What the kernel decides.
+    /// The kernel's decision.
     pub decision: Decision,
-    /// What the scope has learned of it, live or ended.
+    /// Grants that the scope has learned for it, live or ended.
     pub grants: Vec<Grant>,
     /// Names that the scope resolved to it.
     pub names: Vec<SeenName>,
-    /// Whether the scope resolved the name to it, rather than somebody else or by a refused answer.
+    /// True if the scope resolved the name to it, rather than somebody else or by a refused answer.
     pub is_own: bool,
 }
 
@@ -113,7 +113,7 @@ pub fn explanation(
     }
 }
 
-/// What is decided: for a name with several addresses, what says most.
+/// The decision: for a name with several addresses, the one that says most.
 fn decision(
     compiled: &Compiled,
     destination: &Destination,
@@ -554,7 +554,7 @@ pub(super) const fn cause_of(kind: &RefusalKind) -> Cause {
     }
 }
 
-/// What became of an answer that was refused.
+/// The reason why an answer was refused, in words.
 fn refusal_words(refusal: &Refusal, now_ns: u64) -> (Cause, String) {
     let name = &refusal.name;
     let server = address_text(&refusal.resolver);

@@ -19,7 +19,7 @@ use crate::{
     policy::{RuleSource, address_text, protocol_text},
 };
 
-/// What the agent knows about a verdict event and the kernel does not.
+/// Facts of a verdict event that the agent knows and the kernel does not.
 #[derive(Clone, Debug)]
 pub struct FlowContext<'a> {
     /// When it was, by the wall clock.

@@ -21,7 +21,7 @@ const UNKNOWN_NAME: &str = "?";
 
 const NS_PER_S: u64 = 1_000_000_000;
 
-/// What the agent knows about learned addresses and the kernel does not.
+/// Facts of learned addresses that the agent knows and the kernel does not.
 pub struct LearnedContext<'a> {
     /// Now, nanoseconds of the clock since boot.
     pub now_ns: u64,
@@ -41,7 +41,7 @@ impl fmt::Debug for LearnedContext<'_> {
     }
 }
 
-/// What rows say of rules, made once for each.
+/// The words of rows about rules, made once for each rule.
 #[derive(Debug, Default)]
 pub struct RuleTexts(HashMap<u64, RuleWords>);
 
@@ -63,7 +63,7 @@ impl RuleTexts {
     }
 }
 
-/// What one name has of an address.
+/// One name's share of an address.
 #[derive(Default)]
 struct Share {
     ports: BTreeSet<(u8, u16, u16)>,

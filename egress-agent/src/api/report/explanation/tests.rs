@@ -82,7 +82,7 @@ spec: { ceiling: true, allow: [{ names: [a.cdn.example.net] }, { cidrs: [10.1.0.
     }
 }
 
-/// What a scope knows: names it resolved with their ends, and what the kernel learned of it.
+/// A scope's knowledge: names it resolved with their ends, and what the kernel learned of it.
 struct World {
     memory: Memory,
     node: ScopeNumber,
