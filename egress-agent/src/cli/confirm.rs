@@ -48,7 +48,7 @@ impl Confirm {
     }
 }
 
-/// What follows, for people.
+/// The confirmation's status, for people.
 pub(super) fn render(status: &ConfirmationStatus, screen: Screen) -> String {
     let mut table = Table::new().word("").text("");
     table.row(["confirm".into(), confirmation(status)]);

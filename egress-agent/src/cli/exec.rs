@@ -51,7 +51,7 @@ PROTOCOL. At the end, what was reached and denied is shown on stderr.
 Exit status: that of the command, 128 and the number of the signal that ended it; 125 when exec
 itself failed, 126 when the command cannot be run, 127 when it is not there.";
 
-/// What is said when there is no command.
+/// The message when there is no command.
 const USAGE: &str = "there is no command: write it after `--`
   sudo egress-agent exec --allow api.github.com --allow '*.npmjs.org:443' -- npm ci
   sudo egress-agent exec --policy ci.yaml --report report.json --mode audit -- make test
@@ -60,9 +60,9 @@ const USAGE: &str = "there is no command: write it after `--`
 
 /// Name of the policy that `--allow` makes.
 const ALLOW_POLICY: &str = "allow";
-/// What messages call its text.
+/// The name of its text in messages.
 const ALLOW_FILE: &str = "--allow";
-/// What ends by itself this soon after the command is not worth a word.
+/// A process that ends by itself this soon after the command is not worth a word.
 const SHORTLY: Duration = Duration::from_millis(100);
 /// Between asking what is left to end and killing it.
 const ASKED: Duration = Duration::from_secs(1);
@@ -214,7 +214,7 @@ impl Exec {
         let done = check_machine(cgroup.path())
             .and_then(|()| self.options(cgroup.path()))
             .and_then(|options| inside.run(options, policies, catalog, &mut watcher));
-        // Whatever happened: nothing of it is left. The watcher does the same if this is where the end comes.
+        // Nothing of the command is left, however it ended. The watcher does the same if this process ends here.
         cgroup.kill();
         let removed = cgroup.remove();
         if let Some(watcher) = watcher {
@@ -276,7 +276,7 @@ impl Exec {
         Ok((policies.into_iter().collect(), catalog))
     }
 
-    /// What the daemon's parts are told.
+    /// Options for the daemon's parts.
     fn options(&self, cgroup: &Path) -> anyhow::Result<RunOptions> {
         let are_resolvers_given = !self.resolver.is_empty();
         let resolvers = self.resolver.clone();
@@ -361,7 +361,7 @@ fn check_machine(cgroup: &Path) -> anyhow::Result<()> {
     .into())
 }
 
-/// What is done while the cgroup is there.
+/// Everything that is needed while the cgroup is there.
 struct Inside<'a> {
     exec: &'a Exec,
     user: RunAs,

@@ -120,7 +120,7 @@ pub enum ImportOutput {
     Json,
 }
 
-/// What `policy import -o json` prints.
+/// The output of `policy import -o json`.
 #[derive(Debug, Serialize)]
 struct ImportReport {
     policies: Vec<EgressPolicy>,
@@ -166,7 +166,7 @@ impl Import {
     fn refused(&self, yaml: &str) -> anyhow::Result<Vec<PolicyError>> {
         let catalog = self.catalog.sources()?.load().map_err(UsageError::new)?;
         let checked = PolicySet::from_texts([(Path::new("result"), yaml)], &catalog).map(|set| {
-            // What is for pods applies by itself, as far as can be told here.
+            // A policy for pods applies alone, as far as is known here.
             let (of_node, alone) = set.by_subjects();
             let sets = std::iter::once(of_node).chain(alone);
             sets.filter_map(|set| policy::compile(&set, &Lifeline::new(), None).err())

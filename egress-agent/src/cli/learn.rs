@@ -145,7 +145,7 @@ impl Learn {
     }
 }
 
-/// What `run` would say of the policy.
+/// Checks the policy as `run` would.
 fn check(text: &str) -> anyhow::Result<()> {
     let set = PolicySet::from_texts([(Path::new("learned.yaml"), text)], &Catalog::default())?;
     compile(&set, &Lifeline::new(), None)?;

@@ -125,11 +125,11 @@ impl Cli {
         })
     }
 
-    /// What to log when neither option nor variable says.
+    /// The log filter when neither option nor variable gives one.
     #[must_use]
     pub const fn default_log(&self) -> &'static str {
         match self.command {
-            // What fails of its requests is told by those who make them.
+            // The callers of its client report requests that fail.
             Command::Run(_) => "info,kube_client=off",
             Command::Exec(_)
             | Command::Status(_)
@@ -150,7 +150,7 @@ impl Cli {
     ///
     /// # Errors
     ///
-    /// What keeps it from being done, for [`ExitCode::of`] and the person at the terminal.
+    /// A step fails; the error is for [`ExitCode::of`] and the person at the terminal.
     pub fn execute(self) -> anyhow::Result<ExitCode> {
         match self.command {
             Command::Run(run) => run.execute(),

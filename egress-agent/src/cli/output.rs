@@ -90,12 +90,12 @@ pub(super) fn note(text: &str) {
     }
 }
 
-/// What the place that is written to can show.
+/// The abilities of the terminal, file or pipe that is written to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Screen {
     /// Columns; none where lines may have any length.
     pub width: Option<usize>,
-    /// Whether colours are wanted.
+    /// True if colours are wanted.
     pub colours: bool,
 }
 
@@ -106,7 +106,7 @@ impl Screen {
         colours: false,
     };
 
-    /// What stdout can show. `COLUMNS` is believed before the terminal's own width, `NO_COLOR` forbids colours.
+    /// The abilities of stdout. `COLUMNS` is believed before the terminal's own width, `NO_COLOR` forbids colours.
     #[must_use]
     pub fn of_stdout() -> Self {
         let variable = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
@@ -114,7 +114,7 @@ impl Screen {
         Self::of(io::stdout().is_terminal(), columns, variable)
     }
 
-    /// What stderr can show, likewise.
+    /// The abilities of stderr, likewise.
     #[must_use]
     pub fn of_stderr() -> Self {
         let variable = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());

@@ -86,10 +86,10 @@ pub struct Check {
 #[command(after_help = SCHEMA_EXAMPLES)]
 pub struct SchemaOfPolicies {}
 
-/// What `policy check` found.
+/// Findings of `policy check`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub(super) struct CheckReport {
-    /// Whether the files are usable.
+    /// True if the files are usable.
     pub(super) ok: bool,
     /// The mode that would apply to the node, `mixed` where they differ; none if they are not usable, or not for a node.
     pub(super) mode: Option<&'static str>,
@@ -99,7 +99,7 @@ pub(super) struct CheckReport {
     pub(super) names: usize,
     /// Entries of the CIDR trie, without the lifeline's.
     pub(super) cidrs: usize,
-    /// What is wrong, the first thousand errors.
+    /// The first thousand errors.
     pub(super) errors: Vec<String>,
     /// How many errors there are besides.
     pub(super) more_errors: usize,

@@ -43,7 +43,7 @@ Examples:
 
 Exit status: 0 no difference; 1 differences; 2 policies or flows not usable.";
 
-/// What `--flows` calls the running agent.
+/// The running agent's name in `--flows`.
 const AGENT: &str = "agent";
 
 /// Options of `policy diff`.
@@ -71,7 +71,7 @@ pub struct PolicyDiff {
     pub socket: SocketArgs,
 }
 
-/// What two policies decide differently.
+/// Differences between the decisions of two policies.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub(super) struct DiffReport {
     /// Destinations: what becomes allowed first.
@@ -93,7 +93,7 @@ pub(super) struct DifferenceReport {
     pub(super) destination: String,
     /// Ports, as a policy would write them; none where a name is denied that was not allowed.
     pub(super) ports: Vec<String>,
-    /// What is particular about it; empty for most.
+    /// A particularity of it; empty for most.
     pub(super) note: String,
     /// The rules that make it so.
     pub(super) rules: Vec<RuleReport>,
@@ -104,9 +104,9 @@ pub(super) struct DifferenceReport {
 pub(super) struct SettingReport {
     /// The field below `spec`.
     pub(super) setting: &'static str,
-    /// What it was.
+    /// The old value.
     pub(super) from: String,
-    /// What it is.
+    /// The new value.
     pub(super) to: String,
 }
 
@@ -293,7 +293,7 @@ fn changed_flows(old: &Compiled, new: &Compiled, flows: &[SeenFlow]) -> (Vec<Cha
     let mut judged = 0_u64;
     let mut found: BTreeMap<(String, Vec<String>, IpAddr, String), ChangedFlow> = BTreeMap::new();
     for flow in flows {
-        // What the kernel could not read has no protocol.
+        // A flow that the kernel could not read has no protocol.
         let Some(proto) = protocol_number(&flow.protocol) else {
             continue;
         };

@@ -70,7 +70,7 @@ pub enum TestFormat {
     Junit,
 }
 
-/// What became of all files.
+/// Results of all files.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub(super) struct TestReport {
     /// Expectations that were met.
@@ -81,7 +81,7 @@ pub(super) struct TestReport {
     pub(super) results: Vec<TestResult>,
 }
 
-/// What became of an expectation.
+/// The result of an expectation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct TestResult {
     /// File of the expectation.
@@ -90,9 +90,9 @@ pub(super) struct TestResult {
     pub(super) line: usize,
     /// Destination with port and protocol.
     pub(super) to: String,
-    /// What is expected, in one line.
+    /// The expectation, in one line.
     pub(super) expected: String,
-    /// Whether it was met.
+    /// True if it was met.
     pub(super) passed: bool,
     /// `allowed` or `denied`.
     pub(super) verdict: &'static str,
@@ -100,7 +100,7 @@ pub(super) struct TestResult {
     pub(super) reason: String,
     /// The rule that decides.
     pub(super) rule: Option<RuleReport>,
-    /// What is not as expected, and what lies behind it; none if it was met.
+    /// The difference from the expectation, and the cause; none if it was met.
     pub(super) failure: Option<String>,
 }
 
@@ -178,7 +178,7 @@ pub(super) fn result(file: &Path, expected: &Expectation, compiled: &Compiled) -
     let explained = explanation(compiled, &expected.to, None);
     let is_allowed = explained.verdict == "allowed";
     let verdict = |is_allowed| if is_allowed { "allowed" } else { "denied" };
-    // What a deny rule for a name keeps from being learned rests on no rule in the kernel.
+    // The kernel has no rule for an address that a deny rule for a name keeps from being learned.
     let cause = explained.causes.iter().find(|one| one.cause == "deny_rule");
     let rule = explained.rule.clone();
     let rule = rule.or_else(|| cause.and_then(|one| one.rule.clone()));
@@ -219,7 +219,7 @@ pub(super) fn result(file: &Path, expected: &Expectation, compiled: &Compiled) -
     }
 }
 
-/// What lies behind a verdict, in one line.
+/// The grounds of a verdict, in one line.
 fn why(explained: &Explanation, rule: Option<&RuleReport>) -> String {
     let mut parts = vec![explained.words.to_string()];
     parts.extend(rule.map(rule_text));
@@ -232,7 +232,7 @@ fn why(explained: &Explanation, rule: Option<&RuleReport>) -> String {
     parts.join("; ")
 }
 
-/// Results for people: what failed is told whole.
+/// Results for people: failures in full.
 fn table(report: &TestReport, screen: Screen) -> String {
     let mut table = Table::new()
         .word("RESULT")
@@ -272,7 +272,7 @@ fn place(result: &TestResult) -> String {
     format!("{}:{}", result.file.display(), result.line)
 }
 
-/// What a test is called in reports.
+/// The name of a test in reports.
 fn title(result: &TestResult) -> String {
     printable(&format!("{} is {}", result.to, result.expected))
 }

@@ -1,4 +1,4 @@
-//! What subcommands that ask the agent have in common.
+//! Shared parts of subcommands that ask the agent.
 
 use std::path::PathBuf;
 
@@ -46,7 +46,7 @@ impl PodArgs {
         }
     }
 
-    /// Whether any was given.
+    /// True if any was given.
     #[must_use]
     pub const fn is_given(&self) -> bool {
         self.namespace.is_some() || self.pod.is_some()

@@ -386,16 +386,16 @@ impl FromStr for ScopeOption {
     }
 }
 
-/// What the daemon is told to do: options with their defaults found.
+/// Options of the daemon, with their defaults found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunOptions {
     /// Policy files and folders; at least one, or a cluster.
     pub policies: Vec<PathBuf>,
     /// The cluster whose policies apply as well.
     pub kubernetes: Option<KubernetesOptions>,
-    /// What a new pod may reach until its policies are known.
+    /// Destinations that a new pod may reach until its policies are known.
     pub pending_pods: PendingPods,
-    /// What rules may refer to.
+    /// Sources of what rules may refer to.
     pub catalog: CatalogSources,
     /// Cgroup whose processes are judged.
     pub cgroup: PathBuf,
@@ -405,7 +405,7 @@ pub struct RunOptions {
     pub pod_interfaces: Option<PodInterfaces>,
     /// Trusted resolvers, as given.
     pub resolvers: Vec<SocketAddr>,
-    /// Whether they were given; if not, [`workload::ResolvConf`] tells them, whenever it changes.
+    /// True if they were given; if not, [`workload::ResolvConf`] names them, whenever it changes.
     pub are_resolvers_given: bool,
     /// Where to listen.
     pub socket: PathBuf,
@@ -421,7 +421,7 @@ pub struct RunOptions {
     pub scopes: Vec<ScopeOption>,
     /// Domains below which any name may be asked for, as given, in lower case.
     pub search_domains: Vec<String>,
-    /// Whether they were given; if not, [`workload::ResolvConf`] tells them.
+    /// True if they were given; if not, [`workload::ResolvConf`] names them.
     pub are_search_domains_given: bool,
     /// Names of scopes that run a trusted resolver; each is one of `scopes`.
     pub resolver_scopes: Vec<String>,
@@ -450,7 +450,7 @@ impl Run {
     ///
     /// # Errors
     ///
-    /// What keeps it from starting, or ends it.
+    /// The daemon cannot start, or a failure ends it.
     pub fn execute(self) -> anyhow::Result<ExitCode> {
         let options = self.into_options()?;
         crate::daemon::run(options)
@@ -524,7 +524,7 @@ impl Run {
     }
 }
 
-/// The API server as pods are told of it: where that is a name, policies have to name it.
+/// The API server that pods find in their environment; none where that gives a name, which policies have to allow.
 fn api_service() -> Option<SocketAddr> {
     let variable = |name| std::env::var(name).ok();
     let host: IpAddr = variable("KUBERNETES_SERVICE_HOST")?.parse().ok()?;

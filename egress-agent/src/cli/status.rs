@@ -148,7 +148,7 @@ fn facts(status: &model::Status) -> Table {
 /// A file of service tags that is older than this may lack networks that are in use: a new one comes every week.
 const OLD_S: u64 = 30 * 86_400;
 
-/// What a file of service tags holds, in a sentence.
+/// The content of a file of service tags, in a sentence.
 fn service_tags(tags: &model::ServiceTagsStatus) -> Cell {
     let age = tags
         .age_s
@@ -206,7 +206,7 @@ fn pods(status: &model::KubernetesStatus) -> String {
     text
 }
 
-/// Whether enforcing was confirmed, in a sentence.
+/// The state of the confirmation, in a sentence.
 pub(super) fn confirmation(status: &model::ConfirmationStatus) -> Cell {
     let at = |time: Option<Timestamp>| time.map_or_else(String::new, |time| format!(" {time}"));
     match &*status.state {

@@ -84,7 +84,7 @@ pub(super) fn number(number: u64) -> Cell {
     number.to_string().into()
 }
 
-/// What a column holds.
+/// Kinds of columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     /// Short words, never wrapped.
@@ -135,7 +135,7 @@ impl Table {
         self.rows.push(cells.into());
     }
 
-    /// Whether there are no rows.
+    /// True if there are no rows.
     #[must_use]
     pub(super) fn is_empty(&self) -> bool {
         self.rows.is_empty()

@@ -60,7 +60,7 @@ impl Unload {
         })?;
         let hooks = plan.hooks();
         let maps = plan.maps();
-        // What goes is told before it goes.
+        // Each object is named before it is removed.
         for hook in &hooks {
             eprintln!("removing hook {hook}");
         }

@@ -1,4 +1,4 @@
-//! What people see. `EGRESS_BLESS=1 cargo test` renews the golden files in `testdata/`.
+//! The tables that people see. `EGRESS_BLESS=1 cargo test` renews the golden files in `testdata/`.
 
 use std::path::Path;
 
