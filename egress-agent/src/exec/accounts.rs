@@ -25,7 +25,7 @@ pub(super) struct Group {
     members: Vec<String>,
 }
 
-/// What both files say.
+/// Accounts of both files.
 #[derive(Debug, Default)]
 pub(super) struct Accounts {
     users: Vec<Account>,
@@ -47,7 +47,7 @@ impl Accounts {
         Ok(Self::parse(&text("/etc/passwd")?, &text("/etc/group")?))
     }
 
-    /// What the texts of both files list; lines of another form are passed over, as the C library does.
+    /// Reads the texts of both files; it passes over lines of another form, as the C library does.
     fn parse(passwd: &str, group: &str) -> Self {
         Self {
             users: passwd.lines().filter_map(account).collect(),

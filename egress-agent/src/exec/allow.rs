@@ -1,4 +1,4 @@
-//! What `--allow` names: `NAME[:PORTS][/PROTOCOL]` or `CIDR[:PORTS][/PROTOCOL]`.
+//! The argument of `--allow`: `NAME[:PORTS][/PROTOCOL]` or `CIDR[:PORTS][/PROTOCOL]`.
 
 use std::{
     net::{IpAddr, Ipv6Addr},

@@ -42,7 +42,7 @@ pub enum CgroupError {
     /// The cgroup cannot be made, or looked at.
     #[error("cannot {action} cgroup {}", path.display())]
     Io {
-        /// What failed.
+        /// The step that failed.
         action: &'static str,
         /// Where.
         path: PathBuf,
@@ -57,7 +57,7 @@ pub enum CgroupError {
 pub struct LeftProcess {
     /// Its number.
     pub pid: i32,
-    /// What it is called.
+    /// Its command name.
     pub command: String,
 }
 
@@ -133,13 +133,13 @@ impl OwnCgroup {
         &self.lock
     }
 
-    /// Whether the command's user could move it to another cgroup.
+    /// True if the command's user could move it to another cgroup.
     #[must_use]
     pub const fn can_leave(&self) -> bool {
         self.can_leave
     }
 
-    /// What is in it.
+    /// Processes in it.
     #[must_use]
     pub fn processes(&self) -> Vec<LeftProcess> {
         let pids = pids(&self.path).into_iter();
@@ -150,7 +150,7 @@ impl OwnCgroup {
         .collect()
     }
 
-    /// Whether nothing is in it any more.
+    /// True if no process is in it any more.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         is_empty(&self.path)
@@ -239,7 +239,7 @@ fn remove_leftovers(parent: &Path) {
         let Ok(directory) = File::open(entry.path()) else {
             continue;
         };
-        // Whoever lives holds the lock.
+        // An `exec` that lives holds the lock.
         if let Ok(_lock) = Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
             tracing::debug!(cgroup = %entry.path().display(), "removing what an earlier exec left");
             let _left = end(&entry.path());
@@ -273,7 +273,7 @@ fn remove(path: &Path) -> io::Result<()> {
             Ok(()) => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) if end.is_none_or(|end| Instant::now() >= end) => return Err(error),
-            // What was killed is still on its way out.
+            // A killed process is still on its way out.
             Err(_) => thread::sleep(LOOK),
         }
     }
@@ -297,7 +297,7 @@ fn children(path: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// What is in a cgroup and below.
+/// Processes in a cgroup and below, by id.
 fn pids(path: &Path) -> Vec<i32> {
     let text = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
     let mut pids: Vec<i32> = text.lines().filter_map(|line| line.parse().ok()).collect();
@@ -307,7 +307,7 @@ fn pids(path: &Path) -> Vec<i32> {
     pids
 }
 
-/// Whether nothing is in a cgroup and below; one that is gone is empty too.
+/// True if no process is in a cgroup or below; one that is gone is empty too.
 fn is_empty(path: &Path) -> bool {
     let events = fs::read_to_string(path.join("cgroup.events")).unwrap_or_default();
     !events.lines().any(|line| line == "populated 1")

@@ -3,7 +3,7 @@
 //! The *command* is the program that the user names, with all that it starts. Its cgroup is made by [`OwnCgroup`],
 //! it begins there by [`Prepared::start`], as a [`RunAs`]. A [`Watcher`] is a copy of this process that holds the links
 //! of the programs too, and ends what is in the cgroup when this process is killed. [`follow`] passes signals and waits.
-//! What was seen becomes a [`Report`].
+//! The observations become a [`Report`].
 
 mod accounts;
 mod allow;

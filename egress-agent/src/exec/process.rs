@@ -59,7 +59,7 @@ pub enum StartError {
     /// The process was made, and could not become the command's user, or join its cgroup.
     #[error("cannot {step} for the command")]
     Step {
-        /// What failed.
+        /// The step that failed.
         step: &'static str,
         /// Why.
         #[source]
@@ -91,7 +91,7 @@ impl StartError {
     }
 }
 
-/// What the copy does before it becomes the command, by number: it can say no more.
+/// Steps of the copy before it becomes the command, by number: it can say no more.
 const STEPS: [&str; 7] = [
     "join the cgroup",
     "set the limits",
@@ -305,9 +305,9 @@ impl Watcher {
     }
 }
 
-/// What the watcher does.
+/// The watcher's work.
 fn watch(mut alive: File, path: &Path) -> i32 {
-    // Whoever ends the session or the group of this process does not end the watcher.
+    // An end of the session or the group of this process does not end the watcher.
     let _own_session = setsid();
     let _named = prctl::set_name(c"egress-watch");
     let _blocked = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None);
@@ -383,7 +383,7 @@ fn copy(cgroup: Option<&File>, work: impl FnOnce() -> i32) -> Result<Pid, StartE
     }
 }
 
-/// Whether this process has one thread. One that has just been joined may still be listed.
+/// True if this process has one thread. One that has just been joined may still be listed.
 fn has_one_thread() -> bool {
     for _ in 0..50 {
         let threads = fs::read_dir("/proc/self/task").map_or(0, Iterator::count);

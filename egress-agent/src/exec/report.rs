@@ -1,4 +1,4 @@
-//! What a command reached and what it was denied, as `exec` reports it.
+//! Destinations that a command reached and that it was denied, as `exec` reports them.
 
 use std::net::IpAddr;
 
@@ -37,7 +37,7 @@ impl Ended {
     }
 }
 
-/// What is known besides the observations.
+/// Facts besides the observations.
 #[derive(Clone, Debug)]
 pub struct Facts {
     /// The command as it was given.
@@ -52,7 +52,7 @@ pub struct Facts {
     pub ended: Timestamp,
     /// How it ended.
     pub exit: Ended,
-    /// What it left, and whether that was killed.
+    /// Processes that it left; true for those that were killed.
     pub left: Vec<(LeftProcess, bool)>,
 }
 
@@ -75,11 +75,11 @@ pub struct Report {
     pub exit: Ended,
     /// The exit status of `exec`.
     pub exit_status: u8,
-    /// What was reached.
+    /// Destinations that were reached.
     pub reached: Vec<ReportedDestination>,
-    /// What was denied, or would have been in the mode `enforce`.
+    /// Destinations that were denied, or would have been in the mode `enforce`.
     pub denied: Vec<ReportedDestination>,
-    /// What was lost on the way and may be missing above.
+    /// Losses on the way: flows that may be missing above.
     pub losses: Vec<Loss>,
     /// Processes that were left when the command had ended.
     pub left: Vec<ReportedProcess>,
@@ -103,9 +103,9 @@ pub struct ReportedUser {
 pub struct ReportedProcess {
     /// Its number.
     pub pid: i32,
-    /// What it is called.
+    /// Its command name.
     pub command: String,
-    /// Whether it had to be killed.
+    /// True if it had to be killed.
     pub killed: bool,
 }
 
@@ -157,7 +157,7 @@ impl ReportedDestination {
         self.verdict != Verdict::Allow.name()
     }
 
-    /// Whether both would be one line.
+    /// True if both would be one line.
     fn is_same(&self, other: &Self) -> bool {
         let place = |one: &Self| (one.name.clone(), one.port, one.protocol.clone());
         let is_place = place(self) == place(other)

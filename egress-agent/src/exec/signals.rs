@@ -111,8 +111,8 @@ fn signal_of(info: &siginfo) -> Option<Signal> {
     Signal::try_from(number).ok()
 }
 
-/// Whether a signal is the command's only if it is passed on: the kernel sends what a terminal makes to the whole group,
-/// and what the command sends to its group reached it already.
+/// True if a signal reaches the command only when it is passed on: the kernel sends the terminal's signals to the whole
+/// group, and those that the command sends to its group have reached it already.
 fn is_passed_on(info: &siginfo, is_of_command: impl Fn(i32) -> bool) -> bool {
     let is_from_kernel = info.ssi_code > 0;
     let sender = i32::try_from(info.ssi_pid).unwrap_or(0);
@@ -164,7 +164,7 @@ pub(crate) async fn wants_end(signals: &AsyncFd<SignalFd>) {
     std::future::pending().await
 }
 
-/// What became of the processes since the last look.
+/// Looks at the processes; the command's end, if it has ended.
 fn look(command: Pid, watcher: Pid, terminal: &Terminal) -> Option<Ended> {
     if let Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) =
         waitpid(watcher, Some(WaitPidFlag::WNOHANG))
@@ -221,7 +221,7 @@ impl Terminal {
         }
         let mut mask = SigSet::empty();
         mask.add(Signal::SIGTTOU);
-        // Who is in the background is stopped for taking it, unless this is held back.
+        // The kernel stops a background process that takes the terminal, unless this signal is blocked.
         let _held = sigprocmask(SigmaskHow::SIG_BLOCK, Some(&mask), None);
         let _taken = tcsetpgrp(device, getpgrp());
         let _passed = sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&mask), None);

@@ -10,7 +10,7 @@ use thiserror::Error;
 
 use super::accounts::Accounts;
 
-/// Why nobody can be told to run the command as.
+/// Why there is no user to run the command as.
 #[derive(Debug, Error)]
 pub enum UserError {
     /// There is no such user.
@@ -41,14 +41,14 @@ pub struct RunAs {
     pub groups: Vec<Gid>,
     /// The user's name, where there is one.
     pub name: Option<String>,
-    /// Whether this is somebody else than who runs `exec`.
+    /// True if this is another user than the one who runs `exec`.
     pub is_other: bool,
     home: Option<PathBuf>,
     shell: Option<PathBuf>,
 }
 
 impl RunAs {
-    /// Who is given (`NAME` or `UID`, perhaps with `:GROUP`), else who called sudo, else who runs this.
+    /// The user that is given (`NAME` or `UID`, perhaps with `:GROUP`), else the caller of sudo, else the own one.
     ///
     /// # Errors
     ///
@@ -118,7 +118,7 @@ impl RunAs {
         })
     }
 
-    /// What this user's environment has instead of that of who runs `exec`.
+    /// Variables that replace those of the user who runs `exec`.
     #[must_use]
     pub fn variables(&self) -> Vec<(&'static str, String)> {
         if !self.is_other {
@@ -162,7 +162,7 @@ impl RunAs {
         Ok(result)
     }
 
-    /// Whether this user may write a file with this owner and mode.
+    /// True if this user may write a file with this owner and mode.
     #[must_use]
     pub fn may_write(&self, owner: u32, group: u32, mode: u32) -> bool {
         if self.uid.is_root() {
