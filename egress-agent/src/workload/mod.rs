@@ -1,4 +1,4 @@
-//! What the node is: its cgroup hierarchy, pods, addresses and resolvers.
+//! The node: its cgroup hierarchy, pods, addresses and resolvers.
 
 mod cgroup;
 mod interfaces;

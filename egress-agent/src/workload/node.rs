@@ -82,7 +82,7 @@ fn caches_in(addresses: impl Iterator<Item = (IpAddr, String)>) -> Vec<LocalCach
     caches.into_iter().collect()
 }
 
-/// What resolv.conf says.
+/// The content of resolv.conf.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ResolvConf {
     /// The resolvers, without repetitions: those of the file and, behind a stub of systemd-resolved, those that it asks.

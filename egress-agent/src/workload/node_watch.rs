@@ -1,6 +1,6 @@
 //! A watch on what the node is known by: its addresses (netlink) and its resolvers (inotify).
 //!
-//! What is heard is a hint to look, never a fact.
+//! An event is a hint to look, never a fact.
 
 use std::{
     collections::BTreeSet,
@@ -146,7 +146,7 @@ fn watches(files: &[&Path]) -> io::Result<(Inotify, BTreeSet<OsString>)> {
     let mut names = BTreeSet::new();
     for file in files {
         for path in way_to(file) {
-            // What is not there is heard of by the folder above it, if that is there; the slow look finds the rest.
+            // The folder above reports a file that is not there, if that folder is; the slow look finds the rest.
             if let (Some(folder), Some(name)) = (path.parent(), path.file_name()) {
                 let _ = inotify.add_watch(folder, of_folder);
                 names.insert(name.to_owned());

@@ -1,6 +1,6 @@
 //! A watch on paths that come and go, by inotify(7).
 //!
-//! What it says is a hint to look, never a fact: every folder on the way to a path that is there is watched, and whoever
+//! An event is a hint to look, never a fact: every folder on the way to a path that is there is watched, and who
 //! waits looks at the paths after [`PathWatch::follow`], not before. So nothing that happens in between is missed.
 
 use std::{
@@ -145,7 +145,7 @@ mod tests {
             follow(&mut watch);
             assert_eq!(watch.drain(), Ok(false), "{folder}");
         }
-        // Neighbours of a folder on the way are told as well, what is elsewhere is not.
+        // Neighbours of a folder on the way are reported as well, what is elsewhere is not.
         fs::create_dir(path.join("below")).expect("a folder");
         assert_eq!(watch.drain(), Ok(false));
     }

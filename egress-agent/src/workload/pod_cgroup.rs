@@ -117,7 +117,7 @@ pub struct PodCgroup {
     pub uid: PodUid,
     /// Its class, which never changes.
     pub qos: Qos,
-    /// Whether the cgroup is the pod's own.
+    /// The cgroup's place in the pod.
     pub place: Place,
 }
 

@@ -7,13 +7,13 @@
 //! It watches every cgroup down to the pods' own, and none below these. So it does not matter where kubelet's cgroups
 //! begin, nor whether they are there yet: what is made above them, be it after a removal, is watched like the rest.
 //!
-//! What inotify says is a hint where to look, never a fact: at each one the directory is looked at and compared with
+//! An inotify event is a hint where to look, never a fact: at each one the directory is looked at and compared with
 //! what is known of it. Therefore these races end well:
 //!
 //! - *A directory is made between the watch and the scan.* A directory is watched before it is read. What is made in
 //!   between is found twice, and the second look finds nothing new.
 //! - *A directory is gone before its turn comes.* Then there is nothing to look at. A pod that came and went unseen is
-//!   not told.
+//!   not reported.
 //! - *A directory is removed and made again under its name.* Its inode number, which is the cgroup's id, is another one
 //!   (the kernel gives none twice): first the old pod is gone, then the new one is made. Where it is not a pod's, all
 //!   that was known below is gone, and what is there now is read. A watch on a removed directory is taken off by us:
@@ -43,7 +43,7 @@ use nix::{
 
 use super::pod_cgroup::{Place, PodCgroup, PodUid};
 
-/// What happened to the cgroup of a pod.
+/// A change of a pod's cgroup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PodEvent {
     /// It is there.
@@ -68,7 +68,7 @@ pub enum PodEvent {
     Unseen(PodTreeError),
 }
 
-/// What can go wrong while the hierarchy is watched.
+/// Errors while the hierarchy is watched.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PodTreeError {
     /// There is no inotify instance to be had.
@@ -133,7 +133,7 @@ pub struct PodTree {
 }
 
 impl PodTree {
-    /// Begins to watch the hierarchy whose root is mounted here. The pods that are there are told first.
+    /// Begins to watch the hierarchy whose root is mounted here. The pods that are there are reported first.
     ///
     /// # Errors
     ///
@@ -167,7 +167,7 @@ impl PodTree {
 
     /// Takes up some of what happened since the last time, without waiting; `None` if it was nothing.
     ///
-    /// A cgroup may have come or gone again since it was told.
+    /// A cgroup may have come or gone again since it was reported.
     ///
     /// # Errors
     ///
@@ -198,7 +198,7 @@ impl PodTree {
         self.take().map(Some)
     }
 
-    /// Looks at everything again, and tells what differs from what was told.
+    /// Looks at everything again, and reports what differs from the last reports.
     ///
     /// # Errors
     ///
@@ -229,8 +229,8 @@ impl PodTree {
 
     /// Compares a directory with what is known of it, and if it is new, goes on below.
     ///
-    /// What lies below a name that is used again may have been told already, by a look at a hint from the old directory
-    /// that found the new one. It is forgotten and found here, and nothing is told of it.
+    /// A look at a hint from an old directory may have found the new one of that name, and reported what lies below it.
+    /// That is forgotten and found here, and nothing is reported of it.
     fn look(&mut self, path: PathBuf) {
         let mut lost = BTreeSet::new();
         let mut found = BTreeMap::new();
@@ -398,7 +398,7 @@ fn pod_at(path: &Path) -> Option<PodUid> {
     (pod.place == Place::Top).then_some(pod.uid)
 }
 
-/// Whether an error only says that a directory has been removed.
+/// True if an error only says that a directory has been removed.
 fn is_gone(error: Errno) -> bool {
     matches!(error, Errno::ENOENT | Errno::ENOTDIR | Errno::ENODEV)
 }

@@ -8,7 +8,7 @@ use egress_common::dns::DNS_PORT;
 ///
 /// # Errors
 ///
-/// What is wrong with the text, and what it should look like.
+/// The fault in the text, and the form that it should have.
 pub fn parse_resolver(text: &str) -> Result<SocketAddr, String> {
     let resolver = match text.parse::<IpAddr>() {
         Ok(address) => SocketAddr::new(address, DNS_PORT),

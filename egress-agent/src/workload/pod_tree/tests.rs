@@ -115,7 +115,7 @@ fn queued(tree: &mut PodTree) -> Vec<PodEvent> {
     events
 }
 
-/// What the events say.
+/// The pods that events reported.
 #[derive(Default)]
 struct Told {
     pods: BTreeMap<u64, PathBuf>,
@@ -186,7 +186,7 @@ fn slices_come_and_go(bed: &Bed) {
         let expected = [(first, systemd(1).into()), (second, systemd(2).into())];
         assert_eq!(told.pods, BTreeMap::from(expected));
 
-        // What is below a pod is not told.
+        // Cgroups below a pod are not reported.
         bed.make(&format!("{}/crio-0a.scope/container", systemd(1)));
         assert_eq!(queued(&mut tree), []);
 
@@ -209,7 +209,7 @@ fn a_directory_that_is_made_between_the_watch_and_the_scan_is_told_once() {
     bed.make("kubepods");
     let (mut tree, _) = bed.tree();
     let inode = bed.make("kubepods/besteffort");
-    // What `look` does at the new directory, with what happens meanwhile.
+    // The steps of `look` at the new directory, with what happens meanwhile.
     assert!(tree.enter(Path::new("kubepods/besteffort"), inode));
     let between = bed.make(&cgroupfs(1));
     for child in tree.children(Path::new("kubepods/besteffort")) {

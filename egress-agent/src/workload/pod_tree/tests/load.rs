@@ -23,7 +23,7 @@ async fn next(tree: &mut AsyncFd<PodTree>) -> Vec<PodEvent> {
     }
 }
 
-/// Many pods at once, made by one thread and told to another that waits.
+/// Many pods at once, made by one thread and reported to another that waits.
 fn many_at_once(bed: &Bed) {
     const PODS: u32 = 250;
     let runtime = tokio::runtime::Builder::new_current_thread()
