@@ -29,16 +29,16 @@ use crate::{
 
 /// Most labels of a name that a wildcard never stands directly below: `*.com` is nobody's.
 const TOP_LABELS: usize = 1;
-/// What the policy is to be.
+/// Options of the policy.
 #[derive(Clone, Debug)]
 pub struct GenerateOptions {
     /// Its name.
     pub name: String,
     /// When it is made.
     pub at: Timestamp,
-    /// What was seen before this was left out.
+    /// Flows last seen before this were left out.
     pub since: Option<Timestamp>,
-    /// What other scopes sent was left out.
+    /// Flows of other scopes were left out.
     pub from: Option<String>,
     /// More names than this directly below one name become a wildcard; never if none.
     pub wildcard: Option<usize>,
@@ -59,7 +59,7 @@ pub struct Generated {
     pub addresses: usize,
 }
 
-/// What is seen through the options of time and scope. What was lost before stays out too.
+/// Observations that pass the options of time and scope. Losses of before stay out too.
 #[must_use]
 pub fn seen_since(
     mut seen: Observations,
@@ -111,7 +111,7 @@ fn name_of(labels: &[String]) -> String {
     name.join(".")
 }
 
-/// What was seen, sorted by what becomes of it.
+/// Observations, sorted by what becomes of them.
 #[derive(Debug, Default)]
 struct Findings {
     names: BTreeMap<Labels, Rule>,
@@ -130,7 +130,7 @@ impl Findings {
         let verdict = &*observation.verdict;
         let add = |sum: &mut u64| *sum = sum.saturating_add(observation.flows);
         let reason = reason_of(&observation.reason);
-        // What only an audit beside enforced policies denies is allowed by one of these.
+        // An enforced policy allows what only an audit beside it denies.
         let is_allowed = verdict == Verdict::Allow.name() || reason.is_some_and(Reason::is_audited);
         if is_allowed && !options.include_allowed {
             return add(&mut self.allowed_flows);
@@ -236,7 +236,7 @@ impl Findings {
     }
 }
 
-/// Whether a rule can have this name as it is.
+/// True if a rule can have this name as it is.
 fn is_name(name: &str) -> bool {
     parse_name_pattern(name).is_ok_and(|pattern| pattern.star == Star::None && pattern.name == name)
 }

@@ -1,4 +1,4 @@
-//! What flows were seen, and the policy that would allow them (`policy learn`).
+//! Flows that were seen, and the policy that would allow them (`policy learn`).
 //!
 //! An *observation* is what was seen of one destination, port and verdict in a
 //! scope: how many flows, when first and last, and who sent them. The [`Table`]

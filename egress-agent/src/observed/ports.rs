@@ -14,7 +14,7 @@ pub(super) struct Ports {
     icmp: bool,
 }
 
-/// What a rule has for [`Ports`].
+/// The port ranges that a rule has for [`Ports`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct PortRanges {
     /// The ranges, at most [`NAME_ENTRIES`].

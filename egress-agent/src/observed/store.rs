@@ -20,7 +20,7 @@ pub const STORE_FILE: &str = "observations.json";
 /// Most bytes that are read: more than a full table of the longest texts makes.
 pub(super) const MAX_FILE_BYTES: u64 = 64 << 20;
 
-/// What is kept.
+/// The content of the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stored {
     version: u32,
@@ -28,12 +28,12 @@ pub struct Stored {
     pub saved_at: Timestamp,
     /// Totals of what others lost, as far as they are among the losses.
     pub totals: BTreeMap<Text, u64>,
-    /// What was seen.
+    /// The observations.
     pub seen: Observations,
 }
 
 impl Stored {
-    /// What is to be kept from now on.
+    /// The state to keep from now on.
     #[must_use]
     pub const fn new(saved_at: Timestamp, seen: Observations, totals: BTreeMap<Text, u64>) -> Self {
         Self {
@@ -126,7 +126,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::in_folder(folder.path());
         for version in [0, 2] {
-            // What else stands in it is for those who know that version.
+            // Its other fields are for those who know that version.
             let text = format!("{{ \"version\": {version}, \"flows\": {{}} }}");
             fs::write(store.file(), &text).unwrap();
             let said = error(&store);

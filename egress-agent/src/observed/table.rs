@@ -49,7 +49,7 @@ impl Default for TableLimits {
     }
 }
 
-/// What changed since it was last asked.
+/// The greatest change since the last question.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Change {
     /// Nothing.
@@ -223,7 +223,7 @@ impl Table {
         self.entries.len()
     }
 
-    /// Whether there is none.
+    /// True if there is none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
@@ -241,7 +241,7 @@ impl Table {
         self.losses.get(DROPPED).map_or(0, |loss| loss.count)
     }
 
-    /// What changed since this was last asked.
+    /// The change since this was last called.
     pub fn take_change(&mut self) -> Change {
         std::mem::take(&mut self.change)
     }
@@ -251,7 +251,7 @@ impl Table {
         self.change = self.change.max(change);
     }
 
-    /// What changed since [`Table::take_change`].
+    /// The change since [`Table::take_change`].
     #[must_use]
     pub const fn change(&self) -> Change {
         self.change

@@ -1,4 +1,4 @@
-//! What is said above a learned policy.
+//! The words above a learned policy.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,7 @@ use super::{
 use crate::{api::model::Observations, observed::table::DROPPED};
 
 impl Findings {
-    /// What is said above the policy.
+    /// The words above the policy.
     pub(super) fn head(&self, seen: &Observations, options: &GenerateOptions) -> Vec<String> {
         let mut lines = vec![format!(
             "Written by `egress-agent policy learn` at {}. Read it; it audits until you write `mode: enforce`.",
@@ -57,7 +57,7 @@ impl Findings {
         vec![said(&lines)]
     }
 
-    /// What was seen and is no rule here, in sentences.
+    /// Observations that are no rule here, in sentences.
     fn left_out(&self) -> Vec<String> {
         let mut lines = Vec::new();
         let flows = |lines: &mut Vec<String>, flows: u64, words: &str| {
@@ -109,7 +109,7 @@ impl Findings {
     }
 }
 
-/// What a loss means, for who reads the policy.
+/// The meaning of a loss, for the reader of the policy.
 fn loss_words(what: &str) -> &'static str {
     match what {
         "events_suppressed" => {

@@ -59,7 +59,7 @@ impl Rule {
         self.replaced.insert(name);
     }
 
-    /// What is said above it.
+    /// The words above it.
     pub(super) fn words(&self) -> String {
         let times = self.times.map_or_else(String::new, span);
         let mut senders: Vec<&str> = self.senders.iter().map(String::as_str).collect();

@@ -109,7 +109,7 @@ fn seen() -> Observations {
             verdict: Verdict::Deny,
             ..packet(8, "denied.example.com", 443)
         },
-        // What a resolver was asked for need not be a name.
+        // A question to a resolver need not be a name.
         packet(9, "we\\032ird.example.com", 443),
     ] {
         table.record(&packet);
@@ -214,7 +214,7 @@ fn what_the_policy_in_force_has_rules_for_by_now_is_left_out() {
     let allowed = allows(&generate(&seen, &options).text);
     assert!(allowed.contains(&"api.example.com 80/tcp, 443/tcp".to_owned()));
     assert!(!allowed.iter().any(|rule| rule.contains("shared")));
-    // What is allowed and was used too late is said.
+    // The text names what is allowed and was used too late.
     for one in &mut seen.observations {
         one.reason = Reason::Expired.name().into();
     }

@@ -28,7 +28,7 @@ pub enum Destination {
     Any,
 }
 
-/// What an observation is about.
+/// The subject of an observation.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key {
     /// Name of the scope.
@@ -52,7 +52,7 @@ pub struct Packet<'a> {
     pub at: Timestamp,
     /// Name of the sender's scope.
     pub scope: &'a str,
-    /// Who sends: its cgroup, or where a forwarded packet comes from.
+    /// The sender: its cgroup, or where a forwarded packet comes from.
     pub sender: &'a str,
     /// Source address; unspecified at connect, where it is not chosen yet.
     pub source: IpAddr,
@@ -75,7 +75,7 @@ pub struct Packet<'a> {
     pub process: Option<(&'a str, u32)>,
 }
 
-/// What was seen of a [`Key`].
+/// Facts that were seen of a [`Key`].
 #[derive(Clone, Debug)]
 pub(super) struct Facts {
     flows: u64,
@@ -89,7 +89,7 @@ pub(super) struct Facts {
     process: Option<(Arc<str>, u32)>,
 }
 
-/// Whether a rule decides about flows that get this reason: a rule could allow them, or one denies them.
+/// True if a rule decides about flows that get this reason: a rule could allow them, or one denies them.
 #[must_use]
 pub const fn is_a_matter_of_rules(reason: Reason) -> bool {
     matches!(

@@ -10,7 +10,7 @@ use crate::api::Timestamp;
 /// A flow without a packet for at least this long begins anew.
 const FLOW_IDLE: Duration = Duration::from_secs(60);
 
-/// What tells the packets of one flow from others.
+/// The key that tells the packets of one flow from others.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Flow {
     pub(super) scope: Arc<str>,
@@ -32,7 +32,7 @@ impl Flow {
         }
     }
 
-    /// Whether nothing tells it from others: at connect the source is not chosen yet.
+    /// True if nothing tells it from others: at connect the source is not chosen yet.
     const fn is_only_tried(&self) -> bool {
         self.source.0.is_unspecified()
     }
