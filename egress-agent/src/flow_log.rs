@@ -275,7 +275,7 @@ impl Rotated {
     }
 }
 
-/// Who reads the log is root's affair: it names what every workload reaches.
+/// Root decides who reads the log: it names what every workload reaches.
 fn open_log(path: &Path) -> io::Result<File> {
     OpenOptions::new()
         .create(true)

@@ -18,7 +18,7 @@ use tracing_subscriber::fmt::MakeWriter;
 
 /// Bytes that wait at most. A denial is some 300.
 const MOST_BYTES: usize = 1 << 20;
-/// What each line costs beside its bytes.
+/// Cost of each line beside its bytes.
 const LINE_BYTES: usize = 64;
 /// Time between two tries to write to what takes nothing now.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -34,7 +34,7 @@ pub struct DroppedLines {
     pub last: Option<SystemTime>,
 }
 
-/// What waits to be written.
+/// Lines that wait to be written.
 #[derive(Clone, Debug)]
 pub(crate) struct LogQueue {
     shared: Arc<Shared>,
@@ -51,7 +51,7 @@ struct Shared {
 struct Waiting {
     lines: VecDeque<Vec<u8>>,
     bytes: usize,
-    /// Whether the thread is writing a line that is not among `lines` any more.
+    /// True while the thread writes a line that is not among `lines` any more.
     is_writing: bool,
     dropped: DroppedLines,
 }

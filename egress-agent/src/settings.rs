@@ -15,7 +15,7 @@ pub const DEFAULT_SETTINGS: &str = "/etc/egress/agent.yaml";
 /// Most bytes of the file.
 const MAX_BYTES: u64 = 1024 * 1024;
 
-/// What the file says.
+/// The content of the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
     /// `serviceTags.file`, taken from the folder of the settings if it is relative.

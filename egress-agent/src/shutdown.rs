@@ -46,7 +46,7 @@ impl Shutdown {
         let _gone = receiver.wait_for(|given| *given).await;
     }
 
-    /// Whether the signal is given.
+    /// True if the signal is given.
     #[must_use]
     pub fn is_requested(&self) -> bool {
         *self.receiver.borrow() || self.receiver.has_changed().is_err()

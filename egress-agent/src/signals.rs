@@ -1,4 +1,4 @@
-//! What each signal does to the daemon.
+//! The effect of each signal on the daemon.
 //!
 //! | signal | effect |
 //! | --- | --- |

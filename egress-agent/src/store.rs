@@ -1,4 +1,4 @@
-//! What outlives the agent, on disk.
+//! State that outlives the agent, on disk.
 //!
 //! One file, written anew as a whole: beside the old one, then renamed. What
 //! cannot be read is set aside, not deleted, and the agent begins anew.
@@ -49,7 +49,7 @@ pub mod unwritten {
     }
 }
 
-/// What is kept. As JSON it has the field `version`.
+/// State that is kept. As JSON it has the field `version`.
 pub trait Kept: Serialize + DeserializeOwned {
     /// Name of the file in its folder.
     const FILE: &'static str;
@@ -57,7 +57,7 @@ pub trait Kept: Serialize + DeserializeOwned {
     const VERSION: u32;
     /// Most bytes that are read.
     const MAX_BYTES: u64;
-    /// What it means that the file cannot be read.
+    /// The consequence of a file that cannot be read.
     const LOST: &'static str;
 }
 
@@ -70,9 +70,9 @@ pub enum StoreError {
     SetAside {
         /// The file.
         file: PathBuf,
-        /// What is wrong with it.
+        /// The fault in it.
         why: String,
-        /// What that means.
+        /// The consequence.
         lost: &'static str,
         /// Where it was moved to.
         aside: PathBuf,
@@ -82,9 +82,9 @@ pub enum StoreError {
     InTheWay {
         /// The file.
         file: PathBuf,
-        /// What is wrong with it.
+        /// The fault in it.
         why: String,
-        /// What that means.
+        /// The consequence.
         lost: &'static str,
         /// Why it cannot be moved.
         source: io::Error,
@@ -122,13 +122,13 @@ impl<T: Kept> Store<T> {
         &self.file
     }
 
-    /// What was kept; `None` if nothing was.
+    /// The state that was kept; `None` if there is none.
     ///
     /// # Errors
     ///
-    /// What is there cannot be used, and was set aside.
+    /// The file that is there cannot be used, and was set aside.
     pub fn load(&self) -> Result<Option<T>, StoreError> {
-        // What an agent left that was killed while it wrote. One that cannot be removed now is told of when it is written.
+        // An agent that was killed while it wrote left this. If it cannot be removed now, the next write reports it.
         let _ = remove_new(&self.beside("new"));
         match read::<T>(&self.file) {
             Ok(kept) => Ok(kept),
@@ -176,7 +176,7 @@ impl<T: Kept> Store<T> {
     fn write(&self, kept: &T) -> io::Result<usize> {
         let bytes = serde_json::to_vec(kept)?;
         if let Some(folder) = self.file.parent() {
-            // What the node does is not for everybody to read.
+            // Not everybody may read what the node does.
             DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)

@@ -25,7 +25,7 @@ fn the_definitions_are_what_the_types_say() {
             "{} is stale: `cargo xtask docs` makes it anew",
             path.display()
         );
-        // What `kubectl apply` without --server-side can hold in its annotation.
+        // The most that `kubectl apply` without --server-side can hold in its annotation.
         assert!(serde_json::to_string(&crd).unwrap().len() < 256 << 10);
     }
 }

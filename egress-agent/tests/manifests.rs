@@ -1,4 +1,4 @@
-//! What is in `deploy/` and in the documents fits the binary: objects, flags, paths, policies.
+//! The contents of `deploy/` and of the documents fit the binary: objects, flags, paths, policies.
 
 #![allow(
     clippy::unwrap_used,
@@ -99,7 +99,7 @@ fn only_container(set: &DaemonSet) -> &Container {
     &pod.containers[0]
 }
 
-/// What the binary makes of its arguments.
+/// The command that the binary reads from its arguments.
 fn parsed<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Command {
     let line: Vec<&str> = std::iter::once("egress-agent").chain(arguments).collect();
     match Cli::try_parse_from(&line) {
@@ -115,7 +115,7 @@ fn parsed_run<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Run {
     }
 }
 
-/// What the arguments of a set's only container mean. The image's entrypoint stands before them.
+/// The command that the arguments of a set's only container mean. The image's entrypoint stands before them.
 fn container_command(set: &DaemonSet) -> Command {
     let container = only_container(set);
     assert_eq!(container.command, None);
@@ -285,7 +285,7 @@ fn every_mount_has_its_volume_and_lies_where_the_binary_looks() {
         for mount in mounts {
             let volume = volumes.iter().find(|volume| volume.name == mount.name);
             let volume = volume.unwrap_or_else(|| panic!("no volume {}", mount.name));
-            // What comes from the node has one path on both sides, so that messages fit either.
+            // A path of the node is the same on both sides, so that messages fit either.
             if let Some(HostPathVolumeSource { path, type_ }) = &volume.host_path {
                 assert_eq!(*path, mount.mount_path);
                 assert!(type_.is_some(), "{path}: must it be there?");
@@ -587,7 +587,7 @@ fn commands_of_the_agent_in_the_docs_parse() {
             else {
                 continue;
             };
-            // What is before it starts it: a prompt, sudo, `kubectl exec … --`.
+            // A word before it starts it: a prompt, sudo, `kubectl exec … --`.
             let before = words.get(at.wrapping_sub(1)).map(String::as_str);
             if !matches!(before, None | Some("$" | "#" | "sudo" | "--")) {
                 continue;
