@@ -1,4 +1,4 @@
-//! The other end of the socket, for the CLI.
+//! The client of the socket, for the CLI.
 
 use std::{
     io,
@@ -85,7 +85,7 @@ pub enum ClientError {
     Refused {
         /// HTTP status.
         status: StatusCode,
-        /// What the agent says.
+        /// The agent's error.
         error: String,
     },
     /// The agent is not in a state for what it was asked to do.
@@ -430,7 +430,7 @@ pub struct Row<T> {
 }
 
 impl<T: DeserializeOwned> Row<T> {
-    /// What it says.
+    /// Reads the row.
     ///
     /// # Errors
     ///

@@ -16,7 +16,7 @@ pub struct PodFilter {
 }
 
 impl PodFilter {
-    /// Whether what a scope of this name did is shown.
+    /// Rows of a scope of this name are shown.
     #[must_use]
     pub fn shows(&self, scope: &str) -> bool {
         let is =
@@ -40,7 +40,7 @@ pub struct FlowFilter {
 }
 
 impl FlowFilter {
-    /// Whether a verdict is shown; `limit` is for the caller.
+    /// The verdict is shown; the caller applies `limit`.
     #[must_use]
     pub fn shows(&self, flow: &FlowReport) -> bool {
         let is_denied = flow.verdict != Verdict::Allow.name();
@@ -58,7 +58,7 @@ pub struct LearnedFilter {
 }
 
 impl LearnedFilter {
-    /// Whether an address, learned through a name, is asked for.
+    /// True for an address, learned through a name, that was asked for.
     #[must_use]
     pub fn shows(&self, name: &str, address: IpAddr) -> bool {
         let query = self.query.as_ref();
@@ -93,7 +93,7 @@ impl FromStr for LearnedQuery {
 }
 
 impl LearnedQuery {
-    /// Whether an address, learned through a name, is asked for.
+    /// True for an address, learned through a name, that was asked for.
     #[must_use]
     pub fn shows(&self, name: &str, address: IpAddr) -> bool {
         match self {
@@ -104,7 +104,7 @@ impl LearnedQuery {
     }
 }
 
-/// Whether `name` is one or more labels below `parent`.
+/// `name` is one or more labels below `parent`.
 fn is_below(name: &str, parent: &str) -> bool {
     name.strip_suffix(parent)
         .is_some_and(|labels| labels.len() > 1 && labels.ends_with('.'))

@@ -1,7 +1,7 @@
-//! What is said over the agent's unix socket, and the end that asks: HTTP and JSON.
+//! The interface of the agent's unix socket, HTTP and JSON, and its client.
 //!
-//! What travels is in [`model`]; [`Client`] asks. The other end is in the agent. Nothing here knows the kernel, a
-//! policy or a cluster.
+//! [`model`] holds the messages; [`Client`] asks. The server is in the agent. Nothing here knows the kernel, a policy
+//! or a cluster.
 
 pub mod client;
 mod filter;

@@ -1,4 +1,4 @@
-//! What the socket serves. Field names are an interface: add, never rename.
+//! Bodies of the socket's answers. Field names are an interface: add, never rename.
 
 use std::{borrow::Cow, collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc};
 
@@ -18,7 +18,7 @@ pub struct Status {
     pub uptime_s: u64,
     /// Its process id.
     pub pid: u32,
-    /// Whether everything that should be enforced (or, in audit mode, reported) is.
+    /// The agent enforces (or, in audit mode, reports) everything that it should.
     pub enforcing: bool,
     /// `enforce`, `audit`, or `mixed` where policies differ: those that are enforced decide.
     pub mode: String,
@@ -28,68 +28,68 @@ pub struct Status {
     pub hooks: Vec<HookStatus>,
     /// Fill of the kernel's maps.
     pub maps: Vec<MapStatus>,
-    /// What was lost or refused for lack of room, by name; zero counts included.
+    /// Events and entries lost or refused for lack of room, by name; zero counts included.
     pub lost: BTreeMap<String, u64>,
     /// Trusted resolvers: addresses, and ports where they are not 53.
     pub resolvers: Vec<String>,
-    /// What the agent found or was given of the node and its cluster, and where.
+    /// Facts of the node and its cluster that the agent found or was given, and where.
     #[serde(default)]
     pub found: Vec<FoundStatus>,
-    /// What is allowed whatever the policy says.
+    /// Destinations allowed whatever the policy says.
     pub lifeline: Vec<LifelineStatus>,
     /// Scopes, the node's own first.
     pub scopes: Vec<ScopeStatus>,
-    /// What is known of the cluster and of its pods here; none without `--kubernetes`.
+    /// The cluster and its pods here, as the agent knows them; none without `--kubernetes`.
     #[serde(default)]
     pub kubernetes: Option<KubernetesStatus>,
     /// The host's ends of pods' interfaces; none without `--pod-interfaces`.
     #[serde(default)]
     pub pod_interfaces: Option<PodInterfacesStatus>,
-    /// Whether enforcing was confirmed; none when the agent was started without `--confirm`.
+    /// Confirmation of enforcing; none when the agent was started without `--confirm`.
     #[serde(default)]
     pub confirmation: Option<ConfirmationStatus>,
-    /// What the agent keeps of the flows that it saw, for `policy learn`.
+    /// The agent's record of flows that it saw, for `policy learn`.
     #[serde(default)]
     pub observed: ObservedStatus,
-    /// What was gone from the kernel and was put back.
+    /// Objects gone from the kernel that the agent put back.
     #[serde(default)]
     pub put_back: PutBackStatus,
-    /// What an operator should look at, in sentences.
+    /// Matters for the operator, in sentences.
     pub alarms: Vec<String>,
-    /// Whether one of them says that the agent itself is impaired, although all is enforced.
+    /// One of them says that the agent itself is impaired, although all is enforced.
     #[serde(default)]
     pub impaired: bool,
-    /// What DNS itself can still carry out of the node.
+    /// Names that DNS queries can still carry out of the node, in a sentence.
     pub dns_tunnelling: String,
 }
 
-/// What was gone from the kernel and was put back: hooks, programs behind their links, pins, the bpffs.
+/// Objects gone from the kernel that the agent put back: hooks, programs behind their links, pins, the bpffs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PutBackStatus {
     /// How often, by what it was: `hook`, `program`, `pin`, `map` (the pin of a map), `bpffs`.
     pub counts: BTreeMap<String, u64>,
     /// The last time.
     pub last_at: Option<Timestamp>,
-    /// What it was then.
+    /// The object put back then.
     pub last: Option<String>,
 }
 
-/// What is known of the cluster and of its pods here.
+/// The cluster and its pods here, as the agent knows them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KubernetesStatus {
     /// This node's name there.
     pub node: String,
-    /// Whether the API server has told everything since the agent started.
+    /// The API server has listed every kind of objects since the agent started.
     pub is_synced: bool,
     /// When what is known was last heard to be so; of what was kept on disk, when that was heard.
     pub heard_at: Option<Timestamp>,
     /// How long ago that was, seconds.
     pub age_s: Option<u64>,
-    /// Whether nothing was heard since the agent took up what was kept on disk.
+    /// The agent knows the cluster only from its copy on disk.
     pub is_from_disk: bool,
     /// Why the API server does not answer.
     pub error: Option<String>,
-    /// Whether the API server tells of each kind of objects now.
+    /// Kinds of objects, true for those whose changes the API server reports now.
     pub watches: BTreeMap<String, bool>,
     /// Policies in the cluster.
     pub policies: u64,
@@ -103,9 +103,9 @@ pub struct KubernetesStatus {
     pub pending: u64,
     /// From the moment a pod's cgroup was seen to its policy, of the last pods.
     pub delay: DelayStatus,
-    /// Whether every pod is judged as it should be, as far as its policies are right.
+    /// Every pod is judged as it should be, as far as its policies are right.
     pub is_complete: bool,
-    /// What is wrong, in sentences: policies that are refused, cgroups that cannot be watched.
+    /// Faults, in sentences: policies that are refused, cgroups that cannot be watched.
     pub alarms: Vec<String>,
 }
 
@@ -131,7 +131,7 @@ pub struct DelayStatus {
     pub max_us: u64,
 }
 
-/// What the agent keeps of the flows that it saw.
+/// The agent's record of flows that it saw.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ObservedStatus {
     /// Observations: destination, port and verdict in a scope.
@@ -148,7 +148,7 @@ pub struct ObservedStatus {
     pub error: Option<String>,
 }
 
-/// Whether enforcing was confirmed (`run --confirm`). Also the answer of `/v1/confirm`.
+/// Confirmation of enforcing (`run --confirm`). Also the answer of `/v1/confirm`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConfirmationStatus {
     /// `idle` (no policy has enforced yet), `awaited`, `confirmed`, or `fell_back` to audit.
@@ -224,7 +224,7 @@ pub struct ServiceTagsStatus {
     pub ipv4_prefixes: u64,
     /// Different IPv6 networks in it.
     pub ipv6_prefixes: u64,
-    /// What was set right in it, in sentences.
+    /// Corrections that the agent made to its contents, in sentences.
     pub notes: Vec<String>,
 }
 
@@ -237,9 +237,9 @@ pub struct HookStatus {
     pub target: String,
     /// `link` (cgroup), `link, behind others` (one that should come before them), `tcx` or `clsact`.
     pub kind: Text,
-    /// Whether the kernel has it there, with this agent's program behind it.
+    /// The kernel has it there, with this agent's program behind it.
     pub attached: bool,
-    /// Whether it outlives the agent.
+    /// A pin keeps it when the agent ends.
     #[serde(default)]
     pub pinned: bool,
     /// Tag of the program, as the kernel computes it.
@@ -264,7 +264,7 @@ pub struct MapStatus {
 /// A value that the agent found, or was given, and where.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FoundStatus {
-    /// What it is: `resolver`, `api-server`, `search-domain`.
+    /// Kind of the value: `resolver`, `api-server`, `search-domain`.
     pub what: Text,
     /// The value.
     pub value: String,
@@ -275,7 +275,7 @@ pub struct FoundStatus {
 /// One thing that the lifeline allows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LifelineStatus {
-    /// What it is: `resolver`, `api-server` …; `--no-lifeline` takes this name.
+    /// Name of the exception: `resolver`, `api-server` …; `--no-lifeline` takes it.
     pub name: String,
     /// Address or range.
     pub destination: String,
@@ -311,19 +311,19 @@ pub struct CountersReport {
     pub would_deny: u64,
     /// The totals, split by reason and verdict.
     pub by_reason: Vec<ReasonCount>,
-    /// Decisions that rest on a rule: first packets of flows, refused connects.
+    /// Decisions made by a rule: first packets of flows, refused connects.
     pub by_rule: Vec<RuleCount>,
     /// The same, summed for each policy.
     #[serde(default)]
     pub by_policy: Vec<PolicyCount>,
-    /// Decisions of each workload that rest on a rule, or on the lack of one.
+    /// Decisions for each workload that were made by a rule, or for lack of one.
     #[serde(default)]
     pub by_workload: Vec<WorkloadCount>,
     /// Every verdict of every hook, allowed connects included.
     pub by_hook: Vec<HookCount>,
     /// The raw counters that everything above is made of.
     pub verdicts: Vec<VerdictCount>,
-    /// What became of DNS queries and answers, and what was lost; zero counts included.
+    /// Outcomes of DNS queries and answers, and losses; zero counts included.
     pub dns: BTreeMap<Text, u64>,
 }
 
@@ -340,7 +340,7 @@ pub struct ReasonCount {
     pub words: Text,
 }
 
-/// Decisions that rest on one rule.
+/// Decisions made by one rule.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RuleCount {
     /// The rule in one line: `policy/node allow[0] *.example.com 443/tcp`.
@@ -370,7 +370,7 @@ pub struct RuleCount {
     pub would_deny: u64,
 }
 
-/// Decisions that rest on the rules of one policy.
+/// Decisions made by the rules of one policy.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyCount {
     /// Its name; `lifeline` for the lifeline, empty for rules that are gone.
@@ -379,7 +379,7 @@ pub struct PolicyCount {
     pub allowed: u64,
     /// Packets and connects that it denied.
     pub denied: u64,
-    /// What it would deny if it were enforced: it passed.
+    /// Packets and connects that it would deny if it were enforced: they passed.
     pub would_deny: u64,
 }
 
@@ -392,7 +392,7 @@ pub struct WorkloadCount {
     pub allowed: u64,
     /// Packets and connects that were denied.
     pub denied: u64,
-    /// What would be denied if it were enforced: it passed.
+    /// Packets and connects that would be denied if policies were enforced: they passed.
     pub would_deny: u64,
 }
 
@@ -435,7 +435,7 @@ pub struct LearnedAddress {
     pub expires_in_s: u64,
     /// Name of the scope that profits.
     pub scope: String,
-    /// The rules that it rests on.
+    /// The rules that grant it.
     pub rules: Vec<String>,
 }
 
@@ -467,30 +467,30 @@ pub struct FlowReport {
     pub reason: Text,
     /// The reason in a sentence.
     pub words: Text,
-    /// The rule that it rests on, in one line.
+    /// The rule that decided, in one line.
     pub rule: Option<String>,
     /// Name of the hook.
     pub hook: Text,
-    /// What became of the answer that holds the destination, where it was refused: then `names` has its name.
+    /// Why the answer that holds the destination was refused, if it was: then `names` has its name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cause: Option<FlowCause>,
 }
 
-/// What lies behind a denial, as a flow tells it.
+/// The cause of a denial, as a flow reports it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlowCause {
     /// Its name, as `explain` gives it.
     pub cause: Text,
-    /// What it is, in a sentence.
+    /// The cause in a sentence.
     pub words: Text,
 }
 
 /// Answer of `/v1/explain`, and of `explain --policy`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Explanation {
-    /// What was asked for, with port and protocol: `api.example.com:443/tcp`.
+    /// The destination that was asked about, with port and protocol: `api.example.com:443/tcp`.
     pub destination: String,
-    /// Whether port and protocol are the default, because none was given.
+    /// Port and protocol are the default, because none was given.
     pub default_port: bool,
     /// Name of the scope that would send; none without an agent.
     pub scope: Option<String>,
@@ -502,13 +502,13 @@ pub struct Explanation {
     pub reason: Text,
     /// The reason in a sentence.
     pub words: Text,
-    /// The rule that the verdict rests on.
+    /// The rule that decided.
     pub rule: Option<RuleReport>,
     /// Ports that rules open to it, as a policy would write them.
     pub ports: Vec<String>,
     /// Addresses that were looked at; none without an agent.
     pub addresses: Vec<AddressVerdict>,
-    /// What lies behind a denial, the nearest first.
+    /// Causes of a denial, the nearest first.
     pub causes: Vec<CauseReport>,
     /// The line that would allow it, in `spec.allow` of a policy.
     pub add: Option<String>,
@@ -529,7 +529,7 @@ pub struct RuleReport {
     pub line: Option<usize>,
 }
 
-/// What the kernel decides about one address.
+/// The kernel's decision about one address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AddressVerdict {
     /// The address.
@@ -549,9 +549,9 @@ pub struct AddressVerdict {
 pub struct CauseReport {
     /// Name of the cause.
     pub cause: Text,
-    /// What it is here, in a sentence.
+    /// The cause in a sentence, with the facts of this case.
     pub words: String,
-    /// What to do about it.
+    /// The next step.
     pub advice: Text,
     /// The rule that it is about.
     pub rule: Option<RuleReport>,
@@ -562,11 +562,11 @@ pub struct CauseReport {
 pub struct Observations {
     /// One for each destination, port, verdict and reason in a scope.
     pub observations: Vec<Observation>,
-    /// What was lost on the way and may be missing.
+    /// Losses on the way: these may be missing.
     pub losses: Vec<Loss>,
 }
 
-/// What was seen of one destination.
+/// Flows seen to one destination.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Observation {
     /// Name of the senders' scope.
@@ -587,13 +587,13 @@ pub struct Observation {
     pub first: Timestamp,
     /// When the last packet of them was seen.
     pub last: Timestamp,
-    /// Who sent them: cgroups, or where forwarded packets came from; the first few.
+    /// Senders: cgroups, or where forwarded packets came from; the first few.
     pub senders: Vec<String>,
     /// Where they went; the first few addresses.
     pub addresses: Vec<IpAddr>,
     /// Other names that led to the same addresses; the first few.
     pub other_names: Vec<String>,
-    /// Whether there were more senders, addresses or other names than are listed.
+    /// There were more senders, addresses or other names than are listed.
     pub is_cut: bool,
     /// The process of the first flow, where it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -606,7 +606,7 @@ pub struct Observation {
 /// A process that sent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SenderProcess {
-    /// What it is called; at most 15 bytes.
+    /// Its name; at most 15 bytes.
     pub command: String,
     /// Its number, as the machine counts.
     pub pid: u32,
@@ -615,7 +615,7 @@ pub struct SenderProcess {
 /// Something that was lost.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Loss {
-    /// What, by a name that [`Status::lost`] has too.
+    /// Kind of the loss, by a name that [`Status::lost`] has too.
     pub what: Text,
     /// How many.
     pub count: u64,
@@ -641,22 +641,22 @@ pub enum FollowLine {
 /// Body of an answer that is an error.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorReport {
-    /// What went wrong.
+    /// The error in a sentence.
     pub error: String,
 }
 
 /// One line of `doctor`: something that the agent needs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Check {
-    /// What is looked at: `kernel version`, `CAP_BPF`, `cgroup v2` …
+    /// The requirement: `kernel version`, `CAP_BPF`, `cgroup v2` …
     pub name: Text,
-    /// Whether it is enough.
+    /// The requirement is met.
     pub ok: bool,
-    /// What is there.
+    /// The node's value.
     pub found: String,
-    /// What would be enough.
+    /// A value that meets the requirement.
     pub needed: Text,
-    /// What to do when it is not; empty when it is.
+    /// The remedy when it is not met; empty when it is.
     pub fix: Text,
 }
 
@@ -665,11 +665,11 @@ pub struct Check {
 pub struct UnloadReport {
     /// Where it was pinned.
     pub pin_dir: PathBuf,
-    /// Hooks that were taken off.
+    /// Hooks that were detached.
     pub hooks: Vec<String>,
     /// How many maps were removed.
     pub maps: usize,
-    /// What is somebody else's and was left, by path below it.
+    /// Files of others, which were left, by path below it.
     #[serde(default)]
     pub left: Vec<String>,
 }

@@ -28,7 +28,7 @@ impl Unreachable {
     }
 }
 
-/// Whether a process of this user may talk to the agent (and be believed to be the agent).
+/// A process of this user may talk to the agent (and is believed to be the agent).
 #[must_use]
 pub fn is_trusted(uid: u32) -> bool {
     uid == 0 || uid == geteuid().as_raw()
