@@ -166,7 +166,7 @@ fn host() -> Result<String> {
         .context("rustc does not tell its host")
 }
 
-/// Whether an ELF program names an interpreter, as one that is not static does.
+/// The ELF program names an interpreter, as one that is not static does.
 fn needs_loader(elf: &[u8]) -> bool {
     let interpreter = b"/ld-linux";
     // The name follows the headers, so that the rest need not be searched.

@@ -13,7 +13,7 @@ pub(crate) struct Docs {
     check: bool,
 }
 
-/// What is made: package, test target, test, and what it is called.
+/// Generated pages: package, test target, the test that writes the page, and the page.
 const PAGES: &[(&str, &[&str], &str, &str)] = &[
     (
         "egress-agent",

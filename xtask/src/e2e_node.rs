@@ -23,7 +23,7 @@ use crate::{
     vm,
 };
 
-/// What the node is made of, all from one suite.
+/// Debian packages of the node, all from one suite.
 const PACKAGES: [&str; 7] = [
     "busybox-static",
     "containerd",
@@ -180,7 +180,7 @@ fn disk(versions: &str) -> Result<PathBuf> {
     Ok(disk)
 }
 
-/// What the kernel starts: it finds the disk and goes there.
+/// The program that the kernel starts: it finds the disk and switches to it.
 const FIRST_INIT: &str = "#!/bin/busybox sh
 /bin/busybox mount -t proc proc /proc
 /bin/busybox mount -t devtmpfs dev /dev
@@ -192,7 +192,7 @@ done </modules/list
 exec /bin/busybox switch_root /disk /bin/busybox sh /node/init
 ";
 
-/// What goes on from there: file systems, then commands that come through a port from outside.
+/// The disk's init: mounts file systems, then runs commands that come through a port from outside.
 const INIT: &str = include_str!("e2e_node_init.sh");
 
 /// The first file system, with the modules that the disk needs, and all others.

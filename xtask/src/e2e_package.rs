@@ -27,7 +27,7 @@ use crate::{
 /// The node's Debian, and the series of its kernel.
 const SUITE: &str = "bookworm";
 const KERNEL: &str = "6.1";
-/// What it has beside the smallest set.
+/// Packages beside the smallest set.
 const PACKAGES: &str = "systemd-sysv,iproute2,netcat-openbsd";
 /// Modules that its disk needs as well.
 const MODULES: [&str; 3] = ["virtio_pci", "virtio_blk", "ext4"];
@@ -217,7 +217,7 @@ fn debian() -> Result<PathBuf> {
     Ok(tree)
 }
 
-/// What the kernel starts: it finds the disk, and systemd on it.
+/// The program that the kernel starts: it finds the disk, and starts systemd on it.
 const FIRST_INIT: &str = "#!/bin/busybox sh
 /bin/busybox mount -t proc proc /proc
 /bin/busybox mount -t devtmpfs dev /dev

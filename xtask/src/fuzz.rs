@@ -14,7 +14,7 @@ use crate::{ebpf, run};
 const PARSER_RUNS: u64 = 1_000_000;
 const AGENT_RUNS: u64 = 20_000;
 
-/// What can be fed.
+/// Targets that can be fed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Target {
     /// DNS answers: step machines against hickory-proto.

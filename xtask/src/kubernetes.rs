@@ -27,17 +27,17 @@ struct Set {
     marker: &'static str,
     /// Packages that programs are taken from, with the suite that each comes from.
     packages: &'static [&'static str],
-    /// What they hold.
+    /// Programs in those packages.
     packaged: &'static [&'static str],
-    /// What is built, all of it below `cmd` in the tree.
+    /// Programs to build, all below `cmd` in the tree.
     built: &'static [&'static str],
-    /// Whether a part of it needs the description of all types.
+    /// One of them needs the description of all types.
     described: bool,
-    /// What people are told while it is built.
+    /// Title of the build's progress line.
     title: &'static str,
 }
 
-/// What tests need: a server, and its controllers, which among other things put roles together.
+/// For tests: a server, and its controllers, which among other things put roles together.
 const SERVER: Set = Set {
     marker: "versions",
     // The client is newer than the server: what people use.
@@ -47,7 +47,7 @@ const SERVER: Set = Set {
     described: true,
     title: "kube-apiserver and kube-controller-manager (about five minutes)",
 };
-/// What a node needs as well.
+/// For a node, as well.
 const NODE: Set = Set {
     marker: "versions-node",
     packages: &[],
@@ -56,7 +56,7 @@ const NODE: Set = Set {
     described: false,
     title: "kubelet and kube-scheduler (about three minutes)",
 };
-/// What they are built with, with the suite that each comes from.
+/// Packages of the compiler, with the suite that each comes from.
 const COMPILERS: [&str; 3] = [
     // The oldest compiler in Debian that still builds the source, and its library.
     "golang-1.19-go/bookworm",
@@ -74,7 +74,7 @@ const COMPILER: &str = "usr/lib/go-1.19";
 const IMPORT_PATH: &str = "src/k8s.io/kubernetes";
 /// The library of the tree that its package replaces.
 const REFLECTION: &str = "github.com/modern-go/reflect2";
-/// A check of the tree that has to change: by chance of what a newer compiler shares in memory, it takes empty texts for none.
+/// A check of the tree that has to change: where a newer compiler shares memory, it mistakes empty texts for none.
 const TYPE_CHECK: (&str, &str, &str) = (
     "vendor/github.com/go-openapi/validate/type.go",
     "data == nil || reflect.DeepEqual(reflect.Zero(reflect.TypeOf(data)), reflect.ValueOf(data))",

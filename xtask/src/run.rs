@@ -28,7 +28,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 const SHORT: Duration = Duration::from_millis(400);
 /// No tool is worth waiting for longer than this.
 const TOOL_LIMIT: Duration = Duration::from_mins(20);
-/// How long a tool that is told to stop may take to clean up.
+/// How long a tool may take to clean up after a signal to stop.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 /// Lines of a failed tool's log that are shown.
 const TAIL_LINES: usize = 40;
@@ -175,7 +175,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Runs one tool of the stage with its output in the log, and tells how it ended.
+    /// Runs one tool of the stage with its output in the log, and returns how it ended.
     ///
     /// # Errors
     ///
@@ -218,7 +218,7 @@ impl Stage {
         status
     }
 
-    /// What the stage's tools have printed up to now.
+    /// Output of the stage's tools up to now.
     pub(crate) fn output(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
@@ -286,9 +286,9 @@ pub(crate) fn end_group(child: &mut Child) {
     let _ = child.wait();
 }
 
-/// Whether ctrl-c was pressed, or someone asked us to end.
+/// True after ctrl-c, or another signal that asks us to end.
 ///
-/// From the first call on, the signals only set this: who calls it has to look at it from time to time.
+/// From the first call on, the signals only set this: the caller has to check it from time to time.
 pub(crate) fn interrupted() -> bool {
     static FLAG: OnceLock<Arc<AtomicBool>> = OnceLock::new();
     let flag = FLAG.get_or_init(|| {

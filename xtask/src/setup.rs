@@ -13,7 +13,7 @@ use crate::{
     toolchain::{self, Compiler, LINKER_VERSION, Toolchain},
 };
 
-/// What a set of tools is for.
+/// Purpose of a set of tools.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Group {
     /// Building the eBPF object and the agent.
@@ -419,7 +419,7 @@ pub(crate) fn remove_dir(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What the candidate version of a package depends on.
+/// Packages that the candidate version of a package depends on.
 fn depends(package: &str) -> Result<Vec<String>> {
     let text = run::output(run::command("apt-cache").args(["show", "--no-all-versions", package]))?;
     Ok(text

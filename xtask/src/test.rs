@@ -147,7 +147,7 @@ impl Test {
         Ok(suites)
     }
 
-    /// What a real API server makes of our definitions and manifests.
+    /// Runs the tests of our definitions and manifests against a real API server.
     fn kubernetes(&self, agent: &Path) -> Result<Suite> {
         kubernetes::prepare()?;
         let mut cargo = self.cargo_test();
@@ -275,7 +275,7 @@ impl Test {
 /// The folder below `target/` for the suites' logs.
 const LOGS: &str = "test-logs";
 
-/// What is known about a run of one suite.
+/// Result of a run of one suite.
 #[derive(Debug, Default)]
 struct Suite {
     name: &'static str,

@@ -23,7 +23,7 @@ pub(crate) enum Compiler {
     Debian(PathBuf),
 }
 
-/// What builds the eBPF object.
+/// Tools that build the eBPF object.
 #[derive(Clone, Debug)]
 pub(crate) struct Toolchain {
     /// The compiler.

@@ -232,7 +232,7 @@ pub(crate) fn dir() -> PathBuf {
     run::target_dir().join("vm")
 }
 
-/// What is known about a run of one kernel.
+/// Result of a run of one kernel.
 #[derive(Debug, Default)]
 pub(crate) struct Guest {
     /// The series that was asked for.
@@ -251,9 +251,9 @@ pub(crate) struct Guest {
     pub(crate) seconds: f64,
     /// Why there was no run, if so.
     pub(crate) skipped: Option<String>,
-    /// What went wrong with the run itself.
+    /// Failure of the run itself.
     pub(crate) trouble: Option<String>,
-    /// Whether the guest came to its end.
+    /// The guest came to its end.
     finished: bool,
 }
 
@@ -267,13 +267,13 @@ impl Guest {
         }
     }
 
-    /// Whether the run shows what it should; a skipped one does not show the opposite.
+    /// The run passed; a skipped one counts as passed.
     pub(crate) fn good(&self) -> bool {
         self.skipped.is_some()
             || (self.failed.is_empty() && self.trouble.is_none() && !self.passed.is_empty())
     }
 
-    /// Whether it has printed nothing: then the emulated boot itself went wrong.
+    /// The guest has printed nothing: then the emulated boot itself failed.
     fn is_silent(&self) -> bool {
         self.passed.is_empty() && self.failed.is_empty() && !self.finished
     }

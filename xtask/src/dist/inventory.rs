@@ -1,4 +1,4 @@
-//! What is inside the agent: a bill of materials, and the licences of others' code.
+//! Contents of the agent: a bill of materials, and the licences of others' code.
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +16,7 @@ use crate::{
 
 /// Version of the tool that writes the bill.
 const CYCLONEDX_VERSION: &str = "0.5";
-/// What the dependencies are listed for.
+/// Target whose dependencies are listed.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// How files begin that say under which terms code may be used.
 const TERMS: [&str; 5] = ["copying", "copyright", "licen", "notice", "unlicense"];
@@ -94,7 +94,7 @@ pub(super) fn licences(dir: &Path) -> Result<PathBuf> {
         let (package, terms) = line.split_once('|').unwrap_or((line, ""));
         let mut words = package.split_whitespace();
         if let (Some(name), Some(version), None) = (words.next(), words.next(), words.next()) {
-            // What has a third word lies in this repository.
+            // A package with a third word lies in this repository.
             let version = version.trim_start_matches('v');
             packages.insert(format!("{name}-{version}"), terms.trim_end_matches(" (*)"));
         }

@@ -131,7 +131,7 @@ impl Release {
         Ok(made)
     }
 
-    /// A command whose output does not tell when and where it ran.
+    /// A command whose output does not depend on when and where it ran.
     fn command(&self, program: &str) -> Command {
         let mut command = run::command(program);
         command
@@ -209,7 +209,7 @@ struct Tree {
 }
 
 impl Tree {
-    /// What the agent is on a node: program, unit, first policy, manual, completions.
+    /// Writes the agent's files on a node: program, unit, first policy, manual, completions.
     fn of(release: &Release, root: &Path) -> Result<Self> {
         setup::remove_dir(root)?;
         let tree = Self {
