@@ -291,7 +291,7 @@ impl Agent {
         }
     }
 
-    /// What it has logged.
+    /// Its log so far.
     #[must_use]
     pub fn log(&self) -> String {
         format!(
@@ -359,7 +359,7 @@ impl Agent {
         output.stdout
     }
 
-    /// What it saw of flows.
+    /// Flows that it has observed.
     #[track_caller]
     #[must_use]
     pub fn observations(&self) -> Vec<Observation> {
@@ -389,7 +389,7 @@ impl Agent {
         parse(&output)
     }
 
-    /// What Prometheus reads: a line for each sample.
+    /// The metrics as Prometheus reads them: a line for each sample.
     ///
     /// # Errors
     ///
@@ -405,7 +405,7 @@ impl Agent {
         Ok(text.lines().map(str::to_owned).collect())
     }
 
-    /// What the kernel has counted.
+    /// The kernel's counters.
     #[track_caller]
     #[must_use]
     pub fn counters(&self) -> Counters {
@@ -419,7 +419,7 @@ impl Agent {
         self.ask(&["learned"])
     }
 
-    /// Whether an address is learned, in any scope.
+    /// The address is learned, in some scope.
     #[track_caller]
     #[must_use]
     pub fn knows(&self, address: IpAddr) -> bool {
@@ -433,7 +433,7 @@ impl Agent {
         self.ask(&["flows"])
     }
 
-    /// Waits for the newest verdict on a destination: events arrive a little later than what they tell of.
+    /// Waits for the newest verdict on a destination: events arrive a little later than the packets they report.
     #[must_use]
     pub fn flow_to(&self, destination: IpAddr, wanted: impl Fn(&Flow) -> bool) -> Option<Flow> {
         let mut found = None;
@@ -448,7 +448,7 @@ impl Agent {
         found
     }
 
-    /// What it says of a destination (`explain`), for what the node or `from` sends.
+    /// Its answer to `explain` for packets to a destination from the node or `from`.
     ///
     /// # Panics
     ///
@@ -475,7 +475,7 @@ impl Agent {
         parse(&output).unwrap_or_else(|error| panic!("{error:#}"))
     }
 
-    /// What was counted while `work` ran.
+    /// Runs `work`, and returns how far the counters grew meanwhile.
     #[track_caller]
     pub fn counted<T>(&self, work: impl FnOnce() -> T) -> (T, Counters) {
         let before = self.counters();
@@ -515,7 +515,7 @@ impl Agent {
         self.running.signal(signal);
     }
 
-    /// Whether it has ended.
+    /// Its process has ended.
     pub fn has_ended(&mut self) -> bool {
         self.running.ended().is_some()
     }
@@ -531,7 +531,7 @@ impl Agent {
         Ok(())
     }
 
-    /// What `status` exits with, and what it reports, if the agent answers.
+    /// Exit code of `status`, and its report, if the agent answers.
     ///
     /// # Errors
     ///
@@ -652,7 +652,7 @@ impl Drop for Agent {
         }
         let output = self.unload();
         let left = self.options.pins.exists();
-        // What holds the test's cgroup must go even if the agent failed to remove it.
+        // Pins that hold the test's cgroup must go even if the agent failed to remove them.
         let _ = leftovers::remove_pins(&self.options.pins);
         if !panicking {
             assert!(
@@ -706,15 +706,15 @@ pub struct Counters {
     pub by_reason: Vec<ReasonCount>,
     /// Split by hook.
     pub by_hook: Vec<HookCount>,
-    /// Decisions that rest on rules.
+    /// Decisions made by rules.
     pub by_rule: Vec<RuleCount>,
     /// The same for each policy.
     #[serde(default)]
     pub by_policy: Vec<PolicyCount>,
-    /// The same for each workload, with what no rule allowed.
+    /// The same for each workload, with the denials for lack of a rule.
     #[serde(default)]
     pub by_workload: Vec<WorkloadCount>,
-    /// What became of DNS messages, and what was lost.
+    /// Outcomes of DNS messages, and losses.
     pub dns: BTreeMap<String, u64>,
 }
 
@@ -766,7 +766,7 @@ pub struct PolicyCount {
     pub allowed: u64,
     /// Packets and connects that it denied.
     pub denied: u64,
-    /// What it would have denied.
+    /// Packets and connects that it would have denied.
     pub would_deny: u64,
 }
 
@@ -804,13 +804,13 @@ impl Counters {
             .sum()
     }
 
-    /// Count of one tally.
+    /// Count of one outcome of DNS.
     #[must_use]
     pub fn dns(&self, name: &str) -> u64 {
         self.dns.get(name).copied().unwrap_or_default()
     }
 
-    /// What was added since `before`; rules and workloads are left as they are now.
+    /// Growth since `before`; rules and workloads are left as they are now.
     #[must_use]
     pub fn since(&self, before: &Self) -> Self {
         let by_reason = self.by_reason.iter().map(|now| {
@@ -872,7 +872,7 @@ pub struct Learned {
     pub ports: Vec<String>,
     /// Seconds until the last of them closes.
     pub expires_in_s: u64,
-    /// Who profits.
+    /// Scope that profits.
     pub scope: String,
 }
 
@@ -881,7 +881,7 @@ pub struct Learned {
 pub struct Flow {
     /// When, in a form that sorts.
     pub at: String,
-    /// Who sent.
+    /// Scope that sent.
     pub scope: String,
     /// Destination address.
     pub destination: IpAddr,
@@ -902,44 +902,44 @@ pub struct Flow {
     pub rule: Option<String>,
     /// Name of the hook.
     pub hook: String,
-    /// What became of the answer that holds the destination.
+    /// Why the answer that holds the destination was refused, if it was.
     pub cause: Option<FlowCause>,
 }
 
-/// What lies behind a denied flow.
+/// The cause of a denied flow.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct FlowCause {
     /// Its name.
     pub cause: String,
-    /// What it is here.
+    /// The cause in a sentence.
     pub words: String,
 }
 
 /// `explain -o json`, as far as it matters here.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Explanation {
-    /// What was asked for, whole.
+    /// The destination that was asked about, with port and protocol.
     pub destination: String,
-    /// Who would send.
+    /// Scope that would send.
     pub scope: Option<String>,
     /// Name of the verdict.
     pub verdict: String,
     /// Name of the reason.
     pub reason: String,
-    /// The rule that the verdict rests on.
+    /// The rule that decided.
     pub rule: Option<RuleReport>,
-    /// What lies behind a denial.
+    /// Causes of the denial.
     pub causes: Vec<Cause>,
     /// The line that would allow it.
     pub add: Option<String>,
 }
 
-/// Something that lies behind a denial.
+/// A cause of a denial.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Cause {
     /// Its name.
     pub cause: String,
-    /// What it is here.
+    /// The cause in a sentence.
     pub words: String,
     /// The rule that it is about.
     pub rule: Option<RuleReport>,
@@ -962,10 +962,10 @@ struct Observations {
     observations: Vec<Observation>,
 }
 
-/// What was seen of one destination.
+/// Flows seen to one destination.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Observation {
-    /// Who sent.
+    /// Scope that sent.
     pub scope: String,
     /// The name that led there.
     pub name: Option<String>,
@@ -988,7 +988,7 @@ pub struct Observation {
 /// `status -o json`, as far as it matters here.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Status {
-    /// Whether it does what it should.
+    /// The agent enforces all that it should.
     pub enforcing: bool,
     /// `enforce`, `audit` or `mixed`.
     pub mode: String,
@@ -1004,11 +1004,11 @@ pub struct Status {
     pub resolvers: Vec<IpAddr>,
     /// Sentences for an operator.
     pub alarms: Vec<String>,
-    /// What is known of the cluster, if the agent belongs to one.
+    /// The cluster as the agent knows it, if it belongs to one.
     pub kubernetes: Option<Kubernetes>,
     /// Interfaces of pods, if they are judged.
     pub pod_interfaces: Option<PodInterfaces>,
-    /// Whether enforcing was confirmed, if that was asked for.
+    /// Confirmation of enforcing, if that was asked for.
     pub confirmation: Option<Confirmation>,
 }
 
@@ -1030,14 +1030,14 @@ pub struct PodInterfaces {
     pub failed: Vec<String>,
 }
 
-/// What is known of the cluster.
+/// The cluster as the agent knows it.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Kubernetes {
-    /// Whether the API server has told everything.
+    /// The API server has listed every kind of objects.
     pub is_synced: bool,
     /// How long ago what is known was heard, seconds.
     pub age_s: Option<u64>,
-    /// Whether it is what was kept on disk.
+    /// The agent knows the cluster only from its copy on disk.
     pub is_from_disk: bool,
     /// Why the API server does not answer.
     pub error: Option<String>,
@@ -1064,7 +1064,7 @@ pub struct Delay {
     pub max_us: u64,
 }
 
-/// Whether enforcing was confirmed.
+/// Confirmation of enforcing.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Confirmation {
     /// `idle`, `awaited`, `confirmed` or `fell_back`.
@@ -1142,9 +1142,9 @@ pub struct HookStatus {
     pub target: String,
     /// `link`, `tcx` or `clsact`.
     pub kind: String,
-    /// Whether it is attached.
+    /// The kernel has it attached.
     pub attached: bool,
-    /// Whether it outlives the agent.
+    /// A pin keeps it when the agent ends.
     pub pinned: bool,
     /// Tag of its program.
     pub program_tag: String,
@@ -1153,7 +1153,7 @@ pub struct HookStatus {
 }
 
 impl Status {
-    /// Whether a hook is attached somewhere.
+    /// The hook is attached somewhere.
     #[must_use]
     pub fn has(&self, hook: &str) -> bool {
         self.hooks

@@ -139,7 +139,7 @@ pub fn read_framed(stream: &mut TcpStream) -> Result<Vec<u8>> {
     Ok(message)
 }
 
-/// Whether a server answers, in under `limit`.
+/// Checks that a server answers, in under `limit`.
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! What tests say of attempts, and how they write policies.
+//! Assertions on attempts, and the text of policies.
 
 use std::net::IpAddr;
 
@@ -50,7 +50,7 @@ pub fn counted(counters: &Counters, reason: &str) {
     );
 }
 
-/// A DNS tally moved.
+/// A DNS counter moved.
 ///
 /// # Panics
 ///

@@ -1,4 +1,4 @@
-//! What the forging DNS server sends: the first label of the question says it.
+//! Answers of the forging DNS server: the first label of the question selects one.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

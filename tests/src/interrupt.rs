@@ -21,7 +21,7 @@ pub fn catch() -> std::io::Result<()> {
     Ok(())
 }
 
-/// Whether somebody asked the process to end.
+/// A signal has asked the process to end.
 #[must_use]
 pub fn requested() -> bool {
     REQUESTED.load(Ordering::Relaxed)

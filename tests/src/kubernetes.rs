@@ -41,14 +41,14 @@ const START_LIMIT: Duration = Duration::from_mins(2);
 const REQUEST_LIMIT: Duration = Duration::from_mins(1);
 /// Attempts to find ports that nobody else takes in between.
 const ATTEMPTS: usize = 3;
-/// Who may do everything.
+/// Token of the user who may do everything.
 const ADMIN_TOKEN: &str = "admin-of-the-test";
-/// What is needed of the controllers.
+/// Controllers that tests need.
 const CONTROLLERS: &str = "clusterrole-aggregation,namespace,serviceaccount";
-/// What is needed as well when pods run: they are made for DaemonSets, go with them, and have tokens.
+/// Controllers for running pods: they make pods for DaemonSets, remove them with these, and give them tokens.
 const NODE_CONTROLLERS: &str =
     "daemonset,garbagecollector,root-ca-cert-publisher,serviceaccount-token";
-/// What is needed.
+/// Programs that tests need.
 const PROGRAMS: [&str; 4] = [
     "etcd",
     "kube-apiserver",
@@ -57,10 +57,10 @@ const PROGRAMS: [&str; 4] = [
 ];
 /// The program that others ask.
 const SERVER: &str = "kube-apiserver";
-/// What the server notes of requests, and where.
+/// Files of the server's audit policy and audit log.
 const AUDIT_POLICY: &str = "audit-policy.json";
 const AUDIT_LOG: &str = "audit.log";
-/// What service accounts ask for, without what is in it.
+/// Audit policy: requests of service accounts, without their bodies.
 const AUDITED: &str = r#"{
     "apiVersion": "audit.k8s.io/v1",
     "kind": "Policy",
@@ -82,7 +82,7 @@ pub fn folder() -> PathBuf {
     )
 }
 
-/// Whether a test that needs an API server can run; if not, the reason is printed.
+/// A test that needs an API server can run; if not, prints the reason.
 #[must_use]
 pub fn ready() -> bool {
     let missing = PROGRAMS.iter().find(|name| !folder().join(name).is_file());
@@ -99,7 +99,7 @@ pub struct Node {
     pub name: String,
     /// Where it finds the server.
     pub server: Ipv4Addr,
-    /// What it shows there.
+    /// Its token there.
     pub token: String,
 }
 
@@ -115,7 +115,7 @@ pub struct Cluster {
     node: Option<Node>,
     /// In the order in which they are ended.
     programs: Mutex<Vec<Bound>>,
-    /// Whether a test that uses it has failed.
+    /// A test that uses it has failed.
     failed: AtomicBool,
 }
 
@@ -311,11 +311,11 @@ impl Cluster {
         Ok(())
     }
 
-    /// What service accounts asked for, as the server noted it: a JSON object for each request.
+    /// Requests of service accounts in the server's audit log: a JSON object for each.
     ///
     /// # Errors
     ///
-    /// The note cannot be read.
+    /// The log cannot be read.
     pub fn asked(&self) -> Result<Vec<serde_json::Value>> {
         let log = fs::read_to_string(self.dir.join(AUDIT_LOG))?;
         // The last line may still be written.

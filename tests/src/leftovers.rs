@@ -89,7 +89,7 @@ fn started_at(pid: u32) -> String {
         .to_owned()
 }
 
-/// Whether the name is one of ours and its owner is dead.
+/// The name is one of ours and its owner is dead.
 fn is_orphan(name: &str, prefix: &str) -> bool {
     let Some(rest) = name.strip_prefix(prefix) else {
         return false;

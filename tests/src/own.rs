@@ -1,20 +1,20 @@
-//! What a workload that tries everything does, and what of it may arrive: for `probe own` and `probe own-watch`.
+//! Calls of a workload that tries everything, and which packets may arrive: for `probe own` and `probe own-watch`.
 //!
-//! [`Plan`] draws calls from a seed, whatever becomes of them, so that a seed tells a whole run. [`may`] is the model: a
-//! pure function of who made a socket, where, and where a packet goes.
+//! [`Plan`] draws calls from a seed, whatever becomes of them, so that a seed determines a whole run. [`may`] is the
+//! model: a pure function of who made a socket, where, and where a packet goes.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::zone;
 
-/// What the workload is allowed, as a policy. Names and networks have ports, so that those matter.
+/// The workload's policy. Names and networks have ports, so that those matter.
 pub const RULES: &str = "ttl: { min: 2h }\nallow:\n\
     - { cidrs: [10.79.0.0/16, \"fd79::/32\"] }\n\
     - { cidrs: [10.78.20.0/24, \"fd78::20:0/112\"], ports: [443/tcp, 9000/udp] }\n\
     - { names: [api.example.com, www.cdn.example.net], ports: [443/tcp, 9000/udp] }\n\
     deny: [{ cidrs: [10.79.9.0/24, \"fd79:0:9::/48\"] }]";
 
-/// Who has resolved what, in the node's network namespace.
+/// Scopes, and the name that each has resolved in the node's network namespace.
 pub const RESOLVED: [(Scope, &str); 2] = [
     (Scope::A, "api.example.com"),
     (Scope::B, "www.cdn.example.net"),
@@ -65,7 +65,7 @@ impl Net {
     pub const ALL: [Self; 3] = [Self::Node, Self::Pod, Self::Own];
 }
 
-/// Whether a packet may arrive.
+/// The model's word on a packet: may it arrive?
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum May {
     /// It has to.
@@ -85,9 +85,9 @@ pub enum Peer {
     DeniedInOpen,
     /// Allowed on some ports.
     Ported,
-    /// What scope A has resolved.
+    /// Address that scope A has resolved.
     OfA,
-    /// What scope B has resolved.
+    /// Address that scope B has resolved.
     OfB,
     /// Allowed to nobody.
     Never,
@@ -130,7 +130,7 @@ impl Peer {
         crate::expect::ip(if v6 { v6_text } else { v4_text })
     }
 
-    /// Who has this address.
+    /// The peer with this address.
     #[must_use]
     pub fn of(address: IpAddr) -> Option<Self> {
         let address = address.to_canonical();
@@ -142,7 +142,7 @@ impl Peer {
 /// Where a packet goes, as far as a policy looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// Who is called.
+    /// The peer that is called.
     pub peer: Peer,
     /// Protocol number.
     pub proto: u8,
@@ -175,21 +175,21 @@ pub fn may(scope: Scope, net: Net, target: Target) -> May {
         Peer::Ported => on_ports,
         Peer::OfA => owned_by(Scope::A),
         Peer::OfB => owned_by(Scope::B),
-        // What is the node's does not leave it.
+        // Packets to the node's own address do not leave it.
         Peer::Node => May::Either,
         Peer::Resolver if target.port == Some(53) || target.port.is_none() => May::Either,
         Peer::Resolver => May::No,
     }
 }
 
-/// What every payload begins with.
+/// First bytes of every payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tag {
-    /// Who made the socket.
+    /// Scope that made the socket.
     pub scope: Scope,
-    /// Where.
+    /// Network namespace in which it was made.
     pub net: Net,
-    /// Whether it is an ordinary datagram that has to arrive.
+    /// It is an ordinary datagram that has to arrive.
     pub is_due: bool,
     /// The call's number.
     pub number: u32,
@@ -236,7 +236,7 @@ pub struct Seen {
     pub sport: u16,
     /// Destination port.
     pub dport: Option<u16>,
-    /// Whether options lead it elsewhere.
+    /// Options lead it elsewhere.
     pub is_routed: bool,
     /// The first byte behind the headers of IP, if it is there: a type of ICMP.
     pub kind: u8,
@@ -326,7 +326,7 @@ impl Seen {
         }
     }
 
-    /// Whether it is an error message of the kernel's, which quotes what it is about.
+    /// It is an error message of the kernel's, which quotes the packet that caused it.
     #[must_use]
     pub const fn is_error(&self) -> bool {
         match self.proto {
@@ -336,7 +336,7 @@ impl Seen {
         }
     }
 
-    /// What the model says of a packet with this tag; without one a stream's port tells who sent it.
+    /// The model's word on a packet with this tag; without one, a stream's port shows who sent it.
     #[must_use]
     pub fn may(&self, tag: Option<Tag>) -> May {
         let Some(peer) = Peer::of(self.to) else {
@@ -409,7 +409,7 @@ pub enum Way {
     Many,
 }
 
-/// What is set on a socket.
+/// An option of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Setting {
     /// `SO_MARK`.
@@ -478,7 +478,7 @@ pub struct Step {
     pub place: usize,
     /// Another place.
     pub other: usize,
-    /// What is done.
+    /// The call.
     pub call: Call,
 }
 
@@ -488,7 +488,7 @@ pub const PLACES: usize = 12;
 pub const CGROUPS: [Scope; 4] = [Scope::A, Scope::A, Scope::B, Scope::Node];
 /// Ports of peers, and of the workload's own servers.
 const PORTS: [u16; 8] = [443, 443, 9000, 9000, 80, 9001, 7001, 53];
-/// Who is called: those most whom one scope may call and the other may not.
+/// Peers to call: most often those whom one scope may call and the other may not.
 const CALLED: [Peer; 13] = [
     Peer::OfA,
     Peer::OfA,

@@ -74,7 +74,7 @@ impl Ends {
         ends
     }
 
-    /// What TCP, UDP and ICMPv6 put before their own bytes when they add up.
+    /// The pseudo-header that TCP, UDP and ICMPv6 add to their checksum.
     fn pseudo_header(&self, protocol: u8, bytes: usize) -> Vec<u8> {
         let mut pseudo = Vec::new();
         for address in [self.from, self.to] {

@@ -50,7 +50,7 @@ impl Place {
     }
 }
 
-/// What a program said and how it ended.
+/// Output of a program, and how it ended.
 #[derive(Clone, Debug)]
 pub struct Output {
     /// How it ended.
@@ -127,7 +127,7 @@ fn run_unless(command: &mut Command, limit: Duration, stop: fn() -> bool) -> Res
 fn drain(mut pipe: impl Read + Send + 'static) -> JoinHandle<String> {
     thread::spawn(move || {
         let mut bytes = Vec::new();
-        // A pipe that breaks ends the text, which then tells enough.
+        // A pipe that breaks ends the text, which then says enough.
         let _ = pipe.read_to_end(&mut bytes);
         String::from_utf8_lossy(&bytes).into_owned()
     })
@@ -225,7 +225,7 @@ impl Running {
             .clone()
     }
 
-    /// What it wrote to standard error so far.
+    /// Its standard error so far.
     #[must_use]
     pub fn errors(&self) -> String {
         std::fs::read_to_string(&self.errors).unwrap_or_default()

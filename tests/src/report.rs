@@ -1,4 +1,4 @@
-//! What the probe prints, one JSON object in a line, as the tests read it.
+//! Output of the probe, one JSON object in a line, as the tests read it.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// One attempt to reach somebody.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Attempt {
-    /// Whether what was sent came back.
+    /// The text that was sent came back.
     pub ok: bool,
     /// Where it ended: `connect`, `send`, `receive`, or `done`.
     pub stage: String,
@@ -20,13 +20,13 @@ pub struct Attempt {
 }
 
 impl Attempt {
-    /// Whether the kernel refused it at once, as the programs do.
+    /// The kernel refused it at once, as our programs make it.
     #[must_use]
     pub fn is_refused(&self) -> bool {
         !self.ok && self.errno.as_deref() == Some("EPERM")
     }
 
-    /// Whether nothing came back.
+    /// Nothing came back.
     #[must_use]
     pub fn is_silent(&self) -> bool {
         !self.ok && self.errno.as_deref() == Some("ETIMEDOUT")
@@ -51,7 +51,7 @@ pub struct Lookup {
     pub addresses: Vec<IpAddr>,
     /// Smallest TTL among them.
     pub ttl: Option<u32>,
-    /// Whether the answer was cut short.
+    /// The answer was cut short (TC bit).
     pub truncated: bool,
     /// Everything that arrived.
     pub arrived: Vec<Arrived>,
@@ -123,7 +123,7 @@ pub struct Steadiness {
     pub slowest_ms: f64,
 }
 
-/// What `probe load` did.
+/// Traffic of a run of `probe load`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Load {
     /// Exchanges of 16 KiB over TCP streams that stay open.

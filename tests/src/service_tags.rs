@@ -47,7 +47,7 @@ const CLOUD_V6: u32 = 3_400;
 const SERVICES_V4: u32 = 28_500;
 const SERVICES_V6: u32 = 10_000;
 
-/// Who gave the file.
+/// Source of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     /// The weekly download.
@@ -56,7 +56,7 @@ pub enum Form {
     Answer,
 }
 
-/// What a file holds.
+/// Contents of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TagFile {
     /// Number of this edition.
@@ -181,7 +181,7 @@ impl Region {
         format!("{}{place}", DIRECTIONS[number % DIRECTIONS.len()])
     }
 
-    /// What the region has of something that all have together.
+    /// The region's share of a number that all have together.
     const fn share(self, of_all: u32) -> u32 {
         of_all * (self.number + 1) / REGIONS - of_all * self.number / REGIONS
     }

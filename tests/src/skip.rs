@@ -12,7 +12,7 @@ const TOOLS: &[&str] = &[
     "python3",
 ];
 
-/// Whether a test that needs a world can run; if not, the reason is printed.
+/// A test that needs a world can run; if not, prints the reason.
 #[must_use]
 pub fn world_ready() -> bool {
     if !Uid::effective().is_root() {
@@ -29,7 +29,7 @@ pub fn world_ready() -> bool {
     true
 }
 
-/// Whether a test that needs a world and the agent can run; if not, the reason is printed.
+/// A test that needs a world and the agent can run; if not, prints the reason.
 #[must_use]
 pub fn ready() -> bool {
     if !world_ready() {
@@ -45,7 +45,7 @@ pub fn ready() -> bool {
     true
 }
 
-/// Whether a test of an upgrade to another layout of the maps can run; if not, the reason is printed.
+/// A test of an upgrade to another layout of the maps can run; if not, prints the reason.
 #[must_use]
 pub fn upgrade_ready() -> bool {
     if !ready() {
@@ -70,7 +70,7 @@ pub fn skip(reason: &str) -> bool {
     false
 }
 
-/// Whether a run with fewer repetitions was asked for (`cargo xtask test --quick`).
+/// The user asked for a run with fewer repetitions (`cargo xtask test --quick`).
 #[must_use]
 pub fn is_quick() -> bool {
     std::env::var_os("EGRESS_TEST_QUICK").is_some()

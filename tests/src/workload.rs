@@ -203,7 +203,7 @@ pub struct Held {
 }
 
 impl Held {
-    /// Whether bytes still come back: waits for two more echoes, at most two seconds.
+    /// Bytes still come back: waits for two more echoes, at most two seconds for each.
     pub fn is_alive(&mut self) -> bool {
         let from = self.running.lines().len();
         for round in 0..2 {
@@ -219,14 +219,14 @@ impl Held {
         true
     }
 
-    /// Whether it breaks within `limit`.
+    /// It breaks within `limit`.
     pub fn breaks(&mut self, limit: Duration) -> bool {
         self.running
             .wait_for_line(0, limit, |line| line.starts_with("broken"))
             .is_ok()
     }
 
-    /// What it has said so far.
+    /// Its output so far.
     #[must_use]
     pub fn lines(&self) -> Vec<String> {
         self.running.lines()

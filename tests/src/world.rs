@@ -47,7 +47,7 @@ pub enum Role {
     Pod,
 }
 
-/// What a world shall have.
+/// Description of a world to build.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Builder {
     resolver: Resolver,
@@ -354,7 +354,7 @@ impl World {
     ///
     /// # Panics
     ///
-    /// If `ip` does not tell.
+    /// If `ip` does not show it.
     #[must_use]
     pub fn hardware_address(&self, role: Role, interface: &str) -> String {
         let output = Command::new("ip")

@@ -37,7 +37,7 @@ pub struct Entry {
     pub name: &'static str,
     /// Its TTL in seconds.
     pub ttl: u32,
-    /// What it resolves to: addresses, or one name that it is an alias of.
+    /// Its data: addresses, or one name that it is an alias of.
     pub data: &'static [&'static str],
 }
 
@@ -90,7 +90,7 @@ pub const ENTRIES: &[Entry] = &[
     entry("new1.example.com", 300, &["10.78.7.1", "fd78::7:1"]),
     entry("new2.example.com", 1, &["10.78.7.2"]),
     entry("new3.example.com", 300, &["10.78.7.3"]),
-    // What an AKS cluster needs.
+    // Names that an AKS cluster needs.
     entry("mcr.microsoft.com", 300, &["10.78.11.1"]),
     entry("eastus.data.mcr.microsoft.com", 300, &["10.78.11.2"]),
     entry("shop-1.hcp.eastus.azmk8s.io", 300, &["10.78.11.3"]),

@@ -21,7 +21,7 @@ use egress_tests::{
     zone,
 };
 
-/// What the demo enforces.
+/// The policy that the demo enforces.
 const POLICY: &str = "\
 apiVersion: egress.dev/v1alpha1
 kind: EgressPolicy
@@ -43,7 +43,7 @@ spec:
 /// No client needs longer.
 const LIMIT: Duration = Duration::from_secs(6);
 
-/// Who runs a client.
+/// The process that runs a client.
 #[derive(Clone, Copy)]
 enum Who {
     /// The node's processes.
@@ -59,9 +59,9 @@ struct Attempt {
     who: Who,
     /// Program and arguments.
     client: &'static [&'static str],
-    /// What it is about, for people.
+    /// The attempt in words, for the table.
     about: &'static str,
-    /// Whether it should get through.
+    /// It should get through.
     allowed: bool,
     /// Where the verdict is looked up: destination and port.
     at: (&'static str, Option<u16>),

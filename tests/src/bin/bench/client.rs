@@ -163,7 +163,7 @@ fn cpu_ns(count: u32, mut turn: impl FnMut(u32) -> Result<()>) -> Result<Sample>
     Ok(sample(&[("ns", best)]))
 }
 
-/// What was done each second, in the best part of this time; a turn returns how much it did.
+/// Operations per second, in the best part of this time; a turn returns how many it did.
 fn best_rate(
     length: Duration,
     part: Duration,

@@ -19,7 +19,7 @@ const DNS: &str = "dns";
 /// Where dnsmasq answers in the node.
 const DNSMASQ: &str = "127.0.0.1:53";
 
-/// Who resolves: judge, server, name.
+/// Ways to resolve: judge, server, name.
 const WAYS: [(Judge, &str, &str); 3] = [
     (Judge::Egress, SERVER, "egress"),
     (Judge::None, SERVER, "direct"),
@@ -82,7 +82,7 @@ pub(crate) fn rows(scene: &mut Scene, effort: Effort) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// What `skb_ingress` takes for answers while they arrive from the wire, as the kernel measures it.
+/// Time that `skb_ingress` takes for answers while they arrive from the wire, as the kernel measures it.
 ///
 /// # Errors
 ///
@@ -98,7 +98,7 @@ pub(crate) fn answers(scene: &mut Scene, effort: Effort) -> Result<Vec<Row>> {
         budget,
     } in KINDS
     {
-        // What is new must leave room for the race's addresses.
+        // New addresses must leave room for those of the race.
         let count = match new {
             0 => effort.packets / 10,
             new => (1_000 / new).max(60),
@@ -180,7 +180,7 @@ fn start_dnsmasq(scene: &Scene) -> Result<Option<Running>> {
     Ok(Some(running))
 }
 
-/// Refused right after resolve: the kernel that learns, and a snooper that is told.
+/// Refused right after resolve: where the kernel learns, and where a snooper reads the answers.
 ///
 /// # Errors
 ///

@@ -8,13 +8,13 @@ use serde::Serialize;
 
 use crate::suite::say;
 
-/// How often a measurement tells how far it is.
+/// How often a measurement reports how far it is.
 const TICK: Duration = Duration::from_secs(2);
 
-/// What was measured in each round, for one subject.
+/// Figures of each round, for one subject.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Series {
-    /// Who.
+    /// The subject.
     pub(crate) name: String,
     /// Middle value.
     pub(crate) median: f64,
@@ -67,13 +67,13 @@ pub(crate) enum Budget {
 pub(crate) struct Row {
     /// Which part of the table it belongs to.
     pub(crate) part: &'static str,
-    /// What was measured.
+    /// Name of the figure.
     pub(crate) what: String,
     /// Unit of every figure.
     pub(crate) unit: &'static str,
     /// With egress.
     pub(crate) figure: Series,
-    /// What it is compared with; the first is the baseline.
+    /// Subjects to compare with; the first is the baseline.
     pub(crate) peers: Vec<Series>,
     /// Median of the rounds' differences to the baseline.
     pub(crate) added: Option<f64>,
@@ -81,9 +81,9 @@ pub(crate) struct Row {
     pub(crate) ratio: Option<f64>,
     /// The budget in words.
     pub(crate) budget: Option<String>,
-    /// Whether it is met.
+    /// The budget is met.
     pub(crate) met: Option<bool>,
-    /// What the figure cannot say by itself.
+    /// A remark that explains the figure.
     pub(crate) note: Option<String>,
 }
 

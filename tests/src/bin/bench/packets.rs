@@ -107,7 +107,7 @@ pub(crate) fn packets(scene: &mut Scene, effort: Effort) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// What the kernel itself measures of `skb_egress`, its two clock readings included.
+/// Time of `skb_egress` as the kernel measures it, its two clock readings included.
 fn programs(scene: &mut Scene, effort: Effort) -> Result<Vec<Row>> {
     let timing = Timing::begin(scene, "skb_egress", "idle_egress")?;
     let mut rows = Vec::new();

@@ -47,7 +47,7 @@ const BINDING: Binding = Binding {
     mode: 0,
     flags: 0,
 };
-/// What every rule of the bench is.
+/// The entry of every rule of the bench.
 const ALLOWED: RuleEntry = RuleEntry {
     rule: RULE,
     ports: PortRange::ANY,

@@ -20,7 +20,7 @@ use crate::{
 
 const SCALE: &str = "learned, names and networks";
 pub(crate) const ANSWERS: &str = "answers";
-/// What an answer holds.
+/// A kind of answers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Kind {
     /// How the first labels of its names begin.

@@ -20,7 +20,7 @@ use crate::{
 /// No sample takes longer.
 const LIMIT: Duration = Duration::from_secs(240);
 
-/// Who judges the client's packets.
+/// The judge of the client's packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Judge {
     /// Our programs, enforcing.
@@ -85,7 +85,7 @@ impl Judge {
         }
     }
 
-    /// Whether it is our programs.
+    /// Our programs judge.
     pub(crate) const fn is_ours(self) -> bool {
         matches!(self, Self::Egress | Self::EgressOfPod)
     }
@@ -265,7 +265,7 @@ pub(crate) fn start(world: &World, role: Role, args: &[&str]) -> Result<Running>
     Ok(running)
 }
 
-/// Joins node and web by a second veth pair whose far end drops what it gets, and routes wide ranges.
+/// Joins node and web by a second veth pair whose peer drops all that it gets, and routes wide ranges.
 fn wire_sink(world: &World) -> Result<()> {
     let (node, web) = (world.namespace(Role::Node), world.namespace(Role::Web));
     web.ip(&format!(

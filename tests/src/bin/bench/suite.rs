@@ -1,4 +1,4 @@
-//! What is measured, in which order, and what becomes of it.
+//! The measurements, their order, and the output.
 
 use std::{fs, io::Write as _, path::PathBuf, process::Command, time::Instant};
 
@@ -90,7 +90,7 @@ pub(crate) struct Report {
     commit: String,
     /// Processes that wanted to run when it began and when it ended, averages over a minute.
     load: [f64; 2],
-    /// Whether it was a short run.
+    /// It was a short run.
     quick: bool,
     /// Seconds that it took.
     seconds: f64,

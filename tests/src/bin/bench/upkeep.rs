@@ -17,7 +17,7 @@ use crate::{
 };
 
 const AGENT: &str = "agent";
-/// What its log says at every switch.
+/// The line in its log at every switch.
 const SWITCHED: &str = "policy switched";
 /// Longest wait for a switch.
 const LIMIT: Duration = Duration::from_secs(60);

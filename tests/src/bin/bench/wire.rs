@@ -37,7 +37,7 @@ pub(crate) fn query(id: u16, label: &str) -> Vec<u8> {
     bytes
 }
 
-/// What a first label asks for: aliases, addresses, the first of them.
+/// The answer that a first label asks for: aliases, addresses, the first of them.
 fn plan(label: &str) -> Option<(u8, u32, Ipv4Addr)> {
     let (kind, rest) = label.split_at_checked(1)?;
     let (count, number) = rest.split_once('-').unwrap_or(("1", rest));

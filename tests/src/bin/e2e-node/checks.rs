@@ -197,7 +197,7 @@ pub(crate) fn wait_for_agent(rig: &mut Rig, before: &str) -> Result<Value> {
     })
 }
 
-/// What the agent says of itself.
+/// The first line of the agent's status.
 fn status(rig: &mut Rig) -> Result<String> {
     let pod = wait_for_agent(rig, "")?;
     let (code, text) = rig.exec(&pod, "/usr/local/bin/egress-agent status")?;
@@ -225,7 +225,7 @@ pub(crate) fn wait_for_outcome(rig: &mut Rig, host: &str, outcome: &Outcome) -> 
     })
 }
 
-/// That the agent tells of the denied name's flow, with this verdict.
+/// Checks that the agent reports the denied name's flow, with this verdict.
 pub(crate) fn reported(rig: &mut Rig, verdict: &str) -> Result<String> {
     let pod = wait_for_agent(rig, "")?;
     rig.wait("the flow is reported", Duration::from_mins(2), |rig| {

@@ -12,7 +12,7 @@ use crate::{
     traffic,
 };
 
-/// A pod of the node that is told to the API server by the kubelet, and not the other way.
+/// A pod that the kubelet reports to the API server, and not the other way.
 const STATIC: &str = "static";
 
 /// Makes all of them.
@@ -89,7 +89,7 @@ fn policy(mode: &str) -> String {
 
 /// A pod that starts while nobody can say which policies it has may reach nothing; once they are known, what they allow.
 fn pending(rig: &mut Rig) -> Result<String> {
-    // Without a server nobody tells which container is whose.
+    // Without a server nobody says which container is whose.
     let client = rig.object("pod", Some(SHOP), CLIENT)?;
     let client = container(&client)?;
     rig.cluster.kill_server();
@@ -112,7 +112,7 @@ fn pending(rig: &mut Rig) -> Result<String> {
         ensure!(got == Outcome::Denied, "pending, {host}: {got}");
     }
     seen.push("both names denied".to_owned());
-    // What was known before goes on.
+    // Pods that were known before go on.
     for (host, outcome) in [(ALLOWED, Outcome::Reached), (DENIED, Outcome::Denied)] {
         let got = rig.fetch_in(&client, host)?;
         ensure!(

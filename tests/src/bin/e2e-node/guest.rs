@@ -19,13 +19,13 @@ const GRACE: Duration = Duration::from_mins(2);
 /// How often a wait looks whether it should end.
 const TICK: Duration = Duration::from_millis(200);
 
-/// What it is made of.
+/// Parts of the machine.
 #[derive(Clone, Debug)]
 pub(crate) struct Machine {
     pub(crate) kernel: PathBuf,
     pub(crate) cpu: String,
     pub(crate) initramfs: PathBuf,
-    /// What it writes to, so that it outlives a reboot.
+    /// The disk that it writes to, so that its files outlive a reboot.
     pub(crate) disk: PathBuf,
     /// An archive that it reads as a second disk.
     pub(crate) images: PathBuf,
@@ -41,7 +41,7 @@ pub(crate) struct Guest {
     commands: u64,
 }
 
-/// What a command in the guest said and how it ended.
+/// Output and exit code of a command in the guest.
 #[derive(Clone, Debug)]
 pub(crate) struct Answer {
     pub(crate) code: i32,

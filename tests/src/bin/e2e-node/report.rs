@@ -1,4 +1,4 @@
-//! Checks, what came of them, and the table at the end.
+//! Checks, their results, and the table at the end.
 
 use std::{
     fmt::Write as _,
@@ -8,7 +8,7 @@ use std::{
 use anyhow::Result;
 use egress_tests::interrupt;
 
-/// What came of the checks so far.
+/// Results of the checks so far.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
     checks: Vec<Check>,

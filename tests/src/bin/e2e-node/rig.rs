@@ -24,7 +24,7 @@ use crate::{
 pub(crate) const NODE: &str = "node";
 /// Where the node finds this machine's loopback address.
 const SERVER: [u8; 4] = [10, 0, 2, 2];
-/// What it shows the API server.
+/// The node's token for the API server.
 const TOKEN: &str = "node-of-the-test";
 /// How long a command in the guest may take.
 pub(crate) const COMMAND: Duration = Duration::from_mins(5);
@@ -35,7 +35,7 @@ const TICK: Duration = Duration::from_secs(1);
 /// How often a wait says that it waits.
 const SAY: Duration = Duration::from_secs(20);
 
-/// What happens at each boot, and what is made before the first.
+/// Scripts that run at each boot, and once before the first.
 const START_SCRIPT: &str = include_str!("start.sh");
 const PREPARE_SCRIPT: &str = include_str!("prepare.sh");
 
@@ -58,9 +58,9 @@ pub(crate) enum Outcome {
 }
 
 impl Outcome {
-    /// Of what busybox's wget says.
+    /// Reads the output of busybox's wget.
     pub(crate) fn read(text: &str) -> Self {
-        // What the runtime says of the exit status follows.
+        // The runtime's line on the exit status follows.
         let text = text.lines().next().unwrap_or_default().trim();
         if text == "here" {
             Self::Reached
@@ -262,7 +262,7 @@ impl Rig {
         }
     }
 
-    /// Shows what may tell why something failed.
+    /// Prints logs and objects that may explain a failure.
     pub(crate) fn show_logs(&mut self) {
         for script in [
             "tail -n 25 /node/kubelet.log",
@@ -295,7 +295,7 @@ fn fetch(host: &str) -> String {
     format!("/bin/timeout 20 /bin/wget -q -O - http://{host}/")
 }
 
-/// Whether a condition of an object is true.
+/// The condition of the object is true.
 pub(crate) fn has_condition(object: &Value, name: &str) -> bool {
     object["status"]["conditions"]
         .as_array()

@@ -1,4 +1,4 @@
-//! A pod that tries the allowed and the denied name again and again, and what came of it.
+//! A pod that tries the allowed and the denied name again and again, and the outcomes.
 
 use std::fmt;
 
@@ -11,9 +11,9 @@ use crate::{
 
 /// The pod's name.
 pub(crate) const POD: &str = "traffic";
-/// What it has written.
+/// The command that prints its log.
 const LOG: &str = "cat /var/log/pods/shop_traffic_*/traffic/*.log";
-/// Whether an agent runs, as a condition of a shell. Probes are other commands of the same program.
+/// True if an agent runs, as a condition of a shell. Probes are other commands of the same program.
 const AGENT_RUNS: &str = "ps -o args | grep -q '[e]gress-agent run'";
 /// The seconds since boot.
 const NOW: &str = "cut -d ' ' -f 1 /proc/uptime";
@@ -112,7 +112,7 @@ pub(crate) fn wait_for_gap(rig: &mut Rig) -> Result<Gap> {
     })
 }
 
-/// What passed after a boot before the agent was there. It is said and not judged: docs/security.md says that it is so.
+/// Traffic that passed after a boot before the agent was there. It is reported, not judged: docs/security.md says so.
 pub(crate) fn since_boot(rig: &mut Rig) -> Result<String> {
     let now = now(rig)?;
     let [allowed, denied] = counts(rig, 0.0, now)?;
@@ -132,7 +132,7 @@ fn seconds(text: &str) -> Result<f64> {
         .with_context(|| format!("not a time: {text}"))
 }
 
-/// What came of the attempts of a time, by name. Lines of an earlier boot are in a log of their own.
+/// Outcomes of the attempts of a time, by name. Lines of an earlier boot are in a log of their own.
 fn counts(rig: &mut Rig, from: f64, to: f64) -> Result<[Count; 2]> {
     let mut counts = [Count::default(), Count::default()];
     for line in rig.get(LOG)?.lines() {

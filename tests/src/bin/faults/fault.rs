@@ -12,7 +12,7 @@ use crate::{
     rig::{LogReader, Rig, SPARE, add_spare, run},
 };
 
-/// What goes wrong.
+/// Kinds of faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ValueEnum)]
 pub(crate) enum Fault {
     /// SIGKILL, and a start.
@@ -55,14 +55,14 @@ pub(crate) enum Fault {
     LogGone,
 }
 
-/// What `status` has to say while a fault lasts.
+/// The report that `status` has to give while a fault lasts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Says {
     /// Nothing: all is enforced, and nothing is impaired.
     Nothing,
     /// No agent answers: exit status 1.
     NoAgent,
-    /// Whether an agent answers is not known: the machine decides.
+    /// An agent may answer or not: the machine decides.
     Anything,
     /// Exit status 1, and this sentence.
     Impaired(&'static str),
@@ -73,7 +73,7 @@ pub(crate) enum Says {
 /// Rounds of combinations have so many faults.
 const MOST: usize = 3;
 
-/// The faults of a round: each alone at first, then combinations that can be told apart.
+/// The faults of a round: each alone at first, then combinations whose effects differ.
 pub(crate) fn of_round(all: &[Fault], round: u64, random: &mut Random) -> Vec<Fault> {
     if let Some(fault) = usize::try_from(round).ok().and_then(|round| all.get(round)) {
         return vec![*fault];
@@ -115,7 +115,7 @@ impl Fault {
         }
     }
 
-    /// What it is.
+    /// The fault in words.
     pub(crate) const fn words(self) -> &'static str {
         match self {
             Self::Kill => "the agent is killed, and started a while later",
@@ -142,7 +142,7 @@ impl Fault {
         }
     }
 
-    /// Whether the agent's process ends.
+    /// It ends the agent's process.
     const fn ends(self) -> bool {
         matches!(
             self,
@@ -150,8 +150,8 @@ impl Fault {
         )
     }
 
-    /// Whether two can be told apart in one round. A process that waits for a disk cannot even be killed; what ends the agent
-    /// or stops it leaves nothing to be said of the rest, and two that end it are one.
+    /// One round can show the effects of both. A process that waits for a disk cannot even be killed; a fault that ends
+    /// or stops the agent leaves nobody to report the other, and two that end it are one.
     fn goes_with(self, other: Self) -> bool {
         let either = |a: Self, b: fn(Self) -> bool| self == a && b(other) || other == a && b(self);
         !(self == other
@@ -169,7 +169,7 @@ impl Fault {
             || either(Self::LogGone, |other| other.ends() || other == Self::LogUnread))
     }
 
-    /// What `status` says while it lasts.
+    /// The report of `status` while it lasts.
     pub(crate) const fn says(self) -> Says {
         match self {
             Self::Kill | Self::Restart | Self::KillStart | Self::State | Self::Stop => {
@@ -192,7 +192,7 @@ impl Fault {
         }
     }
 
-    /// What may be said of it for a while after it, or of its side effects: fragments of sentences.
+    /// Fragments of alarms that `status` may still give after it, or for its side effects.
     pub(crate) const fn may_say(self) -> &'static [&'static str] {
         match self {
             // The kernel goes on: its rings are full before the agent reads them again.
@@ -295,7 +295,7 @@ impl Fault {
                 thread::sleep(random.millis(0..500));
                 fs::write(rig.resolv_conf(), "\0\0garbage")?;
             }
-            // An agent that was ended has taken its own away.
+            // An agent that was ended has removed its socket.
             Self::Socket => match fs::remove_file(rig.agent.socket()) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error)?,
                 _ => {}
@@ -368,7 +368,7 @@ impl Fault {
 /// Readers of everything who read nothing, and clients who ask nothing.
 fn ask_for_all(rig: &mut Rig) {
     for index in 0..100 {
-        // Too many of them are refused, or their places are taken: that is the agent's right.
+        // The agent may refuse some of so many, or give their places to others.
         let Ok(mut reader) = UnixStream::connect(rig.agent.socket()) else {
             continue;
         };

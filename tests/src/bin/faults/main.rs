@@ -73,7 +73,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// What the rounds came to.
+/// Result of the rounds.
 #[derive(Debug, Default)]
 struct Tally {
     rounds: u64,
@@ -187,7 +187,7 @@ mod tests {
 
     use super::*;
 
-    /// Whether a source file below this folder has a function of this name, or is a module of it.
+    /// A source file below this folder has a function of this name, or is a module of it.
     fn has(folder: &Path, name: &str) -> bool {
         let entries = fs::read_dir(folder)
             .unwrap()

@@ -1,4 +1,4 @@
-//! What has to hold in every round.
+//! The conditions that hold in every round.
 
 use std::{
     thread,
@@ -21,7 +21,7 @@ const SAID_WITHIN: Duration = Duration::from_secs(8);
 const WELL_WITHIN: Duration = Duration::from_secs(20);
 /// Longest time until the traffic has ended: a wait of its own is five seconds.
 const LOAD_LIMIT: Duration = Duration::from_secs(20);
-/// What may time out where a link was down.
+/// Most operations that may time out where a link was down.
 const MOST_EXCUSED: u64 = 20;
 
 /// Sentences that are exit status 1.
@@ -43,7 +43,7 @@ const PRESENT: &[&str] = &[
     "last known good resolvers stay",
 ];
 
-/// What a round showed.
+/// Result of a round.
 pub(crate) struct Report {
     /// From the end of the faults until all was well.
     pub(crate) well_after: Duration,
@@ -61,7 +61,7 @@ pub(crate) fn round(rig: &mut Rig, faults: &[Fault], random: &mut Random) -> Res
         .collect();
     rig.past.extend(&faults);
     let mut faults = faults;
-    // What a living agent holds, its end pins again; what nobody holds is gone.
+    // Pins go first: a living agent's links and maps are pinned again when it ends; those that nobody holds are gone.
     faults.sort_by_key(|fault| *fault != Fault::Pins);
     let mut load = rig.load()?;
     let mut told = Ok(());
@@ -81,7 +81,7 @@ pub(crate) fn round(rig: &mut Rig, faults: &[Fault], random: &mut Random) -> Res
     let mut order = faults;
     let first = random.below(order.len().max(1)).min(order.len());
     order.rotate_left(first);
-    // What is stopped takes nothing.
+    // A stopped agent takes up no change.
     order.sort_by_key(|fault| !matches!(fault, Fault::Policy | Fault::Links | Fault::Stop));
     for fault in &order {
         fault
@@ -93,7 +93,7 @@ pub(crate) fn round(rig: &mut Rig, faults: &[Fault], random: &mut Random) -> Res
     let healed = Instant::now();
     is_true(rig, &[], WELL_WITHIN, PRESENT).context("all faults are gone")?;
     let well_after = healed.elapsed();
-    // The agent still does what it is told.
+    // The agent still follows its policy file.
     for is_open in [true, false] {
         rig.write_policy(is_open)?;
         let is_taken = egress_tests::eventually(WELL_WITHIN, || rig.is_open_as_written());
@@ -107,7 +107,7 @@ pub(crate) fn round(rig: &mut Rig, faults: &[Fault], random: &mut Random) -> Res
     Ok(report)
 }
 
-/// What `status` says while the faults last.
+/// Checks the report of `status` while the faults last.
 fn says(rig: &mut Rig, faults: &[Fault]) -> Result<()> {
     let says: Vec<Says> = faults.iter().map(|fault| fault.says()).collect();
     if says.contains(&Says::NoAgent) {

@@ -55,7 +55,7 @@ pub(crate) struct Rig {
     pub(crate) full: Option<Full>,
     held: Vec<Held>,
     pub(crate) agent: Agent,
-    /// Whether the written policy opens [`OPENED`].
+    /// The written policy opens [`OPENED`].
     is_open: bool,
     /// Faults since this world was made: what the agent may still say.
     pub(crate) past: Vec<Fault>,
@@ -66,7 +66,7 @@ pub(crate) struct Rig {
     pub(crate) world: World,
 }
 
-/// What the reader of the log does.
+/// Behaviour of the reader of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum LogReader {
@@ -158,7 +158,7 @@ impl Rig {
         );
     }
 
-    /// Whether a fault can be injected here.
+    /// The fault can be injected here.
     pub(crate) fn can(&self, fault: Fault) -> bool {
         let needs_disk = matches!(fault, Fault::DiskFull | Fault::DiskHung);
         (self.disk.is_some() || !needs_disk) && (self.limit.is_some() || fault != Fault::Memory)
@@ -192,19 +192,19 @@ impl Rig {
         fs::write(self.policy_file(), rules(is_open)).context("cannot write the policy")
     }
 
-    /// Whether the policy that was written last is in force.
+    /// The policy that was written last is in force.
     pub(crate) fn is_open_as_written(&self) -> bool {
         self.client.connect(OPENED, 80).ok == self.is_open
     }
 
-    /// What the reader of the log does from now on.
+    /// Sets the behaviour of the reader of the log from now on.
     pub(crate) fn log_reader(&self, reader: LogReader) {
         self.log.reader.store(reader as u8, Ordering::Relaxed);
         // It has closed or opened its end when this returns.
         thread::sleep(Duration::from_millis(50));
     }
 
-    /// The end of the log, without what it says of flows.
+    /// The end of the log, without its lines on flows.
     pub(crate) fn log(&self) -> String {
         let read = self.log.text.lock().unwrap_or_else(PoisonError::into_inner);
         let text = String::from_utf8_lossy(&read);
@@ -259,7 +259,7 @@ impl Rig {
         Ok(load)
     }
 
-    /// What was open before the first fault is open still; the scope is judged, and nothing forbidden arrived.
+    /// Flows from before the first fault are still open; the scope is judged, and nothing forbidden arrived.
     pub(crate) fn check(&mut self) -> Result<()> {
         for held in &mut self.held {
             // On a machine with little time to spare an echo takes a while.
@@ -402,7 +402,7 @@ fn open(path: &Path) -> Result<File> {
     Ok(pipe)
 }
 
-/// What bounds the agent's memory: its cgroup of version 2, or one of version 1 of its own.
+/// The cgroup that bounds the agent's memory: its own of version 2, or one of version 1 made for it.
 pub(crate) enum Limit {
     Two(PathBuf),
     One(PathBuf),
@@ -437,7 +437,7 @@ impl Limit {
                     .parse()?;
                 fs::write(path.join("memory.max"), (now + MORE_MEMORY).to_string())?;
             }
-            // What it has stays where it was counted.
+            // Memory that it has stays charged where it was.
             Self::One(path) => {
                 fs::write(path.join("memory.limit_in_bytes"), MORE_MEMORY.to_string())?;
                 fs::write(path.join("cgroup.procs"), pid.to_string())?;

@@ -28,7 +28,7 @@ pub(crate) struct Connect {
     fast_open: bool,
 }
 
-/// What an attempt looks like from inside: where it stands, and the error.
+/// A step of an attempt; if it fails, its stage and the error.
 pub(crate) type Step<T> = Result<T, (&'static str, io::Error)>;
 
 impl Connect {

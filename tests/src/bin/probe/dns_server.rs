@@ -227,7 +227,7 @@ impl DnsServer {
     }
 }
 
-/// What an answer holds and how it is sent.
+/// Records of an answer, and how it is sent.
 #[derive(Debug, Default)]
 struct Plan {
     records: Vec<Record>,

@@ -146,7 +146,7 @@ impl EmitFrame {
     }
 }
 
-/// What a packet socket needs to name an interface: the address list carries it.
+/// The link address by which a packet socket names an interface; the address list carries it.
 pub(crate) fn link(interface: &str) -> Result<LinkAddr> {
     getifaddrs()
         .context("cannot list the interfaces")?

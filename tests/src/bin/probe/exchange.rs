@@ -23,7 +23,7 @@ use crate::{
 
 /// Longest wait for a handshake and for the echo.
 pub(crate) const LIMIT: Duration = Duration::from_millis(700);
-/// What is sent.
+/// Text that is sent.
 const TEXT: &[u8] = b"hello";
 
 /// Options of `probe exchange`.

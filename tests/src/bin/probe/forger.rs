@@ -89,7 +89,7 @@ impl ForgeDns {
     }
 }
 
-/// What is answered.
+/// An answer to a question.
 struct Forged {
     kind: Kind,
     id: u16,

@@ -1,4 +1,4 @@
-//! Traffic of all kinds at once, until it is told to end.
+//! Traffic of all kinds at once, until a signal ends it.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -198,7 +198,7 @@ impl Load {
     }
 }
 
-/// What went wrong, if anything.
+/// Result of a step, with the error as text.
 type Step = Result<(), String>;
 
 fn at(stage: &'static str) -> impl Fn(io::Error) -> String {

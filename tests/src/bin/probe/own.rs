@@ -1,4 +1,4 @@
-//! A workload that tries everything, and who looks at what of it leaves the node.
+//! A workload that tries everything, and a watcher of its packets that leave the node.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -139,7 +139,7 @@ impl Own {
             if self.trace {
                 println!("step {} {step:?}", workload.step);
             }
-            // What fails is a part of the trial.
+            // Steps that fail are a part of the trial.
             let _ = workload.take(step);
             workload.step += 1;
             if workload.step.is_multiple_of(32) {
@@ -383,7 +383,7 @@ impl Workload<'_> {
         result.map(drop)
     }
 
-    /// Tells of a call that was refused although it is allowed, and what was done before.
+    /// Prints a call that was refused although it is allowed, and the steps before it.
     fn complain(&self, step: Step) {
         println!(
             "refused seed {} step {} in {:?} {:?}: {step:?}",
@@ -404,7 +404,7 @@ fn is_refused<T>(result: &io::Result<T>) -> bool {
         .is_err_and(|error| error.raw_os_error() == Some(Errno::EPERM as i32))
 }
 
-/// What is given to the kernel: with headers where the process writes them.
+/// Bytes for the kernel: with headers where the process writes them.
 fn written(made: &Made, way: Way, to: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     let source = match way {
         Way::PacketInfo(source) => source,

@@ -108,7 +108,7 @@ fn serve_stream(mut stream: TcpStream, local: SocketAddr) {
     }
 }
 
-/// A UDP socket that tells to which of our addresses a datagram was sent.
+/// A UDP socket that reports to which of our addresses a datagram was sent.
 fn bind_udp(address: SocketAddr) -> Result<UdpSocket> {
     let socket = Socket::new(
         Domain::for_address(address),
@@ -190,7 +190,7 @@ fn echo_datagrams(socket: &UdpSocket) {
     }
 }
 
-/// The echo; `relay ADDRESS PORT` first sends a datagram there from this very socket and tells how that went.
+/// The echo; `relay ADDRESS PORT` first sends a datagram there from this very socket and reports how that went.
 fn answer(socket: &UdpSocket, bytes: &[u8]) -> Vec<u8> {
     let text = String::from_utf8_lossy(bytes);
     let mut words = text.split(' ');

@@ -159,7 +159,7 @@ impl StormClient {
                     storm.answered += 1;
                     waiting -= 1;
                 }
-                // What has not come by now is lost.
+                // Answers that have not come by now are lost.
                 Err(_) => waiting = 0,
             }
         }

@@ -42,7 +42,7 @@ pub(crate) struct Stray {
     name: String,
 }
 
-/// What is done.
+/// Calls of the attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Way {
     /// Connect to the stranger, fail to connect to a service, send to the old peer.
@@ -183,7 +183,7 @@ fn race(
     let (second, over, bytes) = (Arc::clone(&socket), Arc::clone(&is_over), other.to_vec());
     let thread = thread::spawn(move || {
         while !over.load(Ordering::Relaxed) {
-            // What becomes of it does not count.
+            // Its result does not count.
             let _ = call(&second, &bytes, service, way);
         }
     });

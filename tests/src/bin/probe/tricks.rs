@@ -51,7 +51,7 @@ pub(crate) struct Trick {
     options: Options,
 }
 
-/// What is done.
+/// Calls of the attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Way {
     /// Connect to `first`, then `sendto` the other.

@@ -36,7 +36,7 @@ pub(crate) struct Turn {
     first: IpAddr,
 }
 
-/// What is done.
+/// Calls of the attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Way {
     /// Begin a datagram to the other (`MSG_MORE`), end it by a call to the first.
@@ -310,7 +310,7 @@ impl Turn {
                 let (socket, is_over) = (&socket, &is_over);
                 scope.spawn(move || {
                     while !is_over.load(Ordering::Relaxed) {
-                        // What becomes of it does not count.
+                        // Its result does not count.
                         let _ = socket.connect(peer);
                     }
                 });

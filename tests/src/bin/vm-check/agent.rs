@@ -106,7 +106,7 @@ pub(crate) fn checks() {
     drop(far);
 }
 
-/// What is learned, allowed and denied while the agent runs.
+/// Checks names and addresses that the agent learns, allows and denies.
 fn verdicts() {
     check("v4:denied_before_its_name_was_asked_for", || {
         refused(v4(10).into())
@@ -262,7 +262,7 @@ fn refused(address: IpAddr) -> Result<(), String> {
     }
 }
 
-/// Whether a text has a part.
+/// Checks that a text has a part.
 fn contains(text: &str, part: &str) -> Result<(), String> {
     if text.contains(part) {
         Ok(())

@@ -1,4 +1,4 @@
-//! The far end of a veth pair: a DNS server and servers that accept.
+//! The peer of a veth pair: a DNS server and servers that accept.
 
 use std::{
     fs::File,
@@ -46,7 +46,7 @@ pub(crate) const fn v6(last: u8) -> Ipv6Addr {
     Ipv6Addr::new(0xfd09, 0, 0, 0, 0, 0, 0, last as u16)
 }
 
-/// Ends the far end when dropped.
+/// Ends the peer when dropped.
 pub(crate) struct Far(Child);
 
 impl Drop for Far {
@@ -99,7 +99,7 @@ pub(crate) fn start() -> Result<Far> {
     Ok(far)
 }
 
-/// The far end's process: enters the namespace and serves until it is killed.
+/// The peer's process: enters the namespace and serves until it is killed.
 pub(crate) fn serve() -> Result<()> {
     let namespace = File::open("/run/netns/far").context("no namespace")?;
     setns(namespace, CloneFlags::CLONE_NEWNET).context("cannot enter the namespace")?;

@@ -2,7 +2,7 @@
 //!
 //! Prints lines that xtask reads: `CHECK <name> ok|failed|skipped <details>` and `INSNS <program> <count>`.
 //! The initramfs has mounted proc, sys, cgroup2 and bpf, brought up `lo` and inserted veth. The agent is attached
-//! to the root cgroup: everything in the guest is judged, the far end of the veth pair too.
+//! to the root cgroup: everything in the guest is judged, the peer of the veth pair too.
 
 use std::{
     env,
@@ -31,7 +31,7 @@ fn main() {
         Some("connect") => connect(),
         _ => {}
     }
-    // What follows judges all of the machine's traffic.
+    // From here on the programs judge all of the machine's traffic.
     if env::var_os("EGRESS_VM_GUEST").is_none() {
         eprintln!("only in a virtual machine of `cargo xtask vm`; `vm-check object` runs anywhere");
         exit(2);

@@ -1,4 +1,4 @@
-//! Loads the object by itself, for what the verifier says about it.
+//! Loads the object by itself, for the verifier's judgement of it.
 
 use std::fs;
 
@@ -12,7 +12,7 @@ use crate::{check, from_env};
 
 /// Lines of a verifier log that are shown.
 const LOG_LINES: usize = 60;
-/// What lines after the verifier's reason have in them.
+/// Parts of the lines after the verifier's reason.
 const STATISTICS: [&str; 4] = [
     "processed ",
     "stack depth ",
@@ -58,7 +58,7 @@ fn load(name: &str, program: &mut Program) -> Result<(), String> {
         }
         return Err(why_refused(name)?);
     }
-    // Told since 5.16.
+    // Kernels report it since 5.16.
     if let Some(count) = program
         .info()
         .ok()
