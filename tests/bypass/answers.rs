@@ -18,7 +18,7 @@ use crate::{
 
 /// Policies of these tests allow the names below it.
 const ZONE: &str = "craft.example.com";
-/// What the lies would teach: one address for each, by its place in the list.
+/// The first address that a lie would teach; each has its own, by its place in the list.
 const FIRST: [u8; 4] = [10, 78, 40, 1];
 
 const A: u16 = 1;
@@ -61,7 +61,7 @@ fn address(lie: &[u8]) -> Vec<u8> {
     record(ASKED, A, IN, 300, lie)
 }
 
-/// What stands behind the id, and behind the question.
+/// Fields of a message behind the id, and bytes behind the question.
 struct Message {
     flags: u16,
     counts: [u16; 4],
@@ -81,7 +81,7 @@ fn one(rest: Vec<u8>) -> Message {
     message(GOOD, [1, 1, 0, 0], rest)
 }
 
-/// One lie: it is told the address that it is to teach.
+/// One lie, made for the address that it is to teach.
 struct Lie {
     name: &'static str,
     why: &'static str,

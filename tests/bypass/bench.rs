@@ -20,7 +20,7 @@ pub(crate) const DENIED: [&str; 2] = ["10.78.9.1", "fd78::9:1"];
 /// The usual policy.
 pub(crate) const RULES: &str = "allow: [{ cidrs: [10.79.0.0/16, \"fd79::/32\"] }]";
 
-/// A world with an agent, a workload, and a watcher at the far end of the node's wire.
+/// A world with an agent, a workload, and a watcher at the other end of the node's wire.
 pub(crate) struct Bench {
     pub(crate) client: Workload,
     pub(crate) agent: Agent,
@@ -123,7 +123,7 @@ impl Bench {
         emit(&self.client, to, packet, &["--header-included"])
     }
 
-    /// Whether these bytes left the node. Waits for a packet that is sent after them: a query to the resolver.
+    /// True if these bytes left the node. Waits for a packet that is sent after them: a query to the resolver.
     #[track_caller]
     pub(crate) fn leaves(&self, bytes: &[u8]) -> bool {
         self.settle();

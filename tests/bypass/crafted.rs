@@ -12,7 +12,7 @@ use crate::{
     table::{Outcome, Technique},
 };
 
-/// What must not leave.
+/// Payload that must not leave.
 const SECRET: &[u8] = b"written by a process";
 
 /// One way to write packets.
@@ -23,7 +23,7 @@ struct Craft {
     families: [bool; 2],
     /// The packets; the twin sends the same ones elsewhere.
     packets: fn(&Ends) -> Vec<Vec<u8>>,
-    /// Whether one of them leaves to an allowed address; else it is refused wherever it goes.
+    /// One of them leaves to an allowed address; else each is refused wherever it goes.
     passes: bool,
 }
 

@@ -1,4 +1,4 @@
-//! Packets in the name of somebody else: of the resolver, to teach addresses; of a far end, to be answered.
+//! Packets in the name of somebody else: of the resolver, to teach addresses; of a remote, to be answered.
 
 use std::{process::Command, thread, time::Duration};
 
@@ -23,11 +23,11 @@ use crate::bench::{Bench, DENIED, emit, node_like};
 
 /// A trusted resolver that accepts connections and never answers.
 const SILENT: [&str; 2] = ["10.77.0.99", "fd77::99"];
-/// What the lies say.
+/// Addresses that the lies would teach.
 const LIE: [&str; 2] = ["10.78.9.20", "fd78::9:20"];
 /// An allowed name.
 const NAME: &str = "lie.example.com";
-/// Port of a far end that seems to call. Nobody serves it: two servers that echo would never end.
+/// Port of a remote that seems to call. Nobody serves it: two servers that echo would never end.
 const CALLER: u16 = 9001;
 const RULES: &str = "allow: [{ names: [\"*.example.com\"] }]";
 
@@ -165,7 +165,7 @@ fn serving(bench: &Bench) -> Running {
     server
 }
 
-/// The workload calls itself in the name of a far end; nothing may leave to that.
+/// The workload calls itself in the name of a remote; nothing may leave to that.
 fn forged_calls(protocols: &[u8], call: impl Fn(&Workload, &Ends, u8, &[u8]) -> Attempt) {
     let Some(bench) = Bench::new() else { return };
     let _server = serving(&bench);
@@ -185,7 +185,7 @@ fn forged_calls(protocols: &[u8], call: impl Fn(&Workload, &Ends, u8, &[u8]) -> 
                 continue;
             }
             let attempt = call(&bench.client, &ends, protocol, &payload);
-            // What answers is the kernel or another process.
+            // The kernel or another process answers.
             thread::sleep(Duration::from_millis(50));
             bench.settle();
             assert_eq!(bench.left_to(denied), 0, "protocol {protocol}: {attempt:?}");
@@ -255,7 +255,7 @@ fn real_questions_are_answered(bench: &Bench) {
     }
 }
 
-/// Sockets bound to the far end's address make the kernel answer to it.
+/// Sockets bound to the remote's address make the kernel answer to it.
 fn questions_by_bound_sockets(option: &str) {
     let Some(bench) = Bench::new() else { return };
     for denied in DENIED {
@@ -329,7 +329,7 @@ pub(crate) fn answers_by_looped_multicast() {
 
 pub(crate) fn calls_by_looped_multicast() {
     let Some(bench) = Bench::new() else { return };
-    // What leaves to a group comes back to its members here: by eth0, not by loopback. The lifeline opens DHCP.
+    // Packets to a group come back to its members here: by eth0, not by loopback. The lifeline opens DHCP.
     let node = bench.world.namespace(Role::Node);
     node.ip("route add 255.255.255.255/32 dev eth0\n").unwrap();
     for (denied, to, port, group) in [
@@ -452,7 +452,7 @@ fn on_loopback(client: &Workload, ends: &Ends, protocol: u8, payload: &[u8]) -> 
     ])
 }
 
-/// Sockets bound to the far end's address call the workload's own servers.
+/// Sockets bound to the remote's address call the workload's own servers.
 fn calls_by_bound_sockets(option: &str) {
     let Some(bench) = Bench::new() else { return };
     let _server = serving(&bench);
@@ -533,7 +533,7 @@ pub(crate) fn answers_from_a_neighbour() {
     }) else {
         return;
     };
-    // Somebody else on a link of the node, who was told the id and the port.
+    // Somebody else on a link of the node, who knows the id and the port.
     let accomplice = bench.world.workload_in(Role::Pod, "accomplice");
     let gateway = bench.world.hardware_address(Role::Node, "pod0");
     let ends = Ends::new(SILENT[0], zone::NODE[0]);
@@ -602,7 +602,7 @@ pub(crate) fn answers_over_a_device_of_ones_own() {
             asking.ended().is_some()
         });
         assert!(heard, "{device:?}: {:?}", asking.lines());
-        // What looks like the resolver's teaches in the namespace that it came to, and nobody elsewhere gains by it.
+        // A packet that looks like the resolver's teaches the namespace that it came to; nobody elsewhere gains by it.
         assert_eq!(
             bench.agent.knows(lie.parse().unwrap()),
             is_believed,

@@ -2,8 +2,8 @@
 //!
 //! [`table`] is the one list: the tests and the table of docs/security.md are made from
 //! it (`cargo xtask docs`). Each test has an allowed twin, so that none can
-//! pass by breaking the network, and a watcher at the far end of the node's
-//! wire, which sees what left, whatever the sender was told.
+//! pass by breaking the network, and a watcher at the other end of the node's
+//! wire, which sees what left, whatever the kernel reported to the sender.
 
 #![allow(
     clippy::unwrap_used,

@@ -68,7 +68,7 @@ pub(crate) fn sockets_passed_to_another_scope() {
     for v6 in [false, true] {
         let address = zone::address("api.example.com", v6).to_string();
         for tcp in [false, true] {
-            // Who made it counts, not who holds it.
+            // The scope that made it counts, not the one that holds it.
             let (attempt, moved) = scopes
                 .agent
                 .counted(|| scopes.hand_over(&scopes.poor, &scopes.rich, &address, tcp));
@@ -204,7 +204,7 @@ pub(crate) fn raw_sockets_opened_before() {
         .unwrap();
     let gate = world.dir().join("go");
     let secret = |kind: u8, to: &str| format!("by an old socket {kind} to {to}.");
-    // What the kernel answers by itself: echo replies and errors.
+    // Messages that the kernel answers with by itself: echo replies and errors.
     let mut waiting = Vec::new();
     for (protocol, kind) in [("1", 0_u8), ("1", 3), ("58", 129), ("58", 1)] {
         for addresses in [DENIED, ALLOWED] {

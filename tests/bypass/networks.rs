@@ -290,7 +290,7 @@ pub(crate) fn packets_on_loopback_that_the_node_forwards() {
     }
 }
 
-/// A tunnel device whose far end is `remote`, with allowed addresses behind it.
+/// A tunnel device to `remote`, with allowed addresses behind it.
 fn tunnel(bench: &Bench, role: Role, kind: &str, remote: &str) -> bool {
     let local = match role {
         Role::Pod => zone::POD[0],
@@ -368,7 +368,7 @@ pub(crate) fn tunnel_devices_of_the_node() {
     );
     bench.settle();
     assert!(bench.left_to(DENIED[0]) > 0, "it is stopped now");
-    // The twin: to the tunnel's far end it may not send by itself.
+    // The twin: to the tunnel's remote it may not send by itself.
     assert!(bench.client.udp(DENIED[0], 4789, true).is_refused());
 }
 

@@ -18,7 +18,7 @@ use egress_tests::{
 const SECONDS: u64 = 30;
 /// Processes that try at the same time.
 const PROCESSES: u64 = 2;
-/// What changes nothing, while policies change.
+/// A rule that changes no verdict, while policies change.
 const UNRELATED: &str = "- { cidrs: [192.0.2.0/24] }\n";
 
 fn option(name: &str) -> Option<u64> {
@@ -41,9 +41,9 @@ fn number(running: &Running, begin: &str) -> u64 {
         .unwrap_or_default()
 }
 
-/// What the model leaves out. At a pod's link a CNI lets nothing pass in the name of others; without, a pod calls the node
-/// in anybody's name (`calls_by_a_neighbour`). And peers keep quiet, as what one scope asked may be answered to another
-/// one that has taken its port, and that may be replied to (`ports_taken_over_from_another_scope`).
+/// Stops traffic that the model leaves out. At a pod's link a CNI lets nothing pass in the name of others; without, a
+/// pod calls the node in anybody's name (`calls_by_a_neighbour`). And peers keep quiet: the answer to one scope may
+/// reach another that has its port by then, and may reply (`ports_taken_over_from_another_scope`).
 fn prepare(world: &World) -> bool {
     let sources = "table inet cni { chain in { type filter hook prerouting priority -300; \
         iifname pod0 ip saddr != 10.77.1.0/24 drop; \

@@ -10,7 +10,7 @@ use egress_tests::{
 
 use crate::bench::{ALLOWED, Bench, DENIED, RULES, emit, node_like};
 
-/// What must not leave.
+/// Payload that must not leave.
 const SECRET: &[u8] = b"the secret of the node";
 
 /// From the node to this address.
@@ -55,7 +55,7 @@ pub(crate) fn another_destination_in_the_header() {
     for (denied, allowed) in DENIED.into_iter().zip(ALLOWED) {
         bench.stops(denied, allowed, |address| {
             let ends = to(address);
-            // The kernel is told that it goes to the allowed one.
+            // The kernel is given the allowed one as its destination.
             bench.emit(allowed, &ends.packet(UDP, &ends.udp(7, 9000, SECRET)))
         });
     }
@@ -247,7 +247,7 @@ pub(crate) fn tiny_fragments() {
         let cut = |address: &str| bench.emit(address, &fragment(address, 0, true, &[0; 2]));
         refused(&cut(one_port));
         refused(&cut(denied));
-        // What would write other ports over those that were judged.
+        // A fragment that would write other ports over those that were judged.
         let again = to(one_port).udp(7, 9001, SECRET);
         refused(&bench.emit(one_port, &fragment(one_port, 1, false, &again)));
         assert!(!bench.leaves(SECRET));

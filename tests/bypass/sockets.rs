@@ -138,7 +138,7 @@ pub(crate) fn the_nodes_own_address_over_a_device() {
     let more = RULES.replace("10.79.0.0/16", "10.79.0.0/16, 10.80.0.0/16");
     bench.agent.reload(&policy(&more));
     for address in ["10.99.0.1", "fd99::1"] {
-        // Whether it leaves by UDP, or answers by TCP.
+        // Neither does it leave by UDP, nor answer by TCP.
         let (attempt, moved) = bench
             .agent
             .counted(|| bench.exchange(address, "9000", &["--device", "eth0", "--no-echo"]));
@@ -216,7 +216,7 @@ pub(crate) fn sendfile() {
     }
 }
 
-/// Whether a line of the wire is a TCP segment without RST: resets are the kernel's own.
+/// The line of the wire is a TCP segment without RST: resets are the kernel's own.
 fn is_no_reset(words: &[&str]) -> bool {
     let header = if words[2].contains(':') { 80 } else { 40 };
     let flags = words[3].get(header + 26..header + 28);
@@ -226,7 +226,7 @@ fn is_no_reset(words: &[&str]) -> bool {
 
 pub(crate) fn simultaneous_open() {
     let Some(bench) = Bench::new() else { return };
-    // The far ends keep quiet, so that our SYN stays under way until theirs comes.
+    // The peers keep quiet, so that our SYN stays under way until theirs comes.
     bench
         .world
         .namespace(Role::Web)
@@ -268,7 +268,7 @@ pub(crate) fn tcp_repair() {
         let attempt = bench.trick("repair", denied, &["--tcp"]);
         refused(&attempt);
         assert_eq!(attempt.stage, "connect");
-        // The twin. Its far end knows nothing of a connection, and resets it.
+        // The twin. Its peer knows nothing of a connection, and resets it.
         bench.trick("repair", allowed, &["--tcp"]);
         assert!(eventually(Duration::from_secs(1), || bench
             .left_to(allowed)
@@ -315,7 +315,7 @@ pub(crate) fn mptcp_subflows() {
         skip("no MPTCP in this kernel, or an ip that cannot set it up");
         return;
     }
-    // The far end announces more addresses of itself; the workload's kernel connects to them unasked.
+    // The peer announces more addresses of itself; the workload's kernel connects to them unasked.
     web.ip("mptcp endpoint add 10.79.0.8 signal\nmptcp endpoint add 10.78.9.8 signal\n")
         .unwrap();
     bench

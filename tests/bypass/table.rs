@@ -2,7 +2,7 @@
 
 use crate::{answers, crafted, forged, moved, networks, raw, sockets, turned};
 
-/// What becomes of a technique.
+/// Outcome of a technique.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// Nothing leaves.
@@ -20,18 +20,18 @@ pub(crate) enum Outcome {
 /// One bypass.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Technique {
-    /// What is done.
+    /// The technique in words.
     pub(crate) name: &'static str,
-    /// Whether it works.
+    /// Its outcome.
     pub(crate) outcome: Outcome,
-    /// What stops it, and what that needs; or why nothing does.
+    /// The hook or rule that stops it, and its needs; or why nothing stops it.
     pub(crate) why: &'static str,
 }
 
 /// Makes the table and a test for each of its rows.
 macro_rules! techniques {
     ($($(#[$attribute:meta])* $outcome:ident $module:ident::$test:ident: $name:literal, $why:literal;)*) => {
-        /// What tests show.
+        /// Techniques that tests try.
         pub(crate) const TECHNIQUES: &[Technique] = &[$(Technique {
             name: $name,
             outcome: Outcome::$outcome,
@@ -49,7 +49,7 @@ pub(crate) fn several() -> impl Iterator<Item = Technique> {
         .chain(answers::techniques())
 }
 
-/// What no test here shows.
+/// Techniques that no test here tries.
 pub(crate) const UNTRIED: &[Technique] = &[
     Technique {
         name: "root in the host's namespaces",

@@ -16,7 +16,7 @@ struct Turn {
     why: &'static str,
     /// For which families: IPv4, IPv6.
     families: [bool; 2],
-    /// Whether it leaves to an allowed address; else it is refused wherever it goes.
+    /// It leaves to an allowed address; else it is refused wherever it goes.
     passes: bool,
 }
 

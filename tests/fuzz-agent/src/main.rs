@@ -1,7 +1,7 @@
-//! Feeds what takes in bytes of others with random and broken input: the packet programs in the kernel, the policy
+//! Feeds the readers of others' bytes with random and broken input: the packet programs in the kernel, the policy
 //! loader, and the API socket.
 //!
-//! `tests/fuzz/README.md` tells what counts as a finding. The driver is that of `tests/fuzz`, which feeds the parsers of
+//! `tests/fuzz/README.md` says what counts as a finding. The driver is that of `tests/fuzz`, which feeds the parsers of
 //! egress-common; this one is part of the workspace because it needs the agent.
 
 #![allow(

@@ -78,7 +78,7 @@ fn cpu_time() -> Duration {
     Duration::from(time)
 }
 
-/// Whether an error says where it is; of a file as a whole only what has no line.
+/// Checks that every error has its file, and its line unless it is about the file as a whole.
 fn tells_its_line(errors: &PolicyErrors, file: &Path, lines: usize) -> Result<(), Finding> {
     for error in errors.errors() {
         let is_of_file = matches!(error.problem, Problem::EmptyFile(_) | Problem::TooLarge(_));
@@ -119,7 +119,7 @@ fn class_of(errors: &PolicyErrors) -> usize {
     }
 }
 
-/// What is accepted compiles, and says what it said.
+/// Checks that an accepted policy compiles, and that the compiled one has its names.
 fn compiles(
     set: &PolicySet,
     catalog: &Catalog,
@@ -239,7 +239,7 @@ impl Target for Policies {
             Ok(set) => compiles(&set, &self.catalog, &file, lines),
             Err(errors) => {
                 tells_its_line(&errors, &file, lines)?;
-                // What the user sees.
+                // The text that the user sees.
                 let _shown = errors.to_string();
                 Ok(class_of(&errors))
             }

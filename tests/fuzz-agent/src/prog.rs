@@ -55,7 +55,7 @@ impl Programs {
             let rig: Option<MutexGuard<'_, Rig>> = Rig::new();
             let Some(rig) = rig else { return };
             for (hook, packet, answer) in waiting {
-                // Whoever asked may have given up.
+                // The asker may have given up.
                 let _ = answer.send(rig.compare(hook, &packet));
             }
         });
@@ -184,7 +184,7 @@ impl Target for Programs {
     }
 }
 
-/// What passes can be read, and goes where the policy of the rig lets somebody go.
+/// Checks that a packet that passed can be read, and goes where the policy of the rig lets somebody go.
 fn passes_rightly(input: &[u8], reason: Option<Reason>) -> Result<(), Finding> {
     let packet = parse(input)
         .map_err(|refusal| Finding(format!("passed, though the host says {refusal:?}")))?;

@@ -14,7 +14,7 @@ use egress_common::hash::fnv1a;
 
 use crate::rng::Rng;
 
-/// What is wrong with an input.
+/// An error that an input shows.
 #[derive(Debug)]
 pub struct Finding(pub String);
 
@@ -22,7 +22,7 @@ pub struct Finding(pub String);
 pub trait Target: Sync {
     /// Name of the target and of its corpus folder.
     fn name(&self) -> &'static str;
-    /// What an input can turn out to be.
+    /// Classes of inputs.
     fn classes(&self) -> Vec<String>;
     /// Makes an input.
     fn make(&self, rng: &mut Rng, corpus: &[Vec<u8>]) -> Vec<u8>;

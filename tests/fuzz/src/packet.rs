@@ -12,7 +12,7 @@ use etherparse::{
 
 use crate::{Finding, Target, packets::make, rng::Rng, support::tape::Tape};
 
-/// What the plain reader finds.
+/// A packet as the plain reader reads it.
 #[derive(Debug, PartialEq, Eq)]
 struct Plain {
     saddr: Address,
@@ -199,7 +199,7 @@ fn transport(whole: &[u8], end: usize, lax: Lax, plain: &mut Plain) -> Result<()
     is_in.then_some(()).ok_or(Reason::Malformed)
 }
 
-/// What a packet can turn out to be.
+/// Classes of packets.
 const CLASSES: &[&str] = &[
     "agree v4",
     "agree v6",
