@@ -19,7 +19,7 @@ use crate::support::{
 /// How long an agent may take to do everything once: longer than until the second renewal of its lease.
 const ALL: Duration = Duration::from_secs(45);
 
-/// What the account may do by one rule: a verb on a kind.
+/// One permission of the account: a verb on a kind.
 #[derive(Debug)]
 struct Right {
     verb: String,
@@ -39,7 +39,7 @@ fn texts(value: &Value) -> Vec<String> {
     value.as_array().into_iter().flatten().map(text).collect()
 }
 
-/// What the manifest gives.
+/// Permissions that the manifest gives.
 fn rights(cluster: &Cluster) -> Vec<Right> {
     let file = deploy("kubernetes/rbac.yaml");
     let read = ["create", "--dry-run=client", "-o", "json", "-f", &file];
@@ -66,7 +66,7 @@ fn rights(cluster: &Cluster) -> Vec<Right> {
     rights
 }
 
-/// Whether it was this right that allowed what was asked.
+/// The right allows the request.
 fn allows(right: &Right, asked: &Value) -> bool {
     let object = &asked["objectRef"];
     let mut resource = text(&object["resource"]);

@@ -10,7 +10,7 @@ use crate::support::{
     policies::{BAD, FULL, FULL_CLUSTER, ONLY_COMPILER, policy},
 };
 
-/// Whether `policy check` takes a file, and what it says.
+/// True if `policy check` accepts a file, and its output.
 fn checked(file: &str, tags: &str) -> (bool, String) {
     let mut agent = Command::new(programs::agent());
     agent.args(["policy", "check", file, "--service-tags", tags]);
@@ -217,7 +217,7 @@ fn what_the_compiler_refuses_the_server_refuses() {
             let name = format!("{index:03}-{which}");
             let object = case.name.unwrap_or(("twin", "twin"));
             let object = if which == "good" { object.0 } else { object.1 };
-            // The names of the others do not matter, but differ so that they can be told apart.
+            // The names of the others do not matter; they differ to identify the policies.
             let object = if object == "twin" { &name } else { object };
             let text = policy(case.kind, object, spec);
             let file = write(&cluster, &format!("bad/{name}.yaml"), &text);

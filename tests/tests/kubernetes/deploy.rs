@@ -1,4 +1,4 @@
-//! What is in `deploy/` against a real API server: what it shows of policies, and to whom; the manifests.
+//! The files of `deploy/` with a real API server: columns and permissions of policies; the manifests.
 
 use std::{
     fs,
@@ -67,7 +67,7 @@ fn the_status_is_apart_and_kubectl_shows_it() {
         ];
         cluster.kubectl(arguments).unwrap()
     };
-    // Who writes the status cannot change the spec with it.
+    // A writer of the status cannot change the spec with it.
     let output = status_of(
         "egp",
         "payments",
@@ -137,7 +137,7 @@ fn the_status_is_apart_and_kubectl_shows_it() {
     );
 }
 
-/// Who asks, in which namespace, for what: verb, resource, subresource.
+/// A request: user, namespace, verb, resource, subresource.
 type Question = (
     &'static str,
     &'static str,
@@ -146,7 +146,7 @@ type Question = (
     &'static str,
 );
 
-/// What the server would let somebody do.
+/// The API server's answers to the requests: true if it allows one.
 fn allowed(cluster: &Cluster, questions: &[Question]) -> Vec<bool> {
     let items = questions
         .iter()

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::support::installed::{cluster, write};
 
-/// How long the server may take to tell of all policies.
+/// How long the server may take to report all policies.
 const SOON: Duration = Duration::from_mins(2);
 /// Pods that come, and go, in a second.
 const BATCH: usize = 10;
@@ -207,7 +207,7 @@ fn pods_come_and_go_and_each_is_soon_under_its_policies() {
         (cpu - cpu_before) * 1000 / elapsed_ms,
     );
     assert!(delay.count >= 30, "{delay:?}");
-    // What is left over of 50 ms is for machines with other work and builds without optimization.
+    // The rest of 50 ms is for machines with other work and builds without optimization.
     assert!(delay.p50_us < 50_000, "{delay:?}");
     for (_, path) in there {
         fs::remove_dir(&path).unwrap();

@@ -1,4 +1,4 @@
-//! What a node does while the API server is away, after it forgot what was, and with policies that became wrong.
+//! Nodes while the API server is away, after it forgot old versions, and with policies that became wrong.
 
 use std::{
     thread,
@@ -21,7 +21,7 @@ use crate::support::{
 const BACK: Duration = Duration::from_mins(1);
 /// How long the server is away.
 const OUTAGE: Duration = Duration::from_mins(1);
-/// What is known is on the disk within a moment.
+/// The agent's copy of the cluster is on the disk within a moment.
 const KEPT: Duration = Duration::from_secs(2);
 
 fn allow(name: &str) -> Value {
@@ -58,7 +58,7 @@ fn a_minute_without_the_api_server_opens_and_closes_nothing() {
     web.resolve("api.example.com", false);
     let mut held = web.hold(api, 80);
 
-    // What the server takes up before it is away is not known here.
+    // The agent does not learn the changes that the server still takes up.
     gate.shut();
     let begin = Instant::now();
     let late = node.pod("late", "web");
@@ -174,7 +174,7 @@ fn without_the_api_server_what_was_known_goes_on() {
     let status = agent.status().kubernetes.unwrap();
     assert!(status.is_from_disk && !status.is_synced, "{status:?}");
     assert_eq!((status.policies, status.pods), (1, 2));
-    // What is in the kernel goes on until the agent has found which cgroup is whose.
+    // The kernel's policies go on until the agent has found which cgroup is whose.
     check(&web);
     assert!(eventually(SOON, || agent
         .status()
@@ -243,7 +243,7 @@ fn what_happened_before_a_compaction_is_listed_anew() {
         &json!({ "podSelector": { "matchLabels": { "app": "new" } } }),
     );
     cluster.compact(&newest()).unwrap();
-    // Who asks for what was then is told so.
+    // The server answers a watch from that version with 410 Gone.
     let path = format!("/api/v1/pods?watch=1&timeoutSeconds=1&resourceVersion={watched}");
     let told = cluster.kubectl(["get", "--raw", &path]).unwrap().shown();
     assert!(told.contains("\"code\":410"), "{told}");
@@ -277,7 +277,7 @@ fn a_policy_that_became_wrong_stays_as_it_was_also_for_the_next_agent() {
     };
     let node = Node::new(&cluster, NODE);
     let of_node = |rule: Value| json!({ "subject": "node", "nodeSelector": { "matchLabels": { "pool": NODE } }, "allow": [rule] });
-    // The schema cannot tell that it is wrong.
+    // The schema cannot show that it is wrong.
     let host_bits = || json!({ "cidrs": ["10.78.0.1/16"] });
     node.policy("web", &allow("api.example.com"));
     node.cluster_policy(NODE, &of_node(json!({ "names": ["other.example.com"] })));

@@ -50,7 +50,7 @@ fn each_pod_has_the_policies_that_select_it_and_what_it_resolved_itself() {
         one.resolve("api.example.com", false);
         reached(&one.connect(api, 80));
         refused(&one.connect(other, 80));
-        // What one pod resolved opens nothing to another one under the same policy.
+        // An address that one pod resolved opens nothing to another one under the same policy.
         refused(&two.connect(api, 80));
         two.resolve("api.example.com", false);
         reached(&two.connect(api, 80));
@@ -71,7 +71,7 @@ fn each_pod_has_the_policies_that_select_it_and_what_it_resolved_itself() {
         .iter()
         .find(|flow| flow.verdict == "denied" && flow.scope == "selection/one-0");
     assert!(denied.is_some(), "{flows:?}");
-    // The developer is told at the pod, the author at the policy.
+    // The developer finds it at the pod, the author at the policy.
     let events = || node.kubectl(&["describe", "pod", "one-0"]);
     assert!(
         eventually(SOON, || events().contains("EgressDenied")),
@@ -189,7 +189,7 @@ fn labels_and_policies_change_for_those_that_they_are_about() {
     }
     let (mut cut, mut kept) = (web.hold(api, 80), batch.hold(api, 80));
     assert!(cut.is_alive() && kept.is_alive());
-    // An edit: the flow that rests on what is gone is cut, that of another pod is not.
+    // An edit: the flow that a removed rule granted is cut, that of another pod is not.
     node.policy("web", &allow("other.example.com"));
     web.resolve("other.example.com", false);
     assert!(

@@ -1,4 +1,4 @@
-//! What agents write to a real API server, with their own account: the status of policies, and events at pods.
+//! Agents' writes to a real API server, with their own account: the status of policies, and events at pods.
 
 use std::{
     collections::BTreeMap,
@@ -69,7 +69,7 @@ impl Writer {
         }
     }
 
-    /// Ends as an agent does that is told to.
+    /// Ends as an agent does at a signal.
     fn stop(self, runtime: &Runtime) {
         self.stop.shut_down();
         runtime.block_on(self.task).unwrap();
@@ -118,7 +118,7 @@ fn objects(cluster: &Cluster, namespace: &str) -> BTreeMap<String, Value> {
         .collect()
 }
 
-/// What an agent would know of these objects.
+/// An agent's view of these objects.
 fn view<'a>(objects: impl IntoIterator<Item = &'a Value>) -> ClusterView {
     let policies = objects.into_iter().map(|item| {
         let text = |field: &str| item["metadata"][field].as_str().map(str::to_owned);
@@ -146,7 +146,7 @@ fn condition(object: &Value) -> &Value {
     found.unwrap_or(&Value::Null)
 }
 
-/// Whether a condition is about the newest version.
+/// The condition is about the newest version.
 fn is_current(object: &Value) -> bool {
     let generation = &object["metadata"]["generation"];
     condition(object)["observedGeneration"] == *generation
@@ -563,7 +563,7 @@ fn a_denial_is_an_event_at_the_pod_within_the_limits() {
     denials.tell(denied(&web, "api.example.com"));
     assert!(eventually(SOON, || denials.counts().written() == 2));
     assert_eq!(events_of(&cluster, &web).len(), 1);
-    // A pod whose namespace is not there: told nowhere, and nothing ends.
+    // A pod whose namespace is not there: reported nowhere, and nothing ends.
     denials.tell(denied(
         &Arc::new(Pod {
             namespace: "nowhere".to_owned(),

@@ -1,4 +1,4 @@
-//! What an agent hears from a real API server, also when that goes away.
+//! An agent's watches of a real API server, also when that goes away.
 
 use std::{fs, path::Path, sync::Arc, time::Instant};
 
@@ -188,7 +188,7 @@ fn the_view_is_what_the_server_has_of_this_node_and_follows_its_changes() {
         feed.view.policies[&"shop/db".parse().unwrap()].generation,
         2
     );
-    // What did not change is the same object still.
+    // A policy that did not change is the same object still.
     assert!(Arc::ptr_eq(
         &before,
         &feed.view.policies[&"shop/web".parse().unwrap()]
@@ -197,7 +197,7 @@ fn the_view_is_what_the_server_has_of_this_node_and_follows_its_changes() {
     let shop = "kube-system/proxy-n1 app=proxy\nother/web app=web\nshop/web app=db\nnode";
     let feed = fed.until_shown(shop);
 
-    // What does not concern this node, or no selector, changes nothing; then a pod that does.
+    // Changes that do not concern this node, or no selector, change nothing; then a pod that does.
     run(&cluster, "label pod web-2 -n shop --overwrite app=db");
     run(&cluster, "annotate pod web -n shop note=nothing");
     run(&cluster, "annotate egp web -n shop note=nothing");
@@ -279,7 +279,7 @@ fn the_copy_on_the_disk_stands_until_the_server_answers_and_a_broken_one_is_said
     assert!(feed.freshness.is_from_disk && !feed.freshness.is_synced);
     assert_eq!(feed.freshness.heard_at.unwrap().to_string(), heard_at);
     assert!(shown(&feed.view).starts_with("other/kept app=copied"));
-    // What happened meanwhile is known when it answers, without a moment in which nothing is.
+    // Changes meanwhile are known when it answers, without a moment in which nothing is.
     run(&cluster, "label pod kept -n other --overwrite app=changed");
     gate.open();
     let feed = fed.until_synced();
@@ -290,7 +290,7 @@ fn the_copy_on_the_disk_stands_until_the_server_answers_and_a_broken_one_is_said
     assert!(fed.seen().iter().all(|view| !view.pods.is_empty()));
     fed.stop();
 
-    // What cannot be used is said, and set aside; the server's word repairs it.
+    // The agent reports an unusable copy, and sets it aside; the server's answer repairs it.
     let half = &copy[..copy.len() / 2];
     for (broken, node, said) in [
         (half, "kept", "cluster.json: is broken"),

@@ -24,7 +24,7 @@ use nix::{
 };
 use serde::{Deserialize, de::DeserializeOwned};
 
-/// What every flood has beside it: a network, a name that is learned before, new names.
+/// Destinations that stay allowed beside every flood: a network, a name that is learned before, new names.
 const ALLOWED: &str = "ttl: { min: 1s, grace: 0s }\nallow:\n\
     - { cidrs: [10.79.0.0/16] }\n\
     - { names: [api.example.com, \"*.fresh.example.com\", \"*.storm.example.com\"] }";
@@ -37,7 +37,7 @@ const FRESH: [&str; 5] = [
     zone::FORGER,
 ];
 
-/// `status -o json`, as far as it tells of losses.
+/// `status -o json`, as far as it reports losses.
 #[derive(Clone, Debug, Deserialize)]
 struct Status {
     enforcing: bool,
@@ -46,7 +46,7 @@ struct Status {
 }
 
 impl Status {
-    /// Whether an alarm begins like this.
+    /// An alarm begins like this.
     fn alarms_of(&self, begin: &str) -> bool {
         self.alarms.iter().any(|alarm| alarm.starts_with(begin))
     }
@@ -148,7 +148,7 @@ fn steady(steadiness: &Steadiness) {
     assert_eq!(steadiness.failed, 0, "{steadiness:?}");
 }
 
-/// Whether the agent lists an address under this name; all addresses of a flood would be too many to ask for.
+/// The agent lists an address under this name; all addresses of a flood would be too many to ask for.
 fn knows(agent: &Agent, name: &str) -> bool {
     agent
         .try_ask::<Vec<Learned>>(&["learned", name])
@@ -197,7 +197,7 @@ fn a_scope_at_its_share_takes_new_addresses_in_place_of_its_own_oldest() {
     );
     assert!(agent.learned().len() <= 16);
 
-    // What is in use stays, and new names find room.
+    // Addresses in use stay, and new names find room.
     assert!(flow.is_alive());
     reached(&client.connect(api, 80));
     is_well(&agent, &client);
@@ -426,7 +426,7 @@ fn a_flood_of_denied_packets_is_counted_one_by_one_and_disturbs_nobody() {
         flows + skipped
     };
     let (suppressed, lost) = (moved.dns("events_suppressed"), moved.dns("events_lost"));
-    // What the follower was too slow for is not told apart: the steady client's allowed flows may be among it.
+    // Verdicts that the follower missed are only counted: the steady client's allowed flows may be among them.
     let sum = || told() + suppressed + lost;
     assert!(
         eventually(Duration::from_secs(5), || sum() >= storm.sent),
@@ -747,7 +747,7 @@ fn rings_that_overflow_lose_copies_and_events_but_neither_names_nor_denials() {
         assert!(status.alarms_of(alarm), "{alarm}: {:?}", status.alarms);
         assert!(status.lost[alarm] > 0, "{:?}", status.lost);
     }
-    // It reads again: a new name is known by its name, a new denial is told.
+    // It reads again: a new name is known by its name, a new denial is reported.
     client.resolve("api.example.com", false);
     let knows = eventually(Duration::from_secs(30), || knows(&agent, "api.example.com"));
     assert!(knows, "copies are read again");

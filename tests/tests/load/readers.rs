@@ -1,4 +1,4 @@
-//! Whoever reads, however much and however slowly: the agent does its work, and answers others.
+//! Readers of the socket, however many and however slow: the agent does its work, and answers others.
 
 use std::{
     fs,
@@ -22,11 +22,11 @@ use egress_tests::{
 
 /// Learned addresses beside those that are really resolved.
 const MANY: u32 = 500_000;
-/// What status, counters, and a question about one address may take with that many. The budget is a third of a second for
-/// a release build on a machine that does nothing else, which a test cannot count on.
+/// Longest time of status, counters, and a question about one address with that many. The budget is a third of a second
+/// for a release build on a machine that does nothing else, which a test cannot count on.
 const SOON: Duration = Duration::from_secs(3);
 const RELEASE_SOON: Duration = Duration::from_secs(1);
-/// What all readers together may cost in memory.
+/// Most memory that all readers together may cost.
 const MEMORY_MIB: u64 = 48;
 
 /// Writes addresses as the kernel would have learned them, after the pattern of one that it has learned.

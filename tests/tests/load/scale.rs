@@ -165,7 +165,7 @@ fn a_large_policy_is_reloaded_fast_and_no_packet_is_judged_by_half_of_it() {
         .wait_for_line(1, Duration::from_secs(20), |line| line.starts_with('{'))
         .unwrap();
     let report: Load = serde_json::from_str(&line).unwrap();
-    // What only reading the policy needed is given back by then.
+    // By then the agent has given back the memory that only reading the policy needed.
     std::thread::sleep(Duration::from_secs(1));
     let memory = resident_mib(agent.pid());
     eprintln!(
@@ -190,7 +190,7 @@ fn a_large_policy_is_reloaded_fast_and_no_packet_is_judged_by_half_of_it() {
     }
 }
 
-/// Every service tag of the large file, and one whose network tells the edition.
+/// Every service tag of the large file, and one whose network shows the edition.
 fn tags(edition: u32) -> TagFile {
     let mut file = TagFile::large(edition);
     let network = format!("10.79.{edition}.0/24");

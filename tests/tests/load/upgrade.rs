@@ -18,7 +18,7 @@ use egress_tests::{
 };
 use nix::sys::signal::Signal;
 
-/// What happens to the agent, over all kinds.
+/// Kills, ends and starts of the agent, over all kinds.
 const ROUNDS: usize = 50;
 /// The same in a quick run.
 const ROUNDS_QUICK: usize = 10;
@@ -172,7 +172,7 @@ fn an_upgrade_to_another_layout_carries_over_what_is_known() {
     let mut tcp = client.hold(short, 80);
     let mut udp = client.hold_with(&[&short.to_string(), "443", "--udp"]);
     client.resolve("api.example.com", false);
-    // The flows' address expires: they rest on what sockets and flows remember.
+    // The flows' address expires: from here on the entries of their sockets and flows grant them.
     thread::sleep(Duration::from_millis(1500));
     refused(&client.connect(short, 80));
     for program in both() {

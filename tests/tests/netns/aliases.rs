@@ -67,7 +67,7 @@ fn the_target_of_an_alias_counts_in_an_answer_of_its_own_and_in_its_scope_only()
     ask(&client, "n5.target.example.org");
     reached(&client.connect("10.78.128.5", 80));
     refused(&client.connect("10.78.128.5", 443));
-    // Who did not resolve the alias gains nothing, nor do other names of the zone.
+    // A scope that did not resolve the alias gains nothing, nor do other names of the zone.
     ask(&other, "n5.target.example.org");
     refused(&other.connect("10.78.128.5", 80));
     ask(&client, "n6.target.example.org");
@@ -142,7 +142,7 @@ fn connects_wait_for_an_answer_that_only_the_agent_can_read() {
             client.probe::<Attempt>(&["connect", "10.78.128.9", "80", "--timeout", "3500"])
         });
         thread::sleep(Duration::from_millis(300));
-        // Others are told at once.
+        // Others are refused at once.
         refused(&other.connect("10.78.128.9", 80));
         refused(&elsewhere.connect("10.78.128.9", 80));
         signal(&agent, Signal::SIGCONT);

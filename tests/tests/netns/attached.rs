@@ -1,4 +1,4 @@
-//! What is attached and pinned is what was asked for, and is put back when somebody takes it away.
+//! The agent attaches and pins the hooks that were asked for, and puts them back when somebody removes them.
 
 use std::{
     fs,
@@ -20,7 +20,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 const FORBIDDEN: &str = "10.78.9.1";
 /// An address with one.
 const OPEN: &str = "10.79.0.1";
-/// How long the agent may take to put back what was taken away.
+/// How long the agent may take to put back removed hooks and pins.
 const SOON: Duration = Duration::from_secs(1);
 /// How long the machine may take to say so.
 const LONG: Duration = Duration::from_secs(5);
@@ -386,7 +386,7 @@ fn unload_and_run_leave_alone_what_is_not_an_agents() {
     );
     assert!(all_there());
 
-    // What an agent and somebody else share is split; all that goes is told first.
+    // In a folder with pins of somebody else, `unload` removes the agent's alone; it prints all removals first.
     agent.stop();
     let other = agent.pins().join("links/favourite");
     aya::maps::MapData::from_pin(agent.pins().join(&layout).join("CONFIG"))

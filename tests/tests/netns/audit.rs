@@ -21,7 +21,7 @@ fn everything_passes(world: &World, agent: &Agent) {
         counted(&moved, "no_rule");
         let flow = agent.flow_to(address, |flow| flow.verdict == "would_deny");
         assert!(flow.is_some_and(|flow| flow.reason == "no_rule"));
-        // What is allowed is not reported as a denial.
+        // An allowed flow is not reported as a denial.
         client.resolve("api.example.com", v6);
         let (_, moved) = agent.counted(|| {
             reached(&client.connect(zone::address("api.example.com", v6), 80));

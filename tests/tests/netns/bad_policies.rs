@@ -18,7 +18,7 @@ use egress_tests::{
 const LIMIT: Duration = Duration::from_secs(90);
 /// The policy that most bad versions spoil.
 const NODE: &str = "policies/node.yaml";
-/// What it allows in a good version.
+/// Its rules in a good version.
 const GOOD: &str = "allow: [{ names: [api.example.com], ports: [80/tcp] }]";
 
 /// Versions of everything that the agent reads, switched as the kubelet does: by one rename.
@@ -235,7 +235,7 @@ fn all_bad() -> Vec<Bad> {
     ]
 }
 
-/// What is next to the bad values, but good.
+/// Good values next to the bad ones.
 fn good_spec() -> String {
     format!(
         "allow:\n\

@@ -17,7 +17,7 @@ const SERVICE: [&str; 2] = ["10.96.0.10", "fd96::10"];
 const BROKEN: &str = "10.96.0.11";
 /// Where the backends answer.
 const BACKEND: [&str; 2] = ["10.77.0.54:5353", "[fd77::53]:5353"];
-/// What policies allow.
+/// Rules of the policies.
 const RULES: &str = "allow: [{ names: [\"*.fresh.example.com\"] }]";
 
 /// Backends, which nobody trusts by their own address, and a stranger who answers too.
@@ -63,7 +63,7 @@ fn agent(world: &World, spec: &str) -> Agent {
         .start()
 }
 
-/// A kernel that orders programs (6.17), or one on which ours are first by chance.
+/// A kernel that orders programs (6.17), or one on which ours happen to be first.
 fn orders_programs() -> bool {
     let release = nix::sys::utsname::uname().unwrap();
     let release = release.release().to_str().unwrap().to_owned();

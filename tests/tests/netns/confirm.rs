@@ -181,7 +181,7 @@ fn an_agent_that_is_stopped_before_the_confirmation_leaves_audit_and_a_killed_on
     );
 }
 
-/// What becomes of an agent while its confirmation is awaited.
+/// Sends a signal to an agent while its confirmation is awaited.
 fn send(agent: &Agent, signal: &str) {
     let status = std::process::Command::new("kill")
         .args([format!("-{signal}"), agent.pid().to_string()])

@@ -52,7 +52,7 @@ fn visit(name: &str, port: u16) -> String {
     format!("$P resolve {name} --server $R --type A >/dev/null; $P connect {address} {port}; ")
 }
 
-/// What the probes in a script reported, one after another.
+/// Reports of the probes in a script, one after another.
 #[track_caller]
 fn attempts(output: &Output) -> Vec<Attempt> {
     let values = serde_json::Deserializer::from_str(&output.stdout).into_iter();
@@ -134,7 +134,7 @@ fn what_is_allowed_is_reached_and_nothing_else_also_by_children() {
     );
     let other = named(&report, "denied", "other.example.com");
     assert_eq!(other["verdict"], "denied", "{other}");
-    // Who did it: of a refused connect, and of packets.
+    // The process that sent: of a refused connect, and of packets.
     for one in [api, other] {
         assert_eq!(one["process"]["command"], "probe", "{one}");
         assert!(one["process"]["pid"].as_u64().unwrap() > 1, "{one}");
@@ -185,7 +185,7 @@ fn what_is_allowed_is_reached_and_nothing_else_also_by_children() {
         output.shown()
     );
     assert_eq!(children(caller.cgroup()), Vec::<PathBuf>::new());
-    // Who is not in the cgroup is not judged.
+    // A process outside the cgroup is not judged.
     assert!(
         caller
             .connect(zone::address("other.example.com", false), 443)
@@ -222,7 +222,7 @@ fn names_are_found_by_the_c_library_and_over_tcp() {
         output.shown()
     );
 
-    // What the kernel leaves to the agent: an answer over TCP, in pieces.
+    // An answer that the kernel leaves to the agent: over TCP, in pieces.
     let address = zone::address("api.example.com", false);
     let script = format!(
         "$P resolve api.example.com --server $R --type A --tcp >/dev/null; $P connect {address} 443"

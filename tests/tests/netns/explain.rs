@@ -393,7 +393,7 @@ deny: [{ cidrs: [10.79.99.0/24] }]";
     thread::sleep(Duration::from_millis(1100));
     let at = |name: &str| zone::address(name, false);
     let (api, forbidden) = (at("api.example.com"), at("forbidden.example.org"));
-    // What is asked, whether rules allow it, where it leads, the reason.
+    // The destination that is asked about, true if rules allow it, its address, the reason.
     let cases = [
         ("api.example.com:80", true, api, "name_rule"),
         ("api.example.com:443", false, api, "port_not_allowed"),
@@ -418,7 +418,7 @@ deny: [{ cidrs: [10.79.99.0/24] }]";
             "{to}"
         );
         assert_eq!(explained.causes.is_empty(), is_allowed, "{explained:?}");
-        // Whatever is said, audit lets it pass.
+        // Whatever the verdict, audit lets it pass.
         reached(&client.connect(address, port_of(to)));
         let flow = agent.flow_to(address, |flow| {
             flow.port == Some(port_of(to)) && flow.verdict == verdict

@@ -19,7 +19,7 @@ use egress_tests::{
 const GUIDE: &str = include_str!("../../../docs/replacing-an-azure-firewall.md");
 /// Longest time until something is known or in force.
 const LIMIT: Duration = Duration::from_secs(10);
-/// What nobody may reach, and an address that a client has from somewhere else.
+/// A URL that nobody may reach, and an address that a client has from somewhere else.
 const FORBIDDEN: &str = "http://forbidden.example.org:443/";
 const BARE: &str = "http://10.78.9.2:443/";
 
@@ -149,7 +149,7 @@ fn curl(client: &Workload, url: &str) -> bool {
     output.code() == Some(0)
 }
 
-/// What the cluster and its application do every day.
+/// Everyday calls of the cluster and its application.
 fn everyday(client: &Workload) {
     for url in [
         "http://mcr.microsoft.com:443/",
@@ -174,7 +174,7 @@ fn everyday(client: &Workload) {
     assert_eq!(output.code(), Some(0), "{}", output.shown());
 }
 
-/// What has no place in the policies.
+/// Calls that the policies deny.
 fn nothing_else(client: &Workload) {
     for url in [
         FORBIDDEN,

@@ -42,7 +42,7 @@ fn ask(client: &Workload, kind: Kind, record: &str, collect_ms: u64) -> Lookup {
     ])
 }
 
-/// Whether what arrived is byte by byte what the forger sent.
+/// All that arrived is byte by byte as the forger sent it.
 fn delivered_unchanged(world: &World, kind: Kind, lookup: &Lookup) -> bool {
     let begin = format!("sent {} ", kind.label());
     let seen = world.seen(Role::Dns);

@@ -69,7 +69,7 @@ fn a_name_on_a_shared_address_opens_itself_alone() {
         .flow_to(ip(SHARED), |flow| flow.reason == "name_rule")
         .expect("a flow");
     assert_eq!(flow.server_name.as_deref(), Some(GOOD));
-    // What comes behind the hello passes with it, and after it.
+    // Bytes behind the hello pass with it, and after it.
     let behind = [good.clone(), vec![0x17; 3_000]].concat();
     passes(
         &agent,
@@ -179,7 +179,7 @@ fn a_client_whose_hello_is_refused_hears_of_it_at_once() {
         // A tenth of a second, and what a busy machine adds.
         assert!(attempt.elapsed_ms < 2_000.0, "{attempt:?}");
     }
-    // What is out of order is sent again, by the same socket.
+    // Segments out of order are sent again, by the same socket.
     let good = Hello::of(GOOD).bytes();
     reached(&pieces(&client, &split(&good, 40), &["--pause", "20"]));
     // Without an agent the kernel goes on dropping, and the client waits.
@@ -447,7 +447,7 @@ fn rules_that_find_no_slot_of_their_own_share_one_and_that_is_counted() {
         }
     }
     assert_eq!(shared, [false, false, false, false, true]);
-    // What no rule allows stays closed.
+    // A name that no rule allows stays closed.
     let hello = hex(&Hello::of(EVIL).bytes());
     let args = ["pieces", SITES, "443", &hello, "--timeout", "300"];
     let (attempt, moved) = agent.counted(|| -> Attempt { client.probe(&args) });

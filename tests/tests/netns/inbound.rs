@@ -1,4 +1,4 @@
-//! Flows that the far end started.
+//! Flows that the remote started.
 
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ fn inbound_tcp_is_answered_although_the_policy_allows_nothing() {
         counted(&moved, "reply");
         assert_eq!(moved.denied, 0, "{moved:?}");
     }
-    // The twin: the same far end, addressed by the workload itself.
+    // The twin: the same remote, addressed by the workload itself.
     for web in zone::WEB {
         assert!(workload.connect(web, 80).is_refused());
     }
@@ -67,7 +67,7 @@ fn inbound_udp_is_answered_from_an_unconnected_socket_which_may_not_write_to_oth
         );
     }
     assert_eq!(world.web_saw("udp 10.78.9.1:9000"), 0);
-    // Neither to another port of the far end that it has served.
+    // Neither to another port of the remote that it has served.
     let relayed: Attempt = outside.probe(&[
         "udp",
         zone::NODE[0],

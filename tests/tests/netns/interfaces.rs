@@ -1,4 +1,4 @@
-//! What passes no socket hook: forwarded packets. Frames past the IP stack are in the bypass suite.
+//! Packets that pass no socket hook: forwarded ones. Frames past the IP stack are in the bypass suite.
 
 use std::fs;
 

@@ -17,7 +17,7 @@ const BARE: &str = "10.78.9.2";
 /// Another one, which nobody used.
 const OTHER_BARE: &str = "10.78.9.1";
 
-/// What a workload does while it is watched, and again when the learned policy is enforced.
+/// Flows of a workload while it is watched, and again when the learned policy is enforced.
 fn everyday(client: &Workload) {
     let address = |name: &str, v6| client.resolve(name, v6)[0];
     reached(&client.connect(address("v6.example.com", true), 443));
@@ -38,7 +38,7 @@ fn first(client: &Workload) {
     reached(&client.connect(client.resolve("api.example.com", false)[0], 80));
 }
 
-/// Waits until something was seen; verdicts arrive a little later than what they tell of.
+/// Waits until the agent has seen a name; verdicts arrive a little later than the flows that they report.
 fn has_seen(agent: &Agent, name: &str) -> bool {
     eventually(LIMIT, || {
         let seen = agent.observations();
@@ -80,7 +80,7 @@ fn what_was_seen_becomes_a_policy_that_allows_it_and_nothing_else() {
     agent.start_again();
     assert!(has_seen(&agent, "api.example.com"));
 
-    // Told to end, it keeps everything.
+    // An agent that is ended keeps everything.
     everyday(&client);
     reached(&client.connect(BARE, 8080));
     let address = web.resolve("reload.example.com", false)[0];
@@ -155,7 +155,7 @@ fn what_was_seen_becomes_a_policy_that_allows_it_and_nothing_else() {
     first(&client);
     everyday(&client);
     reached(&web.connect(web.resolve("reload.example.com", false)[0], 8000));
-    // What was not seen is denied: another name, port, protocol, sibling, address.
+    // Flows that were not seen are denied: another name, port, protocol, sibling, address.
     let other = client.resolve("other.example.com", false)[0];
     refused(&client.connect(other, 80));
     refused(&client.connect(zone::address("api.example.com", false), 8080));

@@ -86,7 +86,7 @@ fn a_socket_that_is_removed_is_there_again_within_a_second() {
     assert!(eventually(soon, answers));
     let mode = fs::metadata(&socket).unwrap().permissions().mode();
     assert_eq!(mode & 0o077, 0, "{mode:o}");
-    // What another has put there is his.
+    // The agent leaves a file that somebody else has put there.
     fs::remove_file(&socket).unwrap();
     fs::write(&socket, "precious").unwrap();
     std::thread::sleep(soon);

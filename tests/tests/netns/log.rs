@@ -1,4 +1,4 @@
-//! Whatever becomes of its log, its terminal and its signals, the agent goes on and keeps to what it is told.
+//! The agent goes on and follows its policy, whatever becomes of its log, its terminal and its signals.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -55,7 +55,7 @@ fn deny(client: &Workload, times: usize) {
     }
 }
 
-/// It takes a policy, judges by it, and ends when it is told to.
+/// It takes up a policy, judges by it, and ends at a signal.
 fn is_well(mut agent: Agent, client: &Workload) {
     reached(&client.connect(OPEN, 80));
     agent.reload(&policy("allow: [{ cidrs: [10.79.0.0/16, 10.78.9.0/24] }]"));

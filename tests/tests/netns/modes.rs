@@ -11,7 +11,7 @@ use egress_tests::{
     zone,
 };
 
-/// What may be reached: `enforced`, and beside it `trial`.
+/// Two policies, `enforced` and `trial`, with these texts as their `spec`.
 fn policies(enforced: &str, trial: &str) -> String {
     let enforced = policy(enforced).replace("name: test", "name: enforced");
     let trial = policy(trial).replace("name: test", "name: trial");
@@ -22,7 +22,7 @@ fn v4(name: &str) -> IpAddr {
     zone::address(name, false)
 }
 
-/// What `trial` would have denied, by the counters of its rules.
+/// Packets and connects that `trial` would have denied, by the counters of its rules.
 fn of_trial(counters: &Counters) -> u64 {
     let of_trial = |policy: &&egress_tests::agent::PolicyCount| policy.policy == "trial";
     let mut found = counters.by_policy.iter().filter(of_trial);
@@ -74,7 +74,7 @@ fn an_auditing_policy_beside_enforced_ones_takes_nothing_away_and_opens_nothing(
                 reached(&client.udp(address, 443, false));
             });
             assert_eq!(moved.denied, 0, "{name}: {moved:?}");
-            // The packets that follow rest on the rule that allows them.
+            // Later packets of a flow are judged by the rule that allows it.
             assert_eq!(moved.reason(reason), 3, "{name}: {moved:?}");
             assert_eq!(moved.would_deny, 3, "{name}: {moved:?}");
             counted(&moved, "established_flow");

@@ -1,4 +1,4 @@
-//! What names teach: exact, wildcard, apex, denied, aliases, ports; over UDP and TCP.
+//! Addresses that names teach: exact, wildcard, apex, denied, aliases, ports; over UDP and TCP.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -553,7 +553,7 @@ fn every_address_of_a_long_answer_is_learned() {
             reached(&client.connect(address, 80));
         }
     }
-    // Until nothing is held off any more.
+    // Until no flow is deferred any more.
     std::thread::sleep(Duration::from_millis(1100));
     refused(&client.connect("10.78.200.1", 80));
 }

@@ -1,4 +1,4 @@
-//! The agent follows its node: resolvers, addresses, files, a disk that hangs; and tells its service manager.
+//! The agent follows its node: resolvers, addresses, files, a disk that hangs; and reports to its service manager.
 
 use std::{
     fs::{self, File},
@@ -89,7 +89,7 @@ fn resolvers_follow_resolv_conf_and_an_empty_one_keeps_the_last() {
         resolvers()
     );
     assert!(began.elapsed() < SOON);
-    // What was resolved before stays; the one before is no resolver any more.
+    // Addresses resolved before stay; the resolver before is none any more.
     let lookup = client.lookup(&[
         "late.example.com",
         "--server",
@@ -245,7 +245,7 @@ fn the_service_manager_is_told_when_all_is_attached() {
     let (first, mut agent) = thread::scope(|scope| {
         let first = scope.spawn(|| {
             let first = told();
-            // Whatever starts after this is judged.
+            // Every process that starts after this is judged.
             refused(&client.connect(FORBIDDEN, 80));
             first
         });

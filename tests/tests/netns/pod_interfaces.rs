@@ -1,4 +1,4 @@
-//! What pods send past their cgroups, at the host's ends of their interfaces.
+//! Packets that pods send past their cgroups, at the host's ends of their interfaces.
 
 use std::{net::IpAddr, time::Duration};
 

@@ -54,7 +54,7 @@ fn flows_that_the_agent_has_seen_change_as_the_difference_says() {
         world.dir().join("new.yaml"),
     );
     fs::write(&new, policy(NEW)).unwrap();
-    // Whether the old policy allows it, and the new one.
+    // Name or address, port, protocol, true if the old policy allows it, true if the new one does.
     let flows = [
         ("api.example.com", 80, "tcp", true, false),
         ("reload.example.com", 80, "tcp", true, true),

@@ -69,7 +69,7 @@ fn only_queries_for_allowed_names_leave_and_others_are_refused_at_the_socket() {
     assert!(is_refused(&lookup), "{lookup:?}");
     let lookup = ask(&client, "API.example.COM", &["--type", "AAAA"]);
     assert!(lookup.error.is_none(), "{lookup:?}");
-    // What a search list makes of a name may be asked: the answer is that there is none.
+    // A name that a search list completes may be asked for: the answer is that there is none.
     let lookup = ask(&client, "api.example.com.shop.svc.cluster.local", &[]);
     assert!(!is_refused(&lookup), "{lookup:?}");
     let lookup = ask(&client, "svc.cluster.local.example.org", &[]);

@@ -61,7 +61,7 @@ fn a_change_that_has_nothing_to_do_with_a_flow_leaves_it_alone() {
     let mut tcp = client.hold(zone::address("short.example.com", false), 80);
     let address = zone::address("short.example.com", false).to_string();
     let mut udp = client.hold_with(&[&address, "443", "--udp"]);
-    // Its address has expired by then: the flow rests on its rule alone.
+    // Its address has expired by then: its rule alone grants the flow.
     thread::sleep(Duration::from_millis(1500));
     agent.reload(&policy(
         "ttl: { min: 1s, grace: 0s, max: 1h }\nallow: [{ names: [short.example.com] }, { cidrs: [10.79.0.0/16] }]",
@@ -121,7 +121,7 @@ fn a_bad_change_keeps_the_old_policy_and_shows_in_the_status() {
     assert_eq!(agent.status().policy.generation, generation);
     reached(&client.connect("10.79.0.1", 80));
     refused(&client.connect("10.78.9.1", 80));
-    // Corrected, it is taken.
+    // Corrected, it is taken up.
     fs::write(
         &path,
         policy("allow: [{ cidrs: [10.78.0.0/16], ports: [any] }]"),

@@ -144,7 +144,7 @@ fn learned_through_a_service(ways: &[(&str, &[&str])]) {
         return;
     }
     let world = World::new();
-    // What kube-proxy makes of a ClusterIP, for processes of the node.
+    // Rules as kube-proxy makes them for a ClusterIP, for processes of the node.
     let rules = format!(
         "table ip service {{ chain output {{ type nat hook output priority -100; \
          ip daddr {SERVICE} udp dport 53 dnat to {0}; ip daddr {SERVICE} tcp dport 53 dnat to {0}; }}; }}",

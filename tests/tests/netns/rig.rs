@@ -91,7 +91,7 @@ pub(crate) fn covers(network: &Address, bits: u32, address: &Address) -> bool {
     u128::from_be_bytes(*network) >> shift == u128::from_be_bytes(*address) >> shift
 }
 
-/// Whether the programs can be loaded; if not, the reason is printed.
+/// The programs can be loaded; if not, prints the reason.
 pub(crate) fn ready() -> bool {
     if !Uid::effective().is_root() {
         return skip("needs root");
@@ -260,7 +260,7 @@ impl Rig {
     pub(crate) fn compare(&self, hook: Hook, packet: &[u8]) -> Result<Option<Reason>, String> {
         let wanted = on_host(hook, packet);
         let verdict = wanted.verdict(BINDING.mode());
-        // What was allowed once is found again as an established flow.
+        // A flow that was allowed once is found again as an established one.
         let established = self.count(hook, Verdict::Allow, Reason::EstablishedFlow);
         let before = self.count(hook, verdict, wanted);
         let Some(code) = self.run(hook, packet) else {
@@ -309,8 +309,8 @@ impl Rig {
     }
 }
 
-/// What the same parser and decision say on the host, for a socket of no protocol. Only raw sockets, as the kernel's own
-/// are, and frames can be link control.
+/// Reason by the same parser and decision on the host, for a socket of no protocol. Only packets of raw sockets, as the
+/// kernel's own are, and frames can be link control.
 pub(crate) fn on_host(hook: Hook, bytes: &[u8]) -> Reason {
     match parse(bytes) {
         Ok(packet) if packet.is_link_control() && hook == Hook::TcEgress => Reason::LinkControl,

@@ -99,7 +99,7 @@ fn processes_below_a_scope_belong_to_it_and_processes_of_the_node_share_theirs()
     reached(&second.connect(api, 80));
 }
 
-/// What `status` says of a scope.
+/// State of a scope in `status`.
 fn state(agent: &Agent, name: &str) -> String {
     let scopes = agent.status().scopes;
     let found = scopes.into_iter().find(|scope| scope.name == name);

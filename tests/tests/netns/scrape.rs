@@ -73,7 +73,7 @@ fn others_scrape_over_tls_with_the_token_alone() {
         options
     };
 
-    // What others on the network could read is refused before anything is changed.
+    // The agent refuses metrics that others on the network could read, before it changes anything.
     let error = agent(&["--listen", "0.0.0.0:9964", "--listen-token", &token])
         .try_start()
         .err()

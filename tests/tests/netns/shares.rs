@@ -65,7 +65,7 @@ fn a_scope_that_learns_without_number_takes_no_addresses_from_another() {
             .hostile
             .probe(&[&args[..], &["--count", "40"]].concat());
         assert_eq!(storm.answered, 40, "{storm:?}");
-        // What is known stays, and new names find room.
+        // Known addresses stay, and new names find room.
         reached(&scopes.polite.connect(api, 80));
         let new = [Kind::Good, Kind::Twice, Kind::Good][round];
         scopes.polite.resolve_at(&new.name(), false, zone::FORGER);

@@ -12,7 +12,7 @@ const SYSTEMD: &str = "/lib/systemd/systemd";
 const FORBIDDEN: &str = "10.78.9.1";
 const OPEN: &str = "10.79.0.1";
 
-/// What makes the container: namespaces are there already, and a cgroup of its own, which is its root.
+/// The script that makes the container: its namespaces are there already, and a cgroup of its own, which is its root.
 const INIT: &str = "\
 set -e
 mount --make-rprivate /
@@ -39,7 +39,7 @@ After=network-pre.target
 Type=oneshot
 ";
 
-/// What it finds when it is started.
+/// Script of the unit `network`: the agent's state and connects, before and after a restart.
 const LOOK: &str = "\
 systemctl show --property=Type,SubState egress-agent
 \"$PROBE\" connect $FORBIDDEN 80

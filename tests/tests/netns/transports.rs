@@ -19,7 +19,7 @@ fn every_way(client: &Workload, address: &str) -> Vec<(&'static str, Attempt)> {
     ]
 }
 
-/// Whether an attempt failed as a denied one does. The kernel's ICMPv6 ping sockets keep the error to themselves.
+/// The attempt failed as a denied one does. The kernel's ICMPv6 ping sockets keep the error to themselves.
 fn is_denied(way: &str, attempt: &Attempt) -> bool {
     attempt.is_refused() || (way == "ping socket" && attempt.is_silent())
 }
@@ -111,7 +111,7 @@ fn a_udp_socket_is_judged_for_each_destination_that_it_sends_to() {
         .agent(&policy("allow: [{ cidrs: [10.79.0.0/16] }]"))
         .start();
     let client = world.workload("client");
-    // One unconnected socket: the echo server of the workload itself, told where to send.
+    // One unconnected socket: the echo server of the workload itself, which is asked to send elsewhere.
     let mut server = client.background(&["serve", "--udp", "7000"]);
     server
         .wait_for_line(0, std::time::Duration::from_secs(5), |line| line == "ready")

@@ -41,8 +41,8 @@ fn ask(client: &Workload, name: &str, how: &[&str]) -> Lookup {
     lookup
 }
 
-/// What the agent has to read itself is learned a moment later. Until then the hold-off drops the SYN without an error,
-/// and the next one, a second later, gets through.
+/// Addresses in answers that the agent has to read are learned a moment later. Until then the kernel defers: it drops
+/// the SYN without an error, and the next one, a second later, gets through.
 #[track_caller]
 fn reached_soon(client: &Workload, address: IpAddr) {
     let address = address.to_string();
@@ -50,7 +50,7 @@ fn reached_soon(client: &Workload, address: IpAddr) {
     reached(&attempt);
 }
 
-/// After an answer that the agent reads, what is denied is silent for as long as the hold-off lasts, and refused then.
+/// After an answer that the agent reads, denied flows are silent for as long as the kernel defers, and refused then.
 #[track_caller]
 fn refused_soon(client: &Workload, address: &str) {
     let refused = eventually(Duration::from_secs(5), || {

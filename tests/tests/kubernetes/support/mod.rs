@@ -1,4 +1,4 @@
-//! What these tests share.
+//! Code that these tests share.
 
 pub(crate) mod account;
 pub(crate) mod feed;

@@ -1,4 +1,4 @@
-//! Policies for the custom resources: good ones, bad ones, and bad ones that only the compiler can tell.
+//! Policies for the custom resources: good ones, bad ones, and bad ones that only the compiler can detect.
 
 /// A bad policy, and a good one that differs in that alone.
 pub(crate) struct Case {
@@ -130,7 +130,7 @@ spec:
       with: { vaults: [a.example.com] }
 "#;
 
-/// What both refuse.
+/// Policies that both the schema and the compiler refuse.
 pub(crate) const BAD: &[Case] = &[
     // Names of policies.
     name("lifelines", "lifeline"),
@@ -440,7 +440,7 @@ pub(crate) const BAD: &[Case] = &[
     ),
 ];
 
-/// What no schema without expressions can tell: the compiler's message is in the status.
+/// Errors that no schema without expressions can detect: the compiler's message is in the status.
 pub(crate) const ONLY_COMPILER: &[&str] = &[
     // Comparisons of two values.
     "{ ttl: { min: 2h, max: 1h } }",
@@ -452,13 +452,13 @@ pub(crate) const ONLY_COMPILER: &[&str] = &[
     "{ allow: [{ cidrs: ['::ffff:192.0.2.7'] }] }",
     // International names that are none.
     "{ allow: [{ names: ['\u{ad}.example'] }] }",
-    // What only the agents' own files have.
+    // Presets and tags that only the agents' own files have.
     "{ allow: [{ preset: aks/nothing }] }",
     "{ allow: [{ preset: aks/azure-global }] }",
     "{ allow: [{ preset: aks/azure-global, with: { location: eastus, nothing: x } }] }",
     "{ allow: [{ serviceTags: [Nothing] }] }",
     // Keys of mappings.
     "{ podSelector: { matchLabels: { a b: x } } }",
-    // What several rules come to.
+    // Sums over several rules.
     "{ allow: [{ names: [a.b], ports: [1/tcp, 2/tcp, 3/tcp, 4/tcp, 5/tcp] }, { names: [a.b], ports: [1/udp, 2/udp, 3/udp, 4/udp, 5/udp] }] }",
 ];
