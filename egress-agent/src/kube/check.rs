@@ -49,7 +49,7 @@ pub fn checked(
     Ok(policy)
 }
 
-/// What is wrong, by field: an object has no lines. One error to a line.
+/// The errors by field: an object has no lines. One error to a line.
 pub(super) fn message(errors: &PolicyErrors) -> String {
     let mut text = String::new();
     for (index, error) in errors.errors().iter().enumerate() {

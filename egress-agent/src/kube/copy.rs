@@ -28,7 +28,7 @@ const REST: u32 = 99;
 /// How old it may become while nothing changes: `status` says its age when it is all that there is.
 const LONGEST: Duration = Duration::from_mins(10);
 
-/// What is kept.
+/// The view as it is kept.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Copy {
     version: u32,
@@ -48,11 +48,11 @@ impl Kept for Copy {
     const LOST: &'static str = "pods and policies are known when the API server has told them";
 }
 
-/// What the last agent of this node left.
+/// The copy that the last agent of this node left.
 ///
 /// # Errors
 ///
-/// What is there cannot be used.
+/// The copy that is there cannot be used.
 pub(super) fn load(store: &Store<Copy>, node_name: &str) -> Result<Option<Copy>, String> {
     match store.load() {
         Ok(Some(copy)) if copy.node_name != node_name => Err(format!(
@@ -66,7 +66,7 @@ pub(super) fn load(store: &Store<Copy>, node_name: &str) -> Result<Option<Copy>,
     }
 }
 
-/// Writes what the feed has: soon after a change, now and then, and at the end. Tells why it cannot.
+/// Writes what the feed has: soon after a change, now and then, and at the end. Reports why it cannot.
 pub(super) async fn keep(
     store: Store<Copy>,
     node_name: String,
@@ -112,7 +112,7 @@ pub(super) async fn keep(
     }
 }
 
-/// What was written, and when the next may be.
+/// The last copy that was written, and when the next may be.
 struct Keeper {
     store: Store<Copy>,
     written: Option<Copy>,
@@ -120,7 +120,7 @@ struct Keeper {
 }
 
 impl Keeper {
-    /// Whether a copy is to be written: it is another, or the one on the disk says that it is too old.
+    /// True if a copy is to be written: it is another, or the one on the disk says that it is too old.
     fn is_due(&self, copy: &Copy, is_last: bool) -> bool {
         let Some(written) = &self.written else {
             return true;
@@ -145,7 +145,7 @@ impl Keeper {
     }
 }
 
-/// What is to be kept of a feed; nothing before the server told everything.
+/// The copy to keep of a feed; none before the server reported everything.
 fn copy_of(feed: &Feed, last_right: Policies, node_name: &str) -> Option<Copy> {
     let heard_at = feed
         .freshness

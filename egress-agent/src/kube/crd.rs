@@ -118,7 +118,7 @@ pub struct PolicyStatus {
 /// Never: a test makes them.
 #[must_use]
 pub fn crds() -> [CustomResourceDefinition; 2] {
-    // What an EgressPolicy cannot have: it is for its own namespace.
+    // Fields that an EgressPolicy cannot have: it is for its own namespace.
     let of_cluster = ["subject", "namespaceSelector", "nodeSelector", "ceiling"];
     [
         define(EgressPolicy::crd(), &of_cluster),

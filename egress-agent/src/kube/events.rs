@@ -1,7 +1,7 @@
 //! Events at pods: who is denied a destination for the first time reads it in `kubectl describe pod`, and who owns an
 //! object that claims another pod's cgroup.
 //!
-//! An event of its own for each destination of each pod; that it goes on is told rarely. How many are written is
+//! An event of its own for each destination of each pod; that it goes on is reported rarely. How many are written is
 //! bounded for each pod and for the node, and so is what is remembered.
 
 use std::{
@@ -34,22 +34,22 @@ use super::{
 };
 use crate::{shutdown::Shutdown, workload::PodUid};
 
-/// Who reports.
+/// The reporter of events.
 const COMPONENT: &str = "egress-agent";
-/// Denials that wait to be told.
+/// Denials that wait to be reported.
 const WAITING: usize = 1_024;
 /// Most characters of a message.
 const MESSAGE_CHARS: usize = 1_000;
 /// Most bytes of a pod's name in that of an event, which ends with 17 more of 253.
 const NAME_BYTES: usize = 230;
-/// What the server answers about an event that has ended, and about one that it has already.
+/// The server's answers about an event that has ended, and about one that it has already.
 const NOT_FOUND: u16 = 404;
 const CONFLICT: u16 = 409;
 
 /// A pod was, or in audit would have been, denied a destination.
 #[derive(Clone, Debug)]
 pub struct Denial {
-    /// Who.
+    /// The pod.
     pub pod: Arc<Pod>,
     /// The name that led to the address, if it is known.
     pub name: Option<String>,
@@ -74,7 +74,7 @@ pub struct Claim {
     pub cgroup: PodUid,
 }
 
-/// What is told at a pod.
+/// A report at a pod.
 #[derive(Clone, Debug)]
 enum Report {
     Denial(Denial),
@@ -88,7 +88,7 @@ pub struct EventLimits {
     pub pod: (u32, Duration),
     /// For the node.
     pub node: (u32, Duration),
-    /// How long it takes until it is told that a denial goes on.
+    /// How long it takes until an event says again that a denial goes on.
     pub again: Duration,
     /// Destinations of pods that are remembered.
     pub remembered: usize,
@@ -106,7 +106,7 @@ impl Default for EventLimits {
     }
 }
 
-/// How many requests were made for events, and what nobody was told.
+/// How many requests were made for events, and how many denials nobody reads of.
 #[derive(Debug, Default)]
 pub struct EventCounts {
     written: AtomicU64,
@@ -120,14 +120,14 @@ impl EventCounts {
         self.written.load(Ordering::Relaxed)
     }
 
-    /// Denials that should have been told, but for the limits or because the server did not take them.
+    /// Denials that should have been reported, but for the limits or because the server did not take them.
     #[must_use]
     pub fn not_written(&self) -> u64 {
         self.not_written.load(Ordering::Relaxed)
     }
 }
 
-/// Where denials are told; never waits.
+/// Takes reports of denials; never waits.
 #[derive(Clone, Debug)]
 pub struct Denials {
     sender: mpsc::Sender<Report>,
@@ -135,12 +135,12 @@ pub struct Denials {
 }
 
 impl Denials {
-    /// Tells of a denial, of each one: which of them are written is decided later.
+    /// Reports a denial, each one: which of them are written is decided later.
     pub fn tell(&self, denial: Denial) {
         self.send(Report::Denial(denial));
     }
 
-    /// Tells of a claim.
+    /// Reports a claim.
     pub fn tell_claim(&self, claim: Claim) {
         self.send(Report::Claim(claim));
     }
@@ -151,21 +151,21 @@ impl Denials {
         }
     }
 
-    /// What became of all that was told.
+    /// Counts of what became of all reports.
     #[must_use]
     pub fn counts(&self) -> &EventCounts {
         &self.counts
     }
 }
 
-/// Told denials, for [`run`].
+/// Reported denials, for [`run`].
 #[derive(Debug)]
 pub struct Told {
     receiver: mpsc::Receiver<Report>,
     counts: Arc<EventCounts>,
 }
 
-/// Where denials are told, and where they come out.
+/// Where denials are reported, and where they come out.
 #[must_use]
 pub fn channel() -> (Denials, Told) {
     let (sender, receiver) = mpsc::channel(WAITING);
@@ -177,7 +177,7 @@ pub fn channel() -> (Denials, Told) {
     (Denials { sender, counts }, told)
 }
 
-/// Writes events until the signal, or until nobody can tell of denials any more.
+/// Writes events until the signal, or until nobody can report denials any more.
 pub async fn run(
     client: Client,
     node_name: String,
@@ -323,7 +323,7 @@ impl Report {
     fn message(&self) -> String {
         match self {
             Self::Denial(denial) => denial.message(),
-            // Who reads the events of this namespace is told of no other.
+            // Readers of this namespace's events learn of no other namespace.
             Self::Claim(Claim { cgroup, .. }) => format!(
                 "The annotations say that this object stands for a static pod with the UID {cgroup}, but another object \
                  has or claims that UID: this one has no pod, and its policies are not applied. What to do: delete the \
@@ -343,7 +343,7 @@ impl Denial {
         }
     }
 
-    /// What happened, why, and what to do.
+    /// The denial, its reason, and the remedy.
     fn message(&self) -> String {
         let verdict = if self.is_audit {
             "passes in audit, but would be denied"
@@ -376,7 +376,7 @@ impl Denial {
     }
 }
 
-/// What there is one event of.
+/// The subject of one event.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Key {
     pod_uid: String,
@@ -441,7 +441,7 @@ struct Entry {
     seen_at: Instant,
 }
 
-/// What to do about a denial.
+/// The step that a denial asks for.
 #[derive(Debug, PartialEq, Eq)]
 enum Taken {
     /// Its event is there, and says enough.
@@ -452,7 +452,7 @@ enum Taken {
     Write { known: i32, more: i32 },
 }
 
-/// What was written.
+/// Events that were written.
 #[derive(Debug)]
 struct Journal {
     limits: EventLimits,
@@ -488,14 +488,14 @@ impl Journal {
         if self.has_room(&key.pod_uid, now) {
             Taken::Write { known, more }
         } else if known > 0 {
-            // It is told with the next one.
+            // The next event reports it.
             Taken::Known
         } else {
             Taken::TooMany
         }
     }
 
-    /// Whether one more may be written for a pod; then it counts.
+    /// True if one more may be written for a pod; then it counts.
     fn has_room(&mut self, pod_uid: &str, now: Instant) -> bool {
         let limits = self.limits;
         if self.pods.len() >= limits.remembered {

@@ -51,7 +51,7 @@ pub(super) struct Follow<K> {
     pub(super) fields: Option<String>,
     /// Which of them, by their labels.
     pub(super) labels: Option<String>,
-    /// What matters of an object.
+    /// Reads what matters of an object.
     pub(super) read: Box<dyn Fn(K) -> Option<Item> + Send + Sync>,
     pub(super) notices: mpsc::Sender<(Kind, Notice)>,
 }
@@ -196,7 +196,7 @@ where
         let mut events = pin!(events.peekable());
         let first = timeout(REFUSAL_LIMIT, events.as_mut().peek()).await;
         if !matches!(first, Ok(None | Some(Ok(WatchEvent::Error(_)) | Err(_)))) {
-            // From here on it tells everything.
+            // From here on it reports everything.
             self.tell(Notice::Heard).await?;
         }
         loop {
@@ -251,7 +251,7 @@ async fn answer<T>(answer: impl Future<Output = kube::Result<T>>) -> Result<T, F
     }
 }
 
-/// What an error means for us.
+/// The meaning of an error.
 fn failure(error: kube::Error) -> Failure {
     let kube::Error::Api(status) = error else {
         return Failure::Other(format!("{:#}", anyhow::Error::new(error)));
@@ -263,7 +263,7 @@ fn failure(error: kube::Error) -> Failure {
     }
 }
 
-/// Whether the server's store holds less than it did: it was restored from an old copy.
+/// True if the server's store holds less than it did: it was restored from an old copy.
 fn is_before(version: &str, known: &str) -> bool {
     match (version.parse::<u64>(), known.parse::<u64>()) {
         (Ok(version), Ok(known)) => version < known,
@@ -271,7 +271,8 @@ fn is_before(version: &str, known: &str) -> bool {
     }
 }
 
-/// How long to wait after so many failures in a row: twice as long each time, up to a bound, and half of it by chance.
+/// How long to wait after so many failures in a row: twice as long each time, up to a bound, with jitter over half of
+/// it.
 fn delay(failures: u32, random: u32) -> Duration {
     let (first, longest) = DELAYS;
     let factor = 1_u32.checked_shl(failures).unwrap_or(u32::MAX);

@@ -1,4 +1,4 @@
-//! What the watches told, put together to a view. Pure: no clock, no server.
+//! Reports of the watches, put together to a view. Pure: no clock, no server.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,7 +10,7 @@ use std::{
 use super::view::{ClusterView, Labels, Pod, PolicyKey, PolicyObject};
 use crate::{api::Timestamp, workload::PodUid};
 
-/// What is watched.
+/// Kinds of objects that are watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Kind {
     Pods,
@@ -35,7 +35,7 @@ impl Kind {
         Self::ApiServers,
     ];
 
-    /// Whether a view is of use without it: what it tells can be given by options, and a server may refuse it.
+    /// True if a view is of use without it: options can give what it reports, and a server may refuse it.
     const fn can_be_missing(self) -> bool {
         matches!(
             self,
@@ -43,7 +43,7 @@ impl Kind {
         )
     }
 
-    /// What to do where the server does not have it.
+    /// The remedy where the server does not have it.
     pub(super) const fn unknown(self) -> &'static str {
         match self {
             Self::EgressPolicies | Self::ClusterEgressPolicies => {
@@ -60,7 +60,7 @@ impl Kind {
 }
 
 impl Kind {
-    /// What the server calls it.
+    /// The server's name for it.
     const fn name(self) -> &'static str {
         match self {
             Self::Pods => "pods",
@@ -111,7 +111,7 @@ pub(super) struct Slice {
     pub(super) endpoints: BTreeSet<(String, SocketAddr)>,
 }
 
-/// What a watch tells.
+/// A report of a watch.
 #[derive(Clone, Debug)]
 pub(super) enum Notice {
     /// All that there is.
@@ -120,13 +120,13 @@ pub(super) enum Notice {
     Changed(Item),
     /// An object that is gone.
     Gone(Item),
-    /// What was told before is still all.
+    /// The earlier reports are still all.
     Heard,
     /// The server does not answer, or not as it should.
     Failed(String),
 }
 
-/// What one watch told of itself.
+/// State of one watch.
 #[derive(Clone, Debug, Default)]
 struct Watched {
     is_listed: bool,
@@ -139,7 +139,7 @@ type Pods = BTreeMap<PodUid, Arc<Pod>>;
 /// Objects that claim a cgroup without a right to it.
 type Contested = BTreeMap<PodUid, Vec<Arc<Pod>>>;
 
-/// All that the watches told.
+/// All that the watches reported.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Known {
     view: Arc<ClusterView>,
@@ -167,7 +167,7 @@ impl Known {
         &self.view
     }
 
-    /// Whether every watch has listed everything.
+    /// True if every watch has listed everything.
     pub(super) fn is_synced(&self) -> bool {
         let is_known = |kind: &Kind| {
             self.watched.get(kind).is_some_and(|watched| {
@@ -190,7 +190,7 @@ impl Known {
         needed.map(heard_at).min().flatten()
     }
 
-    /// Whether the server tells of each kind now.
+    /// True for each kind that the server reports now.
     pub(super) fn watches(&self) -> BTreeMap<&'static str, bool> {
         let tells = |kind| {
             let watched = self.watched.get(&kind);
@@ -204,7 +204,7 @@ impl Known {
         self.unreadable.len()
     }
 
-    /// Why something is not told, in one line; the same of several kinds once.
+    /// Why something is not reported, in one line; the same of several kinds once.
     pub(super) fn error(&self) -> Option<String> {
         let mut by_text = BTreeMap::<&str, Vec<String>>::new();
         for (kind, watched) in &self.watched {
@@ -375,7 +375,7 @@ impl Known {
         }
     }
 
-    /// Of what the server did not tell yet, a view keeps what it had.
+    /// A view keeps what it had of kinds that the server did not report yet.
     fn name_servers(&self, view: &mut ClusterView) {
         if self.is_listed(Kind::DnsServices) {
             let services = self.dns_services.values();
@@ -466,7 +466,7 @@ fn pods_of(objects: &BTreeMap<String, (PodUid, Arc<Pod>)>) -> (Pods, Contested) 
     (pods, contested)
 }
 
-/// What is known, if that is the same as the new.
+/// The known value, if it is the same as the new.
 fn kept_or_new<T: PartialEq>(known: Option<&Arc<T>>, new: Arc<T>) -> Arc<T> {
     match known {
         Some(known) if *known == new => Arc::clone(known),
@@ -618,7 +618,7 @@ mod tests {
         let before = take(&mut known, Kind::Pods, Notice::Changed(pod('a', "1", "y")));
         assert_eq!(pods(&known), "a1y b2x");
         assert_eq!(before.pods[&uid('a')].labels, labels("x"));
-        // What did not change is shared.
+        // Unchanged parts are shared.
         let other = uid('b');
         assert!(Arc::ptr_eq(
             &before.pods[&other],
@@ -727,7 +727,7 @@ mod tests {
         }
         assert!(next.is_synced() && next.error().is_some());
         assert_eq!((servers(&next), next.heard_at()), (before, Some(at(9))));
-        // The services alone are told: what stands behind them is as it was.
+        // The services alone are reported: the endpoints behind them are as they were.
         let listed = vec![dns("kube-dns", "10.96.0.12")];
         next.take(Kind::DnsServices, Notice::Listed(listed), at(9));
         assert!(
@@ -762,7 +762,7 @@ mod tests {
         assert_eq!(known.view().node, labels("x"));
     }
 
-    /// Who claims cgroups without a right to them.
+    /// The claimants of cgroups without a right to them.
     fn contested(known: &Known) -> String {
         let shown = |(uid, by): (&PodUid, &Vec<Arc<Pod>>)| {
             let by: Vec<&str> = by.iter().map(|pod| pod.uid.as_str()).collect();

@@ -1,4 +1,4 @@
-//! What stays in force of policies that are wrong now: their last versions that compiled.
+//! The last known good versions of policies that are wrong now: they stay in force.
 
 use std::sync::Arc;
 

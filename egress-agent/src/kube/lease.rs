@@ -1,4 +1,4 @@
-//! Who of all agents writes: the one that holds the lease.
+//! The lease: of all agents the one that holds it writes.
 //!
 //! Nobody compares clocks. The holder counts from before it asked for its renewal and ends at two thirds of the duration;
 //! another counts from when it first saw that renewal and takes the lease after the whole of it. The server takes each
@@ -23,9 +23,9 @@ use tracing::{info, warn};
 
 use super::request::{RequestError, answer, spread};
 
-/// What the lease is called.
+/// The lease's name.
 const NAME: &str = "egress-agent";
-/// What HTTP says when somebody else was first.
+/// The HTTP status when somebody else was first.
 const CONFLICT: u16 = 409;
 const NOT_FOUND: u16 = 404;
 /// How long giving the lease back may take.
@@ -120,7 +120,7 @@ impl Election {
         }
     }
 
-    /// Takes the lease if it is nobody's, or tells when to look again.
+    /// Takes the lease if it is nobody's, or says when to look again.
     async fn look(&mut self) -> Result<Option<Duration>, RequestError> {
         // Any version: one that is old is refused when it is written.
         let lease = match answer(self.api.get_with(NAME, &GetParams::any())).await {

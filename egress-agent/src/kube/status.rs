@@ -1,7 +1,7 @@
 //! The status of policies: whether they compile, for how many rules, for whom.
 //!
 //! One agent of all writes it, and only what differs from what is there. It says what is true of the policy itself;
-//! what nodes made of it is told by their metrics and by the command line.
+//! what nodes made of it is reported by their metrics and by the command line.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -34,7 +34,7 @@ use crate::{
     shutdown::Shutdown,
 };
 
-/// Who writes.
+/// The field manager that writes.
 const MANAGER: &str = "egress-agent";
 /// The condition that says whether a policy compiles.
 const ACCEPTED: &str = "Accepted";
@@ -44,13 +44,13 @@ const PACE: Duration = Duration::from_millis(200);
 const SETTLE: Duration = Duration::from_millis(200);
 /// The first and the longest wait after what could not be written.
 const RETRIES: (Duration, Duration) = (Duration::from_secs(2), Duration::from_mins(5));
-/// What the server answers about an object that is gone.
+/// The server's answer about an object that is gone.
 const NOT_FOUND: u16 = 404;
 
-/// Who this agent is, and where the lease is.
+/// The identity of this agent, and the place of the lease.
 #[derive(Clone, Debug)]
 pub struct StatusSettings {
-    /// What no other agent is called: the node's name.
+    /// A name that no other agent has: the node's.
     pub identity: String,
     /// The agents' namespace.
     pub namespace: String,
@@ -90,7 +90,7 @@ pub async fn run<F>(
             () = election.keep() => {}
             () = writer.run(&mut feed, &view_of, &mut catalog) => break,
         }
-        // Whoever has it now is not to be asked at once.
+        // Another agent may have the lease now: this one does not ask for it at once.
         tokio::select! {
             () = stop.requested() => break,
             () = sleep(spread(times.look)) => {}
@@ -102,7 +102,7 @@ pub async fn run<F>(
 /// A policy on the server, as far as its status goes.
 type Listed = Object<Ignored, Value>;
 
-/// What is not read of it.
+/// The part of it that is not read.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Ignored {}
 
@@ -116,7 +116,7 @@ struct Written {
 /// The UID and generation of policies.
 type Versions = HashMap<PolicyKey, (String, i64)>;
 
-/// What the one agent knows that writes.
+/// State of the one agent that writes.
 struct Writer {
     client: Client,
     until: Until,
@@ -308,7 +308,7 @@ async fn until(end: Option<Instant>) {
     }
 }
 
-/// What is to stand in the status of a policy.
+/// The status that a policy is to have.
 fn status_of(
     key: &PolicyKey,
     object: &PolicyObject,

@@ -6,7 +6,7 @@
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
-/// What only editors read.
+/// Keywords that only editors read.
 const FOR_EDITORS: [&str; 4] = ["$schema", "examples", "patternErrorMessage", "title"];
 
 /// The structural schema of a type.

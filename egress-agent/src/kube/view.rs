@@ -1,4 +1,4 @@
-//! What an agent knows of its cluster, and which policies that makes of it.
+//! An agent's view of its cluster, and which policies that makes of it.
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +21,7 @@ pub type Labels = BTreeMap<String, String>;
 /// Policies by their names.
 pub type Policies = BTreeMap<PolicyKey, Arc<PolicyObject>>;
 
-/// What an agent knows of its cluster.
+/// An agent's view of its cluster.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ClusterView {
     /// Labels of this node.
@@ -38,7 +38,7 @@ pub struct ClusterView {
     pub policies: Arc<Policies>,
     /// Addresses of the cluster's DNS services.
     pub dns_service: Vec<IpAddr>,
-    /// What stands behind them: where a load balancer at sockets sends queries.
+    /// The endpoints behind them: where a load balancer at sockets sends queries.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dns_endpoints: Vec<SocketAddr>,
     /// The API servers behind `default/kubernetes`.
@@ -51,9 +51,9 @@ pub struct ClusterView {
 pub struct Pod {
     /// Where it lives.
     pub namespace: String,
-    /// What it is called there.
+    /// Its name there.
     pub name: String,
-    /// What selectors see.
+    /// The labels that selectors see.
     pub labels: Labels,
     /// The UID of the object: for a static pod not the one that its cgroup carries.
     pub uid: String,
@@ -86,7 +86,7 @@ pub struct PolicyObject {
     pub uid: String,
     /// Counts changes of the spec.
     pub generation: i64,
-    /// What it says.
+    /// Its content.
     pub spec: Spec,
 }
 
@@ -143,7 +143,7 @@ impl ClusterView {
     }
 }
 
-/// Whether a selector matches; without one, everything does.
+/// True if a selector matches; without one, everything does.
 fn is_selected(selector: Option<&Selector>, labels: &Labels) -> bool {
     selector.is_none_or(|selector| selector.matches(labels))
 }

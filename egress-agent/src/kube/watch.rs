@@ -45,9 +45,9 @@ const DNS_SERVICE: (&str, &str) = ("kube-system", "kube-dns");
 const DNS_LABEL: (&str, &str) = ("k8s-app", "kube-dns");
 /// Which service a slice of endpoints is of.
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
-/// What stands for the API server in a cluster.
+/// The service that stands for the API server in a cluster.
 const API_SERVICE: (&str, &str) = ("default", "kubernetes");
-/// What kubelet notes of a static pod at the object that stands for it.
+/// Annotations of kubelet at the object that stands for a static pod.
 const MIRROR: &str = "kubernetes.io/config.mirror";
 const MANIFEST_HASH: &str = "kubernetes.io/config.hash";
 /// The least time between two views, so that a burst is one.
@@ -55,7 +55,7 @@ const BURST: Duration = Duration::from_millis(5);
 /// Notices that wait.
 const WAITING: usize = 256;
 
-/// What the feed is of.
+/// Settings of the feed.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// This node's name on the server.
@@ -66,14 +66,14 @@ pub struct Settings {
     pub state_dir: PathBuf,
 }
 
-/// What is known, and how sure that is.
+/// The cluster as it is known, and how sure that is.
 #[derive(Clone, Debug, Default)]
 pub struct Feed {
-    /// What is known.
+    /// The cluster as it is known.
     pub view: Arc<ClusterView>,
     /// How sure that is.
     pub freshness: Freshness,
-    /// What stays in force of policies that are wrong now.
+    /// The last known good versions of policies that are wrong now.
     pub last_right: LastRight,
 }
 
@@ -89,7 +89,7 @@ pub struct Freshness {
     pub is_from_disk: bool,
     /// Why the server does not answer now, and what is wrong with the copy on the disk.
     pub error: Option<String>,
-    /// Whether it tells of each kind of objects now.
+    /// True for each kind of objects that it reports now.
     pub watches: BTreeMap<&'static str, bool>,
     /// Policies that this agent cannot read.
     pub unreadable: usize,
@@ -168,7 +168,7 @@ async fn config(kubeconfig: Option<&Path>) -> Result<Config, FeedError> {
         .map_err(error)
 }
 
-/// What the last agent left, and what is wrong with it.
+/// The view that the last agent left, and its fault, if it has one.
 fn from_disk(store: &Store<Copy>, node_name: &str) -> (Feed, Option<String>) {
     match copy::load(store, node_name) {
         Ok(None) => (Feed::default(), None),
@@ -229,7 +229,7 @@ async fn run(
             () = stop.requested() => break,
             Some((kind, notice)) = notices.recv() => {
                 publisher.take(kind, notice);
-                // What came together is one view.
+                // Notices that came together are one view.
                 while let Ok((kind, notice)) = notices.try_recv() {
                     publisher.take(kind, notice);
                 }
@@ -255,10 +255,10 @@ async fn until(end: Option<Instant>) {
     }
 }
 
-/// Tells the receivers.
+/// Reports to the receivers.
 struct Publisher {
     known: Known,
-    /// What is wrong with the copy on the disk.
+    /// The fault of the copy on the disk.
     copy_error: Option<String>,
     sender: watch::Sender<Feed>,
     /// When what waits is to be published.
@@ -422,7 +422,8 @@ fn spawn_watches(
     }
 }
 
-/// Reads a pod. Annotations anybody can write: they tell the UID of a static pod only where kubelet of this node made the
+/// Reads a pod. Annotations anybody can write: they name the UID of a static pod only where kubelet of this node made
+/// the
 /// object, which it says by an owner.
 fn pod(mut pod: PartialObjectMeta<PodObject>, node_name: &str) -> Option<Item> {
     let uid = pod.uid()?;
