@@ -71,8 +71,8 @@ impl Abort {
     }
 }
 
-/// Whether nothing that the connection sends from now on passes. A hello that came out of order (`hello_split`) may come
-/// again, and what was not followed (`hello_unseen`) need not come from the socket whose addresses it has.
+/// True if nothing that the connection sends from now on passes. A hello that came out of order (`hello_split`) may
+/// come again, and one that was not followed (`hello_unseen`) need not come from the socket whose addresses it has.
 fn is_final(event: &VerdictEvent) -> bool {
     event.verdict == Verdict::Deny as u8
         && event.hook == Hook::SkbEgress as u8

@@ -246,7 +246,7 @@ impl AgentState for Shared {
     }
 
     fn explain(&self, query: &ExplainQuery) -> anyhow::Result<Explanation> {
-        // What was looked up just before is open, and is to be found under its name.
+        // Addresses that were looked up just before are open, and are to be found under their names.
         self.dns_looks.catch_up();
         self.explanation(query)
     }
@@ -302,7 +302,7 @@ impl Shared {
         }
     }
 
-    /// What is known of the cluster, and how sure that is now.
+    /// The cluster as it is known, and how sure that is now.
     fn kubernetes_status(&self) -> Option<KubernetesStatus> {
         let status = lock(&self.kubernetes).clone()?;
         let freshness = self.feed.get()?.borrow().freshness.clone();
@@ -407,7 +407,7 @@ fn files(policies: &[PolicyFacts]) -> Vec<PathBuf> {
 }
 
 impl InForce {
-    /// What the rule numbers of all scopes mean.
+    /// The meaning of the rule numbers of all scopes.
     fn rules(&self) -> HashMap<u64, &RuleSource> {
         let rulesets = self.rulesets().into_iter();
         let rules = rulesets.flat_map(|ruleset| &ruleset.compiled.rules);
@@ -475,7 +475,7 @@ fn lifeline_status(lifeline: &crate::policy::Lifeline) -> Vec<LifelineStatus> {
         .collect()
 }
 
-/// What an operator can do about a loss.
+/// The words for an operator about a loss.
 fn alarm_words(tally: Tally) -> &'static str {
     if tally == Tally::LearnedFull {
         "addresses were refused for lack of room: raise --max-learned"

@@ -1,4 +1,4 @@
-//! What scopes know that are about to be judged by other rules.
+//! Knowledge of scopes that are about to be judged by other rules.
 //!
 //! A grant goes over when an answer that the kernel, or the agent, matched to a
 //! query shows that a name still teaches it: every name on the chain from the
@@ -20,7 +20,7 @@ use crate::{
 /// How a scope is bound after the switch, by the scope id that it has before.
 pub(super) type Successors<'a> = HashMap<u32, &'a Bound>;
 
-/// What a scope under new rules is to know from the beginning.
+/// Everything that a scope under new rules knows from the beginning.
 #[derive(Debug, Default)]
 pub(super) struct Carried {
     /// Grants.
@@ -78,7 +78,7 @@ impl Carried {
                 (grant.used_at_s.max(used), grant.expires_at_ns.max(until))
             });
             request.grant.used_at_s = used;
-            // What the last agent wrote down may be a minute too long; what the kernel holds, and the answer itself, are not.
+            // The last agent's lines may be a minute too long; the kernel's grants, and the answer itself, are not.
             if held_until != 0 {
                 let bound = held_until.max(by_answer);
                 request.grant.expires_at_ns = request.grant.expires_at_ns.min(bound);
@@ -116,7 +116,7 @@ impl Carried {
     }
 }
 
-/// What a chain teaches under a policy; `None` when one of its names is denied.
+/// The rules that a chain teaches under a policy; `None` when one of its names is denied.
 pub(super) fn teaching(compiled: &Compiled, chain: &str) -> Option<Teaching> {
     Teaching::of_chain(chain, |name| compiled.names.rules_of(name).copied())
 }

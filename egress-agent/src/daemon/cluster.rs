@@ -3,9 +3,9 @@
 //! Two sources tell what is to be: cgroups that come and go, and what the API server says of pods, namespaces and
 //! policies. Whatever comes, the whole plan is made anew and switched to; the switch does only what differs.
 //!
-//! What is not known opens and closes nothing: a pod that the kernel already judges stays as it is, also when it is gone
-//! from the API server and its processes are still there. A pod that is new is held in the cgroup above all pods, whose
-//! rules are the lifeline (or none, `--pending-pods open`), until its policies are known.
+//! Something unknown opens and closes nothing: a pod that the kernel already judges stays as it is, also when it is
+//! gone from the API server and its processes are still there. A pod that is new is held in the cgroup above all pods,
+//! whose rules are the lifeline (or none, `--pending-pods open`), until its policies are known.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -48,7 +48,7 @@ const DELAYS: usize = 1_024;
 /// Policies that select a pod together.
 type Selection = Arc<[PolicyKey]>;
 
-/// What is known of the cluster, and of its pods here.
+/// The cluster as it is known, and its pods here.
 #[derive(Debug)]
 pub(super) struct Cluster {
     pub(super) feed: Feed,
@@ -63,7 +63,7 @@ pub(super) struct Cluster {
     /// From hearing of a cgroup to its policy, of the last pods.
     delays: Vec<Duration>,
     next_delay: usize,
-    /// Claims of cgroups that events told of.
+    /// Claims of cgroups that events reported.
     told_claims: BTreeSet<(PodUid, String)>,
     /// Why the last plan was not switched to.
     pub(super) refused: Option<String>,
@@ -97,7 +97,7 @@ impl Cluster {
         self.rulesets.policies_of(&view, &keys, catalog)
     }
 
-    /// What the pods are to be judged by.
+    /// The rules that the pods are to be judged by.
     pub(super) fn assignments(
         &mut self,
         base: &Base,
@@ -172,7 +172,7 @@ impl Cluster {
         before
     }
 
-    /// Has events tell, once each, of objects that claim a cgroup without a right to it.
+    /// Has events report, once each, the objects that claim a cgroup without a right to it.
     fn tell_claims(&mut self, denials: &Denials) {
         let mut claims = BTreeSet::new();
         for (cgroup, by) in &self.feed.view.contested {
@@ -212,7 +212,7 @@ impl Cluster {
         }
     }
 
-    /// What an operator may want to know.
+    /// The status for an operator.
     fn status(&self, node: &str) -> KubernetesStatus {
         let mut alarms = self.pods.alarms();
         let is_complete = alarms.is_empty() && self.refused.is_none();
@@ -234,7 +234,7 @@ impl Cluster {
             delay: self.delay(),
             is_complete,
             alarms,
-            // The rest changes without a switch, and is told when it is asked for.
+            // The rest changes without a switch, and is filled in when it is asked for.
             ..KubernetesStatus::default()
         }
     }
@@ -257,7 +257,7 @@ impl Cluster {
     }
 }
 
-/// Has the API server told of policies and denials.
+/// Has policies and denials reported to the API server.
 pub(super) fn tell(
     shared: &Shared,
     client: Client,
@@ -289,7 +289,7 @@ pub(super) fn tell(
         namespace: client.default_namespace().to_owned(),
         times: LeaseTimes::default(),
     };
-    // Of a view of earlier nobody is to be told.
+    // Nobody gets reports of an earlier view.
     let view_of = |feed: &Feed| feed.freshness.is_synced.then(|| Arc::clone(&feed.view));
     let catalog = shared.catalog.subscribe();
     let writer = write_status(
@@ -306,14 +306,14 @@ pub(super) fn tell(
     });
 }
 
-/// What the loop was woken by.
+/// The news that woke the loop.
 enum News {
     Cgroups(Vec<PodEvent>),
     View,
     Retry,
 }
 
-/// Follows cgroups and the API server until it is told to stop.
+/// Follows cgroups and the API server until it is asked to stop.
 ///
 /// # Errors
 ///
@@ -403,7 +403,7 @@ impl Shared {
         *lock(&self.kubernetes) = Some(cluster.status(node));
     }
 
-    /// Whether something could not be looked at, and whether something could not be done.
+    /// Two flags: something could not be looked at; something could not be done.
     fn cluster_troubles(&self) -> (bool, bool) {
         let mut wanted = lock(&self.wanted);
         let cluster = wanted.cluster.as_mut();
@@ -476,7 +476,7 @@ impl Cluster {
     }
 }
 
-/// What an operator reads of objects that claim a cgroup without a right to it.
+/// The alarm about objects that claim a cgroup without a right to it.
 fn claim_alarm(view: &ClusterView, cgroup: &PodUid, by: &[Arc<Pod>]) -> String {
     let by: Vec<String> = by
         .iter()

@@ -27,7 +27,7 @@ use crate::{
     shutdown,
 };
 
-/// What the scope of the command is called.
+/// The name of the command's scope.
 const SCOPE: &str = "exec";
 
 /// Programs that judge one cgroup, and what serves them. They end with it.
@@ -111,7 +111,7 @@ impl Session {
         let watch = NodeWatch::begin();
         tasks.spawn(node::run(Arc::clone(&shared), watch, stop));
         let result = work.await;
-        // What happened last is in the rings: answers first, which name what was denied.
+        // The last events are in the rings: answers first, which name what was denied.
         let reading = Arc::clone(&shared);
         let read = tokio::task::spawn_blocking(move || {
             reading.dns_looks.catch_up();

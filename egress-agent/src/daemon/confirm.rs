@@ -15,9 +15,9 @@ use crate::api::{Timestamp, model::ConfirmationStatus};
 /// A point in time on both clocks.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Moment {
-    /// What counts: the kernel's clock, which goes on while the machine sleeps.
+    /// The time that counts: the kernel's clock, which goes on while the machine sleeps.
     pub(super) since_boot: Duration,
-    /// What people are told.
+    /// The time that people read.
     pub(super) wall: SystemTime,
 }
 
@@ -31,7 +31,7 @@ impl Moment {
     }
 }
 
-/// What `confirm` has to do.
+/// The work that `confirm` has to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Answer {
     /// Nothing more: it came in time.
@@ -42,7 +42,7 @@ pub(super) enum Answer {
     NotAwaited(&'static str),
 }
 
-/// Whether enforcing is confirmed.
+/// The state of the confirmation.
 #[derive(Debug)]
 pub(super) struct Confirmation {
     /// How long it is awaited; none when it was not asked for.
@@ -152,7 +152,7 @@ impl Confirmation {
         }
     }
 
-    /// Whether the time is over now. From then on the agent is to audit.
+    /// True if the time ends with this call. From then on the agent is to audit.
     pub(super) fn expire(&self, now: Moment) -> bool {
         let mut state = self.state();
         match *state {
@@ -210,12 +210,12 @@ impl Confirmation {
         self.in_force(mode, now);
     }
 
-    /// Whether the agent fell back: it audits, whatever the policies say.
+    /// True if the agent fell back: it audits, whatever the policies say.
     pub(super) fn is_fallen_back(&self) -> bool {
         matches!(*self.state(), State::FellBack { .. })
     }
 
-    /// What `status` shows; none without `--confirm`.
+    /// The status that is shown; none without `--confirm`.
     pub(super) fn status(&self, now: Moment) -> Option<ConfirmationStatus> {
         self.window?;
         let status = match *self.state() {

@@ -38,13 +38,13 @@ use crate::{
 /// Most copies that are read before their messages are taken.
 const BATCH: usize = 256;
 
-/// How often a ring is looked at without being told.
+/// How often a ring is looked at without a wake-up.
 pub(super) const LOOK: Duration = Duration::from_millis(50);
 
 /// Life of what is remembered of names that no rule allows, at least; seconds.
 const REMEMBER_S: u32 = 300;
 
-/// Reads copies until it is told to stop.
+/// Reads copies until it is asked to stop.
 ///
 /// # Errors
 ///
@@ -61,7 +61,7 @@ pub(super) async fn run(shared: Arc<Shared>, stop: Shutdown) -> anyhow::Result<(
     loop {
         let guard = tokio::select! {
             guard = ring.readable_mut() => Some(guard.context("cannot wait for DNS copies")?),
-            // The kernel does not tell of answers that it has learned by itself.
+            // The kernel does not wake the agent for answers that it has learned by itself.
             _ = look.tick() => None,
             () = shared.dns_looks.asked() => None,
             () = stop.requested() => return Ok(()),
@@ -133,7 +133,7 @@ fn take(shared: &Shared, message: &WholeMessage, raised: &mut Budget, spent: &mu
         return;
     }
     let is_left = outcome.is_some_and(is_left_to_the_agent);
-    // What nobody asked for is not remembered either: it would count at the next change of the policy.
+    // An answer that nobody asked for is not remembered either: it would count at the next change of the policy.
     if !is_left && !is_of_a_query(outcome) || is_left && !was_asked(shared, copy, &answer, spent) {
         return;
     }
@@ -158,7 +158,7 @@ fn take(shared: &Shared, message: &WholeMessage, raised: &mut Budget, spent: &mu
     }
 }
 
-/// Whether the kernel matched the answer to a query of its receiver, whatever rules then said of it.
+/// True if the kernel matched the answer to a query of its receiver, whatever rules then said of it.
 fn is_of_a_query(outcome: Option<Tally>) -> bool {
     matches!(
         outcome,
@@ -234,7 +234,7 @@ fn denied_alias(bound: &Bound, answer: &Answer) -> Option<String> {
     Some(denied.name.clone())
 }
 
-/// Whether this answers a query of this socket that nothing has answered yet. A datagram the kernel has compared with
+/// True if this answers a query of this socket that nothing has answered yet. The kernel has compared a datagram with
 /// its query already; a segment it could not read.
 fn was_asked(shared: &Shared, copy: &DnsCopy, answer: &Answer, spent: &mut Spent) -> bool {
     // Whole messages the kernel has compared with their queries itself, whatever their size, and spent them.
@@ -295,7 +295,7 @@ impl Spent {
 /// So many spent queries are kept before old ones are looked for.
 const SPENT_AT_LEAST: usize = 1_024;
 
-/// What an answer to a query says.
+/// Facts that an answer to a query states.
 struct Facts<'a> {
     answer: &'a Answer,
     netns: u32,
@@ -313,7 +313,7 @@ impl<'a> Facts<'a> {
         }
     }
 
-    /// Whether the answer was read to its end, by the kernel or by the agent, and taught what it may.
+    /// True if the kernel or the agent read the answer to its end, and it taught what it may.
     fn is_read(&self) -> bool {
         let outcome = self.outcome;
         outcome.is_some_and(is_left_to_the_agent)
@@ -420,7 +420,7 @@ impl<'a> Facts<'a> {
     }
 }
 
-/// Whether a rule allows a name itself.
+/// True if a rule allows a name itself.
 fn teaches_itself(compiled: &Compiled, name: &str) -> bool {
     let rules = compiled.names.rules_of(name);
     rules.is_some_and(|rules| rules.deny == 0 && !rules.is_empty())

@@ -37,7 +37,7 @@ const BATCH: usize = 1_024;
 /// How long events of addresses without a name wait for it.
 const NAME_WAIT: std::time::Duration = std::time::Duration::from_millis(120);
 
-/// Reads events until it is told to stop.
+/// Reads events until it is asked to stop.
 ///
 /// # Errors
 ///
@@ -56,7 +56,7 @@ pub(super) async fn run(
     loop {
         let guard = tokio::select! {
             guard = ring.readable_mut() => Some(guard.context("cannot wait for events")?),
-            // The kernel does not tell of allowed flows.
+            // The kernel does not wake the agent for allowed flows.
             _ = look.tick() => None,
             () = shared.event_looks.asked() => None,
             () = stop.requested() => return Ok(()),
@@ -82,7 +82,7 @@ pub(super) async fn run(
             // There is more: who is behind does not wait for names.
             look.reset_immediately();
         } else if this.is_asked {
-            // Who asked has had the answers read before.
+            // The task that asked has had the answers read before.
         } else if events.iter().any(|(event, _)| is_nameless(&shared, event)) {
             // The answer that names an address may still be on its way through the other ring.
             tokio::select! {
@@ -282,7 +282,7 @@ fn publish(shared: &Shared, event: &VerdictEvent, flow: FlowReport, logged: &mut
     lock(&shared.recent).push(flow);
 }
 
-/// Tells of a denial at the pod that it is about.
+/// Reports a denial at the pod that it is about.
 fn tell_pod(shared: &Shared, event: &VerdictEvent, flow: &FlowReport) {
     let Some(denials) = shared.denials.get() else {
         return;
@@ -321,7 +321,7 @@ fn report(shared: &Shared, event: &VerdictEvent) -> FlowReport {
                 .names_of(scope.number, &event.daddr, event.at_ns)
         })
         .unwrap_or_default();
-    // What a refused answer says counts only where nothing else names the address.
+    // A refused answer counts only where nothing else names the address.
     let refusal = scope
         .filter(|_| names.is_empty() && event.verdict != Verdict::Allow as u8)
         .and_then(|scope| {
@@ -363,7 +363,7 @@ impl Budget {
     }
 }
 
-/// Prints the programs' debug messages until it is told to stop.
+/// Prints the programs' debug messages until it is asked to stop.
 ///
 /// # Errors
 ///

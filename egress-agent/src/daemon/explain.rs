@@ -1,4 +1,4 @@
-//! What the kernel decides about a destination now, and what the agent knows of it.
+//! The kernel's decision about a destination now, and what the agent knows of it.
 
 use std::{
     collections::HashMap,
@@ -30,7 +30,7 @@ const ADDRESSES: usize = 64;
 /// Most scopes that an error names.
 const NAMES: usize = 20;
 
-/// What the agent remembers of a destination.
+/// The agent's memory of a destination.
 struct Remembered {
     now_ns: u64,
     /// The addresses to look at, with the names that lead the scope there.
@@ -39,7 +39,7 @@ struct Remembered {
     refusals: Vec<Refusal>,
 }
 
-/// What the kernel decides now, beside what is remembered.
+/// The kernel's decision now, beside what is remembered.
 fn judged(
     datapath: &Datapath,
     memory: &Memory,
@@ -125,7 +125,7 @@ impl Shared {
         Ok(explanation(&nothing, &query.destination, Some(&facts)))
     }
 
-    /// What the agent remembers of a destination.
+    /// The agent's memory of a destination.
     fn remembered(
         &self,
         in_force: &InForce,

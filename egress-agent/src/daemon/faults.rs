@@ -1,4 +1,4 @@
-//! What impairs the agent although all is enforced: `status` says so, and exits with 1.
+//! Faults that impair the agent although all is enforced: `status` says so, and exits with 1.
 
 use std::{
     path::Path,
@@ -44,7 +44,7 @@ impl Shared {
 }
 
 impl Shared {
-    /// Whether nothing is known of the cluster, neither from the API server nor from before.
+    /// True if nothing is known of the cluster, neither from the API server nor from before.
     fn is_cluster_unknown(&self) -> bool {
         let is_early = self.started.elapsed() < HEARD_GRACE;
         let feed = self.feed.get();

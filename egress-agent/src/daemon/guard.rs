@@ -11,10 +11,10 @@ use crate::{datapath::Anchors, shutdown::Shutdown, workload::Interfaces};
 
 /// How often everything is compared with what the kernel says.
 const LOOK: Duration = Duration::from_millis(250);
-/// How soon a watch is begun anew that told nothing more.
+/// How soon a watch is begun anew that reported nothing more.
 const WATCH_AGAIN: Duration = Duration::from_secs(1);
 
-/// Compares and puts back until it is told to stop.
+/// Compares and puts back until it is asked to stop.
 ///
 /// # Errors
 ///
@@ -32,7 +32,7 @@ pub(super) async fn run(anchors: Anchors, stop: Shutdown) -> anyhow::Result<()> 
     }
 }
 
-/// Attaches to the node's interfaces as soon as the kernel tells of one that was made again.
+/// Attaches to the node's interfaces as soon as the kernel reports one that was made again.
 ///
 /// # Errors
 ///

@@ -30,14 +30,14 @@ pub(super) struct LearnedRows {
     shared: Arc<Shared>,
     filter: LearnedFilter,
     pages: LearnedPages,
-    /// What the texts are of.
+    /// The rules that the texts are of.
     in_force: Option<Arc<InForce>>,
     texts: RuleTexts,
 }
 
 impl LearnedRows {
     pub(super) fn new(shared: Arc<Shared>, filter: LearnedFilter) -> Self {
-        // What was looked up just before is there under its name.
+        // Addresses that were looked up just before are there under their names.
         shared.dns_looks.catch_up();
         Self {
             pages: shared.reader.learned(),

@@ -10,7 +10,7 @@ use crate::cli::{RunOptions, UsageError};
 
 /// Descriptors that the agent needs: maps, programs, links, rings, its socket with readers, files.
 const DESCRIPTORS: u64 = 512;
-/// What is asked for, if it may be had.
+/// Descriptors that it asks for, if it may have them.
 const WANTED_DESCRIPTORS: u64 = 65_536;
 
 /// Raises what may be raised, and says what is below need.
@@ -42,9 +42,9 @@ pub(super) fn check(options: &RunOptions) -> Result<(), UsageError> {
     }
 }
 
-/// What the agent and its maps hold, without a learned address (measured: docs/reliability.md).
+/// Memory that the agent and its maps hold, without a learned address (measured: docs/reliability.md).
 const HELD_BYTES: u64 = 48 << 20;
-/// What a start takes for a moment, where the kernel counts the verifier's work (measured there too).
+/// Memory that a start takes for a moment, where the kernel counts the verifier's work (measured there too).
 const START_BYTES: u64 = 128 << 20;
 /// The part of [`HELD_BYTES`] that grows with `--max-learned`: 16 bytes for each place of the table.
 const TABLE_BYTES: u64 = table_bytes(524_288);
@@ -53,7 +53,7 @@ const fn table_bytes(learned: u64) -> u64 {
     learned.next_power_of_two().saturating_mul(16)
 }
 
-/// Whether a limit of memory leaves room: an error where it never can, a doubt where the kernel may end the agent.
+/// Checks that a limit of memory leaves room: an error where it never can, a doubt where the kernel may end the agent.
 fn is_memory_enough(limit: u64, learned: u64) -> Result<Option<String>, String> {
     let more = table_bytes(learned).saturating_sub(TABLE_BYTES);
     let (held, start) = (

@@ -1,4 +1,4 @@
-//! Who answers a question waits until a ring has been read that the kernel wrote to before.
+//! An answer to a question waits until a ring has been read that the kernel wrote to before.
 
 use std::{
     sync::{Condvar, Mutex, PoisonError},
@@ -31,7 +31,7 @@ struct Numbers {
 #[must_use]
 pub(super) struct Look {
     number: u64,
-    /// Whether somebody waits for it.
+    /// True if somebody waits for it.
     pub(super) is_asked: bool,
 }
 

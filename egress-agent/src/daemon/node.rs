@@ -1,4 +1,4 @@
-//! What the node is: its resolvers, search domains and addresses, as they are now or were when they could last be read.
+//! The node: its resolvers, search domains and addresses, as they are now or were when they could last be read.
 //!
 //! They are compared with what is in force, whenever the kernel says that one may have changed and from time to time. What
 //! cannot be read stays as it was, also over a restart; `status` then says since when.
@@ -46,18 +46,18 @@ const SETTLE: Duration = Duration::from_millis(40);
 /// A value that nobody gave, or somebody did, and where it is from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Found {
-    /// What it is: `resolver`, `api-server`, `search-domain`.
+    /// The kind: `resolver`, `api-server`, `search-domain`.
     pub(super) what: &'static str,
     pub(super) value: String,
     pub(super) from: String,
 }
 
-/// What a cluster tells of its servers.
+/// Servers that a cluster reports.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct ClusterServers {
     /// Addresses of its DNS services.
     pub(super) dns_service: Vec<IpAddr>,
-    /// What stands behind them.
+    /// The endpoints behind them.
     pub(super) dns_endpoints: Vec<SocketAddr>,
     /// Its API servers.
     pub(super) api_servers: Vec<SocketAddr>,
@@ -73,7 +73,7 @@ impl From<&ClusterView> for ClusterServers {
     }
 }
 
-/// What the node is known by.
+/// The node's facts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct NodeNow {
     /// Trusted resolvers.
@@ -90,7 +90,7 @@ pub(super) struct NodeNow {
     pub(super) addresses: Vec<IpAddr>,
 }
 
-/// What is kept of it on the disk.
+/// The part of it that is kept on the disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct KeptNode {
     version: u32,
@@ -113,7 +113,7 @@ pub(super) struct Node {
     /// Resolvers and search domains that were given stand for those of the node.
     given_resolvers: Option<Vec<SocketAddr>>,
     given_search_domains: Option<Vec<String>>,
-    /// Whether pods are judged, each of which has a loopback of its own.
+    /// True if pods are judged, each of which has a loopback of its own.
     is_in_cluster: bool,
     /// None where nothing is kept.
     store: Option<Store<KeptNode>>,
@@ -125,9 +125,9 @@ struct Known {
     resolv_conf: ResolvConf,
     addresses: Vec<IpAddr>,
     caches: Vec<LocalCache>,
-    /// What cannot be read now, since when and why.
+    /// Values that cannot be read now, since when and why.
     troubles: BTreeMap<&'static str, (SystemTime, String)>,
-    /// What is on the disk, or on its way there.
+    /// The values on the disk, or on their way there.
     kept: Option<ResolvConf>,
 }
 
@@ -264,7 +264,7 @@ impl Node {
         });
     }
 
-    /// What cannot be read, in sentences.
+    /// Values that cannot be read, in sentences.
     pub(super) fn faults(&self) -> Vec<String> {
         let known = lock(&self.known);
         let mut faults = Vec::new();
@@ -389,7 +389,7 @@ impl NodeWatch {
     }
 }
 
-/// Follows the node until it is told to stop.
+/// Follows the node until it is asked to stop.
 ///
 /// # Errors
 ///
@@ -531,7 +531,7 @@ impl NodeNow {
         }
     }
 
-    /// Whether the kernel has room for it.
+    /// Checks that the kernel has room for it.
     ///
     /// # Errors
     ///
@@ -638,7 +638,7 @@ mod tests {
                 "0.0.0.0:5353 endpoint of the cluster's DNS service"
             ]
         );
-        // What does not fit is left out and said, and keeps nothing else from being in force.
+        // A value that does not fit is left out and reported, and keeps nothing else from being in force.
         assert_eq!((now.resolvers.len(), now.left_out), (256, 46));
         assert!(now.check().is_ok());
     }

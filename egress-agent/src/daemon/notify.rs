@@ -16,7 +16,7 @@ use std::{
 
 use tracing::warn;
 
-/// What is attached enforces, or audits.
+/// The attached hooks enforce, or audit.
 pub(super) fn ready(mode: &str) {
     tell(&format!("READY=1\nSTATUS={mode}: data plane attached"));
 }

@@ -1,4 +1,4 @@
-//! What is kept of the flows that were seen, for `policy learn`.
+//! Keeps the flows that were seen, for `policy learn`.
 //!
 //! Verdicts wait here until the answers that name their addresses were read, are
 //! counted in the table, and the table is written to disk: soon after something
@@ -43,7 +43,7 @@ const MOST_WAITING: usize = 16_384;
 const SAVE_PAUSE: Duration = Duration::from_secs(5);
 /// Counts and times alone are written at most this often; so is tried again what failed.
 const SAVE_COUNTS_PAUSE: Duration = Duration::from_secs(60);
-/// What is written in a second on the average, at most.
+/// Bytes that are written in a second on the average, at most.
 const BYTES_PER_SECOND: u64 = 64 << 10;
 /// The agent's own count of answers that it forgot, among what the kernel lost.
 pub(super) const NAMES_EVICTED: &str = "names_evicted";
@@ -65,11 +65,11 @@ struct Waiting {
     sender: String,
 }
 
-/// What became of the store.
+/// State of the store.
 #[derive(Debug, Default)]
 struct Kept {
     saved_at: Option<Timestamp>,
-    /// What was wrong with what was found at the start.
+    /// The fault of the file that was found at the start.
     not_loaded: Option<String>,
     not_saved: Option<String>,
     last_try: Option<Instant>,
@@ -182,7 +182,7 @@ impl Observer {
     }
 }
 
-/// Whether to write now.
+/// True if it is time to write.
 fn is_due(change: Change, kept: &Kept) -> bool {
     let bytes = u64::try_from(kept.bytes).unwrap_or(u64::MAX);
     let by_size = Duration::from_secs(bytes.checked_div(BYTES_PER_SECOND).unwrap_or(0));
@@ -282,7 +282,7 @@ impl Shared {
         let now = Timestamp::from(SystemTime::now());
         let mut table = lock(&self.observer.table);
         for (what, total) in kernel {
-            // What cannot be read now can be later.
+            // A total that cannot be read now can be later.
             if let Ok(total) = total {
                 table.lost_in_total(what, total, now);
             }

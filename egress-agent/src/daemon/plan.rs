@@ -1,4 +1,4 @@
-//! What is to be in force, from what the agent is told: files, options, the node itself.
+//! The plan of what is to be in force, from files, options and the node itself.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::{
     policy::{Catalog, Compiled, Lifeline, Policy, PolicySet, address_from},
 };
 
-/// What is to be in force.
+/// Everything that is to be in force.
 #[derive(Debug, Default)]
 pub(super) struct Wanted {
     /// None before the files were first switched to.
@@ -26,16 +26,16 @@ pub(super) struct Wanted {
     pub(super) cluster: Option<Cluster>,
 }
 
-/// What is for the node, and for the cgroups given with `--scope`.
+/// The part for the node, and for the cgroups given with `--scope`.
 #[derive(Clone, Debug)]
 pub(super) struct Base {
     pub(super) rules: Rules,
     pub(super) facts: Arc<NodeFacts>,
-    /// What rules may refer to.
+    /// Everything that rules may refer to.
     pub(super) catalog: Arc<Catalog>,
-    /// What the files said that it is made of.
+    /// The files' content that it is made of.
     files: Arc<PolicyFiles>,
-    /// Whether nothing is dropped, whatever the policies say.
+    /// True if nothing is dropped, whatever the policies say.
     is_audited: bool,
 }
 
@@ -71,7 +71,7 @@ impl Base {
     ///
     /// # Errors
     ///
-    /// What is wrong with them, or a limit that is passed; nothing was changed.
+    /// The policies are wrong, or a limit is passed; nothing was changed.
     pub(super) fn new(
         options: &RunOptions,
         files: Arc<PolicyFiles>,
@@ -132,12 +132,12 @@ impl Base {
     }
 }
 
-/// Whether both were loaded with the same things that rules may refer to.
+/// True if both were loaded with the same things that rules may refer to.
 fn is_catalog_same(before: Option<&Base>, base: &Base) -> bool {
     before.is_some_and(|before| Arc::ptr_eq(&before.catalog, &base.catalog))
 }
 
-/// Whether the kernel has room for so many scopes.
+/// Checks that the kernel has room for so many scopes.
 ///
 /// # Errors
 ///
@@ -176,7 +176,7 @@ impl Shared {
     ///
     /// # Errors
     ///
-    /// What they say together cannot be, or the kernel refuses; the old policy is then still in force.
+    /// They do not fit together, or the kernel refuses; the old policy is then still in force.
     pub(super) fn reload_with(&self, wanted: &mut Wanted) -> anyhow::Result<()> {
         let Some(base) = &wanted.base else {
             return Ok(());
@@ -202,7 +202,7 @@ impl Shared {
         self.apply(wanted, base)
     }
 
-    /// What these files, the node, and the cluster for the node, say.
+    /// Compiles these files with the facts of the node and the cluster's policies for the node.
     fn base_of(&self, wanted: &mut Wanted, files: Arc<PolicyFiles>) -> anyhow::Result<Base> {
         let of_cluster = |catalog: &Catalog| {
             let cluster = wanted.cluster.as_mut();

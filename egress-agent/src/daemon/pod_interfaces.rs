@@ -12,17 +12,17 @@ use super::{
 };
 use crate::{api::model::PodInterfacesStatus, shutdown::Shutdown, workload::Interfaces};
 
-/// How often they are looked at although the kernel told of no change.
+/// How often they are looked at although the kernel reported no change.
 const LOOK: Duration = Duration::from_secs(10);
 
-/// How soon a watch is begun anew that told nothing more.
+/// How soon a watch is begun anew that reported nothing more.
 const WATCH_AGAIN: Duration = Duration::from_millis(200);
 
-/// Watches and attaches until it is told to stop.
+/// Watches and attaches until it is asked to stop.
 ///
 /// # Errors
 ///
-/// The kernel does not tell of interfaces.
+/// The kernel does not report interfaces.
 pub(super) async fn run(
     shared: Arc<Shared>,
     mut interfaces: Interfaces,
@@ -33,7 +33,7 @@ pub(super) async fn run(
         tokio::select! {
             _ = look.tick() => {}
             is_heard = interfaces.changed() => if !is_heard {
-                // More was told than was read in time: all is looked at anew.
+                // More was reported than was read in time: all is looked at anew.
                 warn!("the watch on interfaces has ended, and is begun anew");
                 tokio::time::sleep(WATCH_AGAIN).await;
                 interfaces = Interfaces::watch().context("cannot watch the interfaces")?;
@@ -42,7 +42,7 @@ pub(super) async fn run(
         }
         let found = interfaces.of_pods().await;
         let found = found.context("cannot list the interfaces")?;
-        // What was given as the node's is the node's.
+        // An interface that was given as the node's is the node's.
         let given = &shared.options.interfaces;
         let of_pods = found.into_iter().filter(|one| !given.contains(&one.name));
         let wanted: BTreeSet<_> = of_pods.collect();

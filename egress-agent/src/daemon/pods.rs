@@ -19,7 +19,7 @@ use crate::{
 
 /// The first number of a pod as a workload: those below are for the node and for `--scope`.
 const FIRST_IDENTITY: u32 = 1 << 16;
-/// What the scope is called that holds pods until their policies are known.
+/// The name of the scope that holds pods until their policies are known.
 pub(super) const PENDING: &str = "pending";
 /// The namespace of what belongs to the cluster itself.
 const SYSTEM_NAMESPACE: &str = "kube-system";
@@ -33,7 +33,7 @@ pub(super) struct PodCgroup {
     pub(super) uid: PodUid,
     /// With what was last heard of the pod, which may be gone for the API server while its processes still end.
     pub(super) scope: Arc<Scope>,
-    /// Whether it lies below a cgroup that holds pods until their policies are known.
+    /// True if it lies below a cgroup that holds pods until their policies are known.
     pub(super) is_held: bool,
 }
 
@@ -56,7 +56,7 @@ pub(super) struct Pods {
     unseen: BTreeSet<String>,
 }
 
-/// What the kernel has of a cgroup: the number of its workload, if it is bound.
+/// The kernel's binding of a cgroup: the number of its workload, if it is bound.
 pub(super) type BoundIdentity<'a> = &'a dyn Fn(u64) -> Option<u32>;
 
 impl Pods {
@@ -240,7 +240,7 @@ impl Pods {
         !std::mem::take(&mut self.unseen).is_empty()
     }
 
-    /// What an operator should look at.
+    /// Alarms for an operator.
     pub(super) fn alarms(&self) -> Vec<String> {
         let mut alarms: Vec<String> = self.unseen.iter().cloned().collect();
         if !self.too_many_levels.is_empty() {
@@ -253,7 +253,7 @@ impl Pods {
     }
 }
 
-/// Whether a pod is part of the cluster's own DNS, and so may answer from the address of a trusted resolver.
+/// True if a pod is part of the cluster's own DNS, and so may answer from the address of a trusted resolver.
 fn answers_dns(pod: &Pod) -> bool {
     let app = pod.labels.get(DNS_LABEL).map(String::as_str);
     pod.namespace == SYSTEM_NAMESPACE && app.is_some_and(|app| DNS_APPS.contains(&app))

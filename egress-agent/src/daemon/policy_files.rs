@@ -42,10 +42,10 @@ const MAX_BYTES: u64 = 64 << 20;
 const RETRY: Duration = Duration::from_secs(1);
 const MAX_RETRY: Duration = Duration::from_secs(60);
 
-/// What was read from the disk.
+/// The files as they were read from the disk.
 #[derive(Clone, Debug)]
 pub(super) struct PolicyFiles {
-    /// What rules may refer to.
+    /// Everything that rules may refer to.
     pub(super) catalog: Arc<Catalog>,
     /// The policies that stand in files.
     pub(super) policies: Vec<Policy>,
@@ -56,7 +56,7 @@ impl PolicyFiles {
     ///
     /// # Errors
     ///
-    /// What is wrong with them.
+    /// The files are wrong.
     pub(super) fn read(options: &RunOptions) -> Result<Self, PolicyErrors> {
         let catalog = options.catalog.load()?;
         let notes = catalog.service_tags().map(|tags| &tags.facts().notes);
@@ -76,14 +76,14 @@ impl PolicyFiles {
     }
 }
 
-/// What is seen of the files.
+/// The files as they were seen.
 #[derive(Debug, Default)]
 pub(super) struct Watched {
     files: BTreeMap<PathBuf, Seen>,
     compared_at: Option<Instant>,
 }
 
-/// What is seen of one.
+/// A file as it was seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Seen {
     File(Facts, u64),
@@ -91,7 +91,7 @@ enum Seen {
     Unreadable(io::ErrorKind),
 }
 
-/// What changes when a file does: a swap of links shows as another inode.
+/// Facts that change when a file does: a swap of links shows as another inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Facts {
     device: u64,
@@ -112,13 +112,13 @@ impl Facts {
         }
     }
 
-    /// Whether all but the time of its metadata is the same.
+    /// True if all but the time of its metadata is the same.
     fn is_same_content(&self, other: &Self) -> bool {
         let changed = self.changed;
         *self == Self { changed, ..*other }
     }
 
-    /// Whether it was written so shortly ago that another write might leave the same times.
+    /// True if it was written so shortly ago that another write might leave the same times.
     fn is_young(&self, metadata: &fs::Metadata) -> bool {
         let is_young = |at: io::Result<std::time::SystemTime>| {
             at.is_ok_and(|at| at.elapsed().is_ok_and(|age| age < YOUNG))
@@ -165,7 +165,7 @@ impl Watched {
             && files.iter().zip(&self.files).all(|(now, before)| {
                 now.0 == before.0
                     && match (now.1, before.1) {
-                        // Who may read it may have changed, which is nothing to be taken up.
+                        // Its owner or mode may have changed, which is nothing to be taken up.
                         (Seen::File(now, content), Seen::File(before, known)) => {
                             content == known && now.is_same_content(before)
                         }
@@ -195,7 +195,7 @@ fn entries(path: &Path) -> io::Result<Vec<PathBuf>> {
     }
 }
 
-/// What is seen of a file; nothing if there is none.
+/// A file as it is seen now; none if there is none.
 fn seen(path: &Path, before: Option<&Seen>, is_compared: bool) -> Option<Seen> {
     let metadata = match fs::metadata(path) {
         Ok(metadata) => metadata,
@@ -270,7 +270,7 @@ impl Due {
     }
 }
 
-/// Takes up what changes until it is told to stop.
+/// Takes up what changes until it is asked to stop.
 ///
 /// # Errors
 ///

@@ -72,7 +72,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Whether the kernel audits what enforces at this moment, by the end that this agent has given it.
+    /// True if the kernel audits what enforces at this moment, by the end that this agent has given it.
     pub(super) fn is_enforcing_over(&self, at_ns: u64) -> bool {
         let told_ns = self.confirmation.told_ns();
         told_ns.is_some_and(|end_ns| end_ns != NEVER_NS && end_ns <= at_ns)

@@ -18,13 +18,13 @@ type Version = (PolicyKey, String, i64);
 /// Sets of policies, each compiled once.
 #[derive(Debug, Default)]
 pub(super) struct Rulesets {
-    /// What they were compiled with; if it changes, so do all of them.
+    /// The facts and the mode that they were compiled with; if one changes, so do all of them.
     made_with: Option<(Arc<NodeFacts>, Option<Mode>)>,
     by_versions: HashMap<Vec<Version>, Result<Arc<Ruleset>, String>>,
     policies: HashMap<PolicyKey, Checked>,
     /// The service tags that policies were checked with.
     tags: Option<ServiceTagsFacts>,
-    /// What stays in force of those that are wrong.
+    /// The last known good versions of those that are wrong.
     last_right: LastRight,
     /// Sets and policies that were asked for since the last tidying.
     used_sets: HashSet<Vec<Version>>,
@@ -37,7 +37,7 @@ struct Checked {
     object: Arc<PolicyObject>,
     /// It, or the last version that was right.
     policy: Option<Arc<Policy>>,
-    /// What is wrong with the newest version.
+    /// The fault of the newest version.
     error: Option<String>,
 }
 
@@ -66,8 +66,8 @@ impl Rulesets {
         self.made_with = Some((Arc::clone(facts), mode));
     }
 
-    /// The checked policies of these keys; of one that is wrong its last right version, or nothing: of a ceiling one that
-    /// is above nothing.
+    /// The checked policies of these keys; of one that is wrong its last known good version, or nothing: of a ceiling
+    /// one that is above nothing.
     pub(super) fn policies_of(
         &mut self,
         view: &ClusterView,
@@ -92,7 +92,7 @@ impl Rulesets {
             .collect()
     }
 
-    /// What a workload is judged by that these policies select: no policies restrict nothing.
+    /// The rules for a workload that these policies select: no policies restrict nothing.
     ///
     /// # Errors
     ///
@@ -171,7 +171,7 @@ impl Rulesets {
         policy
     }
 
-    /// What stays in force of a policy whose newest version is wrong.
+    /// The last known good version of a policy whose newest is wrong.
     fn last_right_of(&self, key: &PolicyKey, uid: &str, catalog: &Catalog) -> Option<Arc<Policy>> {
         let known = self.policies.get(key);
         if let Some(known) = known.filter(|known| known.object.uid == uid)
@@ -211,7 +211,7 @@ impl Rulesets {
         (self.policies.len().saturating_sub(wrong), wrong)
     }
 
-    /// What is wrong with policies that select something here.
+    /// The faults of policies that select something here.
     pub(super) fn errors(&self) -> BTreeSet<String> {
         let policies = self.policies.values();
         let of_policies = policies.filter_map(|checked| checked.error.clone());

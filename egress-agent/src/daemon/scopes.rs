@@ -20,7 +20,7 @@ use crate::{
     workload::{PathWatch, cgroup_root},
 };
 
-/// How often the cgroups are looked at although nobody told of a change.
+/// How often the cgroups are looked at although nobody reported a change.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// The scopes of the options.
@@ -39,7 +39,7 @@ struct Given {
     /// As it was last there, or is to be.
     scope: Arc<Scope>,
     is_there: bool,
-    /// Whether it has been there since the agent began.
+    /// True if it has been there since the agent began.
     was_there: bool,
 }
 
@@ -189,7 +189,7 @@ impl Scope {
     }
 }
 
-/// Follows the cgroups until it is told to stop.
+/// Follows the cgroups until it is asked to stop.
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! What the tasks share.
+//! State that the tasks share.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -57,9 +57,9 @@ pub(super) struct Scope {
     pub(super) cgroup_id: u64,
     /// Distance of that cgroup from the root of the hierarchy.
     pub(super) level: Option<i32>,
-    /// What owns its UDP flows: the same in every generation.
+    /// The identity that owns its UDP flows: the same in every generation.
     pub(super) identity: u32,
-    /// Whether it runs a trusted resolver.
+    /// True if it runs a trusted resolver.
     pub(super) answers_dns: bool,
     /// Its number in the memory of names.
     pub(super) number: ScopeNumber,
@@ -75,18 +75,18 @@ pub(super) struct Ruleset {
 }
 
 impl Ruleset {
-    /// Whether policies in audit stand beside enforced ones. The agent may have fallen back to audit for all of them.
+    /// True if policies in audit stand beside enforced ones. The agent may have fallen back to audit for all of them.
     pub(super) fn is_mixed(&self) -> bool {
         self.compiled.looking_on.is_some() && self.compiled.mode == Mode::Enforce
     }
 }
 
-/// What a scope is judged by.
+/// The rules that a scope is judged by.
 #[derive(Clone, Debug)]
 pub(super) enum Rules {
     /// No policy is for it: nothing is restricted.
     Open,
-    /// What the kernel has for it: what it should be is not known yet.
+    /// Those that the kernel has for it: the right ones are not known yet.
     Kept,
     /// These policies.
     Of(Arc<Ruleset>),
@@ -101,7 +101,7 @@ impl Rules {
         }
     }
 
-    /// Whether nothing has to be done to come from one to the other.
+    /// True if nothing has to be done to come from one to the other.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Of(one), Self::Of(other)) => Arc::ptr_eq(one, other),
@@ -148,7 +148,7 @@ impl Bound {
     }
 }
 
-/// What is kept of one of the policies that are in force.
+/// The facts that are kept of a policy in force.
 #[derive(Clone, Debug)]
 pub(super) struct PolicyInForce {
     pub(super) name: String,
@@ -162,7 +162,7 @@ pub(super) struct PolicyInForce {
 }
 
 impl PolicyInForce {
-    /// What is kept of a policy.
+    /// The facts that are kept of a policy.
     pub(super) fn of(policy: &Policy) -> Self {
         // A document that cannot be written reads like no other.
         let content = serde_json::to_vec(&policy.document).map_or(0, |bytes| rule_identity(&bytes));
@@ -176,7 +176,7 @@ impl PolicyInForce {
         }
     }
 
-    /// What tells it from others, and from what it was before.
+    /// The key that tells it from others, and from what it was before.
     pub(super) fn key(&self) -> (String, u64) {
         (self.name.clone(), self.content)
     }
@@ -185,7 +185,7 @@ impl PolicyInForce {
 /// How long events may still come of a scope id that nothing uses any more.
 const KEEP_SCOPE_ID: Duration = Duration::from_secs(10);
 
-/// What is in force.
+/// Everything that is in force.
 #[derive(Debug)]
 pub(super) struct InForce {
     /// Every scope, the node first.
@@ -194,12 +194,12 @@ pub(super) struct InForce {
     by_scope_id: HashMap<u32, (Arc<Bound>, Option<Instant>)>,
     /// The generation since which a policy (by name and content) reads as it does.
     pub(super) since: HashMap<(String, u64), u32>,
-    /// What the node is known by.
+    /// The node's facts.
     pub(super) facts: Arc<NodeFacts>,
     pub(super) loaded_at: Timestamp,
 }
 
-/// What goes for all scopes.
+/// Facts that go for all scopes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct NodeFacts {
     pub(super) lifeline: Lifeline,
@@ -218,7 +218,7 @@ pub(super) struct NodeFacts {
 }
 
 impl InForce {
-    /// What follows `before`.
+    /// The state after `before`.
     pub(super) fn after(
         before: Option<&Self>,
         bound: Vec<Arc<Bound>>,
@@ -324,42 +324,42 @@ pub(super) struct Shared {
     /// Answers that taught nothing.
     pub(super) refusals: Refusals,
     pub(super) started: Instant,
-    /// What the node is known by.
+    /// The node as it was last read.
     pub(super) node: Node,
     /// Where state is given to be written.
     pub(super) state_writer: StateWriter,
     datapath: Mutex<Datapath>,
     /// Reads maps for those who ask: nobody waits for the lock of the datapath, or holds it, to read.
     pub(super) reader: Arc<Reader>,
-    /// What is attached and pinned; none where nothing is pinned.
+    /// The agent's links and pins; none where nothing is pinned.
     pub(super) anchors: Option<Anchors>,
     in_force: RwLock<Option<Arc<InForce>>>,
-    /// Whether enforcing was confirmed.
+    /// The confirmation of enforcing.
     pub(super) confirmation: Confirmation,
-    /// What is to be in force. Held while that changes and is switched to: one at a time.
+    /// Everything that is to be in force. Held while that changes and is switched to: one at a time.
     pub(super) wanted: Mutex<Wanted>,
-    /// What the API server says, and how sure that is; none without `--kubernetes`.
+    /// The API server's view, and how sure that is; none without `--kubernetes`.
     pub(super) feed: OnceLock<watch::Receiver<Feed>>,
-    /// Where denials of pods are told; nowhere without `--kubernetes`.
+    /// Takes reports of denials of pods; none without `--kubernetes`.
     pub(super) denials: OnceLock<Denials>,
-    /// What rules may refer to, for who checks policies of the whole cluster.
+    /// Everything that rules may refer to, for the task that checks policies of the whole cluster.
     pub(super) catalog: watch::Sender<Catalog>,
-    /// What is known of the cluster, as it was last switched to.
+    /// The cluster as it was known at the last switch.
     pub(super) kubernetes: Mutex<Option<KubernetesStatus>>,
-    /// What the cluster tells of its servers.
+    /// Servers that the cluster reports.
     pub(super) cluster_servers: Mutex<ClusterServers>,
     /// The last id that a scope was given; 0 while the kernel was not asked.
     pub(super) last_scope_id: AtomicU32,
     /// Why the last change of a policy was not taken.
     pub(super) refused: Mutex<Option<String>>,
     pub(super) recent: Mutex<RecentFlows>,
-    /// What is kept of the flows that were seen.
+    /// Keeps the flows that were seen.
     pub(super) observer: Observer,
     pub(super) followers: broadcast::Sender<Arc<FlowReport>>,
     /// Where flows are logged, if anywhere.
     pub(super) flow_log: Option<FlowLog>,
     pub(super) cgroup_paths: Mutex<CgroupPaths>,
-    /// What the agent itself lost: names and streams thrown out for lack of room.
+    /// The agent's own losses: names and streams thrown out for lack of room.
     pub(super) dns_lost: Mutex<HashMap<&'static str, u64>>,
     /// The host's ends of pods' interfaces; none without `--pod-interfaces`, and before the first look.
     pub(super) pod_interfaces: Mutex<Option<PodInterfacesStatus>>,
@@ -393,7 +393,7 @@ impl Shared {
         node: Node,
         state_writer: StateWriter,
     ) -> anyhow::Result<Self> {
-        // What the agent remembers of a scope is bounded as what the kernel learns of it.
+        // The agent's memory of a scope is bounded as what the kernel learns of it.
         let (capacity, shares) = (options.max_learned, options.shares);
         let share = |is_node| usize::try_from(shares.of(capacity, is_node)).unwrap_or(usize::MAX);
         let memory = Arc::new(Memory::new(MemoryLimits {

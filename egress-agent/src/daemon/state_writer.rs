@@ -30,7 +30,7 @@ struct Waiting {
     jobs: BTreeMap<&'static str, Job>,
     /// The file that is being written.
     writing: Option<&'static str>,
-    /// Whether the thread was started: with the first write.
+    /// True if the thread was started: with the first write.
     is_started: bool,
 }
 
@@ -58,7 +58,7 @@ impl StateWriter {
         self.0.changed.notify_all();
     }
 
-    /// Whether a file waits to be written, or is being written.
+    /// True if a file waits to be written, or is being written.
     pub(super) fn is_busy_with(&self, file: &str) -> bool {
         let waiting = self.0.waiting();
         waiting.writing == Some(file) || waiting.jobs.contains_key(file)

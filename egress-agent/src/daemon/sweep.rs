@@ -19,8 +19,8 @@ const BUDGET: Duration = Duration::from_millis(4);
 const ROUND: Duration = Duration::from_secs(10);
 /// An entry stays this long after its end, so that a denial can say that it expired, and with which name.
 const KEEP_EXPIRED_NS: u64 = 3_600 * 1_000_000_000;
-/// What a flow used stays this long after the last use: the flow may live, and goes on after a change of the policy only
-/// if its address is remembered.
+/// An address that a flow used stays this long after the last use: the flow may live, and goes on after a change of the
+/// policy only if its address is remembered.
 const KEEP_USED_S: u64 = 24 * 3_600;
 
 /// Where the round stands.
@@ -28,7 +28,7 @@ const KEEP_USED_S: u64 = 24 * 3_600;
 pub(super) struct Sweep {
     began: Option<Instant>,
     at: Place,
-    /// Whether the table of learned addresses was full during this round.
+    /// True if the table of learned addresses was full during this round.
     is_full: bool,
 }
 

@@ -45,7 +45,7 @@ pub(super) const PAUSE: Duration = Duration::from_millis(20);
 /// Policy ids in use: 0 restricts nothing, the last one stands for "not configured".
 const POLICY_IDS: std::ops::Range<u16> = 1..SEARCH_POLICY;
 
-/// What becomes of the scopes.
+/// Steps for the scopes.
 struct Steps {
     /// All of them, in the order of the plan.
     bound: Vec<Arc<Bound>>,
@@ -97,8 +97,8 @@ impl Shared {
         }
         let prepared = prepare(&mut datapath, &steps);
         if prepared.is_ok() && !steps.moved.is_empty() {
-            // What the kernel learned until now has to be remembered before it can be carried over, and the task that
-            // reads it needs the data plane too. Nobody else switches meanwhile.
+            // The agent has to remember what the kernel learned until now before it can carry it over, and the task
+            // that reads it needs the data plane too. Nobody else switches meanwhile.
             drop(datapath);
             std::thread::sleep(PAUSE);
             if before.is_some() {
@@ -167,7 +167,7 @@ impl Shared {
         Ok(())
     }
 
-    /// What has to be done; writes nothing.
+    /// The steps that have to be done; writes nothing.
     fn steps(
         &self,
         plan: &[Assignment],

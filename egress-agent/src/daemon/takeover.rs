@@ -32,7 +32,7 @@ use super::{
 };
 
 impl Shared {
-    /// Whether every workload is bound to a policy of this agent's layout.
+    /// True if every workload is bound to a policy of this agent's layout.
     pub(super) fn is_bound(&self) -> bool {
         let datapath = self.datapath();
         lock(&self.scopes).known().iter().all(|scope| {
@@ -45,7 +45,7 @@ impl Shared {
     ///
     /// # Errors
     ///
-    /// What the kernel refuses. Hooks that were not switched judge as before.
+    /// The kernel refuses. Hooks that were not switched judge as before.
     pub(super) fn take_over(&self) -> anyhow::Result<()> {
         let mut datapath = self.datapath();
         let mut own: Vec<(u64, Workload)> = Vec::new();
@@ -70,8 +70,8 @@ impl Shared {
         datapath.attach_learning()?;
         std::thread::sleep(PAUSE);
 
-        // What came for the scopes of then, and comes until the hooks are switched, is remembered for those of now.
-        // None where an agent that was killed on the way left its policy: which names it allowed is not known yet.
+        // Answers that came for the scopes of then, and come until the hooks are switched, are remembered for those of
+        // now. None where an agent that was killed on the way left its policy: which names it allowed is not known yet.
         let in_force = self.in_force();
         let bound_of = |binding: &Binding| {
             let mut bound = in_force.iter().flat_map(|in_force| &in_force.bound);
@@ -95,9 +95,9 @@ impl Shared {
                 let held = |netns, address| known.get(&(netns, address)).cloned();
                 carried.take(&self.memory, bound, held, now_ns);
             }
-            // What cannot be asked by name ends when it would have ended, if it rests on a rule that is still there: what
-            // layout 1 knew, in the node's own namespace, where its programs ran first of all; and everything while no
-            // policy is known, until the switch that follows within milliseconds asks by name.
+            // A grant that cannot be asked by name keeps its end, if its rule is still there: those that layout 1 knew,
+            // in the node's own namespace, where its programs ran first of all; and all while no policy is known, until
+            // the switch that follows within milliseconds asks by name.
             for binding in bindings {
                 let by_rule = known
                     .iter()
@@ -130,7 +130,7 @@ impl Shared {
         }
         datapath.remove_foreign()?;
         std::thread::sleep(PAUSE);
-        // What the scopes of the other layout knew is found by the sweep that goes round.
+        // The sweep that goes round finds what the scopes of the other layout knew.
         info!(carried = carried_over, "taken over from another layout");
         Ok(())
     }

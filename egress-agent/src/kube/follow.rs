@@ -271,8 +271,7 @@ fn is_before(version: &str, known: &str) -> bool {
     }
 }
 
-/// How long to wait after so many failures in a row: twice as long each time, up to a bound, with jitter over half of
-/// it.
+/// How long to wait after so many failures in a row: twice as long each time, up to a bound, half of it as jitter.
 fn delay(failures: u32, random: u32) -> Duration {
     let (first, longest) = DELAYS;
     let factor = 1_u32.checked_shl(failures).unwrap_or(u32::MAX);

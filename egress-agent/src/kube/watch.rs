@@ -423,8 +423,7 @@ fn spawn_watches(
 }
 
 /// Reads a pod. Annotations anybody can write: they name the UID of a static pod only where kubelet of this node made
-/// the
-/// object, which it says by an owner.
+/// the object, which it says by an owner.
 fn pod(mut pod: PartialObjectMeta<PodObject>, node_name: &str) -> Option<Item> {
     let uid = pod.uid()?;
     let is_owner = |owner: &OwnerReference| {
