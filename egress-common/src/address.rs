@@ -40,14 +40,14 @@ const fn has_prefix(address: &Address, prefix: &[u8; 12]) -> bool {
     first == word(a, b, c, d) && second == word(e, f, g, h) && third == word(i, j, k, l)
 }
 
-/// Whether the address is IPv4.
+/// The address is IPv4.
 #[inline(always)]
 #[must_use]
 pub const fn is_v4(address: &Address) -> bool {
     has_prefix(address, &V4_MAPPED)
 }
 
-/// Whether packets to the address stay in this network stack: 127.0.0.0/8 or ::1.
+/// Packets to the address stay in this network stack: 127.0.0.0/8 or ::1.
 #[inline(always)]
 #[must_use]
 pub const fn is_loopback(address: &Address) -> bool {
@@ -59,7 +59,7 @@ pub const fn is_loopback(address: &Address) -> bool {
     }
 }
 
-/// Whether the address is multicast: 224.0.0.0/4 or ff00::/8.
+/// The address is multicast: 224.0.0.0/4 or ff00::/8.
 #[inline(always)]
 #[must_use]
 pub const fn is_multicast(address: &Address) -> bool {
@@ -71,8 +71,8 @@ pub const fn is_multicast(address: &Address) -> bool {
     }
 }
 
-/// Whether no router forwards packets to the address: link-local or of link-local scope (RFC 4291 sections 2.5.6 and
-/// 2.7, RFC 5771 section 4).
+/// No router forwards packets to the address: link-local or of link-local scope (RFC 4291 sections 2.5.6 and 2.7, RFC
+/// 5771 section 4).
 #[inline(always)]
 #[must_use]
 pub const fn is_link_scoped(address: &Address) -> bool {
@@ -91,9 +91,9 @@ pub struct NeverTaught {
     pub address: Address,
     /// Bits that are the same in all of them, counted in the common form.
     pub bits: u32,
-    /// What is there.
+    /// Use of the range.
     pub what: &'static str,
-    /// Who says so.
+    /// The RFC or document that says so.
     pub source: &'static str,
 }
 
@@ -104,7 +104,7 @@ macro_rules! never_taught {
         $(inner v4 $inner:expr, $inner_bits:literal: $inner_what:literal, $inner_source:literal;)+
         $(v6 $v6:expr, $v6_bits:literal: $v6_what:literal, $v6_source:literal;)+
     ) => {
-        /// What no DNS answer teaches; docs/security.md is tested against it.
+        /// Ranges that no DNS answer teaches; docs/security.md is tested against it.
         pub const NEVER_TAUGHT: &[NeverTaught] = &[
             $(NeverTaught { address: from_v4($local), bits: 96 + $local_bits, what: $local_what, source: $local_source },)+
             $(NeverTaught { address: from_v4($inner), bits: 96 + $inner_bits, what: $inner_what, source: $inner_source },)+
@@ -146,7 +146,7 @@ never_taught! {
     v6 [0xfd00, 0x00c1, 0, 0, 0, 0, 0xa9fe, 0xa9fe], 128: "Oracle Cloud's metadata service", "Oracle Cloud Infrastructure: instance metadata over IPv6";
 }
 
-/// What the table cannot say by a prefix: IPv4 addresses inside of IPv6 ones; in words, with who says where they lie.
+/// Ranges that no line of the table can express: IPv4 addresses inside of IPv6 ones; in words, with their RFC.
 pub const NEVER_TAUGHT_INSIDE: &[(&str, &str, &str)] = &[
     (
         "`::ffff:0:0/96` in an AAAA record",
@@ -175,8 +175,8 @@ pub const NEVER_TAUGHT_INSIDE: &[(&str, &str, &str)] = &[
     ),
 ];
 
-/// Whether a DNS answer may never teach this address, whatever its name: [`NEVER_TAUGHT`], also inside of IPv6
-/// addresses that lead to an IPv4 one, and [`NEVER_TAUGHT_INSIDE`]. `from_aaaa` tells which record type carried it.
+/// No DNS answer may teach this address, whatever its name: [`NEVER_TAUGHT`], also inside of IPv6 addresses that lead
+/// to an IPv4 one, and [`NEVER_TAUGHT_INSIDE`]. `from_aaaa`: an AAAA record carried it.
 #[inline(always)]
 #[must_use]
 pub const fn is_unteachable(address: &Address, from_aaaa: bool) -> bool {
@@ -204,13 +204,14 @@ pub const fn is_unteachable(address: &Address, from_aaaa: bool) -> bool {
     is_listed_v6(address)
 }
 
-/// Whether the first `bits` bits (1 to 32) are the same.
+/// The first `bits` bits (1 to 32) are the same.
 #[inline(always)]
 const fn begins_with(word: u32, wanted: u32, bits: u32) -> bool {
     (word ^ wanted) >> 32_u32.wrapping_sub(bits) == 0
 }
 
-/// Whether the first `bits` bits (1 to 128) are the same. `wanted` and `bits` are constants: what they rule out costs nothing.
+/// The first `bits` bits (1 to 128) are the same. `wanted` and `bits` are constants: the cases they rule out cost
+/// nothing.
 #[inline(always)]
 const fn is_below(address: &Address, wanted: &Address, bits: u32) -> bool {
     let [a, b, c, d] = words(address);

@@ -1,9 +1,9 @@
-//! Whom a socket has asked, before programs of others (a load balancer of services) changed the address.
+//! The remotes that a socket has asked, before programs of others (a load balancer of services) changed the address.
 //!
-//! Such programs run in the same calls as ours, `connect()` and `sendto()`, and the packets go to what they chose. A
-//! socket that asked trusted resolvers alone, in every call since it was made, sends to what was made of trusted
-//! resolvers and to nobody else: no other call, thread or failure can have led its packets elsewhere. So nothing has to be
-//! known of the address that was chosen.
+//! Such programs run in the same calls as ours, `connect()` and `sendto()`, and the packets go to the address they
+//! chose. A socket that asked trusted resolvers alone, in every call since it was made, sends to addresses chosen for
+//! trusted resolvers and to nobody else: no other call, thread or failure can have led its packets elsewhere. So
+//! nothing has to be known of the address that was chosen.
 
 use crate::packed::AddressWords;
 
@@ -30,7 +30,7 @@ pub struct AskedOf {
 }
 const _: () = assert!(size_of::<AskedOf>() == 24 && align_of::<AskedOf>() == 8);
 
-/// What a call adds to what is known of its socket.
+/// State of a socket after a call.
 ///
 /// `is_resolver`: it goes to a trusted resolver. `is_new`: the socket had no peer before, so that a first call is the first
 /// one. `is_last_trusted`: the resolver of the call before is still trusted.

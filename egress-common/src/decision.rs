@@ -1,4 +1,4 @@
-//! The one decision: a flow, what the maps say of its destination, and the time, make a reason.
+//! The one decision: a flow, the maps' entries for its destination, and the time, make a reason.
 //!
 //! Every hook, the agent's `explain` and the host tests call [`decide`]. Two
 //! hooks that disagree are a security bug, so there is no second place.
@@ -11,15 +11,15 @@ use crate::{
     verdict::{Reason, Verdict},
 };
 
-/// A verdict with its reason and the rule that it rests on.
+/// A verdict with its reason and the rule that decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision {
-    /// What happens.
+    /// The outcome.
     pub verdict: Verdict,
     /// Why.
     pub reason: Reason,
-    /// The rule behind it; 0 where no rule is. What passes although a policy in audit denies it rests on the rule by
-    /// which it passes.
+    /// The rule behind it; 0 where there is none. For a flow that passes although a policy in audit denies it, the rule
+    /// that allows it.
     pub rule: u64,
 }
 
@@ -31,7 +31,7 @@ impl Decision {
         Self::new(reason, 0, binding)
     }
 
-    /// A decision that rests on a rule, under `binding`'s mode.
+    /// A decision by a rule, under `binding`'s mode.
     #[inline(always)]
     #[must_use]
     pub const fn new(reason: Reason, rule: u64, binding: &Binding) -> Self {
@@ -44,15 +44,15 @@ impl Decision {
 }
 
 impl Decision {
-    /// Whether the flow's next packets pass by what is remembered of this decision.
+    /// The flow's next packets pass by the memory of this decision.
     #[inline(always)]
     #[must_use]
     pub const fn is_remembered(&self) -> bool {
         self.rule != 0 && self.reason.passes() && !matches!(self.reason, Reason::AwaitsName)
     }
 
-    /// The verdict on what could not be judged by its flow: who is not restricted may send what cannot be read; in
-    /// another's name it may not.
+    /// The verdict on a packet that could not be judged by its flow: a workload without a policy may send unreadable
+    /// packets, but none in another's name.
     #[inline(always)]
     #[must_use]
     pub const fn refusal(reason: Reason, binding: &Binding) -> Self {
@@ -63,8 +63,8 @@ impl Decision {
         }
     }
 
-    /// Return code of a cgroup_skb program. What is deferred is dropped without an error: TCP sends it again, and so do
-    /// resolvers.
+    /// Return code of a cgroup_skb program. A deferred packet is dropped without an error: TCP sends it again, and so
+    /// do resolvers.
     #[inline(always)]
     #[must_use]
     pub const fn packet_code(&self) -> i32 {
@@ -81,8 +81,8 @@ impl Decision {
 /// `cidr` looks the destination up among the policy's CIDRs, `learned` among
 /// the scope's learned addresses (with the key that it asked for);
 /// each is called at most once. `named` says by which rule the destination is open to connections that name it (see
-/// [`Learned::named`]), and is asked where nothing else opens it. `trouble` says what
-/// keeps the scope from knowing its addresses.
+/// [`Learned::named`]), and is asked where nothing else opens it. `trouble` says whether
+/// anything keeps the scope from knowing its addresses.
 #[inline(always)]
 pub fn decide<'a>(
     flow: &Flow,
@@ -168,7 +168,7 @@ pub fn decide<'a>(
     unknown(flow, binding, found, trouble())
 }
 
-/// What keeps a scope from knowing addresses that it has resolved.
+/// Reasons for which a scope does not know addresses that it has resolved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trouble {
     /// Nothing.
@@ -208,7 +208,7 @@ const fn standing_reason(flow: &Flow, binding: &Binding) -> Option<Reason> {
     if binding.policy_id == 0 {
         return Some(Reason::NoPolicy);
     }
-    // What is on the loopback device was passed before. On another one it leaves, and a neighbour may take it in.
+    // Packets on the loopback device were passed before. On another one they leave, and a neighbour may take them in.
     if is_loopback(&flow.daddr) {
         return Some(if flow.way.is_unrouted {
             Reason::Loopback

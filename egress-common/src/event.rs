@@ -2,13 +2,13 @@
 
 use crate::{address::Address, hello::SERVER_NAME_BYTES};
 
-/// Who sends: the process that connects, or that made the socket.
+/// The sending process: the one that connects, or that made the socket.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Process {
     /// Its number (thread group), in the machine's own PID namespace; 0 where it is not known.
     pub pid: u32,
-    /// What it is called, ended by zeroes.
+    /// Its name, ended by zeroes.
     pub command: [u8; 16],
 }
 const _: () = assert!(size_of::<Process>() == 20 && align_of::<Process>() == 4);
@@ -29,7 +29,7 @@ pub struct VerdictEvent {
     pub at_ns: u64,
     /// Cgroup of the sender; 0 where it is not known.
     pub cgroup_id: u64,
-    /// Rule that the verdict rests on; 0 for none.
+    /// Rule that decided; 0 for none.
     pub rule: u64,
     /// Source address; zero at connect, where it is not chosen yet.
     pub saddr: Address,
@@ -82,14 +82,14 @@ pub struct NameEvent {
     pub name: [u8; SERVER_NAME_BYTES],
 }
 const _: () = assert!(size_of::<NameEvent>() == 288 && align_of::<NameEvent>() == 4);
-// The agent tells them apart by their size.
+// The agent distinguishes them by their size.
 const _: () = assert!(size_of::<NameEvent>() > size_of::<VerdictEvent>());
 
 /// Most events per second and CPU of one kind (denied, allowed), beyond what every scope has for itself
 /// ([`OWN_EVENTS_PER_SECOND`]). What is above is counted as suppressed.
 pub const EVENTS_PER_SECOND: u64 = 1000;
 
-/// Most events of one scope, per second, CPU and kind: a flood is told often enough, and costs its scope.
+/// Most events of one scope, per second, CPU and kind: a flood is reported often enough, and costs its scope.
 pub const SCOPE_EVENTS_PER_SECOND: u64 = 500;
 
 /// Events of a scope, per second, CPU and kind, that no other scope can take away.
@@ -180,7 +180,7 @@ pub struct DnsCopy {
     pub offset_bytes: u32,
     /// Bytes that follow this head.
     pub payload_bytes: u32,
-    /// A [`Tally`](crate::tally::Tally) as a number: what the kernel made of the answer.
+    /// A [`Tally`](crate::tally::Tally) as a number: the kernel's outcome for the answer.
     pub outcome: u8,
     /// IANA protocol number: UDP or TCP.
     pub proto: u8,

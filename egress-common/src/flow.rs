@@ -1,4 +1,4 @@
-//! Flows: what a packet belongs to, who started it, and what is remembered of it.
+//! Flows: their peers, the sides that started them, and the memory of them.
 
 use crate::{
     address::Address,
@@ -7,7 +7,7 @@ use crate::{
     packed::AddressWords,
 };
 
-/// Who started a flow.
+/// The side that started a flow.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Starter {
@@ -25,13 +25,13 @@ pub enum Starter {
     Resting = 5,
 }
 
-/// Who started a flow, and the rule that it is granted by where one is known.
+/// The side that started a flow, and the rule that it is granted by where one is known.
 ///
 /// Not an enum with a payload: the payload of a variant that has none is a hole, and verifiers before 6.3 refuse to copy
 /// a hole. Here every byte is written whatever the case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Origin {
-    /// Who.
+    /// The side.
     pub starter: Starter,
     /// The rule of [`Starter::Resting`]; else 0.
     pub rule: u64,
@@ -64,7 +64,7 @@ impl Origin {
     }
 }
 
-/// What is known of the way that a flow takes.
+/// Facts about the way that a flow takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Way {
     /// The sender is in another network namespace than the node's: for it, an address of the node is a remote.
@@ -73,7 +73,7 @@ pub struct Way {
     pub is_unrouted: bool,
 }
 
-/// What is judged: the peer of a flow.
+/// A flow to be judged, named by its peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flow {
     /// Destination address.
@@ -82,11 +82,11 @@ pub struct Flow {
     pub dport: Option<u16>,
     /// IANA protocol number.
     pub proto: u8,
-    /// Whether this is a fragment whose ports are out of sight.
+    /// This is a fragment whose ports are out of sight.
     pub is_fragment: bool,
     /// Which way it takes.
     pub way: Way,
-    /// Who started it.
+    /// The side that started it.
     pub origin: Origin,
 }
 
@@ -115,8 +115,8 @@ impl Peer {
 }
 
 impl Peer {
-    /// Mark of a flow that audit mode reports: grants nothing, but who could make two flows have one would send the
-    /// second unreported.
+    /// Mark of a flow that audit mode reports: grants nothing, but a sender that could give two flows one mark would
+    /// send the second unreported.
     #[inline(always)]
     #[must_use]
     pub const fn mark(self, secret: &SipKey, proto: u8, generation: u32, reason: u8) -> u64 {
@@ -131,7 +131,7 @@ impl Peer {
     }
 }
 
-/// What [`SocketState::words`] hold when they are whole: an allowed flow, and what it was allowed by.
+/// Contents of whole [`SocketState::words`], beside the flow itself: how it was allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Remembered {
     /// Generation in which it was allowed.
@@ -171,7 +171,7 @@ pub const fn words_of(peer: Peer, proto: u8, remembered: Remembered, version: u1
     ]
 }
 
-/// What the words say of a flow: each was loaded once, in any order.
+/// The words' memory of a flow: each was loaded once, in any order.
 #[inline(always)]
 #[must_use]
 #[expect(
@@ -256,8 +256,8 @@ pub const LIVE_FLOW_NS: u64 = 180 * 1_000_000_000;
 /// Jiffies of one tick of stamps: 1 s at 1,000 Hz, 10 s at 100 Hz.
 pub const STAMP_JIFFIES: u64 = 1_024;
 
-/// Whether a flow whose last stamp was at the tick `last` is to be stamped. Only flows that have lived through a whole
-/// tick are: short flows, one after the other, do not keep an address open.
+/// A flow whose last stamp was at the tick `last` is to be stamped. Only flows that have lived through a whole tick
+/// are: short flows, one after the other, do not keep an address open.
 #[inline(always)]
 #[must_use]
 pub const fn is_stamp_due(last: u16, now: u16) -> bool {
@@ -290,7 +290,7 @@ pub struct FlowKey {
 const _: () = assert!(size_of::<FlowKey>() == 48 && align_of::<FlowKey>() == 8);
 
 impl FlowKey {
-    /// Whether flows of this key may be remembered: a socket whose network namespace is not known could be anywhere.
+    /// Flows of this key may be remembered: a socket whose network namespace is not known could be anywhere.
     #[inline(always)]
     #[must_use]
     pub const fn is_placed(&self) -> bool {

@@ -1,4 +1,4 @@
-//! Hashing: SipHash for identities that somebody could otherwise steer; cheaper functions where nothing rests on them.
+//! Hashing: SipHash for identities that somebody could otherwise steer; cheaper functions where a hash grants nothing.
 
 /// Key of [`sip13`], 128 bits from the system's random numbers; one for each purpose.
 #[repr(C)]
@@ -63,7 +63,7 @@ impl Sip {
         next
     }
 
-    /// The hash of the words taken so far.
+    /// The hash of the words so far.
     #[inline(always)]
     #[must_use]
     pub const fn finish(self) -> u64 {
@@ -90,9 +90,9 @@ pub fn sip13(key: &SipKey, words: &[u64]) -> u64 {
 /// Multiplier of [`mix`]: 2^64 divided by the golden ratio, an odd number whose bits are well spread.
 const MULTIPLIER: u64 = 0x9E37_79B9_7F4A_7C15;
 
-/// Folds `word` into `state`: cheap, and **no identity that grants anything**. It can be inverted, so that who chooses
-/// words makes collisions. It places queries in buckets, where everything is compared, and tells the names of one
-/// answer apart ([`crate::dns::NameReader::hash`]), which come from one trusted resolver.
+/// Folds `word` into `state`: cheap, and **no identity that grants anything**. It can be inverted, so that anybody who
+/// chooses words makes collisions. It places queries in buckets, where everything is compared, and distinguishes the
+/// names of one answer ([`crate::dns::NameReader::hash`]), which come from one trusted resolver.
 #[inline(always)]
 #[must_use]
 pub const fn mix(state: u64, word: u64) -> u64 {
@@ -149,7 +149,7 @@ pub fn rule_identity(content: &[u8]) -> u64 {
     for (to, from) in last.iter_mut().zip(rest) {
         *to = *from;
     }
-    // The length tells a rest from one with zeros behind it.
+    // The length distinguishes a rest from one with zeros behind it.
     let state = state
         .word(u64::from_le_bytes(last))
         .word(content.len() as u64);

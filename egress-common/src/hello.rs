@@ -38,7 +38,7 @@ const SESSION_ID_BYTES: u32 = 32;
 const SERVER_NAME: u16 = 0;
 const ENCRYPTED_HELLO: u16 = 0xfe0d;
 
-/// What is read next.
+/// Numbers of the fields, in the order of a hello.
 mod field {
     /// Type and length of the handshake message.
     pub(super) const MESSAGE: u32 = 0;
@@ -110,7 +110,7 @@ const _: () = assert!(size_of::<HelloReader>() == 72);
 /// Room behind each place where a part of a field may begin.
 pub const FIELD_MASK: u32 = 7;
 
-/// What is to be done with the next bytes.
+/// Instruction for the next bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Piece {
     /// So many are passed over.
@@ -140,7 +140,7 @@ pub enum Piece {
     Done,
 }
 
-/// What taking bytes gave.
+/// Result of taking bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Taken {
     /// Nothing yet.
@@ -157,7 +157,7 @@ const fn least(one: u32, other: u32) -> u32 {
 }
 
 impl HelloReader {
-    /// What the next bytes are, of `left` that are there (at least one).
+    /// The instruction for the next bytes, of `left` that are there (at least one).
     #[inline(always)]
     #[must_use]
     pub const fn piece(&self, left: u32) -> Piece {
@@ -187,28 +187,28 @@ impl HelloReader {
         }
     }
 
-    /// Whether the hello is read, and has named a destination.
+    /// The hello is read, and has named a destination.
     #[inline(always)]
     #[must_use]
     pub const fn is_done(&self) -> bool {
         self.field == field::NONE && self.skip == 0
     }
 
-    /// Whether the name was read to its end.
+    /// The name was read to its end.
     #[inline(always)]
     #[must_use]
     pub const fn has_whole_name(&self) -> bool {
         self.name_bytes != 0 && self.field != field::NAME
     }
 
-    /// Whether the machine is at the extensions by now.
+    /// The machine is at the extensions by now.
     #[inline(always)]
     #[must_use]
     pub const fn has_many_extensions(&self) -> bool {
         self.field == field::EXTENSION && self.have == 0 && self.record_left != 0
     }
 
-    /// Whether an encrypted hello was met.
+    /// An encrypted hello was met.
     #[inline(always)]
     #[must_use]
     pub const fn is_encrypted(&self) -> bool {
@@ -223,7 +223,7 @@ impl HelloReader {
             Piece::Head { bytes, .. } => {
                 self.head_have = self.head_have.wrapping_add(bytes);
                 let [kind, major, minor, high, low, ..] = self.head;
-                // Each byte as soon as it is met: what is no header does not leave.
+                // Each byte as soon as it is met: bytes that are no header do not leave.
                 if kind != HANDSHAKE
                     || self.head_have > 1 && major != 3
                     || self.head_have > 2 && minor > 4
@@ -436,7 +436,7 @@ pub struct Hello {
     pub auditor: u64,
     /// The machine.
     pub reader: HelloReader,
-    /// The name, and what the agent has to know to tell whose it is.
+    /// The name, and the address, ports and namespace by which the agent finds its connection.
     pub event: NameEvent,
 }
 const _: () = assert!(size_of::<Hello>() == 112 + size_of::<NameEvent>());
@@ -445,7 +445,7 @@ const _: () = assert!(size_of::<Hello>() == 112 + size_of::<NameEvent>());
 ///
 /// # Errors
 ///
-/// What follows is no hello that can be read, or one that names nothing.
+/// The bytes are no hello that can be read, or one that names nothing.
 #[cfg(not(target_arch = "bpf"))]
 pub fn read_segment(
     reader: &mut HelloReader,

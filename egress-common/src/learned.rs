@@ -1,18 +1,18 @@
-//! Learned addresses: who may use which, on which ports, until when.
+//! Learned addresses: which holder may use which, on which ports, until when.
 //!
 //! One entry for a holder (a scope in a network namespace) and an address holds
 //! up to [`GRANTS`] grants, one for each port range.
 //!
-//! Who writes: only kernel code (`egress-ebpf`'s `learn`), under the entry's
-//! lock; the agent asks for writes by running a program. Readers take no lock.
+//! Only kernel code (`egress-ebpf`'s `learn`) writes, under the entry's lock;
+//! the agent asks for writes by running a program. Readers take no lock.
 //! The kernel may give the memory of a deleted entry to another key at once,
 //! while a reader still looks at it. So that nobody ever sees a grant of
-//! another key as his own, on any architecture:
+//! another key as its own, on any architecture:
 //!
 //! - An entry names its owner by the full key ([`LearnedKey::words`]). Readers compare it *after* they read grants, with
 //!   a barrier between.
-//! - An entry is inserted without grants. They are written afterwards, behind a barrier: who sees a grant of the new key
-//!   sees the new owner too, also on arm64, where stores of another CPU arrive in any order without one.
+//! - An entry is inserted without grants. They are written afterwards, behind a barrier: a reader that sees a grant of
+//!   the new key sees the new owner too, also on arm64, where stores of another CPU arrive in any order without one.
 //! - A slot's ports never change while the entry lives; its end is written last, behind a barrier, and its numbers only
 //!   grow. A reader sees a grant or not, never more than was ever granted: of two writes each number is the old or the
 //!   new one, and the larger ones are what was granted last.
@@ -53,7 +53,7 @@ impl LearnedKey {
         }
     }
 
-    /// What the entry of this key carries as its owner: the whole key.
+    /// The owner that the entry of this key carries: the whole key.
     #[inline(always)]
     #[must_use]
     pub const fn words(&self) -> [u64; 3] {
@@ -86,13 +86,13 @@ pub const GRANTS: usize = NAME_ENTRIES;
 /// Nanoseconds of a second.
 const SECOND_NS: u64 = 1_000_000_000;
 
-/// One port range of a learned address with its own end. What names teach that a policy in audit denies lies apart.
+/// One port range of a learned address with its own end. Grants by names that a policy in audit denies lie apart.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Grant {
     /// Until when answers say that it lives, nanoseconds of the clock since boot; 0 for a slot that was never used.
     pub expires_at_ns: u64,
-    /// Identity of the rule that it rests on.
+    /// Identity of the rule that grants it.
     pub rule: u64,
     /// Identity of the rule by which a policy in audit denies the name that taught it; 0 for none.
     pub auditor: u64,
@@ -108,7 +108,7 @@ pub struct Grant {
 const _: () = assert!(size_of::<Grant>() == 40 && align_of::<Grant>() == 8);
 
 impl Grant {
-    /// Whether both can share a slot: the same ports, and, unless `in_any`, audited or not. Who asks for a name that
+    /// Both can share a slot: the same ports, and, unless `in_any`, audited or not. A scope that asks for a name that
     /// nobody audits is not to be reported for another one that leads to the same address. Where the connection has to
     /// name its destination, the rule counts too.
     #[inline(always)]
@@ -155,8 +155,8 @@ impl Grant {
         )
     }
 
-    /// Whether a use now is worth noting: an eighth of the time that it gives has gone since the last one that was, or
-    /// a minute, whichever is less.
+    /// A use now is worth noting: an eighth of the time that it gives has gone since the last one that was, or a
+    /// minute, whichever is less.
     #[inline(always)]
     #[must_use]
     pub const fn is_use_due(&self, now_s: u32) -> bool {
@@ -212,14 +212,14 @@ pub struct Learned {
 }
 const _: () = assert!(size_of::<Learned>() == 352 && align_of::<Learned>() == 8);
 
-/// What a look at a learned address gave.
+/// Result of a look at a learned address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Found {
-    /// A live grant for the port, resting on this rule.
+    /// A live grant for the port, by this rule.
     Live(u64),
     /// The same, and every live one comes from a name that a policy in audit denies.
     Audited(u64),
-    /// A grant for the port that has ended, resting on this rule.
+    /// A grant for the port that has ended, by this rule.
     Expired(u64),
     /// Grants, but none for the port.
     OtherPorts,
@@ -278,8 +278,8 @@ impl Learned {
         if self.is_of(key) { rule } else { 0 }
     }
 
-    /// Whether a connection that was begun at `begun_ns` may name a destination of this rule: a grant of the rule for the
-    /// port lived then, or one that so many rules led to that it keeps none ([`MANY_RULES`]).
+    /// A connection that was begun at `begun_ns` may name a destination of this rule: a grant of the rule for the port
+    /// lived then, or one that so many rules led to that it keeps none ([`MANY_RULES`]).
     #[inline(always)]
     #[must_use]
     pub fn is_led_to_by(&self, key: &LearnedKey, rule: u64, port: u16, begun_ns: u64) -> bool {
@@ -296,8 +296,8 @@ impl Learned {
         is_led && self.is_of(key)
     }
 
-    /// Whether a flow that was allowed before may go on: there is a grant for the port, live or ended. A policy change
-    /// carries only those over that names teach which it does not deny.
+    /// A flow that was allowed before may go on: there is a grant for the port, live or ended. A policy change carries
+    /// only those over that names teach which it does not deny.
     #[inline(always)]
     #[must_use]
     pub fn has_grant(&self, key: &LearnedKey, proto: u8, port: Option<u16>) -> bool {
@@ -311,7 +311,7 @@ impl Learned {
         is_found && self.is_of(key)
     }
 
-    /// The rule by which a policy in audit denies what a live grant for the port comes from; 0 for none.
+    /// The rule by which a policy in audit denies the name that a live grant for the port comes from; 0 for none.
     #[inline(always)]
     #[must_use]
     pub fn auditor(&self, key: &LearnedKey, proto: u8, port: Option<u16>, now_ns: u64) -> u64 {
@@ -327,7 +327,7 @@ impl Learned {
         if self.is_of(key) { auditor } else { 0 }
     }
 
-    /// Whether what was read of the entry before belongs to this key.
+    /// The parts of the entry that were read before belong to this key.
     #[inline(always)]
     #[must_use]
     pub fn is_of(&self, key: &LearnedKey) -> bool {
@@ -348,14 +348,15 @@ fn read(word: &u64) -> u64 {
 /// Most requests of one batch.
 pub const LEARN_BATCH: usize = 32;
 
-/// What the agent asks the kernel to learn: one grant.
+/// A request of the agent to the kernel: to learn one grant.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LearnRequest {
-    /// Where.
+    /// Its holder and address.
     pub key: LearnedKey,
-    /// What. To sweep: `expires_at_ns` is the point before which an entry has to have ended, `used_at_s` the one before
-    /// which it has to have been used last; an `auditor` of [`SWEEP_DELETE`] deletes what an earlier request doomed.
+    /// The grant. To sweep: `expires_at_ns` is the point before which an entry has to have ended, `used_at_s` the one
+    /// before which it has to have been used last; an `auditor` of [`SWEEP_DELETE`] deletes what an earlier request
+    /// doomed.
     pub grant: Grant,
 }
 const _: () = assert!(size_of::<LearnRequest>() == 64 && align_of::<LearnRequest>() == 8);
@@ -477,7 +478,7 @@ mod tests {
             assert_eq!((named(Some(80), 199), named(None, 199)), (0, 0));
             let other = LearnedKey { netns: 4, ..key };
             assert_eq!(value.named(&other, Some(443), 99), 0);
-            // Whatever their order.
+            // In either order.
             value.grants.swap(0, 1);
         }
     }
@@ -608,7 +609,7 @@ mod tests {
         assert_eq!(doomed.find(&key, TCP, Some(443), 1), Found::Unknown);
     }
 
-    /// What once passed for another owner: `mix` folded the words, and these bits undo each other for every seed.
+    /// A key that once passed for another owner: `mix` folded the words, and these bits undo each other for every seed.
     #[test]
     fn words_that_collided_under_the_old_hash_are_different_owners() {
         let key = LearnedKey::new(7, 3, [1; 16]);

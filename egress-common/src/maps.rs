@@ -86,14 +86,14 @@ pub struct Keys {
 const _: () = assert!(size_of::<Keys>() == 48);
 
 impl Config {
-    /// Whether what enforces audits by now. Reads the clock only where enforcing has an end.
+    /// Policies that enforce only audit by now. Reads the clock only where enforcing has an end.
     #[inline(always)]
     #[must_use]
     pub fn is_enforcing_over(&self, now_ns: impl FnOnce() -> u64) -> bool {
         self.enforce_until_ns != 0 && now_ns() >= self.enforce_until_ns
     }
 
-    /// The binding by which a workload is judged: what enforces audits once that is over.
+    /// The binding by which a workload is judged: one that enforces only audits once enforcing is over.
     #[inline(always)]
     #[must_use]
     pub fn effective(&self, binding: Binding, now_ns: impl FnOnce() -> u64) -> Binding {
@@ -209,11 +209,11 @@ pub struct Alias {
 }
 const _: () = assert!(size_of::<Alias>() == 440 && align_of::<Alias>() == 8);
 
-/// What the agent asks the kernel to do with an alias.
+/// A request of the agent to the kernel about an alias.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AliasRequest {
-    /// Which.
+    /// Key of the alias.
     pub key: AliasKey,
     /// [`ALIAS_NOTE`], [`ALIAS_DOOM`] or [`ALIAS_DELETE`].
     pub action: u64,
@@ -325,8 +325,8 @@ pub const fn default_share(capacity: u32, is_node: bool) -> u32 {
     if share < half { share } else { half }
 }
 
-/// After an answer that the kernel leaves to the agent, what its scope cannot reach yet is held off this long rather
-/// than refused.
+/// After an answer that the kernel leaves to the agent, flows that its scope may not send yet are deferred this long
+/// rather than refused.
 pub const HOLD_NS: u64 = 1_000_000_000;
 
 /// Bit of a key of `HOLDS`, beside the holder ([`holder_word`]): there was no room for one of its addresses.
@@ -353,11 +353,11 @@ pub struct Interface {
 }
 const _: () = assert!(size_of::<Interface>() == 16 && align_of::<Interface>() == 8);
 
-/// Flag of an [`Interface`]: the host's end of a pod's interface. What arrives there has left the pod.
+/// Flag of an [`Interface`]: the host's end of a pod's interface. Packets that arrive there have left the pod.
 pub const LEADS_TO_POD: u32 = 1;
 
-/// Value of `RULE_COUNTERS`: decisions that rest on a rule (first packets of flows, refused connects), and those of a
-/// workload that rest on a rule or on the lack of one.
+/// Value of `RULE_COUNTERS`: decisions by a rule (first packets of flows, refused connects), and those of a workload by
+/// a rule or for lack of one.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct RuleCounters {
@@ -373,7 +373,7 @@ pub const fn workload_counter(identity: u32) -> u64 {
     WORKLOAD_COUNTER | identity as u64
 }
 
-/// What keys of workloads have, and those of rules have not.
+/// Bit that keys of workloads have, and those of rules have not.
 pub const WORKLOAD_COUNTER: u64 = 1 << 63;
 
 /// Default capacity of `LEARNED`. The agent can load another. While a policy is switched, every address lies there twice.

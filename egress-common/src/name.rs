@@ -19,7 +19,7 @@ pub const NAME_KEY_BYTES: usize = 256;
 /// Longest label (RFC 1035 section 2.3.4).
 pub const LABEL_BYTES: usize = 63;
 
-/// What follows the policy id in the key of a label: no name begins or ends with it.
+/// Byte behind the policy id in the key of a label: no name begins or ends with it.
 pub const LABEL_MARK: u8 = b'*';
 
 /// Prefix length of the key of a label of `label_bytes` bytes, in bits: mark and set come first.
@@ -39,7 +39,7 @@ pub const fn exact_key_bits(text_bytes: u32) -> u32 {
     POLICY_ID_BITS.wrapping_add(text_bytes.wrapping_add(1).wrapping_mul(8))
 }
 
-/// Whether a byte, already in lower case, may stand in a name that matches rules.
+/// The byte, already in lower case, may stand in a name that matches rules.
 #[inline(always)]
 #[must_use]
 pub const fn is_matchable(byte: u8) -> bool {

@@ -1,10 +1,11 @@
-//! Who started a flow, and which packets need no decision: the one place where it is found out.
+//! The side that started a flow, and the packets that need no decision: the one place where they are found out.
 //!
 //! A hook reads a packet and its socket, [`classify`] (for packets of sockets) or [`classify_frame`] (for packets of an
-//! interface) makes a [`Step`] of it, and the hook takes it: it passes the packet, refuses it, or judges its flow.
+//! interface) makes a [`Step`] of it, and the hook carries it out: it passes the packet, refuses it, or judges its
+//! flow.
 //!
-//! [`at_once`] is the part of [`classify`] that asks for nothing but what the socket itself remembers. It is all that the
-//! fast path of an established flow runs; what it leaves open, the long one runs again from the start.
+//! [`at_once`] is the part of [`classify`] that asks for nothing but the socket's own memory. It is all that the fast
+//! path of an established flow runs; packets that it leaves open, the long one classifies again from the start.
 
 use crate::{
     dns::DNS_PORT,
@@ -14,22 +15,22 @@ use crate::{
     verdict::Reason,
 };
 
-/// What a verdict needs to know of a socket.
+/// Facts about a socket that a verdict needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Socket {
     /// `SOCK_STREAM`.
     pub is_stream: bool,
     /// `SOCK_RAW`, as those are by which the kernel itself answers.
     pub is_raw: bool,
-    /// Whether it listens.
+    /// It listens.
     pub listens: bool,
     /// Port of the peer that it is connected to, host byte order; 0 for none.
     pub peer_port: u16,
 }
 
 impl Socket {
-    /// What a socket's memory says of it, without a look at the socket: raw ones have none, TCP sockets have a role once
-    /// they sent or received a packet, and a listener passes by its role.
+    /// A socket by its memory, without a look at the socket: raw ones have none, TCP sockets have a role once they sent
+    /// or received a packet, and a listener passes by its role.
     #[inline(always)]
     #[must_use]
     pub const fn by_memory(role: u8, peer_port: u16) -> Self {
@@ -42,14 +43,14 @@ impl Socket {
     }
 }
 
-/// What is remembered of a socket. Where nothing was stored, every field is zero.
+/// Memory of a socket. Where nothing was stored, every field is zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Known {
     /// A `ROLE_` constant.
     pub role: u8,
-    /// Whether a UDP packet arrived that this socket had not asked for.
+    /// A UDP packet arrived that this socket had not asked for.
     pub serves: bool,
-    /// What it remembers of this very flow; never [`RecalledAs::Started`].
+    /// Its memory of this very flow; never [`RecalledAs::Started`].
     pub recalled: Recalled,
 }
 
@@ -62,7 +63,7 @@ impl Known {
     };
 }
 
-/// What to do with a packet.
+/// Ways to go on with a packet.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Do {
@@ -76,14 +77,14 @@ pub enum Do {
     Judge = 3,
 }
 
-/// What to do with a packet, and why. Every field is written whatever the case, as in [`Origin`].
+/// The way to go on with a packet, and why. Every field is written whatever the case, as in [`Origin`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step {
-    /// What.
+    /// The way.
     pub to: Do,
     /// Why, unless it is to be judged.
     pub reason: Reason,
-    /// Who started its flow, where that counts.
+    /// The side that started its flow, where that counts.
     pub origin: Origin,
 }
 
@@ -135,26 +136,26 @@ impl Step {
 
 /// Questions that cost a look-up: each is asked only where its answer counts.
 pub trait Ask {
-    /// Whether the source is neither loopback, nor an address of the node, nor the packet's own destination.
+    /// The source is neither loopback, nor an address of the node, nor the packet's own destination.
     fn is_source_foreign(&self) -> bool;
-    /// Whether the source is a trusted resolver.
+    /// The source is a trusted resolver.
     fn is_source_resolver(&self) -> bool;
-    /// Whether the kernel itself made the packet's raw socket, with proof.
+    /// The kernel itself made the packet's raw socket, with proof.
     fn is_kernel_socket(&self) -> bool;
-    /// What is known of the flow, of those that have no socket of their own.
+    /// Memory of the flow in the table of flows without a socket of their own.
     fn recall(&self) -> Recalled;
-    /// Whether the policy still has a rule.
+    /// The policy still has the rule.
     fn has_rule(&self, rule: u64) -> bool;
 }
 
-/// Whether this is a TCP packet of a TCP socket.
+/// This is a TCP packet of a TCP socket.
 #[inline(always)]
 #[must_use]
 pub const fn is_tcp(socket: &Socket, header: Header) -> bool {
     socket.is_stream && header.proto() == protocol::TCP
 }
 
-/// Whether a socket's own memory is about the packet's flow: TCP, and sockets with a peer. What a raw socket sends can be
+/// The socket's own memory is about the packet's flow: TCP, and sockets with a peer. A raw socket's packet can be
 /// anything, and a fragment without ports could be part of any flow: neither is remembered.
 #[inline(always)]
 #[must_use]
@@ -164,14 +165,14 @@ pub const fn has_memory(socket: &Socket, header: Header) -> bool {
         && !header.is_later_fragment()
 }
 
-/// Whether a packet's flow is remembered in a table, as its socket has no peer.
+/// The table remembers the packet's flow, as its socket has no peer.
 #[inline(always)]
 #[must_use]
 pub const fn is_loose_udp(socket: &Socket, header: Header) -> bool {
     !socket.is_raw && socket.peer_port == 0 && header.proto() == protocol::UDP
 }
 
-/// What needs no look-up beyond the socket: almost every packet. `None`: it takes more to say.
+/// The step for a packet that needs no look-up beyond the socket: almost every one. `None`: it takes more to say.
 #[inline(always)]
 #[must_use]
 pub fn at_once(
@@ -180,12 +181,12 @@ pub fn at_once(
     header: Header,
     is_on_loopback: bool,
 ) -> Option<Step> {
-    // What comes from port 53 may claim to be a resolver's, and what a raw socket sends anything.
+    // A packet from port 53 may claim to be a resolver's, and one of a raw socket anything.
     if socket.is_raw || header.sport() == DNS_PORT {
         return None;
     }
     if is_on_loopback {
-        // Who claims a far source on it is found out the long way.
+        // The long way finds a sender that claims a foreign source on it.
         return if header.is_from_loopback() {
             Some(Step::pass(Reason::Loopback))
         } else {
@@ -195,14 +196,14 @@ pub fn at_once(
     of_memory(socket, known, header)
 }
 
-/// What a socket's role and memory say of a packet that leaves.
+/// The step for a packet that leaves, by the socket's role and memory.
 #[inline(always)]
 fn of_memory(socket: &Socket, known: &Known, header: Header) -> Option<Step> {
     if is_tcp(socket, header) {
         if socket.listens || (known.role == ROLE_PASSIVE && !header.opens_tcp()) {
             return Some(Step::pass(Reason::Reply));
         }
-        // A new flow on this socket: what the last one was allowed does not count.
+        // A new flow on this socket: the permission of the last one does not count.
         if header.opens_tcp() {
             return None;
         }
@@ -214,7 +215,7 @@ fn of_memory(socket: &Socket, known: &Known, header: Header) -> Option<Step> {
     }
 }
 
-/// What passes because nothing has changed since it was allowed.
+/// The step for a flow that passes because nothing has changed since it was allowed.
 #[inline(always)]
 fn of_current(recalled: Recalled) -> Option<Step> {
     match recalled.how {
@@ -224,7 +225,7 @@ fn of_current(recalled: Recalled) -> Option<Step> {
     }
 }
 
-/// What to do with a packet that a socket of `workload` sends. `known.role` is that after this packet
+/// The step for a packet that a socket of `workload` sends. `known.role` is that after this packet
 /// ([`role_after`](crate::flow::role_after)).
 #[inline(always)]
 #[must_use]
@@ -284,7 +285,7 @@ pub fn classify(
     Step::judge(Origin::WORKLOAD)
 }
 
-/// Whether a packet could be taken for an answer of DNS. What the kernel itself sends over TCP (resets) carries none.
+/// The packet could be taken for an answer of DNS. Packets that the kernel itself sends over TCP (resets) carry none.
 #[inline(always)]
 const fn answers_dns(header: Header) -> bool {
     header.sport() == DNS_PORT
@@ -292,7 +293,7 @@ const fn answers_dns(header: Header) -> bool {
             || header.proto() == protocol::TCP && !header.is_kernel_answer())
 }
 
-/// A raw socket writes what it likes: only what the kernel's own sockets send is what it seems to be.
+/// A raw socket writes what it likes: only packets of the kernel's own sockets are what they seem to be.
 #[inline(always)]
 fn of_raw_socket(header: Header, workload: &Workload, ask: &impl Ask) -> Step {
     if header.is_link_control() && (header.stays_on_link() || ask.is_kernel_socket()) {
@@ -304,7 +305,7 @@ fn of_raw_socket(header: Header, workload: &Workload, ask: &impl Ask) -> Step {
     Step::judge(Origin::WORKLOAD)
 }
 
-/// What was allowed in an earlier generation goes on as long as the policy has the rule.
+/// A flow that was allowed in an earlier generation goes on as long as the policy has the rule.
 #[inline(always)]
 fn of_earlier(recalled: Recalled, ask: &impl Ask) -> Option<Step> {
     if matches!(recalled.how, RecalledAs::Earlier) && ask.has_rule(recalled.rule) {
@@ -314,7 +315,7 @@ fn of_earlier(recalled: Recalled, ask: &impl Ask) -> Option<Step> {
     }
 }
 
-/// What to do with a packet of an interface that no socket sends which the cgroup hooks see.
+/// The step for a packet of an interface that no socket sends which the cgroup hooks see.
 #[inline(always)]
 #[must_use]
 pub fn classify_frame(header: Header, is_on_loopback: bool, ask: &impl Ask) -> Step {

@@ -1,7 +1,7 @@
 //! Layouts that travel as numbers.
 //!
-//! A global function in the kernel takes at most five numbers and returns one. What goes through it is packed here, and
-//! each layout has a test that what was packed comes out again.
+//! A global function in the kernel takes at most five numbers and returns one. Its arguments are packed here, and each
+//! layout has a test that they come out again.
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -51,9 +51,9 @@ pub const fn v4_words(v4: u32) -> AddressWords {
     [0, u64::from_ne_bytes([0, 0, 0xff, 0xff, a, b, c, d])]
 }
 
-/// What the headers of a packet say: ports (bits 0 to 31), protocol, flags of TCP or type of ICMP, facts, and from bit
-/// 56 on the reason to deny the packet if it could not be read. To the verifier it is any number, so that all kinds of
-/// packets are one path for the programs that use it.
+/// The headers of a packet as a number: ports (bits 0 to 31), protocol, flags of TCP or type of ICMP, facts, and from
+/// bit 56 on the reason to deny the packet if it could not be read. To the verifier it is any number, so that all kinds
+/// of packets are one path for the programs that use it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header(u64);
 
@@ -98,7 +98,7 @@ impl Header {
         )
     }
 
-    /// What [`Header::new`] says of a whole TCP or UDP packet of a socket, as far as
+    /// The same as [`Header::new`] for a whole TCP or UDP packet of a socket, as far as
     /// [`at_once`](crate::origin::at_once) asks.
     #[inline(always)]
     #[must_use]
@@ -131,7 +131,7 @@ impl Header {
         (self.0 >> 40) as u8
     }
 
-    /// Whether the packet opens a TCP flow, or answers one that does.
+    /// The packet opens a TCP flow, or answers one that does.
     #[inline(always)]
     #[must_use]
     pub const fn has_syn(self) -> bool {
@@ -184,28 +184,28 @@ impl Header {
         }
     }
 
-    /// Whether the ports are there.
+    /// The ports are there.
     #[inline(always)]
     #[must_use]
     pub const fn has_ports(self) -> bool {
         self.0 & HAS_PORTS != 0
     }
 
-    /// Whether this is IPv4.
+    /// This is IPv4.
     #[inline(always)]
     #[must_use]
     pub const fn is_v4(self) -> bool {
         self.0 & IS_V4 != 0
     }
 
-    /// Whether the source is in 127.0.0.0/8.
+    /// The source is in 127.0.0.0/8.
     #[inline(always)]
     #[must_use]
     pub const fn is_from_loopback(self) -> bool {
         self.0 & IS_FROM_LOOPBACK != 0
     }
 
-    /// Whether this is a fragment other than the first.
+    /// This is a fragment other than the first.
     #[inline(always)]
     #[must_use]
     pub const fn is_later_fragment(self) -> bool {
@@ -233,7 +233,7 @@ impl Header {
         self.0 & OPENS_TCP != 0
     }
 
-    /// Whether no router forwards packets to the destination.
+    /// No router forwards packets to the destination.
     #[inline(always)]
     #[must_use]
     pub const fn stays_on_link(self) -> bool {
@@ -258,7 +258,7 @@ impl Header {
 /// The first bytes of a packet, from its network header on, as they lie in memory. Nobody asks for bytes before
 /// [`PlainBytes::has`] said that they are there.
 pub trait PlainBytes {
-    /// Whether there are this many.
+    /// So many bytes are there.
     fn has(&self, bytes: usize) -> bool;
     /// The byte at a place.
     fn byte(&self, at: usize) -> u8;
@@ -272,8 +272,8 @@ pub trait PlainBytes {
 const FRAGMENT_BITS_BE: u16 = 0x3fff_u16.to_be();
 
 impl Header {
-    /// The headers of a TCP or UDP packet without options, extension headers and fragments: what [`Header::new`] says of it.
-    /// `None` for every other one, and for what the parser may refuse.
+    /// The headers of a TCP or UDP packet without options, extension headers and fragments, as [`Header::new`] gives
+    /// them. `None` for every other one, and for those that the parser may refuse.
     #[inline(always)]
     #[must_use]
     pub fn of_plain(bytes: &impl PlainBytes) -> Option<Self> {
@@ -425,8 +425,8 @@ const IS_FRAGMENT: u64 = 1 << 17;
 const IS_OUTSIDE: u64 = 1 << 18;
 const IS_UNROUTED: u64 = 1 << 19;
 
-/// What a decision takes of a flow but its address and its origin: port (bits 0 to 15), flags, protocol (24 to 31), the
-/// sender's network namespace (from 32 on).
+/// Facts about a flow for a decision, beside its address and its origin: port (bits 0 to 15), flags, protocol (24 to
+/// 31), the sender's network namespace (from 32 on).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Facts(u64);
 
@@ -580,7 +580,7 @@ impl Decision {
         (word >> RULE_BITS) as u8
     }
 
-    /// Undoes [`Decision::pack`] under the binding that it was made for. What is no reason denies.
+    /// Undoes [`Decision::pack`] under the binding that it was made for. A number that is no reason denies.
     #[inline(always)]
     #[must_use]
     pub fn unpack(word: u64, binding: &Binding) -> Self {
@@ -613,7 +613,7 @@ impl Binding {
     }
 }
 
-/// What a memory says of a flow: that of its socket, or a table.
+/// Result of a look into a memory of flows: that of a socket, or a table.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RecalledAs {
@@ -643,14 +643,14 @@ impl Recalled {
     /// Nothing.
     pub const NOTHING: Self = Self::new(RecalledAs::Nothing, 0);
 
-    /// What is known.
+    /// A result from its parts.
     #[inline(always)]
     #[must_use]
     pub const fn new(how: RecalledAs, rule: u64) -> Self {
         Self { how, rule }
     }
 
-    /// What a memory of an allowed flow says in this generation.
+    /// The result for the memory of an allowed flow in this generation.
     #[inline(always)]
     #[must_use]
     pub const fn in_generation(
@@ -830,7 +830,7 @@ mod tests {
             })
     }
 
-    /// What is read without the parser is what the parser says, bit for bit.
+    /// Headers that are read without the parser are those of the parser, bit for bit.
     #[test]
     fn plain_headers_are_those_of_the_parser() {
         let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
@@ -905,7 +905,7 @@ mod tests {
             prop_assert_eq!(header.is_from_loopback(), is_v4 && saddr[12] == 127);
             prop_assert_eq!(header.refusal(), None);
             prop_assert_eq!(header.has_syn(), proto == protocol::TCP && flags & TCP_SYN != 0);
-            // What the fast path makes of the same packet, as far as it goes.
+            // The fast path's header of the same packet, as far as it goes.
             let whole = Packet { has_ports: true, is_later_fragment: false, ..packet };
             let plain = Header::plain(sport, dport, proto, flags, is_v4 && saddr[12] == 127);
             let header = Header::new(&whole);

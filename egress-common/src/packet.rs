@@ -72,7 +72,7 @@ const ICMPV6_ECHO_REQUEST: u8 = 128;
 /// ICMPv6 echo reply.
 const ICMPV6_ECHO_REPLY: u8 = 129;
 
-/// What the headers say.
+/// The headers of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet {
     /// Source address.
@@ -91,9 +91,9 @@ pub struct Packet {
     pub dport: u16,
     /// IANA protocol number behind all extension headers.
     pub proto: u8,
-    /// Whether `sport` and `dport` are there.
+    /// `sport` and `dport` are there.
     pub has_ports: bool,
-    /// Whether this is a fragment other than the first.
+    /// This is a fragment other than the first.
     pub is_later_fragment: bool,
     /// TCP: flags. ICMP: type.
     pub flags: u8,
@@ -136,14 +136,14 @@ impl Packet {
         self.end.saturating_sub(self.payload_at)
     }
 
-    /// Whether the packet opens a TCP flow.
+    /// The packet opens a TCP flow.
     #[inline(always)]
     #[must_use]
     pub const fn opens_tcp(&self) -> bool {
         self.proto == protocol::TCP && self.flags & (TCP_SYN | TCP_ACK) == TCP_SYN
     }
 
-    /// Whether this is link control that never leaves the link: neighbour
+    /// This is link control that never leaves the link: neighbour
     /// discovery (RFC 4861 section 7.1: hop limit 255), multicast listener
     /// reports (RFC 3810 section 5) and IGMP (RFC 3376 section 4) with hop limit 1.
     #[inline(always)]
@@ -163,9 +163,9 @@ impl Packet {
         }
     }
 
-    /// Whether this is what the kernel sends by itself in answer to a packet,
-    /// if a kernel socket sends it: an ICMP error or reply, a TCP reset, or an
-    /// acknowledgement without data.
+    /// This is an answer by the kernel itself to a packet, if a kernel socket
+    /// sends it: an ICMP error or reply, a TCP reset, or an acknowledgement
+    /// without data.
     #[inline(always)]
     #[must_use]
     pub const fn is_kernel_answer(&self) -> bool {
@@ -182,7 +182,7 @@ impl Packet {
         }
     }
 
-    /// Whether this is an echo request.
+    /// This is an echo request.
     #[must_use]
     pub const fn is_echo_request(&self) -> bool {
         (self.proto == protocol::ICMP && self.flags == ICMP_ECHO)
@@ -291,7 +291,7 @@ pub struct Extensions {
     pub at: u32,
     /// Its protocol.
     pub next: u8,
-    /// Whether this is a fragment other than the first.
+    /// This is a fragment other than the first.
     pub is_later_fragment: bool,
     /// Why the packet is to be denied; [`Reason::NoPolicy`] for no reason.
     pub refusal: Reason,

@@ -37,7 +37,7 @@ pub const REQUIRE_TLS: u8 = 1;
 pub struct PortRange {
     /// IANA protocol number; [`protocol::ANY`] for all. [`protocol::ICMP`] stands for ICMPv6 too.
     pub proto: u8,
-    /// What a connection to these ports has to say of itself before it passes: [`REQUIRE_TLS`], or 0 for nothing.
+    /// Condition that a connection to these ports has to meet before it passes: [`REQUIRE_TLS`], or 0 for none.
     pub require: u8,
     /// First port, host byte order.
     pub first: u16,
@@ -61,7 +61,7 @@ impl PortRange {
         }
     }
 
-    /// The same ports, for connections that say this of themselves.
+    /// The same ports, for connections that meet this condition.
     #[must_use]
     pub const fn requiring(self, require: u8) -> Self {
         Self { require, ..self }
@@ -77,7 +77,7 @@ impl PortRange {
             | self.last as u64
     }
 
-    /// Whether the range covers `port` of `proto`.
+    /// The range covers `port` of `proto`.
     ///
     /// `None` is a flow without ports (ICMP, later fragments, other
     /// protocols): only a range of all ports covers it.
@@ -99,14 +99,15 @@ impl PortRange {
     }
 }
 
-/// What an entry of a CIDR says. [`EntryKind::ORDER`] is the order in an entry list: what comes first wins.
+/// Kinds of entries of a CIDR. [`EntryKind::ORDER`] is the order in an entry list: the first one wins.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EntryKind {
-    /// An address of the node, part of the lifeline: counts for senders in other network namespaces alone. In the node's
-    /// own, what is local is on the loopback device; what is on another one goes to somebody else with this address.
+    /// An address of the node, part of the lifeline: counts for senders in other network namespaces alone. In the
+    /// node's own, local packets are on the loopback device; those on another one go to somebody else with this
+    /// address.
     Local = 5,
-    /// What the node needs to stay manageable: beats deny rules.
+    /// A destination that the node needs to stay manageable: beats deny rules.
     Lifeline = 1,
     /// A deny rule: beats every grant.
     Deny = 2,
@@ -138,7 +139,7 @@ impl EntryKind {
         }
     }
 
-    /// Whether it is a part of the lifeline.
+    /// It is a part of the lifeline.
     #[must_use]
     pub const fn is_lifeline(self) -> bool {
         matches!(self, Self::Local | Self::Lifeline)
@@ -161,7 +162,7 @@ pub struct RuleEntry {
 const _: () = assert!(size_of::<RuleEntry>() == 16 && align_of::<RuleEntry>() == 8);
 
 impl RuleEntry {
-    /// Whether it opens its ports.
+    /// It opens its ports.
     #[must_use]
     pub const fn opens(&self) -> bool {
         self.kind == EntryKind::Allow as u8
@@ -266,7 +267,7 @@ pub struct NameRules {
 const _: () = assert!(size_of::<NameRules>() == 160 && align_of::<NameRules>() == 8);
 
 impl NameRules {
-    /// Whether they neither allow nor deny.
+    /// They neither allow nor deny.
     #[inline(always)]
     #[must_use]
     pub const fn is_empty(&self) -> bool {
@@ -351,7 +352,7 @@ pub struct Binding {
 const _: () = assert!(size_of::<Binding>() == 8);
 
 impl Binding {
-    /// Whether only queries for allowed names may be asked.
+    /// Only queries for allowed names may be asked.
     #[inline(always)]
     #[must_use]
     pub const fn restricts_queries(&self) -> bool {
@@ -376,14 +377,14 @@ pub const IS_NODE: u32 = 1;
 pub const ANSWERS_DNS: u32 = 2;
 
 impl Workload {
-    /// Whether these are the node's own processes.
+    /// These are the node's own processes.
     #[inline(always)]
     #[must_use]
     pub const fn is_node(&self) -> bool {
         self.flags & IS_NODE != 0
     }
 
-    /// Whether it may answer in the name of a trusted resolver.
+    /// It may answer in the name of a trusted resolver.
     #[inline(always)]
     #[must_use]
     pub const fn may_answer(&self) -> bool {
@@ -395,9 +396,9 @@ impl Workload {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Workload {
-    /// What judges its packets now.
+    /// The binding that judges its packets now.
     pub current: Binding,
-    /// What will judge them after the switch that is being prepared: answers
+    /// The one that will judge them after the switch that is being prepared: answers
     /// teach both, so that nothing is lost between. `policy_id` 0: no switch.
     pub next: Binding,
     /// [`IS_NODE`], [`ANSWERS_DNS`].
@@ -407,7 +408,7 @@ pub struct Workload {
 }
 const _: () = assert!(size_of::<Workload>() == 24);
 
-/// Key of `RULES`: the name rules that a policy has. A flow that rests on one of them goes on after its TTL.
+/// Key of `RULES`: the name rules that a policy has. A flow that one of them grants goes on after its TTL.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RuleKey {

@@ -83,7 +83,7 @@ pub const OTHER_PORTS: u16 = 1;
 pub const INSIDE_PORTS: u16 = 2;
 
 impl ResolverPorts {
-    /// What is to be looked for with these resolvers.
+    /// The ports to look for with these resolvers.
     #[must_use]
     pub fn of(resolvers: &[ResolverKey]) -> Self {
         let mut found = Self::default();
@@ -115,7 +115,7 @@ impl ResolverPorts {
         found
     }
 
-    /// Whether one of these ports may be that of a trusted resolver, or is 53: a first look, for every packet.
+    /// One of these ports may be that of a trusted resolver, or is 53: a first look, for every packet.
     #[inline(always)]
     #[must_use]
     pub const fn may_have(&self, ports: [u16; 3]) -> bool {
@@ -124,7 +124,7 @@ impl ResolverPorts {
             != 0
     }
 
-    /// Whether a port may be that of a trusted resolver.
+    /// The port may be that of a trusted resolver.
     #[inline(always)]
     #[must_use]
     pub const fn has(&self, port: u16) -> bool {
@@ -226,7 +226,7 @@ pub const fn query_ports(resolver_port: u16, port: u16, id: [u8; 2], proto: u8) 
         | proto as u64
 }
 
-/// What became of an answer's query.
+/// Result of the search for an answer's query.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Asked {
@@ -256,7 +256,7 @@ pub struct QueryBucket {
 const _: () = assert!(size_of::<QueryBucket>() == 232 && align_of::<QueryBucket>() == 8);
 
 impl Query {
-    /// Whether both are of one socket, resolver, port, id and protocol: everything but the question, compared in full.
+    /// Both are of one socket, resolver, port, id and protocol: everything but the question, compared in full.
     #[inline(always)]
     const fn has_numbers_of(&self, other: &Self) -> bool {
         let [a, b] = self.resolver;
@@ -270,12 +270,12 @@ impl Query {
         self.cookie == other.cookie && (self.ports ^ other.ports) << 16 == 0
     }
 
-    /// Bucket of a query. It grants nothing and tells nobody apart: what lies there is compared in full.
+    /// Bucket of a query. It grants nothing and identifies nobody: the queries in it are compared in full.
     #[inline(always)]
     #[must_use]
     #[expect(clippy::cast_possible_truncation, reason = "the mask leaves 14 bits")]
     pub const fn bucket(&self) -> u32 {
-        // Whatever the resolver's port.
+        // Without the resolver's port.
         let mixed = mix(mix(self.cookie, self.ports << 16), 0);
         mixed as u32 & BUCKET_MASK
     }

@@ -9,13 +9,13 @@ const SHORTEST_BYTES: u32 = 17;
 pub const STREAM_BYTES: usize = 544;
 const _: () = assert!(STREAM_BYTES >= QUERY_BYTES as usize && STREAM_BYTES.is_multiple_of(8));
 
-/// Most steps for one segment: a length, or a query, at a step. What holds more is sent again in smaller pieces.
+/// Most steps for one segment: a length, or a query, at a step. A segment with more is sent again in smaller pieces.
 pub const STREAM_STEPS: u32 = 512;
 
 /// Flag of a [`Stream`]: a query in it was refused, and nothing behind it leaves any more.
 pub const STREAM_ENDED: u32 = 1;
 
-/// What stands where in the stream.
+/// Position in the stream.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Framer {
@@ -32,7 +32,7 @@ pub struct Framer {
 /// Of [`Framer::half`]: there is one.
 const HALF: u32 = 0x100;
 
-/// What is to be done with the next bytes.
+/// Instruction for the next bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Piece {
     /// So many are passed over.
@@ -46,7 +46,7 @@ pub enum Piece {
 }
 
 impl Framer {
-    /// What the next bytes are, of `left` that are there (at least one).
+    /// The instruction for the next bytes, of `left` that are there (at least one).
     #[inline(always)]
     #[must_use]
     pub const fn piece(&self, left: u32) -> Piece {

@@ -1,4 +1,4 @@
-//! Everything that is counted and is not a verdict: what became of DNS answers, and what was lost.
+//! Counters of everything that is not a verdict: outcomes of DNS answers, and losses.
 
 /// Declares [`Tally`] together with its names and plain words.
 macro_rules! tallies {
@@ -11,7 +11,7 @@ macro_rules! tallies {
         }
 
         impl Tally {
-            /// Every tally, in the order of their numbers.
+            /// Every counter, in the order of their numbers.
             pub const ALL: &[Self] = &[$(Self::$variant,)+];
 
             /// The name in JSON, metrics and tables.
@@ -20,7 +20,7 @@ macro_rules! tallies {
                 match self { $(Self::$variant => $name,)+ }
             }
 
-            /// Whether a count above zero means that something was lost or refused for lack of room.
+            /// A count above zero means that something was lost or refused for lack of room.
             #[must_use]
             pub const fn is_alarm(self) -> bool {
                 match self { $(Self::$variant => $alarm,)+ }

@@ -1,6 +1,6 @@
 //! Verdict and reason, always a pair; hooks and modes.
 
-/// What happens to a packet or a connect.
+/// Outcome for a packet or a connect.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Verdict {
@@ -68,7 +68,7 @@ impl TryFrom<u8> for Verdict {
     }
 }
 
-/// Whether a denial stands or is only reported.
+/// Modes of a policy: a denial stands, or is only reported.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mode {
@@ -136,7 +136,7 @@ impl Hook {
         Self::AskSendmsg6,
     ];
 
-    /// Whether it counts verdicts.
+    /// It counts verdicts.
     #[must_use]
     pub const fn counts(self) -> bool {
         (self as u32) < HOOKS
@@ -209,7 +209,7 @@ macro_rules! reasons {
                 match self { $(Self::$variant => $words,)+ }
             }
 
-            /// What to do when it denies what should pass, or allows what should not; without its final stop.
+            /// The remedy when it denies what should pass, or allows what should not; without its final stop.
             #[must_use]
             pub const fn advice(self) -> &'static str {
                 match self { $(Self::$variant => $advice,)+ }
@@ -355,21 +355,21 @@ pub const FIRST_DENIAL: u8 = 32;
 pub const REASONS: u32 = 64;
 
 impl Reason {
-    /// Whether this reason allows.
+    /// The reason allows.
     #[inline(always)]
     #[must_use]
     pub const fn allows(self) -> bool {
         (self as u8) < FIRST_DENIAL
     }
 
-    /// Whether the flow passes where policies are enforced, and only one in audit denies it.
+    /// The flow passes where policies are enforced, and only one in audit denies it.
     #[inline(always)]
     #[must_use]
     pub const fn is_audited(self) -> bool {
         matches!(self, Self::AuditedCidr | Self::AuditedName)
     }
 
-    /// Whether the flow passes where policies are enforced.
+    /// The flow passes where policies are enforced.
     #[inline(always)]
     #[must_use]
     pub const fn passes(self) -> bool {

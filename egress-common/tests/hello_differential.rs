@@ -20,7 +20,7 @@ use tls_parser::{
     parse_tls_plaintext,
 };
 
-/// What segments say: a name, nothing yet, or why they are refused.
+/// The name in segments, none yet, or why they are refused.
 fn read(segments: &[&[u8]]) -> Result<Option<Vec<u8>>, Reason> {
     let mut reader = HelloReader::default();
     let mut name = [0; SERVER_NAME_BYTES];

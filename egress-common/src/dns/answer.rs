@@ -20,7 +20,7 @@ pub const ANSWER_STEPS: u32 = 800;
 /// 18 µs): what costs more, by many long names behind pointers, is left to the agent. Storing addresses is not in it.
 pub const ANSWER_WORK: u64 = 3_000;
 
-/// What a step costs beside the name that it asks for.
+/// Cost of a step beside the name that it asks for.
 pub const STEP_WORK: u64 = 5;
 
 const TYPE_A: u16 = 1;
@@ -34,7 +34,7 @@ const IPV4_HINT: u32 = 4;
 const IPV6_HINT: u32 = 6;
 const CLASS_IN: u16 = 1;
 
-/// What the driver has to do before the next step.
+/// The driver's work before the next step.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
@@ -284,7 +284,7 @@ impl AnswerReader {
     #[inline(always)]
     fn question(&mut self, message: &Message, name: &NameReader) -> Next {
         let records_at = name.end.wrapping_add(4);
-        // What was compared with the query are the bytes that stand here: a pointer would lead to others.
+        // The bytes that were compared with the query are those that stand here: a pointer would lead to others.
         if records_at > message.length || name.has_pointers() {
             return self.refuse(Tally::AnswerMalformed);
         }

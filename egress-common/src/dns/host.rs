@@ -21,7 +21,7 @@ pub struct Taught {
     pub way: u32,
 }
 
-/// What an answer holds.
+/// Contents of an answer, counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// Addresses on the alias chain.
@@ -30,7 +30,7 @@ pub struct Answer {
     pub unteachable: u32,
     /// Addresses and aliases off the chain.
     pub off_chain: u32,
-    /// Whether the answer says that it is cut short.
+    /// The answer says that it is cut short.
     pub is_truncated: bool,
 }
 
@@ -57,7 +57,7 @@ fn read_name(name: &mut NameReader, message: &Message, at: u32, seed: u64) -> Re
 /// # Errors
 ///
 /// Why the answer is refused: malformed, an error code, or above a limit.
-/// What was taught before stays taught.
+/// Addresses that were taught before stay taught.
 pub fn read_answer(
     message: &Message,
     seed: u64,

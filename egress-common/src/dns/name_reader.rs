@@ -32,7 +32,7 @@ const LABEL_HEAD_BYTES: usize = 11;
 /// Room for a key at every place.
 const KEY_BYTES: usize = PLACES + TRIE_KEY_BYTES + 4;
 
-/// What one step gave.
+/// Result of one step.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NameStep {
@@ -48,10 +48,10 @@ pub enum NameStep {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct NameReader {
-    /// Hash of the labels in lower case. It only tells the names of one answer apart. That answer is a trusted resolver's to
-    /// a query that was noted, and who could put a name into it that has the hash of another could as well put the other
-    /// one in; a name that a rule is looked up for is compared byte by byte. A PRF would cost a round for each byte, of
-    /// answers that may have 3,000.
+    /// Hash of the labels in lower case. It only distinguishes the names of one answer. That answer is a trusted
+    /// resolver's to a query that was noted, and anybody who could put a name into it that has the hash of another
+    /// could as well put the other one in; a name that a rule is looked up for is compared byte by byte. A PRF would
+    /// cost a round for each byte, of answers that may have 3,000.
     pub hash: u64,
     /// Next byte.
     at: u32,
@@ -112,7 +112,7 @@ impl NameReader {
         self.text_at = TEXT_END;
     }
 
-    /// What reading the name took, in units of [`ANSWER_WORK`](super::ANSWER_WORK): a pointer takes as long as a byte.
+    /// Cost of reading the name, in units of [`ANSWER_WORK`](super::ANSWER_WORK): a pointer takes as long as a byte.
     #[inline(always)]
     #[must_use]
     pub const fn work(&self) -> u64 {
@@ -261,7 +261,7 @@ impl NameReader {
         key_from(&self.key, self.text_at as usize & (PLACES - 1))
     }
 
-    /// Whether the name, or a part of it, stood elsewhere in the message.
+    /// The name, or a part of it, stood elsewhere in the message.
     #[inline(always)]
     #[must_use]
     pub const fn has_pointers(&self) -> bool {
@@ -474,7 +474,7 @@ mod tests {
             }
             wire.push(0);
             let (mut dns, mut text) = (NameReader::new(), NameReader::new());
-            // What an earlier name left does not matter.
+            // The rest of an earlier name does not matter.
             read_text(&mut text, &before);
             prop_assert!(read(&mut dns, &wire, 0));
             prop_assert!(read_text(&mut text, labels.join(".").as_bytes()));

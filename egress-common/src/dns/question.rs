@@ -32,7 +32,7 @@ const QUERY_FLAGS: u16 = 0x0130;
 /// Of an OPT record's TTL field: extended code and version 0, DO and reserved flags (RFC 6891 section 6.1.3).
 const OPT_TTL: u32 = 0x8000;
 
-/// Whether a header is that of one plain query: QR 0, opcode 0, one question (RFC 1035 section 4.1.1).
+/// The header is that of one plain query: QR 0, opcode 0, one question (RFC 1035 section 4.1.1).
 #[inline(always)]
 #[must_use]
 pub const fn is_query_header(header: &[u8; 12]) -> bool {
@@ -40,8 +40,8 @@ pub const fn is_query_header(header: &[u8; 12]) -> bool {
     flags & 0xf8 == 0 && high == 0 && low == 1
 }
 
-/// Whether a message is one query for the name that was read at its question, and nothing behind it: no other records
-/// than one OPT, whose options are bounded.
+/// The message is one query for the name that was read at its question, and nothing behind it: no other records than
+/// one OPT, whose options are bounded.
 #[inline(always)]
 #[must_use]
 pub fn is_plain_query(message: &Message, name: &NameReader) -> bool {

@@ -70,7 +70,7 @@ fn v4(last: u8) -> Address {
     from_v4([192, 0, 2, last])
 }
 
-/// What is taught, in order, and how the answer ends.
+/// Addresses that an answer teaches, in order, and how it ends.
 fn read(bytes: &[u8]) -> (Vec<(Address, u32)>, Result<Answer, Tally>) {
     let message = Message::from_slice(bytes).expect("a message that fits");
     let mut taught = Vec::new();
@@ -704,7 +704,7 @@ fn the_hash_of_a_question_is_that_of_its_query_whatever_its_case() {
     let key = SipKey { k0: 1, k1: 2 };
     let hash = |bytes: &[u8]| question_of(&Message::from_slice(bytes).expect("it fits"), &key);
     let asked = hash(&answer("Api.EXAMPLE.com", &[]));
-    // What stands behind the question, and in the header, does not count.
+    // Bytes behind the question, and in the header, do not count.
     let answered = hash(&answer("aPI.example.COM", &[a(QUESTION, 300, 1)]));
     assert!(asked.is_some() && asked == answered);
     for text in [

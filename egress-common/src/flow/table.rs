@@ -1,8 +1,8 @@
 //! The table of flows that have no socket of their own: `FLOWS`.
 //!
-//! An array of buckets, so that it cleans itself when no agent does, and no holder can take it from the others: in a full
-//! bucket the holder that has most of it gives up the flow that it used last longest ago. Who has few flows loses none to
-//! who has many, and who is alone may use all of it. Which bucket a flow lies in nobody can choose: see [`FlowKey::id`].
+//! An array of buckets, so that it cleans itself when no agent does, and no holder can take it from the others: in a
+//! full bucket the holder that has most of it gives up its least recently used flow. A holder with few flows loses none
+//! to one with many, and a lone holder may use all of it. Nobody can choose the bucket of a flow: see [`FlowKey::id`].
 
 use super::{FLOW_IDLE_NS, FlowKey, STARTED_BY_REMOTE, TCP_IDLE_NS};
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
 /// Flows of one bucket.
 pub const FLOW_SLOTS: usize = 16;
 
-/// What is remembered of a flow.
+/// Memory of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct FlowFacts {
     /// Rule by which the workload's flow was allowed; 0 for the remote's.
@@ -24,12 +24,12 @@ pub struct FlowFacts {
     pub generation: u32,
     /// Tick of the last [`LIVE_FLOW_NS`](super::LIVE_FLOW_NS) stamp.
     pub stamp: u16,
-    /// Who spoke first: [`STARTED_BY_REMOTE`] or [`STARTED_BY_WORKLOAD`](super::STARTED_BY_WORKLOAD).
+    /// The side that spoke first: [`STARTED_BY_REMOTE`] or [`STARTED_BY_WORKLOAD`](super::STARTED_BY_WORKLOAD).
     pub started_by: u8,
 }
 
 impl FlowFacts {
-    /// What proves that these facts were written under a key with this id.
+    /// Proof that these facts were written under a key with this id.
     ///
     /// A slot may be given to another key while a reader, who takes no lock, still has it, and the reader then sees that
     /// key's facts, or a part of them. A pseudorandom function of id and facts, under a key that nobody knows, is right for
@@ -70,7 +70,7 @@ const _: () = assert!(size_of::<FlowState>() == 72 && align_of::<FlowState>() ==
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct FlowBucket {
-    /// Guards every write but those of `seen_ns` and `stamp` by who uses a flow, which grant nothing.
+    /// Guards every write but those of `seen_ns` and `stamp` by users of a flow, which grant nothing.
     pub lock: bpf_spin_lock,
     /// Padding, always zero.
     pub _pad: u32,
@@ -145,7 +145,7 @@ impl FlowKey {
         }
     }
 
-    /// Whether both are one, compared in full.
+    /// Both are one, compared in full.
     #[inline(always)]
     #[must_use]
     pub const fn is(&self, other: &Self) -> bool {
@@ -155,15 +155,15 @@ impl FlowKey {
     }
 }
 
-// Without branches, so that the kernel's verifier goes through what is below once. What is a condition is 0 or 1, and
-// hidden before and after it becomes that: the compiler knows the usual ways to compute one, and makes branches of them.
+// Without branches, so that the kernel's verifier goes through the code below once. A condition is 0 or 1, and hidden
+// before and after it becomes that: the compiler knows the usual ways to compute one, and makes branches of them.
 
 #[inline(always)]
 fn is_zero(number: u64) -> u64 {
     hide((hide(number | number.wrapping_neg()) >> 63) ^ 1)
 }
 
-/// Whether `a` is less than `b`; both below 2^63.
+/// 1 if `a` is less than `b`, else 0; both below 2^63.
 #[inline(always)]
 fn is_less(a: u64, b: u64) -> u64 {
     hide(hide(a.wrapping_sub(b)) >> 63)
@@ -364,7 +364,7 @@ mod tests {
             }
             prop_assert_ne!(facts.tag(id ^ flipped, &SECRET), tag);
             prop_assert_ne!(facts.tag(id, &SipKey { k0: SECRET.k0 ^ flipped, ..SECRET }), tag);
-            // What grants nothing may change without a new tag.
+            // A fact that grants nothing may change without a new tag.
             prop_assert_eq!(FlowFacts { stamp: 2, ..facts }.tag(id, &SECRET), tag);
         }
 
@@ -378,7 +378,7 @@ mod tests {
             prop_assert_eq!(age_ns(a, b), b.saturating_sub(a));
         }
 
-        /// Whatever many holders do, those that have no more than their part of a bucket keep what they use.
+        /// Holders that have no more than their part of a bucket keep the flows they use, whatever many others do.
         #[test]
         fn who_has_few_flows_loses_none_to_who_has_many(
             steps in proptest::collection::vec((0_u32..3, any::<u16>()), 1..200),

@@ -69,8 +69,8 @@ proptest! {
     }
 }
 
-/// What defeated the tags of the first layout: they were made by a multiplication, which carries differences only upwards, so
-/// that flipping three bits gave the same tag whatever the seed was.
+/// A pair that had one tag in the first layout: a multiplication made the tags, which carries differences only upwards,
+/// so that flipping three bits gave the same tag whatever the seed was.
 #[test]
 fn bits_that_once_collided_make_other_flows() {
     let address = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 9];

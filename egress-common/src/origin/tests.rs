@@ -12,7 +12,7 @@ use crate::{
 
 const RULE: u64 = 0xab_1234_5678_9abc;
 
-/// Answers as it is told.
+/// Answers with fixed values.
 #[derive(Clone, Copy)]
 struct Told {
     is_foreign: bool,
@@ -465,7 +465,7 @@ fn a_frame_goes_by_the_table_of_its_interface() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 20_000, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// What the fast path says, the long one says too, whatever it would be told.
+    /// The long path gives the same step as the fast one, whatever its look-ups would answer.
     #[test]
     fn the_fast_path_is_a_part_of_the_long_one(
         socket in (any::<bool>(), any::<bool>(), any::<bool>(), prop_oneof![Just(0_u16), Just(DNS_PORT), Just(443)]),

@@ -71,7 +71,7 @@ impl Class {
 /// A finding.
 #[derive(Clone, Debug)]
 pub struct Mismatch {
-    /// What is wrong.
+    /// The difference in words.
     pub what: String,
 }
 
@@ -79,7 +79,7 @@ fn mismatch<T>(what: impl Into<String>) -> Result<T, Mismatch> {
     Err(Mismatch { what: what.into() })
 }
 
-/// What the machine made of a message.
+/// Result of the machine for a message.
 struct Machine {
     outcome: Result<egress_common::dns::Answer, Tally>,
     /// Question, then aliases: text, and whether it is unmatchable.
@@ -119,7 +119,7 @@ pub fn compare(bytes: &[u8], seed: u64) -> Result<Class, Mismatch> {
     };
     let machine = run_machine(&message, seed);
 
-    // What earlier messages left behind the end must not matter.
+    // Bytes of earlier messages behind the end must not matter.
     message.bytes[bytes.len()..].fill(0xc0);
     let again = run_machine(&message, seed);
     if again.outcome != machine.outcome || again.taught != machine.taught {
@@ -305,14 +305,14 @@ fn check_whole(machine: &Machine, reach: &Reach) -> Result<(), Mismatch> {
     Ok(())
 }
 
-/// Whether the limits can be the reason for a refusal: aliases, or as many steps as passes over all records can take.
+/// The limits can be the reason for a refusal: aliases, or as many steps as passes over all records can take.
 fn may_be_oversized(read: &Read, reach: &Reach) -> bool {
     let records: usize = read.records.iter().map(Record::steps).sum();
     let steps = reach.names.len() * (records + 1) + 2;
     reach.names.len() > ALIASES + 1 || steps > ANSWER_STEPS as usize
 }
 
-/// Whether hickory-proto reads the message when the sections behind the answers are taken away.
+/// hickory-proto reads the message when the sections behind the answers are removed.
 fn answers_alone_are_fine(bytes: &[u8]) -> bool {
     let mut copy = bytes.to_vec();
     copy[8..HEADER_BYTES as usize].fill(0);

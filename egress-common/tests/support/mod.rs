@@ -1,4 +1,4 @@
-//! What the property tests here and the fuzz runner (`tests/fuzz`) share: messages
+//! Code that the property tests here and the fuzz runner (`tests/fuzz`) share: messages
 //! made from a tape of bytes, and the comparison of the step machines with hickory-proto.
 //!
 //! A *tape* is where a generator takes its choices from: random bytes in the

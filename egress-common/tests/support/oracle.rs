@@ -1,4 +1,4 @@
-//! What an answer says, read by other code than the step machines: hickory-proto, and a plain reader where hickory refuses.
+//! An answer as other code than the step machines reads it: hickory-proto, and a plain reader where hickory refuses.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -36,7 +36,7 @@ pub fn text_of(labels: &[u8]) -> Vec<u8> {
     text
 }
 
-/// Whether some byte of a label is one that no rule can match.
+/// Some byte of a label is one that no rule can match.
 pub fn is_unmatchable(labels: &[u8]) -> bool {
     let mut rest = labels;
     while let [length, tail @ ..] = rest {
@@ -50,14 +50,14 @@ pub fn is_unmatchable(labels: &[u8]) -> bool {
     false
 }
 
-/// What a record of the answer section holds, as far as addresses depend on it.
+/// Data of a record of the answer section, as far as addresses depend on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Data {
     /// A or AAAA of class IN.
     Address {
         /// The address.
         address: Address,
-        /// Whether it is an AAAA record.
+        /// It is an AAAA record.
         from_aaaa: bool,
     },
     /// CNAME of class IN.
@@ -86,9 +86,9 @@ pub struct Service {
     pub parameters: usize,
     /// Addresses of hints, and whether of an IPv6 one.
     pub hints: Vec<(Address, bool)>,
-    /// Whether a hint holds no address.
+    /// A hint holds no address.
     pub has_empty_hint: bool,
-    /// Whether what stands behind `parameters` is none, or not in its place.
+    /// The bytes behind `parameters` are no parameter, or not in their place.
     pub is_broken: bool,
 }
 
@@ -116,14 +116,14 @@ pub struct Read {
     pub type_and_class: u32,
     /// Records up to the first that cannot be read.
     pub records: Vec<Record>,
-    /// Whether that was all of them.
+    /// They are all of them.
     pub is_complete: bool,
 }
 
 /// The name at a place: labels, first byte behind it, pointers. `None` when it is not a name.
 type NameAt = fn(&[u8], usize) -> Option<(Labels, usize, u32)>;
 
-/// Reads a name with hickory-proto. It does not tell the pointers.
+/// Reads a name with hickory-proto, which does not report the pointers.
 pub fn hickory_name(message: &[u8], at: usize) -> Option<(Labels, usize, u32)> {
     if at > message.len() {
         return None;
@@ -361,7 +361,7 @@ fn hickory_service(service: &SVCB) -> Service {
     read
 }
 
-/// The same without what only the plain reader tells.
+/// The same without the facts that only the plain reader reports.
 pub fn without_pointers(mut read: Read) -> Read {
     read.pointers = 0;
     for record in &mut read.records {
@@ -375,7 +375,7 @@ pub fn without_pointers(mut read: Read) -> Read {
     read
 }
 
-/// What the header says about a message as an answer.
+/// Kind of a message by its header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Head {
     /// An answer to one question without an error.
@@ -409,7 +409,7 @@ pub fn head(message: &[u8]) -> Head {
     }
 }
 
-/// What the alias chain of the question reaches.
+/// Names and addresses that the alias chain of the question reaches.
 #[derive(Debug, Default)]
 pub struct Reach {
     /// Names on the chain, and for how long the best way to each is good.
@@ -422,13 +422,13 @@ pub struct Reach {
     pub unteachable: u32,
     /// Records off the chain on which addresses can depend (broken ones too).
     pub off_chain: u32,
-    /// Whether some name is reached by more than one alias, so that its TTL depends on the order of records.
+    /// Some name is reached by more than one alias, so that its TTL depends on the order of records.
     pub is_ambiguous: bool,
-    /// Whether a record on the chain is broken.
+    /// A record on the chain is broken.
     pub has_broken: bool,
-    /// Whether a service binding on the chain has an empty hint.
+    /// A service binding on the chain has an empty hint.
     pub has_empty_hint: bool,
-    /// Whether a name that has to be read holds more pointers than the machine follows: of the question, any.
+    /// A name that has to be read holds more pointers than the machine follows: of the question, any.
     pub has_many_pointers: bool,
 }
 

@@ -50,7 +50,7 @@ impl<'a> Tape<'a> {
         options[self.below(options.len())]
     }
 
-    /// Whether every byte is used up.
+    /// Every byte is used up.
     pub fn is_used_up(&self) -> bool {
         self.at >= self.bytes.len()
     }
