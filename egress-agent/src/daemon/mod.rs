@@ -228,18 +228,7 @@ async fn start(options: RunOptions, files: Watched) -> anyhow::Result<ExitCode> 
             .await
             .context("cannot serve the socket")
     });
-    let mut result = Ok(ExitCode::Ok);
-    while let Some(ended) = next_end(&mut tasks, &ending).await {
-        // The first task that fails ends the others; one that ends well was told to.
-        let ended = ended.context("a task panicked").and_then(|ended| ended);
-        if let Err(error) = ended {
-            warn!(error = format!("{error:#}"), "task failed");
-            trigger.shut_down();
-            if result.is_ok() {
-                result = Err(error);
-            }
-        }
-    }
+    let result = until_all_end(&mut tasks, &trigger, &ending).await;
     notify::stopping();
     end_unconfirmed(&shared);
     // A pin that was removed a moment ago would be missed when the agent holds nothing any more.
@@ -255,6 +244,27 @@ async fn start(options: RunOptions, files: Watched) -> anyhow::Result<ExitCode> 
         warn!("the disk does not answer: the last state is not written");
     }
     info!("agent stopped; the data plane stays");
+    result
+}
+
+/// Waits for the tasks, as long as an end waits for them. The first that fails or panics ends the others; one that ends
+/// well was told to.
+async fn until_all_end(
+    tasks: &mut JoinSet<anyhow::Result<()>>,
+    trigger: &shutdown::Trigger,
+    stop: &shutdown::Shutdown,
+) -> anyhow::Result<ExitCode> {
+    let mut result = Ok(ExitCode::Ok);
+    while let Some(ended) = next_end(tasks, stop).await {
+        let ended = ended.context("a task panicked").and_then(|ended| ended);
+        if let Err(error) = ended {
+            warn!(error = format!("{error:#}"), "task failed");
+            trigger.shut_down();
+            if result.is_ok() {
+                result = Err(error);
+            }
+        }
+    }
     result
 }
 
@@ -334,5 +344,29 @@ fn environment(error: DatapathError) -> anyhow::Error {
         UsageError::new(error).into()
     } else {
         error.context("cannot load the data plane")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_task_that_panics_ends_the_others_and_is_a_failure() {
+        let (trigger, stop) = shutdown::channel();
+        let mut tasks = JoinSet::new();
+        let others = stop.clone();
+        tasks.spawn(async move {
+            others.requested().await;
+            Ok(())
+        });
+        tasks.spawn(async { panic!("a fault in it") });
+        let ended = until_all_end(&mut tasks, &trigger, &stop).await;
+        let error = ended.expect_err("a failure");
+        assert!(
+            format!("{error:#}").contains("a task panicked"),
+            "{error:#}"
+        );
+        assert!(stop.is_requested() && tasks.is_empty());
     }
 }

@@ -1,12 +1,21 @@
 //! `run --confirm`: nobody locks himself out.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    os::{fd::AsRawFd as _, unix::fs::PermissionsExt as _},
+    path::PathBuf,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
 
 use egress_tests::{
-    Agent, World, eventually,
+    Agent, Workload, World, eventually,
     expect::{policy, reached, refused},
-    ready, zone,
+    programs, ready,
+    skip::skip,
+    zone,
 };
+use nix::pty::{OpenptyResult, openpty};
 
 const FORBIDDEN: &str = "10.78.9.1";
 
@@ -271,4 +280,158 @@ fn an_agent_without_the_option_enforces_after_one_that_was_not_confirmed() {
     std::thread::sleep(Duration::from_secs(5));
     refused(&client.connect(FORBIDDEN, 80));
     assert_eq!(second.status().mode, "enforce");
+}
+
+/// A terminal in which an agent is started, and that goes when it is told to.
+struct Terminal {
+    ends: Option<OpenptyResult>,
+    pid: PathBuf,
+}
+
+impl Terminal {
+    fn open(world: &World) -> Self {
+        Self {
+            ends: Some(openpty(None, None).unwrap()),
+            pid: world.dir().join("agent.pid"),
+        }
+    }
+
+    /// A script that runs this line in it as the leader of its session. The line is to become the agent, `"$@"`.
+    fn script(&self, world: &World, line: &str) -> PathBuf {
+        let number = self.ends.as_ref().unwrap().slave.as_raw_fd();
+        let name = fs::read_link(format!("/proc/self/fd/{number}")).unwrap();
+        let text = format!(
+            "#!/bin/sh\ncd '{}'\nexec setsid --ctty --wait sh -c '{line}' '{}' '{}' \"$@\" <'{name}' >'{name}' 2>&1\n",
+            world.dir().display(),
+            self.pid.display(),
+            programs::agent().display(),
+            name = name.display(),
+        );
+        let script = world.dir().join("in-a-terminal.sh");
+        fs::write(&script, text).unwrap();
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+        script
+    }
+
+    /// As an ssh connection that is cut.
+    fn close(&mut self) {
+        self.ends = None;
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        // The agent is no child of the tests: who waits for it ends with it, or before it.
+        let Ok(pid) = fs::read_to_string(&self.pid) else {
+            return;
+        };
+        let process = PathBuf::from("/proc").join(pid.trim());
+        for signal in ["-TERM", "-KILL"] {
+            let _ = Command::new("kill").args([signal, pid.trim()]).status();
+            if eventually(Duration::from_secs(5), || !process.exists()) {
+                return;
+            }
+        }
+    }
+}
+
+/// A terminal goes in which the agent was started like this: it goes on, and falls back in time.
+fn falls_back_without_its_terminal(starter: &str, line: &str) {
+    if !ready() {
+        return;
+    }
+    if programs::find(starter).is_none() {
+        let _ = skip(&format!("{starter} is missing"));
+        return;
+    }
+    let world = World::new();
+    let open = Terminal::open(&world);
+    let agent = world
+        .agent(&policy("allow: [{ cidrs: [10.79.0.0/16] }]"))
+        .program(open.script(&world, line))
+        .arg("--confirm")
+        .arg("10s")
+        .start();
+    // Dropped before the agent: it ends it.
+    let mut terminal = open;
+    let client = world.workload("client");
+    refused(&client.connect(FORBIDDEN, 80));
+    let left = agent.status().confirmation.unwrap().remaining_s.unwrap();
+    let end = Instant::now() + Duration::from_secs(left);
+    terminal.close();
+    // Each is a line of the log.
+    for port in 1_000..1_010 {
+        refused(&client.connect(FORBIDDEN, port));
+    }
+    assert_eq!(state(&agent), "awaited");
+    assert!(agent.status().enforcing);
+    has_fallen_back(&agent, &client, end);
+}
+
+#[track_caller]
+fn has_fallen_back(agent: &Agent, client: &Workload, end: Instant) {
+    let is_open = || client.connect(FORBIDDEN, 80).ok;
+    let left = end.saturating_duration_since(Instant::now());
+    assert!(eventually(left + Duration::from_secs(2), is_open));
+    assert!(
+        eventually(Duration::from_secs(5), || state(agent) == "fell_back"),
+        "{:?}",
+        agent.status()
+    );
+}
+
+#[test]
+fn an_agent_that_nohup_started_falls_back_without_its_terminal() {
+    falls_back_without_its_terminal("nohup", r#"echo $$ >"$0"; exec nohup "$@""#);
+}
+
+#[test]
+fn an_agent_that_setsid_started_falls_back_without_its_terminal() {
+    // In a session of its own, with a terminal that is nobody's but where it writes to.
+    falls_back_without_its_terminal(
+        "setsid",
+        r#"exec setsid --wait sh -c "echo \$\$ >\"\$0\"; exec \"\$@\"" "$0" "$@""#,
+    );
+}
+
+/// A panic of a task ends the agent as SIGTERM does (`daemon::tests`); one of the runtime itself aborts it.
+#[test]
+fn an_agent_whose_runtime_panics_does_not_keep_the_kernel_from_falling_back() {
+    if !ready() {
+        return;
+    }
+    if programs::find("strace").is_none() {
+        let _ = skip("strace is missing, by which a system call of the runtime fails");
+        return;
+    }
+    let world = World::new();
+    let mut agent = world
+        .agent(&policy("allow: [{ cidrs: [10.79.0.0/16] }]"))
+        .arg("--confirm")
+        .arg("10s")
+        .start();
+    let client = world.workload("client");
+    let left = agent.status().confirmation.unwrap().remaining_s.unwrap();
+    let end = Instant::now() + Duration::from_secs(left);
+    let fails = "inject=epoll_wait,epoll_pwait,epoll_pwait2:error=EIO";
+    let mut strace = Command::new("strace")
+        .args(["-f", "-o", "/dev/null", "-e", fails, "-p"])
+        .arg(agent.pid().to_string())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let has_ended = eventually(Duration::from_secs(6), || agent.has_ended());
+    let attempt = client.connect(FORBIDDEN, 80);
+    let is_early = Instant::now() < end;
+    let _ = strace.kill();
+    let _ = strace.wait();
+    assert!(has_ended && is_early, "{}", agent.log());
+    assert!(agent.log().contains("panicked"), "{}", agent.log());
+    refused(&attempt);
+    let is_open = || client.connect(FORBIDDEN, 80).ok;
+    let left = end.saturating_duration_since(Instant::now());
+    assert!(eventually(left + Duration::from_secs(2), is_open));
+    // The next one takes up what is there.
+    agent.start_again();
+    refused(&client.connect(FORBIDDEN, 80));
 }

@@ -6,13 +6,17 @@ use std::{
     time::Duration,
 };
 
-use egress_tests::{World, cgroup, expect::policy, process::Running, programs, ready, world::Role};
+use egress_tests::{
+    World, cgroup, expect::policy, process::Running, programs, ready, skip::skip, world::Role,
+};
 
 const SYSTEMD: &str = "/lib/systemd/systemd";
 const FORBIDDEN: &str = "10.78.9.1";
 const OPEN: &str = "10.79.0.1";
 
-/// The script that makes the container: its namespaces are there already, and a cgroup of its own, which is its root.
+/// The script that makes the container: its namespaces are there already, and a cgroup of its own, which is its root. It
+/// can change none of the machine's files and settings but those in the test's folder; systemd's usual work at a boot is
+/// masked, also for units that ask for it.
 const INIT: &str = "\
 set -e
 mount --make-rprivate /
@@ -22,10 +26,19 @@ umount -R /sys/fs/bpf || true
 mount -t bpf bpf /sys/fs/bpf
 mount -t tmpfs tmp /run
 mount -t tmpfs tmp /var/lib
+mkdir /run/kept
+mount --bind \"$DIR\" /run/kept
+mount -t tmpfs tmp /tmp
+mkdir -p \"$DIR\"
+mount --move /run/kept \"$DIR\"
 mount -t tmpfs tmp /var/log
 mkdir -p /run/systemd/system
+for target in sysinit basic; do ln -s /dev/null /run/systemd/system/$target.target; done
 cp -r \"$DIR\"/units/* /run/systemd/system/
 mount --bind \"$DIR/console\" /dev/console
+mount -o remount,bind,ro /
+mount --bind /proc/sys /proc/sys
+mount -o remount,bind,ro /proc/sys
 exec env -i container=test PATH=/usr/sbin:/usr/bin:/sbin:/bin \
     /lib/systemd/systemd --unit=all.target --log-target=console --show-status=no
 ";
@@ -50,8 +63,24 @@ systemctl show --property=SubState egress-agent
 echo end
 ";
 
-/// The shipped unit with the agent that is tried, and what is ordered after it.
-fn write_units(dir: &Path) -> PathBuf {
+/// What an operator does who tries a policy by hand, and what becomes of the agent then.
+const BY_HAND: &str = "\
+policy=\"$DIR\"/policy.yaml
+for end in none kill; do
+    # Without the dependencies that all services have: they would set up the machine itself, its /tmp and sysctls too.
+    systemd-run --quiet --unit=by-hand-$end --property=Type=notify --property=DefaultDependencies=no \"$AGENT\" run --policy \"$policy\" --confirm 8s
+    systemctl show --property=SubState by-hand-$end
+    test $end = none || systemctl kill --signal=KILL by-hand-$end
+    \"$PROBE\" connect $FORBIDDEN 80
+    sleep 8
+    \"$PROBE\" connect $FORBIDDEN 80
+    systemctl stop by-hand-$end
+done
+echo end
+";
+
+/// The shipped unit with the agent that is tried, and a unit that runs `look` after it.
+fn write_units(dir: &Path, look: &str, wants: &str) -> PathBuf {
     let units = dir.join("units");
     let drop_in = units.join("egress-agent.service.d");
     fs::create_dir_all(&drop_in).unwrap();
@@ -71,10 +100,12 @@ fn write_units(dir: &Path) -> PathBuf {
         "[Unit]\nRefuseManualStart=yes\n",
     )
     .unwrap();
-    let all = "[Unit]\nDefaultDependencies=no\nWants=egress-agent.service network.service\n";
+    let all = format!("[Unit]\nDefaultDependencies=no\nWants={wants}\n");
     fs::write(units.join("all.target"), all).unwrap();
-    let look = LOOK
+    let look = look
         .replace("$PROBE", &programs::probe().display().to_string())
+        .replace("$AGENT", &programs::agent().display().to_string())
+        .replace("$DIR", &dir.display().to_string())
         .replace("$FORBIDDEN", FORBIDDEN)
         .replace("$OPEN", OPEN);
     fs::write(dir.join("look.sh"), look).unwrap();
@@ -92,22 +123,21 @@ fn write_units(dir: &Path) -> PathBuf {
     out
 }
 
-#[test]
-fn what_is_ordered_after_the_unit_is_judged_from_its_first_packet() {
+/// Boots systemd, which starts the units of `wants`, and returns the lines of `look` and what everybody said. None where
+/// there is no systemd.
+fn boot(look: &str, wants: &str) -> Option<(Vec<String>, String)> {
     if !ready() {
-        return;
+        return None;
     }
-    if !Path::new(SYSTEMD).is_file() {
-        println!(
-            "SKIPPED what_is_ordered_after_the_unit_is_judged_from_its_first_packet: no systemd"
-        );
-        return;
+    if !Path::new(SYSTEMD).is_file() || programs::find("systemd-run").is_none() {
+        let _ = skip("systemd is missing");
+        return None;
     }
     let world = World::new();
     let dir = world.dir();
     let rules = policy("allow: [{ cidrs: [10.79.0.0/16] }]");
     fs::write(dir.join("policy.yaml"), rules).unwrap();
-    let out = write_units(dir);
+    let out = write_units(dir, look, wants);
     let root = world.judged().join("systemd");
     fs::create_dir_all(&root).unwrap();
     let mut container = world.place(Role::Node, root.clone()).command("unshare");
@@ -137,7 +167,14 @@ fn what_is_ordered_after_the_unit_is_judged_from_its_first_packet() {
     container.kill();
     cgroup::remove(&root);
     assert!(ended, "{said}");
-    let seen: Vec<String> = seen().lines().map(str::to_owned).collect();
+    Some((seen().lines().map(str::to_owned).collect(), said))
+}
+
+#[test]
+fn what_is_ordered_after_the_unit_is_judged_from_its_first_packet() {
+    let Some((seen, said)) = boot(LOOK, "egress-agent.service network.service") else {
+        return;
+    };
     let [kind, first, refused, reached, again, still, _] = seen.as_slice() else {
         panic!("{said}");
     };
@@ -148,4 +185,20 @@ fn what_is_ordered_after_the_unit_is_judged_from_its_first_packet() {
     // `restart` is over when the next one has attached.
     assert_eq!(again, "SubState=running", "{said}");
     assert!(still.contains("EPERM"), "{said}");
+}
+
+#[test]
+fn an_agent_that_systemd_run_started_falls_back_in_time_and_also_when_it_is_killed() {
+    let Some((seen, said)) = boot(BY_HAND, "network.service") else {
+        return;
+    };
+    assert_eq!(seen.len(), 7, "{said}");
+    for of_one in seen.chunks_exact(3) {
+        let [state, before, after] = of_one else {
+            panic!("{said}");
+        };
+        assert_eq!(state, "SubState=running", "{said}");
+        assert!(before.contains("EPERM"), "{said}");
+        assert!(after.contains("\"ok\":true"), "{said}");
+    }
 }
