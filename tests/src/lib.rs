@@ -41,6 +41,7 @@ pub mod gate;
 pub mod interrupt;
 pub mod kubernetes;
 pub mod leftovers;
+pub mod link;
 pub mod namespace;
 pub mod own;
 pub mod packets;

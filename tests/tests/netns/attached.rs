@@ -9,7 +9,7 @@ use std::{
 use egress_tests::{
     Agent, World, eventually,
     expect::{policy, reached, refused},
-    process, programs, ready,
+    link, process, programs, ready,
     report::Attempt,
     world::Role,
     zone,
@@ -228,6 +228,54 @@ fn pins_that_are_removed_open_nothing_and_are_put_back() {
     agent.kill();
     refused(&client.connect(FORBIDDEN, 80));
     agent.start_again();
+    refused(&client.connect(FORBIDDEN, 80));
+    reached(&client.connect(api, 80));
+    assert!(held.is_alive(), "{:?}", held.lines());
+}
+
+#[test]
+fn a_link_that_is_detached_is_attached_anew_within_a_second_and_a_restart_goes_on() {
+    if !ready() {
+        return;
+    }
+    let world = World::builder().pod().build();
+    let mut agent = world.agent(&rules()).interface("eth0").start();
+    let client = world.workload("client");
+    client.resolve("api.example.com", false);
+    let api = zone::address("api.example.com", false);
+    let mut held = client.hold(api, 80);
+    let links = agent.pins().join("links");
+    // Those of interfaces on kernels without TCX are no links.
+    let pins: Vec<PathBuf> = fs::read_dir(&links)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    assert!(pins.len() >= 9, "{pins:?}");
+    for pin in &pins {
+        link::detach(pin).unwrap();
+    }
+    let is_judged = || !client.connect(FORBIDDEN, 80).ok && !client.udp(FORBIDDEN, 443, false).ok;
+    assert!(eventually(SOON, is_judged), "{:?}", agent.status());
+    assert!(eventually(SOON, || put_back(&agent, "hook") >= pins.len() as u64));
+    is_whole(&agent);
+    let status = agent.cli(&["status"]).unwrap();
+    let is_said = status.stdout.contains("put it back") && agent.log().contains("put back");
+    assert!(is_said, "{}\n{}", status.shown(), agent.log());
+    // The new links are pinned in the place of the old: a killed agent leaves them.
+    agent.kill();
+    refused(&client.connect(FORBIDDEN, 80));
+    agent.start_again();
+    assert_eq!(agent.status().alarms, Vec::<String>::new());
+    refused(&client.connect(FORBIDDEN, 80));
+
+    // While there is no agent.
+    agent.kill();
+    for pin in &pins {
+        link::detach(pin).unwrap();
+    }
+    reached(&client.connect(FORBIDDEN, 80));
+    agent.start_again();
+    is_whole(&agent);
     refused(&client.connect(FORBIDDEN, 80));
     reached(&client.connect(api, 80));
     assert!(held.is_alive(), "{:?}", held.lines());
