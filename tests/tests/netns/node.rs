@@ -101,6 +101,54 @@ fn resolvers_follow_resolv_conf_and_an_empty_one_keeps_the_last() {
 }
 
 #[test]
+fn resolvers_and_addresses_that_come_while_the_agent_starts_are_taken_up() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let file = world.dir().join("resolv.conf");
+    let rules = policy("allow: [{ names: ['*.example.com'] }]");
+    let program = with_resolv_conf(&world, &file);
+    let resolver: Vec<IpAddr> = vec![zone::RESOLVER[0].parse().unwrap()];
+    // A start takes some seconds; the node is looked at in the first of them.
+    for (number, after_ms) in (1_u8..).zip([200, 600, 1_000, 1_400]) {
+        fs::write(&file, "# dhcp\n").unwrap();
+        let address = format!("10.99.1.{number}");
+        let state = world.dir().join(format!("state-{number}"));
+        let options = world.agent(&rules).resolvers_of_the_node();
+        let options = options.program(program.clone()).state_dir(&state);
+        let agent = thread::scope(|scope| {
+            scope.spawn(|| {
+                thread::sleep(Duration::from_millis(after_ms));
+                let text = format!("nameserver {}\n", zone::RESOLVER[0]);
+                fs::write(&file, text).unwrap();
+                let namespace = world.namespace(Role::Node);
+                namespace
+                    .ip(&format!("addr add {address}/32 dev lo\n"))
+                    .unwrap();
+            });
+            options.start()
+        });
+        let is_taken = || {
+            let is_open = agent.explain(&format!("{address}:9"), None).verdict == "allowed";
+            is_open && agent.status().resolvers == resolver
+        };
+        assert!(
+            eventually(SOON, is_taken),
+            "{after_ms} ms: {:?}",
+            agent.status()
+        );
+        world.workload("client").resolve("api.example.com", false);
+        let is_well = || agent.cli(&["status"]).unwrap().code() == Some(0);
+        assert!(
+            eventually(SOON, is_well),
+            "{after_ms} ms: {:?}",
+            agent.status()
+        );
+    }
+}
+
+#[test]
 fn a_cache_of_the_clusters_dns_is_trusted_while_it_is_on_the_node() {
     if !ready() {
         return;
