@@ -88,7 +88,7 @@ pub enum ClientError {
         /// The agent's error.
         error: String,
     },
-    /// The agent is not in a state for what it was asked to do.
+    /// The agent is not in a state for the request.
     #[error("{0}")]
     Conflict(String),
     /// All places are taken.

@@ -1,4 +1,4 @@
-//! Which rows of a list are shown.
+//! Filters of the rows of a list.
 
 use std::{convert::Infallible, net::IpAddr, str::FromStr};
 
@@ -6,7 +6,7 @@ use egress_common::verdict::Verdict;
 
 use crate::model::FlowReport;
 
-/// Whose things to show: those of all workloads, or of some pods.
+/// The workloads whose rows to show: all of them, or some pods.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PodFilter {
     /// Only of pods in this namespace.
@@ -28,7 +28,7 @@ impl PodFilter {
     }
 }
 
-/// Which verdicts to show.
+/// The verdicts to show.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FlowFilter {
     /// Only denied ones, and those that audit mode let pass.
@@ -48,7 +48,7 @@ impl FlowFilter {
     }
 }
 
-/// Which learned addresses to show.
+/// The learned addresses to show.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LearnedFilter {
     /// Only what a name or an address is about.

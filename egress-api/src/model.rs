@@ -66,7 +66,7 @@ pub struct Status {
 /// Objects gone from the kernel that the agent put back: hooks, programs behind their links, pins, the bpffs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PutBackStatus {
-    /// How often, by what it was: `hook`, `program`, `pin`, `map` (the pin of a map), `bpffs`.
+    /// How often, by kind: `hook`, `program`, `pin`, `map` (the pin of a map), `bpffs`.
     pub counts: BTreeMap<String, u64>,
     /// The last time.
     pub last_at: Option<Timestamp>,
@@ -81,7 +81,7 @@ pub struct KubernetesStatus {
     pub node: String,
     /// The API server has listed every kind of objects since the agent started.
     pub is_synced: bool,
-    /// When what is known was last heard to be so; of what was kept on disk, when that was heard.
+    /// When the API server last confirmed this knowledge; for the copy on disk, when it did so before.
     pub heard_at: Option<Timestamp>,
     /// How long ago that was, seconds.
     pub age_s: Option<u64>,
@@ -144,7 +144,7 @@ pub struct ObservedStatus {
     pub file: PathBuf,
     /// When they were written there for the last time.
     pub saved_at: Option<Timestamp>,
-    /// Why they cannot be, or what was wrong with what the agent found there.
+    /// Why they cannot be, or the fault of the file that the agent found there.
     pub error: Option<String>,
 }
 
@@ -283,7 +283,7 @@ pub struct LifelineStatus {
     pub ports: Vec<String>,
 }
 
-/// A scope: who profits from what was resolved.
+/// A scope: the pod, or the node's processes, that profit from a lookup.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ScopeStatus {
     /// Its name.
@@ -300,7 +300,7 @@ pub struct ScopeStatus {
 /// Answer of `/v1/counters`.
 ///
 /// The totals and `by_reason` count packets judged by the packet hooks and
-/// refused connects: see [`super::report::counters_report`].
+/// refused connects: see the agent's `api::report::counters_report`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CountersReport {
     /// Packets that passed.
@@ -383,10 +383,10 @@ pub struct PolicyCount {
     pub would_deny: u64,
 }
 
-/// Decisions on what a workload sends.
+/// Decisions on a workload's packets and connects.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkloadCount {
-    /// Its scope: `node`, `NAMESPACE/POD`, or what `--scope` calls it.
+    /// Its scope: `node`, `NAMESPACE/POD`, or its name in `--scope`.
     pub workload: String,
     /// First packets of flows that were allowed by a rule.
     pub allowed: u64,
@@ -557,7 +557,7 @@ pub struct CauseReport {
     pub rule: Option<RuleReport>,
 }
 
-/// Answer of `/v1/observations`: what flows were seen, and what became of them.
+/// Answer of `/v1/observations`: flows that were seen, and their verdicts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Observations {
     /// One for each destination, port, verdict and reason in a scope.

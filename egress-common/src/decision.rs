@@ -446,7 +446,7 @@ mod tests {
             daddr: from_v4([127, 0, 0, 1]),
             ..flow(Origin::WORKLOAD)
         };
-        // Which device carries it counts, whoever started it: before there is one it may go on.
+        // The device that carries it counts, whoever started it: before there is one it may go on.
         for (is_unrouted, origin, expected) in [
             (true, Origin::WORKLOAD, Reason::Loopback),
             (false, Origin::WORKLOAD, Reason::LoopbackElsewhere),

@@ -85,8 +85,8 @@ const _: () = assert!(size_of::<NameEvent>() == 288 && align_of::<NameEvent>() =
 // The agent distinguishes them by their size.
 const _: () = assert!(size_of::<NameEvent>() > size_of::<VerdictEvent>());
 
-/// Most events per second and CPU of one kind (denied, allowed), beyond what every scope has for itself
-/// ([`OWN_EVENTS_PER_SECOND`]). What is above is counted as suppressed.
+/// Most events per second and CPU of one kind (denied, allowed), beyond those that every scope has for itself
+/// ([`OWN_EVENTS_PER_SECOND`]). Events above are counted as suppressed.
 pub const EVENTS_PER_SECOND: u64 = 1000;
 
 /// Most events of one scope, per second, CPU and kind: a flood is reported often enough, and costs its scope.
@@ -184,7 +184,7 @@ pub struct DnsCopy {
     pub outcome: u8,
     /// IANA protocol number: UDP or TCP.
     pub proto: u8,
-    /// [`REFUSED_LEARNED`], [`REFUSED_ALIASES`]: what the answer's scope had no room for.
+    /// [`REFUSED_LEARNED`], [`REFUSED_ALIASES`]: the tables in which the answer's scope had no room.
     pub refused: u8,
     /// Padding, always zero.
     pub _pad: u8,

@@ -84,7 +84,7 @@ pub struct Flow {
     pub proto: u8,
     /// This is a fragment whose ports are out of sight.
     pub is_fragment: bool,
-    /// Which way it takes.
+    /// The way that it takes.
     pub way: Way,
     /// The side that started it.
     pub origin: Origin,

@@ -1,4 +1,4 @@
-//! TLS hellos: the name (SNI) with which a connection says where it goes, read from its first bytes, whatever the
+//! TLS hellos: the name (SNI) by which a connection names its destination, read from its first bytes, whatever the
 //! segments and records (RFC 8446 sections 4.1.2 and 5.1, RFC 6066 section 3).
 //!
 //! The machine says what the next bytes are, and its driver loads or passes over them: fields by their offsets, a name in
@@ -12,7 +12,7 @@ pub const HELLO_BYTES: u32 = 16_384;
 /// Most bytes that leave before the name is judged: the longest hello, and the headers of its message and records.
 pub const HELLO_STREAM_BYTES: u32 = HELLO_BYTES + 1024;
 
-/// Most steps for what one packet holds: two for an extension, two more at the border of a record.
+/// Most steps for one packet: two for an extension, two more at the border of a record.
 pub const HELLO_STEPS: u32 = 256;
 
 /// Room for a name: 253 bytes of text, and one for a final dot.

@@ -5,9 +5,9 @@
 //! it. Nothing here does I/O or allocates.
 //!
 //! Words: a *flow* is protocol, addresses and ports plus the workload that
-//! sends; a *scope* is who profits from what was resolved; an address is
-//! *learned* when a DNS answer for an allowed name returned it; a *grant* is
-//! one port range of a learned address with its own end.
+//! sends; a *scope* is the pod, or the node's processes, that profit from a
+//! lookup; an address is *learned* when a DNS answer for an allowed name
+//! returned it; a *grant* is one port range of a learned address with its own end.
 //!
 //! Addresses are always 16 bytes in network order, IPv4 stored v4-mapped
 //! (`::ffff:a.b.c.d`, RFC 4291 section 2.5.5.2). Times are nanoseconds of

@@ -29,7 +29,7 @@ use crate::{
 ///
 /// Agents of two layouts read each other's maps while one takes over from the
 /// other. So a map of [`KERNEL_MAPS`] whose meaning changes also changes its
-/// size or its name. What an agent reads of another layout's `CONFIG` is [`ConfigOfLayout1`] or this one's [`Config`].
+/// size or its name. An agent reads another layout's `CONFIG` as [`ConfigOfLayout1`] or this one's [`Config`].
 pub const LAYOUT_VERSION: u32 = if cfg!(feature = "layout-next") {
     THIS_LAYOUT + 1
 } else {
@@ -278,10 +278,10 @@ pub const ALIAS_DOOM: u64 = 1;
 /// Deletes the alias, if it is doomed.
 pub const ALIAS_DELETE: u64 = 2;
 
-/// Most aliases in one batch of requests: what fits into a page.
+/// Most aliases in one batch of requests: as many as fit into a page.
 pub const ALIAS_BATCH: usize = 7;
 
-/// Value of `SCOPES`: what one scope uses of the tables that workloads fill, and its share of them. The agent writes an
+/// Value of `SCOPES`: one scope's use of the tables that workloads fill, and its share of them. The agent writes an
 /// entry before it binds the scope, the kernel counts.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]

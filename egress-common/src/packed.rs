@@ -352,7 +352,7 @@ impl Header {
     }
 }
 
-/// A reason for which the parser refuses a packet; `None` for 0. What is not known is malformed.
+/// A reason for which the parser refuses a packet; `None` for 0. An unknown number is malformed.
 #[inline(always)]
 const fn refusal_of(number: u8) -> Option<Reason> {
     const SOURCE_ROUTED: u8 = Reason::SourceRouted as u8;
@@ -693,7 +693,7 @@ impl Recalled {
     }
 }
 
-/// Which hook reports a packet, and where its network header lies.
+/// The hook that reports a packet, and the place of its network header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
     /// Bytes before the network header, below 65,536.

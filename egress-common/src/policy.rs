@@ -251,13 +251,14 @@ pub const GRACE_MAX_S: u32 = u16::MAX as u32;
 pub struct NameRules {
     /// Identity of the deny rule that covers the name; 0 for none. A denied name teaches nothing.
     pub deny: u64,
-    /// Identity of the rule by which a policy in audit denies the name; 0 for none. What the name teaches carries it.
+    /// Identity of the rule by which a policy in audit denies the name; 0 for none. Grants that the name teaches carry
+    /// it.
     pub auditor: u64,
-    /// Shortest life of what the name teaches, seconds.
+    /// Shortest life of a grant that the name teaches, seconds.
     pub ttl_min_s: u32,
-    /// Longest life of what the name teaches, seconds.
+    /// Longest life of a grant that the name teaches, seconds.
     pub ttl_max_s: u32,
-    /// An allowed flow keeps open what the name taught for this long, seconds; at most [`GRACE_MAX_S`].
+    /// An allowed flow keeps its grant by the name open this long, seconds; at most [`GRACE_MAX_S`].
     pub ttl_grace_s: u32,
     /// Padding, always zero.
     pub _pad: u32,
@@ -275,7 +276,7 @@ impl NameRules {
         self.deny == 0 && first.kind == 0
     }
 
-    /// The grace of what the name teaches, as a grant holds it.
+    /// The grace of grants that the name teaches, as they hold it.
     #[inline(always)]
     #[must_use]
     #[expect(
@@ -333,14 +334,14 @@ pub const ONLY_ALLOWED_QUERIES: u8 = 4;
 /// A policy in audit stands beside those that are enforced, and denies something.
 pub const HAS_AUDITORS: u8 = 8;
 
-/// Policy id under which `NAMES` holds the search domains: what is below them may always be asked. No policy has it.
+/// Policy id under which `NAMES` holds the search domains: names below them may always be asked. No policy has it.
 pub const SEARCH_POLICY: u16 = u16::MAX - 1;
 
-/// Which policy applies to a workload, and which scope it learns into.
+/// The policy that applies to a workload, and the scope that it learns into.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Binding {
-    /// Scope that profits from what the workload resolves. New for every switch of its policy.
+    /// Scope that profits from the workload's lookups. New for every switch of its policy.
     pub scope_id: u32,
     /// The policy; 0 restricts nothing.
     pub policy_id: u16,

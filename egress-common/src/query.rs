@@ -146,7 +146,7 @@ impl ResolverPorts {
         self
     }
 
-    /// The bits of what was found, for [`Self::filter`].
+    /// The bits of the found ports, for [`Self::filter`].
     #[inline(always)]
     #[must_use]
     pub const fn found_bits(&self) -> u64 {

@@ -39,7 +39,7 @@ impl Verdict {
         }
     }
 
-    /// Return code of a cgroup_skb egress program that drops a packet without an error for its sender, who is to try
+    /// Return code of a cgroup_skb egress program that drops a packet without an error for its sender, which is to try
     /// again (`BPF_PROG_CGROUP_INET_EGRESS_RUN_ARRAY`, include/linux/bpf.h: `NET_XMIT_DROP` instead of EPERM).
     pub const SILENT_DROP: i32 = 2;
 
@@ -182,7 +182,7 @@ impl TryFrom<u8> for Hook {
     }
 }
 
-/// Declares [`Reason`] together with its names, its plain words and what to do about it: the one table of reasons.
+/// Declares [`Reason`] together with its names, its plain words and advice: the one table of reasons.
 /// The programs' numbers, the CLI, the metrics and docs/reasons.md are made from it.
 macro_rules! reasons {
     ($($number:literal $variant:ident $name:literal $words:literal $advice:literal,)+) => {

@@ -1,4 +1,4 @@
-//! Answers of a trusted resolver that say something else than what was asked for: none of them teaches.
+//! Answers of a trusted resolver to something else than the question: none of them teaches.
 
 use std::{net::IpAddr, thread, time::Duration};
 

@@ -713,7 +713,7 @@ pub(crate) fn calls_over_a_device_of_ones_own() {
                 );
             }
         }
-        // The twin: who really calls is answered.
+        // The twin: a real caller is answered.
         let outside = bench.world.outsider(Role::Web);
         for pod in zone::POD {
             reached(&outside.connect(pod, 7000));

@@ -234,7 +234,7 @@ pub(crate) fn raw_sockets_opened_before() {
         let seen = eventually(Duration::from_secs(if is_allowed { 3 } else { 1 }), left);
         assert_eq!(seen, is_allowed, "{to}");
     }
-    // The twin: what the kernel itself answers passes, to anybody.
+    // The twin: the kernel's own answers pass, to anybody.
     let stranger = world.outsider(Role::Web);
     for address in zone::NODE {
         let ping = stranger.run("ping", &["-c", "1", "-W", "2", address]);

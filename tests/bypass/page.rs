@@ -9,7 +9,7 @@ const BEGIN: &str = "<!-- bypasses: written by `cargo xtask docs` from tests/byp
 /// See [`BEGIN`].
 const END: &str = "<!-- end of bypasses -->\n";
 
-/// The table in Markdown: what is open first.
+/// The table in Markdown: open techniques first.
 fn table() -> String {
     let mut text = String::from(
         "The hooks are there from 5.10 on. Unless it says otherwise, each row is what a test in `tests/bypass` shows.\n\n\

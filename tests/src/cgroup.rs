@@ -69,7 +69,7 @@ impl Drop for Cgroup {
     }
 }
 
-/// Kills what runs in a cgroup and below, then removes it. What cannot be removed is left to the next sweep.
+/// Kills the processes in a cgroup and below, then removes it. The next sweep removes cgroups that remain.
 pub fn remove(path: &Path) {
     // Linux 5.14 and later; on older kernels each process by its number.
     if fs::write(path.join("cgroup.kill"), "1").is_err() {

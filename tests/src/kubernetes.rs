@@ -1,4 +1,4 @@
-//! A Kubernetes API server of a test's own, on loopback ports, with what `cargo xtask kubernetes` built.
+//! A Kubernetes API server of a test's own, on loopback ports, by the programs that `cargo xtask kubernetes` built.
 //!
 //! There are etcd, kube-apiserver with RBAC, and those controllers that put roles together, delete what is in deleted
 //! namespaces and make service accounts. There is no node, so that pods are objects and nothing runs in them; but for

@@ -1,4 +1,4 @@
-//! Names of what a world makes, and the removal of what a killed run left.
+//! Names of a world's objects, and the removal of those that a killed run left.
 //!
 //! Everything carries an id `egt-<pid>-<number>` in its name: namespaces,
 //! cgroup, temporary folder; the pin folder is `egress-test-<pid>-<number>`.

@@ -5,8 +5,8 @@
 //! allowed and forbidden servers, and on demand a *pod* whose packets the node
 //! forwards. An [`Agent`] is the real binary, attached to a fresh cgroup of the
 //! world; a [`Workload`] runs programs in a cgroup below that one. All of them
-//! are guards: what they made is gone when they are dropped, also by a panic,
-//! and what a killed run left behind is removed by the next one.
+//! are guards: they remove all that they made when they are dropped, also by a
+//! panic, and the next run removes the leftovers of a killed one.
 //!
 //! A [`Cluster`] is a real Kubernetes API server on loopback ports, without nodes.
 //!

@@ -20,7 +20,7 @@ pub const RESOLVED: [(Scope, &str); 2] = [
     (Scope::B, "www.cdn.example.net"),
 ];
 
-/// Whose socket it is: of the cgroup in which it was made.
+/// Scope of a socket: that of the cgroup in which it was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
     /// A scope that has resolved one name.
@@ -41,7 +41,7 @@ impl Scope {
         10_000 + 4_000 * self as u16
     }
 
-    /// Whose streams come from this port.
+    /// The scope whose streams come from this port.
     #[must_use]
     pub fn of_port(port: u16) -> Option<Self> {
         let place = port.checked_sub(10_000)? / 4_000;
@@ -155,7 +155,7 @@ pub struct Target {
 pub fn may(scope: Scope, net: Net, target: Target) -> May {
     let on_ports = match (target.proto, target.port) {
         (6, Some(443)) | (17, Some(9000)) => May::Yes,
-        // A later fragment of what was judged by its first.
+        // A later fragment of a packet that was judged by its first.
         (6 | 17, None) => May::Either,
         _ => May::No,
     };

@@ -24,7 +24,7 @@ use crate::{
 /// Longest time that a server may take to answer for the first time.
 const START_LIMIT: Duration = Duration::from_secs(10);
 
-/// Which resolver the world runs.
+/// The resolver that the world runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Resolver {
     /// NLnet Labs' unbound.
@@ -37,13 +37,13 @@ pub enum Resolver {
 /// A place of the world.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// Whose processes are judged.
+    /// The node, whose processes are judged.
     Node,
     /// Where the DNS servers are.
     Dns,
     /// Where the servers are.
     Web,
-    /// Whose packets the node forwards.
+    /// The pod, whose packets the node forwards.
     Pod,
 }
 

@@ -43,7 +43,7 @@ impl BuildEbpf {
 pub(crate) struct ClippyEbpf {}
 
 impl ClippyEbpf {
-    /// Lints the kernel programs, and what of egress-common they use, as they are compiled for the kernel.
+    /// Lints the kernel programs, and the parts of egress-common that they use, as they are compiled for the kernel.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! `cargo xtask faults`: what goes wrong on a node, one by one and in combinations, under traffic.
+//! `cargo xtask faults`: faults of a node, one by one and in combinations, under traffic.
 
 use std::{path::PathBuf, process::Command};
 

@@ -1,8 +1,8 @@
 //! `cargo xtask kubernetes`: a Kubernetes API server for the tests, from Debian's packages and sources alone.
 //!
 //! etcd and kubectl are packages, unpacked and not installed. No suite has the server as a package, so it is built
-//! from the last source package that holds the whole tree, as the steps of its own makefile would. What only
-//! `cargo xtask e2e-node` needs is a set of its own, built when it is asked for.
+//! from the last source package that holds the whole tree, as the steps of its own makefile would. Programs that only
+//! `cargo xtask e2e-node` needs are a set of their own, built when it is asked for.
 
 use std::{
     collections::BTreeSet,
@@ -80,7 +80,7 @@ const TYPE_CHECK: (&str, &str, &str) = (
     "data == nil || reflect.DeepEqual(reflect.Zero(reflect.TypeOf(data)), reflect.ValueOf(data))",
     "data == nil",
 );
-/// Counts changes of how it is built; what was built in another way is built again.
+/// Counts changes of how programs are built; those built in another way are built again.
 const RECIPE: &str = "recipe 2";
 /// How long one step may take beside other work on two CPUs; alone the longest takes five minutes.
 const LIMIT: Duration = Duration::from_mins(40);

@@ -447,7 +447,7 @@ fn unexpected_skips(suites: &[Suite]) -> Vec<String> {
         .collect()
 }
 
-/// The suites as a table, then what failed and what was skipped.
+/// The suites as a table, then the tests that failed and those that were skipped.
 fn table(suites: &[Suite]) -> String {
     let mut text = format!(
         "\n{:<8} {:>6} {:>6} {:>6} {:>7} {:>6}\n",

@@ -91,7 +91,7 @@ impl Vm {
     ///
     /// # Errors
     ///
-    /// Kernels cannot be fetched or the initramfs cannot be made. What happens in the guest is in the result.
+    /// Kernels cannot be fetched or the initramfs cannot be made. Failures in the guest are in the result.
     pub(crate) fn guests(&self, agent: &Path) -> Result<Vec<Guest>> {
         let check = match &self.check {
             Some(check) => check.clone(),
@@ -241,7 +241,7 @@ pub(crate) struct Guest {
     pub(crate) release: String,
     /// Names of the checks that passed.
     pub(crate) passed: Vec<String>,
-    /// The checks that failed, with what the guest said about them.
+    /// The checks that failed, with the guest's details.
     pub(crate) failed: Vec<String>,
     /// The checks that were skipped, with the reason.
     pub(crate) skips: Vec<String>,

@@ -17,7 +17,8 @@ pub const ALIASES: usize = 8;
 pub const ANSWER_STEPS: u32 = 800;
 
 /// Most work that the kernel does to read one answer, in bytes of names and pointers in them (5 to 6 ns each, so some
-/// 18 µs): what costs more, by many long names behind pointers, is left to the agent. Storing addresses is not in it.
+/// 18 µs): one that costs more, by many long names behind pointers, is left to the agent. Storing addresses is not in
+/// it.
 pub const ANSWER_WORK: u64 = 3_000;
 
 /// Cost of a step beside the name that it asks for.
@@ -475,7 +476,7 @@ impl AnswerReader {
             // Known from an earlier pass, or a loop.
             return Next::Step;
         }
-        // Read anew: what older verifiers concluded of it in the search above contradicts itself.
+        // Read anew: older verifiers' conclusions about it in the search above contradict each other.
         let links = reload(&self.links) & LINK_MASK;
         if links as usize > ALIASES {
             return self.refuse(Tally::AnswerOversized);

@@ -3,8 +3,8 @@
 //! The kernel drives the machines from bounded loops in global functions, the
 //! host with [`read_answer`]; the steps are the same code. Two machines:
 //! [`NameReader`] takes one byte of a name at a step, [`AnswerReader`] one
-//! record. What a step needs from outside (a name to be read, an address to be
-//! taught) it returns as [`Next`].
+//! record. A step returns its needs from outside (a name to be read, an address
+//! to be taught) as [`Next`].
 
 mod answer;
 mod host;

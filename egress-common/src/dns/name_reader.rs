@@ -160,8 +160,8 @@ impl NameReader {
         }
     }
 
-    /// Reads one byte of a name that stands as text from the beginning of `message` on, as the hello of TLS has it: without
-    /// a final dot, letters in any case. What ends in a number is an address, and no name.
+    /// Reads one byte of a name that stands as text from the beginning of `message` on, as the hello of TLS has it:
+    /// without a final dot, letters in any case. Text that ends in a number is an address, and no name.
     #[inline(always)]
     pub fn step_text(&mut self, message: &Message) -> NameStep {
         let at = self.at;
@@ -402,7 +402,7 @@ mod tests {
             names in vec(labels(), 1..4),
             policy_id: u16,
         ) {
-            // One reader for all of them: what an earlier name left must not matter.
+            // One reader for all of them: the rest of an earlier name must not matter.
             let mut reader = NameReader::new();
             for labels in names {
                 let mut wire = Vec::new();

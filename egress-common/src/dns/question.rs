@@ -106,8 +106,8 @@ impl QuestionHasher {
         }
     }
 
-    /// Takes the next eight bytes of the name, as a little-endian word; true when they hold its end. What stands behind
-    /// it does not count.
+    /// Takes the next eight bytes of the name, as a little-endian word; true when they hold its end. Bytes behind it do
+    /// not count.
     #[inline(always)]
     pub const fn word(&mut self, word: u64) -> bool {
         let zeros = word.wrapping_sub(0x0101_0101_0101_0101) & !word & 0x8080_8080_8080_8080;
@@ -279,8 +279,8 @@ mod tests {
             prop_assert_eq!(lower(u64::from_le_bytes(bytes)), u64::from_le_bytes(expected));
         }
 
-        /// Two questions have one hash exactly if they are the same but for the case of letters: also with what is left
-        /// in the buffer behind them, and with every flip that an invertible hash would forgive.
+        /// Two questions have one hash exactly if they are the same but for the case of letters: also with old bytes in
+        /// the buffer behind them, and with every flip that an invertible hash would forgive.
         #[test]
         fn questions_are_equal_by_their_bytes(
             labels in vec_of(vec_of(1_u8.., 1..=63), 0..4),

@@ -807,7 +807,7 @@ fn no_answer_takes_the_kernel_more_work_than_its_budget() {
         cut += u32::from(!is_whole);
     }
     assert!(cut > 0, "none of them costs too much");
-    // The twin: what a content network really answers is read to its end.
+    // The twin: the usual answer of a content network is read to its end.
     let mut usual: Vec<_> = (0..3)
         .map(|hop| {
             cname(

@@ -49,7 +49,7 @@ impl FlowFacts {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct FlowState {
-    /// Which flow.
+    /// Key of the flow.
     pub key: FlowKey,
     /// [`FlowFacts::tag`].
     pub tag: u64,
@@ -134,7 +134,7 @@ impl FlowKey {
         (id >> 32) as u32 & (FLOW_BUCKETS - 1)
     }
 
-    /// Whose part of the table the flow takes: a workload's, in whatever network namespace, or an interface's.
+    /// The holder whose part of the table the flow takes: a workload, in whatever network namespace, or an interface.
     #[inline(always)]
     #[must_use]
     pub const fn holder(&self) -> u32 {
@@ -219,7 +219,7 @@ impl FlowBucket {
             for other in &self.holders {
                 count = count.wrapping_add(is_zero(u64::from(*own ^ *other)));
             }
-            // An age of a flow that is not over is below 2^43 ns. Nothing is less than what is compared first.
+            // An age of a flow that is not over is below 2^43 ns. Every rank is above 0, which is compared first.
             let rank = count << 48 | age_ns(*seen_ns, now_ns);
             let is_better = is_less(most, rank);
             place = select(is_better, at, place);
@@ -229,8 +229,9 @@ impl FlowBucket {
         place
     }
 
-    /// Notes a flow, under the lock: where it stands already, in a free slot, or instead of another. What the remote
-    /// started does not replace what is known and not over. Returns who started what stands there now.
+    /// Notes a flow, under the lock: where it stands already, in a free slot, or instead of another. A flow that the
+    /// remote started does not replace its entry while that is not over. Returns the side that started the flow that
+    /// stands there now.
     #[inline(always)]
     #[expect(
         clippy::cast_possible_truncation,
@@ -422,7 +423,7 @@ mod tests {
         note(&mut bucket, &key(2, 4), STARTED_BY_REMOTE, 600);
         assert!(has(&bucket, &key(1, 0)) && !has(&bucket, &key(1, 1)));
         assert_eq!(ports_of(&bucket, 2).len(), 5);
-        // Its own flows make room for those of who has most.
+        // The flows of the holder that has most make room for its new one.
         note(&mut bucket, &key(1, 77), STARTED_BY_WORKLOAD, 700);
         assert!(has(&bucket, &key(1, 77)) && !has(&bucket, &key(1, 2)));
         // At equal parts it is the one that wants more.

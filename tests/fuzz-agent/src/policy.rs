@@ -1,4 +1,4 @@
-//! Target `policy`: files into the loader and what it accepts into the compiler.
+//! Target `policy`: files into the loader, and accepted policies into the compiler.
 //!
 //! A finding is a panic, more than [`CPU_LIMIT`] or [`HEAP_LIMIT`], an error without a line of the file, an accepted set
 //! that does not compile for another reason than too many rules at one place, or one that is another after it was written

@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: a world, a real resolver, the real agent, real clients, and a table of what they reached.
+//! `cargo xtask demo`: a world, a real resolver, the real agent, real clients, and a table of their attempts.
 
 #![allow(
     clippy::arithmetic_side_effects,

@@ -1,4 +1,4 @@
-//! The agents' own account at a real API server: what it may do is what it does, and nothing else.
+//! The agents' own account at a real API server: its permissions are those that it uses, and no others.
 
 use std::{path::Path, time::Duration};
 

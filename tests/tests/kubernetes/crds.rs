@@ -1,4 +1,4 @@
-//! The custom resources against a real API server: what it takes, and what it refuses.
+//! The custom resources against a real API server: those that it accepts, and those that it refuses.
 
 use std::{collections::BTreeSet, process::Command};
 

@@ -1,4 +1,4 @@
-//! Pods of a real API server as cgroups with real processes: who selects them, what they may reach, from when on.
+//! Pods of a real API server as cgroups with real processes: the policies that select them, and their flows.
 //!
 //! The pods are objects on the server, bound to a node of the test's name; their cgroups have the paths that kubelet and
 //! the runtimes give them.
@@ -201,7 +201,7 @@ fn labels_and_policies_change_for_those_that_they_are_about() {
     assert!(cut.breaks(SOON), "{:?}", cut.lines());
     assert!(kept.is_alive(), "{:?}", kept.lines());
     reached(&batch.connect(api, 80));
-    // A label: from one policy to the other. What it had resolved is known to the new one.
+    // A label: from one policy to the other. Addresses that it had resolved are known to the new one.
     node.kubectl(&["label", "pod", "web", "app=batch", "--overwrite"]);
     assert!(eventually(SOON, || !web.connect(other, 80).ok));
     web.resolve("api.example.com", false);

@@ -91,13 +91,13 @@ fn long_name(bytes: usize) -> String {
     format!("{name}{}", "b".repeat(bytes - name.len()))
 }
 
-/// A kind of bad input: what is done to a good version, and what is said of it. `F` stands for the folder.
+/// A kind of bad input: a change of a good version, and the agent's error. `F` stands for the folder.
 struct Bad {
     change: Box<dyn Fn(&Path)>,
     says: String,
 }
 
-/// A file with this text, and what is said of it behind its name.
+/// A file with this text, and the agent's error behind its name.
 fn bad(file: &'static str, text: impl Into<Vec<u8>>, says: &str) -> Bad {
     let text = text.into();
     Bad {

@@ -1,4 +1,4 @@
-//! CIDR rules, and what wins over what.
+//! CIDR rules, and their precedence.
 
 use egress_tests::{
     World,

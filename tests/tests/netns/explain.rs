@@ -1,4 +1,4 @@
-//! `explain`: what it says, and what the kernel then does.
+//! `explain`: its answer, and the kernel's verdict after it.
 
 use std::{net::IpAddr, thread, time::Duration};
 
@@ -95,7 +95,7 @@ fn what_is_explained_is_what_the_kernel_does() {
     let at = |name: &str| zone::address(name, false);
     let (api, forbidden) = (at("api.example.com"), at("forbidden.example.org"));
     let metadata = IpAddr::from(Kind::Rebinding.v4());
-    // From, what is asked, where it leads, the reason, the first cause.
+    // From, the destination that is asked about, its address, the reason, the first cause.
     let cases: &[(&str, &str, IpAddr, &str, &str)] = &[
         ("node", "api.example.com:80", api, "name_rule", ""),
         ("node", "10.78.1.1:80", api, "name_rule", ""),

@@ -177,7 +177,7 @@ fn the_kernel_answers_in_a_namespace_that_a_judged_process_made() {
             "{attempt:?}"
         );
     }
-    // The twin: what a process there begins is denied.
+    // The twin: a flow that a process there begins is denied.
     for web in zone::WEB {
         let attempt: Attempt =
             world

@@ -1,4 +1,4 @@
-//! From traffic to policy: what an auditing agent saw becomes a policy that allows it, and nothing else.
+//! From traffic to policy: flows that an auditing agent saw become a policy that allows them, and nothing else.
 
 use std::{fs, process::Command, time::Duration};
 

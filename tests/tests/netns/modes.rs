@@ -1,4 +1,4 @@
-//! Policies in audit beside policies that are enforced: what they would take away passes, and is reported.
+//! Policies in audit beside policies that are enforced: flows that they would deny pass, and are reported.
 
 use std::{net::IpAddr, thread, time::Duration};
 
@@ -130,7 +130,7 @@ fn an_auditing_policy_beside_enforced_ones_takes_nothing_away_and_opens_nothing(
         "{explained:?}"
     );
 
-    // Its turn: what it reported is what it takes away.
+    // Enforced, it denies the flows that it reported.
     let since = status.policy.generation;
     agent.reload(&policies(enforced, trial));
     let status = agent.status();

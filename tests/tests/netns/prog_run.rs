@@ -2,7 +2,7 @@
 //!
 //! Each packet goes through the program in the kernel (`BPF_PROG_TEST_RUN`,
 //! nothing is attached) and through the same parser and decision on the host:
-//! verdict and reason must agree, and what cannot be read must be denied.
+//! verdict and reason must agree, and unreadable packets must be denied.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

@@ -1,4 +1,4 @@
-//! Metrics over TCP: plain on loopback, elsewhere for who shows the token, and for nobody who does not.
+//! Metrics over TCP: plain on loopback, elsewhere for clients with the token alone.
 
 use std::{fs, time::Duration};
 

@@ -1,7 +1,7 @@
-//! `cargo xtask dist`: what a release consists of, in `target/dist/`.
+//! `cargo xtask dist`: the files of a release, in `target/dist/`.
 //!
 //! Packages are made of one folder of files, [`Tree`], as they lie on a node. Every time that is written into a file is
-//! that of the commit, every owner is root, every list is sorted: what is made of one agent twice is equal.
+//! that of the commit, every owner is root, every list is sorted: two runs with one agent make equal files.
 
 use std::{
     fs,

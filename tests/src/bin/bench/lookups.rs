@@ -1,4 +1,4 @@
-//! DNS: how long lookups take, how many there can be, and what is refused right after one.
+//! DNS: the time and rate of lookups, and connects refused right after one.
 
 use std::{fs, time::Duration};
 

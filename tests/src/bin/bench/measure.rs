@@ -1,4 +1,4 @@
-//! Rounds, medians, spread, and what a figure is compared with.
+//! Rounds, medians, spread, and the peers of a figure.
 
 use std::time::{Duration, Instant};
 
@@ -65,7 +65,7 @@ pub(crate) enum Budget {
 /// One line of the table.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Row {
-    /// Which part of the table it belongs to.
+    /// The part of the table that it belongs to.
     pub(crate) part: &'static str,
     /// Name of the figure.
     pub(crate) what: String,

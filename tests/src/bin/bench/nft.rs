@@ -1,4 +1,4 @@
-//! The nftables peers: what a firewall with sets does without us.
+//! The nftables peers: a firewall with sets, without us.
 
 use std::{
     fmt::Write as _,
@@ -18,7 +18,7 @@ pub(crate) const TABLE: &str = "egress_bench";
 /// See [`TABLE`].
 pub(crate) const SET: &str = "learned";
 
-/// Which rules the node has.
+/// The rules that the node has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rules {
     /// None.

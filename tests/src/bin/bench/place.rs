@@ -1,11 +1,11 @@
-//! Which CPU a process stays on.
+//! The CPU that a process stays on.
 
 use nix::{
     sched::{CpuSet, sched_setaffinity},
     unistd::Pid,
 };
 
-/// Where clients run, and who answers their requests.
+/// Where clients run, and the servers that answer them.
 pub(crate) const CLIENT_CPU: usize = 0;
 /// Where snooper and agent run.
 pub(crate) const AGENT_CPU: usize = 1;

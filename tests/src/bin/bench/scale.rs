@@ -1,4 +1,4 @@
-//! How the programs' time grows with what they know, and with what an answer holds.
+//! Growth of the programs' time with learned addresses and rules, and with the records of an answer.
 
 use std::{
     collections::BTreeSet,

@@ -65,7 +65,7 @@ pub(crate) fn all(rig: &mut Rig, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// That the host's ends of both clients' interfaces are judged.
+/// Checks that the host's ends of both clients' interfaces are judged.
 fn interfaces(rig: &mut Rig) -> Result<String> {
     let pod = checks::wait_for_agent(rig, "")?;
     let (_, text) = rig.exec(&pod, "/usr/local/bin/egress-agent status -o json")?;

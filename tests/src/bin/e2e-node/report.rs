@@ -27,7 +27,7 @@ pub(crate) fn say(line: &str) {
 }
 
 impl Report {
-    /// Makes one check. What it finds is in the table; true if it passed.
+    /// Makes one check. Its findings are in the table; true if it passed.
     ///
     /// # Errors
     ///

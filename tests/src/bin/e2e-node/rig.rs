@@ -1,4 +1,4 @@
-//! The control plane here, the node in its virtual machine, and what is asked of both.
+//! The control plane here, the node in its virtual machine, and requests to both.
 
 use std::{
     fmt, fs,
@@ -184,7 +184,7 @@ impl Rig {
         self.guest()?.get(script, COMMAND)
     }
 
-    /// Runs a command in a container; what it says, however it ends.
+    /// Runs a command in a container; its output, however it ends.
     fn exec_in(&mut self, container: &str, words: &str) -> Result<(i32, String)> {
         let script = format!(
             "ctr -n k8s.io tasks exec --exec-id e$(cut -d. -f1 /proc/uptime)-$$ {container} {words}"
@@ -193,7 +193,7 @@ impl Rig {
         Ok((answer.code, answer.text))
     }
 
-    /// Runs a command in a pod's first container; what it says, however it ends.
+    /// Runs a command in a pod's first container; its output, however it ends.
     pub(crate) fn exec(&mut self, pod: &Value, words: &str) -> Result<(i32, String)> {
         self.exec_in(&container(pod)?, words)
     }

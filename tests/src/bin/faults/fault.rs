@@ -1,4 +1,4 @@
-//! The faults: how each is injected and taken away, and what the agent has to say meanwhile.
+//! The faults: how each is injected and healed, and the agent's report meanwhile.
 
 use std::{fs, io::Write as _, os::unix::net::UnixStream, path::PathBuf, thread, time::Duration};
 
@@ -307,7 +307,7 @@ impl Fault {
         Ok(())
     }
 
-    /// Takes it away; what ended the agent starts it again.
+    /// Heals it; a fault that ended the agent starts it again.
     pub(crate) fn heal(self, rig: &mut Rig) -> Result<()> {
         match self {
             Self::Kill | Self::Restart | Self::KillStart => rig.start()?,

@@ -1,4 +1,4 @@
-//! `cargo xtask faults`: what goes wrong on a node, one by one and in random combinations, under traffic.
+//! `cargo xtask faults`: faults of a node, one by one and in random combinations, under traffic.
 //!
 //! A round injects faults, looks at what the agent says of them, takes them away and looks whether all is well again.
 //! Nothing that is allowed may be lost meanwhile, nothing that is forbidden may pass, and `status` has to be true: its

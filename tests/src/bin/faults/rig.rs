@@ -1,4 +1,4 @@
-//! A world, an agent in it, and what of them can break.
+//! A world, an agent in it, and the parts of them that can break.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -48,7 +48,7 @@ const LOG_BYTES: usize = 1 << 16;
 /// More memory than this the agent does not get.
 const MORE_MEMORY: u64 = 2 << 20;
 
-/// A world, an agent in it, and what of them can break. In the order in which they have to go.
+/// A world, an agent in it, and the parts of them that can break. In the order in which they have to go.
 pub(crate) struct Rig {
     pub(crate) readers: Vec<UnixStream>,
     pub(crate) frozen: Option<Frozen>,
@@ -57,7 +57,7 @@ pub(crate) struct Rig {
     pub(crate) agent: Agent,
     /// The written policy opens [`OPENED`].
     is_open: bool,
-    /// Faults since this world was made: what the agent may still say.
+    /// Faults since this world was made, which the agent may still report.
     pub(crate) past: Vec<Fault>,
     log: Log,
     pub(crate) limit: Option<Limit>,

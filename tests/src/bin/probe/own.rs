@@ -112,7 +112,7 @@ struct Workload<'a> {
 }
 
 impl Own {
-    /// Prints `refused ...` for what should have passed, and at the end `done DUE SENT STEPS`.
+    /// Prints `refused ...` for calls that should have passed, and at the end `done DUE SENT STEPS`.
     pub(crate) fn run(&self) -> Result<()> {
         let open = |path: &PathBuf| {
             File::open(path).with_context(|| format!("cannot open {}", path.display()))

@@ -1,4 +1,4 @@
-//! The real agent on the root cgroup: what is allowed and denied, also when it is dead and when it is gone.
+//! The real agent on the root cgroup: its verdicts, also when it is dead and when it is gone.
 
 use std::{
     ffi::OsString,
