@@ -4,7 +4,7 @@
 //! that do I/O;
 //! [`PolicySet::from_texts`] takes texts. Rules may refer to what is in the [`Catalog`]: service tags and presets.
 //! [`import()`] makes policies of what other systems say, [`write_policies`] writes them.
-//! [`compile`] makes the entries of the kernel's tries from a set and the [`Lifeline`]. Every error says where it
+//! [`compile()`] makes the entries of the kernel's tries from a set and the [`Lifeline`]. Every error says where it
 //! is, what is wrong and what would be right, and all of a set are reported.
 //! [`Compiled::judge`] says what a compiled policy decides of a [`Destination`], [`Compiled::nearest`] which rules come
 //! near, [`diff()`] what two policies decide differently.
@@ -24,26 +24,28 @@ mod golden;
 mod tests;
 
 pub use ask::{
-    Becomes, Difference, Expectation, Expectations, Near, Nearness, PolicyDiff, SettingDifference,
-    diff, telling,
+    AskError, Becomes, Difference, Expectation, Expectations, Near, Nearness, PolicyDiff,
+    SettingDifference, diff, telling,
 };
-pub use compile::{Compiled, Cut, Names, RuleSource, compile};
+pub use compile::{CompileError, Compiled, Cut, Meeting, Names, RuleSource, compile};
 pub use document::{
-    API_VERSION, CLUSTER_KIND, Catalog, CatalogSources, EgressPolicy, KIND, MAX_SERVICE_TAGS_BYTES,
-    Metadata, Operator, Policy, PolicySet, Preexisting, PresetValue, Queries, Require, Requirement,
-    Rule, RuleList, Selector, SelectorError, ServiceTag, ServiceTagError, ServiceTags,
-    ServiceTagsFacts, Spec, SpecDns, SpecMode, SpecRule, SpecTtl, Subject, UnknownTag, json_schema,
-    load, load_any, name_schema, parse,
+    API_VERSION, CLUSTER_KIND, Catalog, CatalogSources, DocumentError, EgressPolicy, KIND,
+    MAX_SERVICE_TAGS_BYTES, Metadata, Operator, Policy, PolicySet, Preexisting, PresetValue,
+    Queries, Require, Requirement, Rule, RuleList, Selector, SelectorError, ServiceTag,
+    ServiceTagError, ServiceTags, ServiceTagsFacts, Spec, SpecDns, SpecMode, SpecRule, SpecTtl,
+    Subject, UnknownTag, json_schema, load, load_any, name_schema, parse,
 };
-pub use import::{HostError, ImportFormat, ImportSubject, Imported, Note, NoteKind, import};
-pub use preset::{PresetProblem, Presets};
+pub use import::{
+    HostError, ImportError, ImportFormat, ImportSubject, Imported, Note, NoteKind, import,
+};
+pub use preset::{PresetError, Presets};
 pub use read::{
-    FieldPath, Fields, Located, MAX_BYTES, Meeting, Node, Place, PolicyError, PolicyErrors,
-    Problem, Reader, load_text, one_document, read_texts,
+    FieldPath, Fields, Located, MAX_BYTES, Node, Place, PolicyError, PolicyErrors, Problem,
+    ReadError, Reader, load_text, one_document, read_texts,
 };
 pub use vocabulary::{
     Cidr, CidrError, Destination, DestinationError, Host, Lifeline, LifelineEntry, MAX_TTL_S,
-    NameError, NamePattern, PortsError, Star, Ttl, TtlError, address_from, address_text,
+    NameError, NamePattern, PortsError, RuleError, Star, Ttl, TtlError, address_from, address_text,
     parse_duration_s, parse_name_pattern, parse_port_range, port_range_text, ports_text, printable,
     protocol_number, protocol_text,
 };

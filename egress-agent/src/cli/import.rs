@@ -13,7 +13,7 @@ use super::{
 };
 use crate::policy::{
     self, EgressPolicy, ImportFormat, ImportSubject, Imported, Lifeline, Note, NoteKind,
-    PolicyError, PolicyErrors, PolicySet, Problem, ServiceTagError, write_policies,
+    PolicyError, PolicyErrors, PolicySet, ServiceTagError, write_policies,
 };
 
 const EXAMPLES: &str = "\
@@ -175,8 +175,8 @@ impl Import {
         let errors: Vec<PolicyErrors> = checked.unwrap_or_else(|errors| vec![errors]);
         let errors = errors.iter().flat_map(PolicyErrors::errors).cloned();
         let (open, refused): (Vec<_>, Vec<_>) = errors.partition(|error| {
-            let no_file = |error: &ServiceTagError| matches!(error, ServiceTagError::NoFile(_));
-            matches!(&error.problem, Problem::ServiceTag(error) if no_file(error))
+            let error = error.problem.downcast_ref();
+            matches!(error, Some(ServiceTagError::NoFile(_)))
         });
         if !open.is_empty() {
             say("note: the rules have service tags: --service-tags FILE checks the result too");

@@ -11,11 +11,12 @@ use std::path::{Path, PathBuf};
 
 use egress_common::verdict::Reason;
 
+use super::error::AskError;
 use crate::{
     read::{
         FieldPath, Located, MAX_BYTES, PolicyErrors, Problem, Reader, load_text, one_document, yaml,
     },
-    vocabulary::Destination,
+    vocabulary::{Destination, DestinationError},
 };
 
 /// What a destination has to get.
@@ -68,7 +69,12 @@ impl Expectations {
     /// # Errors
     /// Everything that is wrong with it.
     pub fn parse(file: &Path, text: &str) -> Result<Self, PolicyErrors> {
-        one_document(file, text, Some(Problem::NoExpectations), Self::read)
+        one_document(
+            file,
+            text,
+            Some(AskError::NoExpectations.into()),
+            Self::read,
+        )
     }
 
     fn read(&mut self, document: &yaml::Node, reader: &mut Reader<'_>) {
@@ -93,7 +99,7 @@ impl Expectations {
             return reader.shape(node, path, "a list of expectations", EXAMPLE);
         };
         if items.is_empty() {
-            reader.wrong(node.line, path, Problem::NoExpectations);
+            reader.wrong(node.line, path, AskError::NoExpectations);
         }
         for (index, item) in items.iter().enumerate() {
             self.item(item, FieldPath::Item(&path, index), reader);
@@ -135,7 +141,7 @@ impl Expectations {
         if let (Some(reason), Some(node)) = (reason, fields.get("reason"))
             && reason.passes() != is_allowed
         {
-            let problem = Problem::ReasonOfOtherVerdict {
+            let problem = AskError::ReasonOfOtherVerdict {
                 reason: reason.name(),
                 verdict: if reason.passes() { "allowed" } else { "denied" },
             };
@@ -171,7 +177,7 @@ fn destinations(
             line: node.line,
         }],
         Err(error) => {
-            let error: crate::DestinationError = error;
+            let error: DestinationError = error;
             reader.wrong(node.line, path, error);
             Vec::new()
         }

@@ -15,10 +15,10 @@ use egress_common::{
     policy::{PortRange, protocol},
 };
 
-use super::{Modes, grants::covers, or_any, patterns::overlaps};
+use super::{Modes, error::CompileError, grants::covers, or_any, patterns::overlaps};
 use crate::{
     document::{DESTINATIONS, KIND, Policy, PolicySet, Rule, RuleList},
-    read::{Place, Problem, Report},
+    read::{Place, Report},
     vocabulary::{Cidr, NamePattern, Star},
 };
 
@@ -78,7 +78,7 @@ pub(super) fn bound(set: &PolicySet, modes: Modes, report: &mut Report) -> AllBo
                 );
                 let ceilings: Vec<&str> = ceilings.iter().map(|one| one.policy.name()).collect();
                 let ceilings = ceilings.join(", ");
-                report.add(place, Problem::CeilingWork { ceilings });
+                report.add(place, CompileError::CeilingWork { ceilings });
                 return all;
             };
             rules.push(bounded);

@@ -9,8 +9,10 @@ use egress_common::{
 };
 
 use super::names::Names;
-use crate::document::RuleList;
-use crate::vocabulary::{Cidr, Destination, Host, NamePattern, parse_name_pattern};
+use crate::{
+    document::RuleList,
+    vocabulary::{Cidr, Destination, Host, NamePattern, parse_name_pattern},
+};
 
 /// Where a rule number comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,9 +4,10 @@ use std::path::Path;
 
 use egress_common::policy::{EntryKind, PortRange, RuleEntry};
 
+use super::error::{CompileError, Meeting};
 use crate::{
     document::{Policy, RuleList},
-    read::{Meeting, Place, Problem, Report},
+    read::{Place, Report},
     vocabulary::{lifeline, ports_text},
 };
 
@@ -147,7 +148,7 @@ impl<'a> Grants<'a> {
         &self,
         max: usize,
         report: &mut Report,
-        problem: impl FnOnce(Meeting) -> Problem,
+        problem: impl FnOnce(Meeting) -> CompileError,
     ) -> impl Iterator<Item = RuleEntry> {
         let is_full = self.is_over || self.list.len() > max;
         if is_full && report.is_full() {

@@ -13,6 +13,7 @@
 
 mod ceiling;
 mod compiled;
+mod error;
 mod grants;
 mod names;
 mod patterns;
@@ -35,10 +36,11 @@ use patterns::Patterns;
 
 use crate::{
     document::{Policy, PolicySet, RuleList},
-    read::{Place, PolicyErrors, Problem, Report},
+    read::{Place, PolicyErrors, Report},
     vocabulary::{Cidr, Lifeline, V4_OFFSET, lifeline, ports_text},
 };
 pub use compiled::{Compiled, Cut, RuleSource};
+pub use error::{CompileError, Meeting};
 pub use names::Names;
 
 /// What a rule without ports is about.
@@ -72,7 +74,7 @@ pub fn compile(
         if count > max {
             let file = set.policies().first().map(|policy| policy.file.as_path());
             let place = Place::file(file.unwrap_or(Path::new(lifeline::POLICY)));
-            report.add(place, Problem::TooManyEntries { count, what, max });
+            report.add(place, CompileError::TooManyEntries { count, what, max });
         }
     }
     let deciding = || set.policies().iter().filter(|policy| modes.decides(policy));
@@ -394,7 +396,7 @@ impl<'a> Items<'a> {
 
 /// The union of the rules of a network and those around it, as an entry holds it.
 fn cidr_rules(cidr: &Cidr, union: &Grants<'_>, report: &mut Report) -> CidrRules {
-    let entries = union.entries(CIDR_ENTRIES, report, |meeting| Problem::CidrFull {
+    let entries = union.entries(CIDR_ENTRIES, report, |meeting| CompileError::CidrFull {
         cidr: cidr.to_string(),
         meeting,
     });

@@ -12,10 +12,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use egress_common::policy::{EntryKind, NAME_ENTRIES, NameRules, PortRange};
 
-use super::grants::{Grant, Grants, Item};
-use super::names::{Names, Node};
+use super::{
+    error::CompileError,
+    grants::{Grant, Grants, Item},
+    names::{Names, Node},
+};
 use crate::{
-    read::{Problem, Report},
+    read::Report,
     vocabulary::{NamePattern, Star, Ttl},
 };
 
@@ -58,7 +61,7 @@ impl<'a> Union<'a> {
             ..NameRules::default()
         };
         if self.deny.is_none() {
-            let name_full = |meeting| Problem::NameFull {
+            let name_full = |meeting| CompileError::NameFull {
                 name: shown(),
                 meeting,
             };
@@ -355,7 +358,7 @@ fn take_one(
     if let Some(place) = places.min() {
         let parent = parent.to_owned();
         let max = LABEL_ENTRIES;
-        report.add(place, Problem::LabelsFull { parent, max });
+        report.add(place, CompileError::LabelsFull { parent, max });
     }
     None
 }

@@ -6,6 +6,7 @@ use egress_common::policy::{CIDR_ENTRIES, NAME_ENTRIES, PortRange, protocol};
 
 use super::{
     catalog::Catalog,
+    error::DocumentError,
     schema::{
         API_VERSION, CLUSTER_KIND, EgressPolicy, KIND, Metadata, Preexisting, Queries, Require,
         Spec, SpecDns, SpecMode, SpecRule, SpecTtl, Subject,
@@ -13,9 +14,9 @@ use super::{
     set::{DESTINATIONS, Policy, Rule},
 };
 use crate::{
-    read::{FieldPath, Fields, Node, Problem, Reader, Report, Value, is_text},
+    read::{FieldPath, Fields, Node, Reader, Report, Value, is_text},
     vocabulary::{
-        MAX_GRACE_S, Ttl, TtlError, lifeline, parse_duration_s, parse_name_pattern,
+        MAX_GRACE_S, RuleError, Ttl, TtlError, lifeline, parse_duration_s, parse_name_pattern,
         parse_port_range, quoted,
     },
 };
@@ -121,7 +122,7 @@ impl Reader<'_> {
             let text = self.text(node, at("namespace"), "namespace: default");
             metadata.namespace = text.map(str::to_owned);
             if kind == CLUSTER_KIND {
-                self.wrong(node.line, at("namespace"), Problem::OnlyOfNamespace);
+                self.wrong(node.line, at("namespace"), DocumentError::OnlyOfNamespace);
             }
         }
         if let Some(node) = fields.get("labels") {
@@ -143,9 +144,9 @@ impl Reader<'_> {
             && bytes.first().is_some_and(|byte| is_end(*byte))
             && bytes.last().is_some_and(|byte| is_end(*byte));
         if !is_good {
-            self.wrong(line, path, Problem::BadPolicyName(quoted(name)));
+            self.wrong(line, path, DocumentError::BadPolicyName(quoted(name)));
         } else if name == lifeline::POLICY {
-            self.wrong(line, path, Problem::ReservedName(quoted(name)));
+            self.wrong(line, path, DocumentError::ReservedName(quoted(name)));
         }
     }
 
@@ -204,7 +205,7 @@ impl Reader<'_> {
                 let list = at("allow");
                 let rule = FieldPath::Item(&list, index);
                 let path = FieldPath::Field(&rule, "require");
-                self.wrong(line, path, Problem::RequiresOfCeiling);
+                self.wrong(line, path, DocumentError::RequiresOfCeiling);
             }
         }
         Some((spec, ttl, allow, deny))
@@ -237,11 +238,11 @@ impl Reader<'_> {
                 ["subject", "namespaceSelector", "nodeSelector", "ceiling"].contains(name);
             let of_pods = ["namespaceSelector", "podSelector"].contains(name);
             if of_cluster && kind == KIND {
-                self.wrong(node.line, path, Problem::OnlyOfCluster);
+                self.wrong(node.line, path, DocumentError::OnlyOfCluster);
             } else if of_pods && spec.subject == Subject::Node {
-                self.wrong(node.line, path, Problem::SelectsPods);
+                self.wrong(node.line, path, DocumentError::SelectsPods);
             } else if *name == "ceiling" && spec.subject == Subject::Node {
-                self.wrong(node.line, path, Problem::CeilingOfNode);
+                self.wrong(node.line, path, DocumentError::CeilingOfNode);
             }
         }
     }
@@ -374,7 +375,11 @@ impl Reader<'_> {
         let left = self.destinations_left.checked_sub(count);
         self.destinations_left = left.unwrap_or(0);
         if left.is_none() {
-            self.wrong(node.line, path, Problem::TooManyDestinations(DESTINATIONS));
+            self.wrong(
+                node.line,
+                path,
+                DocumentError::TooManyDestinations(DESTINATIONS),
+            );
         }
         left.is_some()
     }
@@ -411,11 +416,11 @@ impl Reader<'_> {
         // An unknown field may be a destination with a wrong name.
         let is_complete = matches!(&node.value, Value::Map(pairs) if pairs.len() == present.len());
         if is_complete && ["names", "cidrs", "serviceTags"].into_iter().all(is_empty) {
-            self.wrong(node.line, path, Problem::NoDestination);
+            self.wrong(node.line, path, RuleError::NoDestination);
         }
         let ports = present.get("ports").map(|node| {
             if matches!(node.value, Value::Null) || is_empty("ports") {
-                self.wrong(node.line, at("ports"), Problem::NoPorts);
+                self.wrong(node.line, at("ports"), RuleError::NoPorts);
                 return Vec::new();
             }
             let example = r#"ports: ["443/tcp"]"#;
@@ -435,12 +440,12 @@ impl Reader<'_> {
         // Repetitions count: a schema cannot tell them.
         let count = ports.as_ref().map_or(0, Vec::len);
         if count > max {
-            let problem = Problem::TooManyPorts { count, what, max };
+            let problem = DocumentError::TooManyPorts { count, what, max };
             self.wrong(line, at("ports"), problem);
         }
         if is_deny && !is_empty("names") && !ranges.is_empty() && !ranges.contains(&PortRange::ANY)
         {
-            self.wrong(line, at("ports"), Problem::DeniedNameWithPorts);
+            self.wrong(line, at("ports"), DocumentError::DeniedNameWithPorts);
         }
         let require = self.require(path, present, is_deny, &ranges);
         let bits = require.bits();
@@ -488,13 +493,13 @@ impl Reader<'_> {
                 && !matches!(items, Some(Value::List(items)) if items.is_empty())
         };
         if is_deny {
-            self.wrong(node.line, path, Problem::RequiresOfDenied);
+            self.wrong(node.line, path, DocumentError::RequiresOfDenied);
         } else if !has("names") || has("cidrs") || has("serviceTags") {
-            self.wrong(node.line, path, Problem::RequiresOfOthers);
+            self.wrong(node.line, path, DocumentError::RequiresOfOthers);
         } else if !present.contains_key("ports")
             || ports.iter().any(|range| range.proto != protocol::TCP)
         {
-            self.wrong(node.line, path, Problem::RequiresOtherPorts);
+            self.wrong(node.line, path, DocumentError::RequiresOtherPorts);
         }
         require
     }

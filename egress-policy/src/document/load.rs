@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     catalog::{Catalog, CatalogSources},
+    error::DocumentError,
     service_tags::{MAX_SERVICE_TAGS_BYTES, ServiceTagError, ServiceTags},
     set::PolicySet,
 };
@@ -31,7 +32,7 @@ pub fn load(paths: &[PathBuf], catalog: &Catalog) -> Result<PolicySet, PolicyErr
     {
         report.add(
             Place::field(&policy.file, policy.line, ""),
-            Problem::Selects {
+            DocumentError::Selects {
                 name: quoted(policy.name()),
                 subjects: policy.document.subjects(),
             },
@@ -53,7 +54,7 @@ pub fn load_any(paths: &[PathBuf], catalog: &Catalog) -> Result<PolicySet, Polic
     if paths.is_empty() {
         return Err(PolicyErrors::one(
             Place::file(Path::new("--policy")),
-            Problem::NoFiles,
+            DocumentError::NoFiles,
         ));
     }
     let mut report = Report::default();
@@ -66,7 +67,7 @@ pub fn load_any(paths: &[PathBuf], catalog: &Catalog) -> Result<PolicySet, Polic
             if bytes.is_ok()
                 && let Some(first) = named.insert(name, file.clone())
             {
-                let problem = Problem::SameFileName(first.display().to_string());
+                let problem = DocumentError::SameFileName(first.display().to_string());
                 report.add(Place::file(&file), problem);
             }
             texts.extend(text_of(file, bytes, &mut report));
@@ -109,9 +110,9 @@ impl CatalogSources {
 }
 
 fn load_service_tags(file: &Path) -> Result<ServiceTags, PolicyErrors> {
-    let wrong = |problem| PolicyErrors::one(Place::file(file), problem);
+    let wrong = |problem: Problem| PolicyErrors::one(Place::file(file), problem);
     let bytes = read_bounded(file, MAX_SERVICE_TAGS_BYTES)
-        .map_err(|error| wrong(unreadable(&error)))?
+        .map_err(|error| wrong(unreadable(&error).into()))?
         .ok_or_else(|| wrong(ServiceTagError::TooLarge(MAX_SERVICE_TAGS_BYTES).into()))?;
     let modified = fs::metadata(file).and_then(|metadata| metadata.modified());
     ServiceTags::parse(file, &bytes, modified.ok())
@@ -122,7 +123,7 @@ fn files_of(path: &Path, report: &mut Report) -> Vec<PathBuf> {
     match list(path) {
         Ok(Some(files)) => {
             if files.is_empty() {
-                report.add(Place::file(path), Problem::EmptyFolder);
+                report.add(Place::file(path), DocumentError::EmptyFolder);
             }
             files
         }
@@ -164,7 +165,7 @@ mod tests {
     use std::{fs::File, os::unix::fs::symlink};
 
     use super::*;
-    use crate::read::MAX_BYTES;
+    use crate::read::{MAX_BYTES, ReadError};
 
     fn load(paths: &[PathBuf]) -> Result<PolicySet, PolicyErrors> {
         super::load(paths, &Catalog::default())
@@ -322,8 +323,9 @@ mod tests {
         let mut problems: Vec<_> = errors.errors().to_vec();
         problems.sort_by(|a, b| a.place.cmp(&b.place));
         let problems: Vec<_> = problems.iter().map(|error| &error.problem).collect();
-        let too_large = Problem::TooLarge(MAX_BYTES);
-        assert_eq!(problems, [&Problem::Control(0), &too_large, &too_large]);
+        let too_large = Problem::from(ReadError::TooLarge(MAX_BYTES));
+        let control = Problem::from(ReadError::Control(0));
+        assert_eq!(problems, [&control, &too_large, &too_large]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod catalog;
 mod decode;
+mod error;
 mod forms;
 mod load;
 mod preset;
@@ -11,6 +12,7 @@ mod service_tags;
 mod set;
 
 pub use catalog::{Catalog, CatalogSources};
+pub use error::DocumentError;
 pub use load::{load, load_any};
 pub use schema::{
     API_VERSION, CLUSTER_KIND, EgressPolicy, KIND, Metadata, Preexisting, PresetValue, Queries,

@@ -1,8 +1,9 @@
 //! A rule of a policy that stands for those of a preset.
 
-use crate::preset::{ExpandedRule, Given, PresetProblem, Site};
+use super::error::DocumentError;
 use crate::{
     document::{Catalog, Rule, SpecRule},
+    preset::{ExpandedRule, Given, PresetError, Site},
     read::{FieldPath, Fields, Located, Node, Problem, Reader, Value},
     vocabulary::{Cidr, parse_name_pattern, parse_port_range},
 };
@@ -20,7 +21,7 @@ impl Reader<'_> {
         let at = |name| FieldPath::Field(&path, name);
         for (name, node) in present {
             if !matches!(*name, "preset" | "with") {
-                self.wrong(node.line, at(name), Problem::BesidePreset);
+                self.wrong(node.line, at(name), DocumentError::BesidePreset);
             }
         }
         let given = match present.get("with") {
@@ -30,7 +31,7 @@ impl Reader<'_> {
         let example = "preset: aks/azure-global";
         let Some(node) = present.get("preset") else {
             let line = present.get("with").map_or(0, |node| node.line);
-            self.wrong(line, at("with"), Problem::WithoutPreset(example));
+            self.wrong(line, at("with"), DocumentError::WithoutPreset(example));
             return None;
         };
         let name = self.text(node, at("preset"), example)?;
@@ -122,7 +123,7 @@ fn checked(
     for text in &rule.service_tags {
         let value = catalog
             .service_tag(text)
-            .map_err(|error| PresetProblem::ServiceTag {
+            .map_err(|error| PresetError::ServiceTag {
                 preset: preset.to_owned(),
                 problem: error.to_string(),
                 other_way: rule.chosen_by.clone(),

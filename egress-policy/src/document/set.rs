@@ -12,12 +12,12 @@ use serde::{Serialize, Serializer};
 use super::{
     catalog::Catalog,
     decode::decode,
+    error::DocumentError,
     schema::{API_VERSION, EgressPolicy},
     service_tags::ServiceTag,
 };
 use crate::{
-    read::Located,
-    read::{Place, PolicyErrors, Problem, Report, yaml},
+    read::{Located, Place, PolicyErrors, Report, yaml},
     vocabulary::{Cidr, NamePattern, Ttl, quoted},
 };
 
@@ -174,7 +174,7 @@ fn parse_up_to(
     if let Some((line, problem)) = wrong {
         report.add(Place::field(file, line, ""), problem);
     } else if !holds_any {
-        report.add(Place::file(file), Problem::EmptyFile(API_VERSION));
+        report.add(Place::file(file), DocumentError::EmptyFile(API_VERSION));
     }
     report.sort_by_line();
     report.finish(policies)
@@ -219,7 +219,7 @@ impl PolicySet {
             if let Some(first) = first_of.get(&policy.identity()) {
                 report.add(
                     Place::field(&policy.file, policy.line, "metadata.name"),
-                    Problem::DuplicatePolicy {
+                    DocumentError::DuplicatePolicy {
                         name: quoted(policy.name()),
                         first: format!("{}:{}", first.file.display(), first.line),
                     },
@@ -280,7 +280,7 @@ mod tests {
         assert_eq!(error.errors().len(), 1);
         let place = Place::field(Path::new("a.yaml"), 9, "spec.deny[0]");
         assert_eq!(error.errors()[0].place, place);
-        let problem = Problem::TooManyDestinations(DESTINATIONS);
+        let problem = DocumentError::TooManyDestinations(DESTINATIONS).into();
         assert_eq!(error.errors()[0].problem, problem);
     }
 

@@ -4,27 +4,30 @@ use std::{borrow::Cow, path::Path};
 
 use serde::de::IgnoredAny;
 
-use crate::read::{Problem, Wrong};
+use super::error::ImportError;
 
 /// What is wrong with a text that is meant as JSON. JSON is read as YAML, but its errors are better in its own words.
-pub(super) fn wrong(text: &str) -> Option<Wrong> {
+pub(super) fn wrong(text: &str) -> Option<(usize, ImportError)> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     text.trim_start().starts_with(['{', '[']).then_some(())?;
     wrong_json(text)
 }
 
-fn wrong_json(text: &str) -> Option<Wrong> {
+fn wrong_json(text: &str) -> Option<(usize, ImportError)> {
     let error = serde_json::from_str::<IgnoredAny>(text).err()?;
     let words = error.to_string();
     let words = words.split(" at line ").next().unwrap_or(&words);
-    Some((error.line(), Problem::Json(words.to_owned())))
+    Some((error.line(), ImportError::Json(words.to_owned())))
 }
 
 /// The text with spaces in the place of `//` and `/* */`, if it is JSON then; other texts as they are.
 ///
 /// # Errors
 /// A JSON file that has comments and is wrong in other ways: read as YAML, a comment would become a part of a name.
-pub(super) fn without_comments<'t>(file: &Path, text: &'t str) -> Result<Cow<'t, str>, Wrong> {
+pub(super) fn without_comments<'t>(
+    file: &Path,
+    text: &'t str,
+) -> Result<Cow<'t, str>, (usize, ImportError)> {
     let bare = text.strip_prefix('\u{feff}').unwrap_or(text);
     if !bare.trim_start().starts_with(['{', '[', '/']) {
         return Ok(Cow::Borrowed(text));
@@ -126,7 +129,7 @@ mod tests {
         let (line, problem) =
             without_comments(Path::new("a.json"), "{\n // b\n 'a': 1 }").unwrap_err();
         assert_eq!(line, 3);
-        assert!(matches!(problem, Problem::Json(_)), "{problem}");
+        assert!(matches!(problem, ImportError::Json(_)), "{problem}");
         assert!(without_comments(Path::new("a.json"), "{ \"a\": 1 /* b }").is_err());
     }
 }

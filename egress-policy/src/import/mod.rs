@@ -9,6 +9,7 @@ mod cilium;
 mod cluster;
 mod dependencies;
 mod dnsmasq;
+mod error;
 mod hosts;
 mod input;
 mod json;
@@ -28,6 +29,7 @@ mod workflow;
 use std::path::{Path, PathBuf};
 
 pub use self::{
+    error::ImportError,
     hosts::HostError,
     sink::{Note, NoteKind},
 };
@@ -155,7 +157,10 @@ pub fn import<'a>(
         let (documents, wrong) = yaml::documents(text);
         match wrong {
             Some((line, problem)) => {
-                let (line, problem) = json::wrong(text).unwrap_or((line, problem));
+                let (line, problem): (_, Problem) = match json::wrong(text) {
+                    Some((line, problem)) => (line, problem.into()),
+                    None => (line, problem.into()),
+                };
                 sink.report.add(Place::field(file, line, ""), problem);
             }
             // Lines of text, the first of which is no destination.
@@ -194,7 +199,7 @@ pub fn import<'a>(
     for (object, kind) in &sorted.others {
         if has_none {
             let kind = with_group(object, kind);
-            sink.wrong(object, Problem::UnknownKind(input::named(&kind)));
+            sink.wrong(object, ImportError::UnknownKind(input::named(&kind)));
         } else {
             let kind = with_group(object, kind);
             let text = format!("a {kind} is not imported");
@@ -204,7 +209,7 @@ pub fn import<'a>(
     if has_none && sorted.others.is_empty() && sink.report.is_empty() {
         let place = files.first().map_or(Path::new("stdin"), |(file, _)| file);
         sink.report
-            .add(Place::file(place), Problem::NothingToImport);
+            .add(Place::file(place), ImportError::NothingToImport);
     }
     sink.report.finish(Imported {
         policies: sink.drafts,
@@ -250,14 +255,14 @@ impl<'n> Sorted<'n> {
                 Some(kind) if wanted.is_none() => self.others.push((item.clone(), kind)),
                 Some(kind) => {
                     let kind = with_group(&item, kind);
-                    sink.wrong(&item, Problem::UnknownKind(input::named(&kind)));
+                    sink.wrong(&item, ImportError::UnknownKind(input::named(&kind)));
                 }
-                None => sink.wrong(&item, Problem::UnknownFormat),
+                None => sink.wrong(&item, ImportError::UnknownFormat),
             }
             return;
         };
         if let Some(wanted) = wanted.filter(|wanted| *wanted != found) {
-            let problem = Problem::OtherFormat {
+            let problem = ImportError::OtherFormat {
                 found: found.name(),
                 wanted: wanted.name(),
             };

@@ -5,7 +5,10 @@ use super::{
     sink::{Note, NoteKind, Sink},
 };
 use crate::{
-    document::{Operator, Requirement, Selector, selector::is_key, selector::is_value},
+    document::{
+        Operator, Requirement, Selector,
+        selector::{is_key, is_value},
+    },
     write::Draft,
 };
 

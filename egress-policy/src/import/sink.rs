@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::input::Item;
 use crate::{
-    read::{Place, Problem, Report},
+    read::{Place, Problem, ReadError, Report},
     vocabulary::lifeline,
     write::{Draft, Target},
 };
@@ -100,7 +100,7 @@ impl Sink {
         let found = at.value().kind();
         self.wrong(
             at,
-            Problem::Shape {
+            ReadError::Shape {
                 found,
                 wanted,
                 example,
@@ -111,7 +111,7 @@ impl Sink {
     /// Reports a text that is none of those that exist.
     pub(super) fn choice(&mut self, at: &Item<'_>, known: &'static str) {
         let found = super::input::named(&at.shown());
-        self.wrong(at, Problem::Choice { found, known });
+        self.wrong(at, ReadError::Choice { found, known });
     }
 
     /// The items of a field that is a list; none if it is not there.

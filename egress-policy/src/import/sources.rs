@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use crate::read::Problem;
+use super::error::ImportError;
 
 /// The line of a source that shows what it is, and the message.
-pub(super) fn problem(file: &Path, text: &str) -> Option<(usize, Problem)> {
+pub(super) fn problem(file: &Path, text: &str) -> Option<(usize, ImportError)> {
     let extension = file.extension().and_then(|extension| extension.to_str());
     let extension = extension.unwrap_or_default().to_ascii_lowercase();
     let first_of = |is_it: fn(&str) -> bool| {
@@ -26,15 +26,15 @@ pub(super) fn problem(file: &Path, text: &str) -> Option<(usize, Problem)> {
     first_of(is_helm).map(|line| (line, HELM))
 }
 
-const TERRAFORM: Problem = Problem::SourceOf {
+const TERRAFORM: ImportError = ImportError::SourceOf {
     what: "Terraform source",
     instead: "give what `terraform show -json` prints, of a plan or of the state",
 };
-const BICEP: Problem = Problem::SourceOf {
+const BICEP: ImportError = ImportError::SourceOf {
     what: "Bicep source",
     instead: "give what `az bicep build --stdout --file FILE` prints, with its parameters file",
 };
-const HELM: Problem = Problem::SourceOf {
+const HELM: ImportError = ImportError::SourceOf {
     what: "a Helm template",
     instead: "give what `helm template` prints",
 };

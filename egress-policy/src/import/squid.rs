@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     read::{Node, Value},
-    vocabulary::parse_port_range,
+    vocabulary::{parse_port_range, ports_text},
 };
 
 /// Other directives that decide what is reached.
@@ -281,10 +281,7 @@ impl<'n> Reader<'_, 'n> {
         rule: &mut Carried<'n>,
     ) -> bool {
         let is_second = if let Some(ports) = self.ports_of(name) {
-            rule.remark(format!(
-                "Only {} for the rules below.",
-                crate::ports_text(&ports)
-            ));
+            rule.remark(format!("Only {} for the rules below.", ports_text(&ports)));
             ceiling.ports.replace(ports).is_some()
         } else {
             let (kind, values) = self.acl(name);

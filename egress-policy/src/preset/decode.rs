@@ -3,14 +3,14 @@
 use std::path::Path;
 
 use super::{
-    error::PresetProblem,
+    error::PresetError,
     model::{Condition, Entry, Include, Origin, Preset, Source, Variable},
     template::{self, Values, fill},
     value::Kind,
 };
 use crate::{
     read::{FieldPath, Fields, Node, Place, Problem, Reader, Report, Value, yaml},
-    vocabulary::{Cidr, parse_name_pattern, parse_port_range, quoted},
+    vocabulary::{Cidr, RuleError, parse_name_pattern, parse_port_range, quoted},
 };
 
 /// Reads the preset of a text. `None` if something was reported.
@@ -29,7 +29,7 @@ pub(super) fn decode(
     let is_there = |document: &&Node| !matches!(document.value, Value::Null);
     let documents: Vec<&Node> = documents.iter().filter(is_there).collect();
     let [document] = documents.as_slice() else {
-        let problem = PresetProblem::Documents(documents.len());
+        let problem = PresetError::Documents(documents.len());
         report.add(Place::file(&file), problem);
         return None;
     };
@@ -84,8 +84,7 @@ impl Decoder<'_> {
             }
         }
         if self.reader.is_good() && entries.is_empty() && includes.is_empty() {
-            self.reader
-                .wrong(document.line, root, PresetProblem::Nothing);
+            self.reader.wrong(document.line, root, PresetError::Nothing);
         }
         self.reader.is_good().then(|| Preset {
             name: name.to_owned(),
@@ -142,7 +141,7 @@ impl Decoder<'_> {
         let service_tags = self.destinations(&fields, at("serviceTags"), &[], |_| Ok(()));
         if self.reader.is_good() && names.is_empty() && cidrs.is_empty() && service_tags.is_empty()
         {
-            self.reader.wrong(node.line, path, Problem::NoDestination);
+            self.reader.wrong(node.line, path, RuleError::NoDestination);
         }
         let ports = match fields.get("ports") {
             None => Vec::new(),
@@ -152,7 +151,8 @@ impl Decoder<'_> {
                     .reader
                     .items(node, at("ports"), example, parse_port_range);
                 if ports.is_empty() {
-                    self.reader.wrong(node.line, at("ports"), Problem::NoPorts);
+                    self.reader
+                        .wrong(node.line, at("ports"), RuleError::NoPorts);
                 }
                 ports.into_iter().map(|port| port.text).collect()
             }
@@ -265,7 +265,7 @@ impl Decoder<'_> {
         is_good
     }
 
-    fn placeholder_problem(&self, text: &str, whole: &[Kind]) -> Option<PresetProblem> {
+    fn placeholder_problem(&self, text: &str, whole: &[Kind]) -> Option<PresetError> {
         let names = match template::variables(text) {
             Ok(names) => names,
             Err(problem) => return Some(problem),
@@ -282,7 +282,7 @@ impl Decoder<'_> {
                 Kind::Cidrs => "it alone, under cidrs",
                 Kind::Bool => "when: { it: true }",
             };
-            Some(PresetProblem::Misplaced {
+            Some(PresetError::Misplaced {
                 text: quoted(text),
                 variable: name.to_owned(),
                 kind: variable.kind.name().to_owned(),
@@ -291,13 +291,13 @@ impl Decoder<'_> {
         })
     }
 
-    pub(super) fn unknown(&self, text: &str, name: &str, place: &'static str) -> PresetProblem {
+    pub(super) fn unknown(&self, text: &str, name: &str, place: &'static str) -> PresetError {
         let known: Vec<&str> = self
             .variables
             .iter()
             .map(|variable| variable.name.as_str())
             .collect();
-        PresetProblem::Placeholder {
+        PresetError::Placeholder {
             text: quoted(text),
             variable: quoted(name),
             place,
@@ -367,8 +367,8 @@ impl Decoder<'_> {
 }
 
 /// A preset's name from the path of its file below its folder, without the ending.
-pub(super) fn name_of(relative: &Path) -> Result<String, PresetProblem> {
-    let wrong = || PresetProblem::FileName(quoted(&relative.display().to_string()));
+pub(super) fn name_of(relative: &Path) -> Result<String, PresetError> {
+    let wrong = || PresetError::FileName(quoted(&relative.display().to_string()));
     let stem = relative.with_extension("");
     let mut parts = Vec::new();
     for part in &stem {

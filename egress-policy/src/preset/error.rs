@@ -5,7 +5,7 @@ use thiserror::Error;
 /// What is wrong. Every text ends with what would be right.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
-pub enum PresetProblem {
+pub enum PresetError {
     /// A preset that does not exist.
     #[error(
         "{name} is not a preset; {}`egress-agent preset list` shows all",

@@ -5,13 +5,13 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::{
-    error::PresetProblem,
+    error::PresetError,
     library::Presets,
     model::{Preset, Variable},
     template::{Values, fill_all},
 };
 use crate::{
-    read::{Place, PolicyErrors, Problem, Report, nearest},
+    read::{Place, PolicyErrors, Report, nearest},
     vocabulary::quoted,
 };
 
@@ -149,7 +149,7 @@ impl Presets {
         if run.left == 0 {
             let preset = name.to_owned();
             run.report
-                .add(site.preset(), PresetProblem::TooMany { preset, most: MOST });
+                .add(site.preset(), PresetError::TooMany { preset, most: MOST });
         }
         let expansion = Expansion {
             values: values.unwrap_or_default(),
@@ -257,7 +257,7 @@ impl Run<'_> {
                 .take(index)
                 .any(|before| before.name == value.name)
             {
-                Some(PresetProblem::Twice)
+                Some(PresetError::Twice)
             } else {
                 None
             };
@@ -275,7 +275,7 @@ impl Run<'_> {
                     && let Some(blocker) = variable.when.blocker(preset, &values)
                 {
                     is_good = false;
-                    let problem = PresetProblem::NoEffect {
+                    let problem = PresetError::NoEffect {
                         because: blocker.because,
                         instead: blocker.instead,
                     };
@@ -304,7 +304,7 @@ impl Run<'_> {
     ) -> Option<Vec<String>> {
         let Some(given) = given else {
             let Some(default) = &variable.default else {
-                let problem = PresetProblem::MissingVariable {
+                let problem = PresetError::MissingVariable {
                     preset: preset.name.clone(),
                     name: variable.name.clone(),
                     description: variable.description.clone(),
@@ -317,7 +317,7 @@ impl Run<'_> {
         };
         let place = || site.at(given.line, &given.name);
         if !variable.kind.is_list() && given.texts.len() != 1 {
-            let problem = PresetProblem::OneValue {
+            let problem = PresetError::OneValue {
                 count: given.texts.len(),
                 example: site.example(variable),
             };
@@ -325,7 +325,7 @@ impl Run<'_> {
             return None;
         }
         if given.texts.is_empty() && variable.default.is_none() {
-            let problem = PresetProblem::NoValue(variable.kind.example());
+            let problem = PresetError::NoValue(variable.kind.example());
             self.report.add(place(), problem);
             return None;
         }
@@ -341,13 +341,13 @@ impl Run<'_> {
 }
 
 /// What is wrong with a variable that does not exist.
-pub(super) fn unknown_variable(preset: &Preset, name: &str) -> PresetProblem {
+pub(super) fn unknown_variable(preset: &Preset, name: &str) -> PresetError {
     let known: Vec<&str> = preset
         .variables
         .iter()
         .map(|variable| variable.name.as_str())
         .collect();
-    PresetProblem::UnknownVariable {
+    PresetError::UnknownVariable {
         preset: preset.name.clone(),
         name: quoted(name),
         nearest: nearest(name, &known).map(str::to_owned),
@@ -356,11 +356,5 @@ pub(super) fn unknown_variable(preset: &Preset, name: &str) -> PresetProblem {
         } else {
             format!("its variables are {}", known.join(", "))
         },
-    }
-}
-
-impl From<PresetProblem> for Problem {
-    fn from(problem: PresetProblem) -> Self {
-        Self::Preset(Box::new(problem))
     }
 }

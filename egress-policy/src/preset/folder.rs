@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{decode::name_of, error::PresetProblem, library::Presets};
+use super::{decode::name_of, error::PresetError, library::Presets};
 use crate::read::{Place, PolicyErrors, Problem, Report, read_text, unreadable};
 
 /// Largest file of a preset.
@@ -24,10 +24,10 @@ impl Presets {
     pub fn with_folder(folder: &Path) -> Result<Self, PolicyErrors> {
         let mut report = Report::default();
         let files = match files_below(folder) {
-            Ok(Some(files)) if files.is_empty() => Err(PresetProblem::EmptyFolder.into()),
+            Ok(Some(files)) if files.is_empty() => Err(PresetError::EmptyFolder.into()),
             Ok(Some(files)) => Ok(files),
-            Ok(None) => Err(PresetProblem::LargeFolder(MAX_FILES).into()),
-            Err(error) => Err(unreadable(&error)),
+            Ok(None) => Err(PresetError::LargeFolder(MAX_FILES).into()),
+            Err(error) => Err(unreadable(&error).into()),
         };
         let files =
             files.map_err(|problem: Problem| PolicyErrors::one(Place::file(folder), problem))?;
@@ -43,7 +43,7 @@ impl Presets {
             };
             if let Some((_, other, _)) = texts.iter().find(|(known, _, _)| *known == name) {
                 let other = other.display().to_string();
-                report.add(Place::file(&file), PresetProblem::SameName { name, other });
+                report.add(Place::file(&file), PresetError::SameName { name, other });
                 continue;
             }
             let text = read_text(file, MAX_PRESET_BYTES, &mut report);

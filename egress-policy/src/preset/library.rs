@@ -9,7 +9,7 @@ use std::{
 use super::{
     decode::decode,
     embedded::EMBEDDED,
-    error::PresetProblem,
+    error::PresetError,
     expand::unknown_variable,
     model::{Include, Origin, Preset},
 };
@@ -90,7 +90,7 @@ impl Presets {
     /// What is wrong with a name that none of them has.
     #[must_use]
     pub fn unknown(&self, name: &str) -> Problem {
-        let problem = PresetProblem::Unknown {
+        let problem = PresetError::Unknown {
             name: quoted(name),
             nearest: self.nearest(name).map(str::to_owned),
         };
@@ -130,7 +130,7 @@ impl Presets {
             return None;
         }
         let way = [vec![preset.name.as_str()], way].concat().join(" > ");
-        Some(("preset".to_owned(), PresetProblem::Loop(way).into()))
+        Some(("preset".to_owned(), PresetError::Loop(way).into()))
     }
 
     /// The includes that lead from a preset to the one of this name. Looks into each preset once.

@@ -22,7 +22,7 @@ mod variables;
 #[cfg(test)]
 mod tests;
 
-pub use error::PresetProblem;
+pub use error::PresetError;
 pub use expand::{ExpandedRule, Expansion, Given, Site};
 pub(crate) use folder::files_below;
 pub use library::Presets;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::{
-    error::PresetProblem,
+    error::PresetError,
     model::{Condition, Preset},
 };
 use crate::vocabulary::quoted;
@@ -17,8 +17,8 @@ enum Part<'a> {
     Variable(&'a str),
 }
 
-fn parts(text: &str) -> Result<Vec<Part<'_>>, PresetProblem> {
-    let odd = || PresetProblem::Brackets(quoted(text));
+fn parts(text: &str) -> Result<Vec<Part<'_>>, PresetError> {
+    let odd = || PresetError::Brackets(quoted(text));
     let mut parts = Vec::new();
     let mut rest = text;
     while let Some((before, after)) = rest.split_once('<') {
@@ -38,7 +38,7 @@ fn parts(text: &str) -> Result<Vec<Part<'_>>, PresetProblem> {
 }
 
 /// The variables that a text names.
-pub(super) fn variables(text: &str) -> Result<Vec<&str>, PresetProblem> {
+pub(super) fn variables(text: &str) -> Result<Vec<&str>, PresetError> {
     let parts = parts(text)?;
     let names = parts.into_iter().filter_map(|part| match part {
         Part::Text(_) => None,

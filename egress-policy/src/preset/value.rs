@@ -2,7 +2,7 @@
 
 use serde::{Serialize, Serializer, ser::SerializeStruct as _};
 
-use super::error::PresetProblem;
+use super::error::PresetError;
 use crate::{
     read::Problem,
     vocabulary::{Cidr, parse_name_pattern, quoted},
@@ -103,7 +103,7 @@ impl Kind {
 }
 
 fn bad(text: &str, wanted: &'static str, hint: impl Into<String>) -> Problem {
-    PresetProblem::BadValue {
+    PresetError::BadValue {
         text: quoted(text),
         wanted,
         hint: hint.into(),

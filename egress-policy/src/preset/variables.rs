@@ -2,13 +2,13 @@
 
 use super::{
     decode::Decoder,
-    error::PresetProblem,
+    error::PresetError,
     model::{Condition, Variable},
     template::fill_all,
     value::Kind,
 };
 use crate::{
-    read::{FieldPath, Fields, Node, Problem, Value},
+    read::{FieldPath, Fields, Node, Problem, ReadError, Value},
     vocabulary::quoted,
 };
 
@@ -27,14 +27,14 @@ impl Decoder<'_> {
             let is_good = name.starts_with(|first: char| first.is_ascii_lowercase())
                 && name.bytes().all(|byte| byte.is_ascii_alphanumeric());
             if !is_good {
-                let problem = PresetProblem::VariableName(quoted(name));
+                let problem = PresetError::VariableName(quoted(name));
                 self.reader.wrong(key.line, path, problem);
                 continue;
             }
             if let Some(first) = self.variables.iter().find(|variable| variable.name == name) {
                 let first = first.line;
                 self.reader
-                    .wrong(key.line, path, Problem::DuplicateField { first });
+                    .wrong(key.line, path, ReadError::DuplicateField { first });
                 continue;
             }
             if let Some(variable) = self.variable(name, key.line, value, path) {
@@ -71,7 +71,7 @@ impl Decoder<'_> {
                     self.reader.wrong(
                         node.line,
                         at("default"),
-                        PresetProblem::OneValue { count, example },
+                        PresetError::OneValue { count, example },
                     );
                 }
                 for filled in fill_all(&texts, &self.examples).unwrap_or_default() {
@@ -110,7 +110,7 @@ impl Decoder<'_> {
                 self.reader.wrong(
                     kind.line,
                     at("type"),
-                    Problem::Choice {
+                    ReadError::Choice {
                         found: quoted(text),
                         known: "choice beside choices",
                     },
@@ -129,7 +129,7 @@ impl Decoder<'_> {
                 self.reader.wrong(
                     kind.line,
                     at("type"),
-                    Problem::Choice {
+                    ReadError::Choice {
                         found: quoted(text),
                         known: TYPES,
                     },
@@ -163,14 +163,14 @@ impl Decoder<'_> {
             let problem: Option<Problem> = if choices.is_empty() {
                 let kind = variable.kind.name();
                 Some(
-                    PresetProblem::Untestable {
+                    PresetError::Untestable {
                         name: name.to_owned(),
                         kind,
                     }
                     .into(),
                 )
             } else if wanted.is_empty() {
-                Some(PresetProblem::NoValue(choices.join(" or ")).into())
+                Some(PresetError::NoValue(choices.join(" or ")).into())
             } else {
                 wanted
                     .iter()

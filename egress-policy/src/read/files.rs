@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Place, PolicyErrors, Problem, Report, line_at};
+use super::{Place, PolicyErrors, ReadError, Report, line_at};
 
 /// Most bytes of all policy files together.
 pub const MAX_BYTES: u64 = 32 << 20;
@@ -51,7 +51,7 @@ pub(crate) fn read_text(
 ) -> Option<(PathBuf, String)> {
     let bytes = match read_bounded(&file, most) {
         Ok(Some(bytes)) => Ok(bytes),
-        Ok(None) => Err(Problem::TooLarge(most)),
+        Ok(None) => Err(ReadError::TooLarge(most)),
         Err(error) => Err(unreadable(&error)),
     };
     text_of(file, bytes, report)
@@ -60,7 +60,7 @@ pub(crate) fn read_text(
 /// The file with its text.
 pub(crate) fn text_of(
     file: PathBuf,
-    bytes: Result<Vec<u8>, Problem>,
+    bytes: Result<Vec<u8>, ReadError>,
     report: &mut Report,
 ) -> Option<(PathBuf, String)> {
     match bytes.map(String::from_utf8) {
@@ -70,9 +70,9 @@ pub(crate) fn text_of(
             let is_utf16 = bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff");
             let place = Place::field(&file, line_at(bytes, good), "");
             let problem = if is_utf16 {
-                Problem::Utf16
+                ReadError::Utf16
             } else {
-                Problem::NotText
+                ReadError::NotText
             };
             report.add(place, problem);
         }
@@ -92,10 +92,10 @@ pub(crate) struct Files {
 
 impl Files {
     /// The bytes of a file that was not read before.
-    pub(crate) fn read(&mut self, file: &Path) -> Result<Vec<u8>, Problem> {
+    pub(crate) fn read(&mut self, file: &Path) -> Result<Vec<u8>, ReadError> {
         let real = fs::canonicalize(file).map_err(|error| unreadable(&error))?;
         if let Some(first) = self.real.insert(real, file.to_owned()) {
-            return Err(Problem::SameFile(first.display().to_string()));
+            return Err(ReadError::SameFile(first.display().to_string()));
         }
         self.whole(|left| read_bounded(file, left))
     }
@@ -104,10 +104,10 @@ impl Files {
     pub(crate) fn whole(
         &mut self,
         read: impl FnOnce(u64) -> io::Result<Option<Vec<u8>>>,
-    ) -> Result<Vec<u8>, Problem> {
+    ) -> Result<Vec<u8>, ReadError> {
         let bytes = read(MAX_BYTES.saturating_sub(self.bytes))
             .map_err(|error| unreadable(&error))?
-            .ok_or(Problem::TooLarge(MAX_BYTES))?;
+            .ok_or(ReadError::TooLarge(MAX_BYTES))?;
         let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         self.bytes = self.bytes.saturating_add(length);
         Ok(bytes)
@@ -136,8 +136,8 @@ fn read_to_end(from: impl Read, most: u64) -> io::Result<Option<Vec<u8>>> {
 }
 
 /// The system's error without Rust's `(os error 2)`.
-pub(crate) fn unreadable(error: &io::Error) -> Problem {
+pub(crate) fn unreadable(error: &io::Error) -> ReadError {
     let text = error.to_string();
     let text = text.split(" (os error").next().unwrap_or(&text);
-    Problem::Unreadable(text.to_lowercase())
+    ReadError::Unreadable(text.to_lowercase())
 }

@@ -3,13 +3,15 @@
 mod error;
 mod files;
 mod reader;
+mod report;
 pub(crate) mod yaml;
 
-pub(crate) use error::Report;
-pub use error::{Meeting, Place, PolicyError, PolicyErrors, Problem};
+pub use error::ReadError;
 pub(crate) use files::{Files, read_bounded, read_text, text_of, unreadable};
 pub use files::{MAX_BYTES, load_text, read_texts};
 pub use reader::{FieldPath, Fields, Located, Reader, one_document};
 pub(crate) use reader::{is_text, nearest};
+pub(crate) use report::Report;
+pub use report::{Place, PolicyError, PolicyErrors, Problem};
 pub use yaml::Node;
-pub(crate) use yaml::{Value, Wrong, line_at};
+pub(crate) use yaml::{Value, line_at};

@@ -3,13 +3,11 @@
 use std::{collections::BTreeMap, fmt, path::Path};
 
 use super::{
-    error::{Place, PolicyErrors, Problem, Report},
+    error::ReadError,
+    report::{Place, PolicyErrors, Problem, Report},
     yaml::{self, Node, Value},
 };
-use crate::{
-    document::DESTINATIONS,
-    vocabulary::{quoted, shown},
-};
+use crate::vocabulary::{quoted, shown};
 
 /// A field path, built on the stack and printed only in messages.
 #[derive(Clone, Copy)]
@@ -67,7 +65,10 @@ pub fn one_document<T: Default>(
         (None, _) => {}
     }
     if let Some(second) = documents.next() {
-        report.add(Place::field(file, second.line, ""), Problem::SecondDocument);
+        report.add(
+            Place::field(file, second.line, ""),
+            ReadError::SecondDocument,
+        );
     }
     if let Some((line, problem)) = wrong {
         report.add(Place::field(file, line, ""), problem);
@@ -95,7 +96,7 @@ impl<'a> Reader<'a> {
             file,
             report,
             is_good: true,
-            destinations_left: DESTINATIONS,
+            destinations_left: usize::MAX,
         }
     }
 
@@ -214,12 +215,12 @@ impl<'a> Reader<'a> {
                 continue;
             };
             if name == "<<" {
-                self.wrong(line, path, Problem::MergeKey);
+                self.wrong(line, path, ReadError::MergeKey);
                 continue;
             }
             let path = FieldPath::Field(&path, name);
             let Some(field) = known.iter().find(|field| **field == name) else {
-                let problem = Problem::UnknownField {
+                let problem = ReadError::UnknownField {
                     name: quoted(name),
                     nearest: nearest(name, known),
                     known: known.join(", "),
@@ -242,7 +243,7 @@ impl<'a> Reader<'a> {
         path: FieldPath<'_>,
     ) {
         match lines.get(key) {
-            Some(first) => self.wrong(line, path, Problem::DuplicateField { first: *first }),
+            Some(first) => self.wrong(line, path, ReadError::DuplicateField { first: *first }),
             None => {
                 lines.insert(key, line);
             }
@@ -254,7 +255,7 @@ impl<'a> Reader<'a> {
         if let Value::Text(name) = &key.value {
             return Some(name);
         }
-        self.wrong(key.line, path, Problem::BadKey(key.value.kind()));
+        self.wrong(key.line, path, ReadError::BadKey(key.value.kind()));
         None
     }
 
@@ -287,7 +288,7 @@ impl<'a> Reader<'a> {
             return *value;
         }
         let found = quoted(text);
-        self.wrong(node.line, path, Problem::Choice { found, known });
+        self.wrong(node.line, path, ReadError::Choice { found, known });
         T::default()
     }
 
@@ -300,7 +301,7 @@ impl<'a> Reader<'a> {
             self.wrong(
                 node.line,
                 path,
-                Problem::Choice {
+                ReadError::Choice {
                     found,
                     known: wanted,
                 },
@@ -310,7 +311,7 @@ impl<'a> Reader<'a> {
 
     /// Reports a field that has to be there.
     pub(crate) fn missing(&mut self, parent: &Node, path: FieldPath<'_>, example: &'static str) {
-        self.wrong(parent.line, path, Problem::Missing(example));
+        self.wrong(parent.line, path, ReadError::Missing(example));
     }
 
     /// Reports a value of another shape.
@@ -322,7 +323,7 @@ impl<'a> Reader<'a> {
         example: &'static str,
     ) {
         let found = node.value.kind();
-        let problem = Problem::Shape {
+        let problem = ReadError::Shape {
             found,
             wanted,
             example,

@@ -11,7 +11,7 @@ use std::{borrow::Cow, cell::Cell, collections::HashMap};
 use saphyr_parser::{Event, Parser, ScalarStyle, Tag};
 
 use self::source::{MARKS_AHEAD, Source};
-use super::error::Problem;
+use super::error::ReadError;
 use crate::vocabulary::quoted;
 
 /// Most levels of lists and mappings.
@@ -62,7 +62,7 @@ impl Value {
 }
 
 /// What went wrong on a line.
-pub(crate) type Wrong = (usize, Problem);
+pub(crate) type Wrong = (usize, ReadError);
 
 /// The line, from 1, on which the byte at `position` stands.
 pub(crate) fn line_at(bytes: &[u8], position: usize) -> usize {
@@ -81,7 +81,7 @@ fn documents_of(text: &str, values: usize, marks_ahead: usize) -> (Vec<Node>, Op
     if let Some(position) = text.bytes().position(|byte| is_control(&byte)) {
         let line = line_at(text.as_bytes(), position);
         let byte = text.as_bytes().get(position).copied().unwrap_or_default();
-        return (Vec::new(), Some((line, Problem::Control(byte))));
+        return (Vec::new(), Some((line, ReadError::Control(byte))));
     }
     let mut builder = Builder {
         values_left: values,
@@ -93,7 +93,7 @@ fn documents_of(text: &str, values: usize, marks_ahead: usize) -> (Vec<Node>, Op
     for event in Parser::new(Source::new(text, &left)) {
         if left.replace(marks_ahead) == 0 {
             let line = event.map_or(last_line, |(_, span)| span.start.line());
-            let problem = Problem::FlowTooLong(marks_ahead);
+            let problem = ReadError::FlowTooLong(marks_ahead);
             return (builder.documents, Some((line.max(1), problem)));
         }
         let (event, span) = match event {
@@ -101,12 +101,12 @@ fn documents_of(text: &str, values: usize, marks_ahead: usize) -> (Vec<Node>, Op
             Err(error) => {
                 let line = error.marker().line().max(1);
                 let problem = if error.info().contains("unknown anchor") {
-                    Problem::YamlStar
+                    ReadError::YamlStar
                 } else if error.info().contains("recursion limit") {
                     // Its own limit, which it meets where it looks ahead.
-                    Problem::TooDeep(DEPTH)
+                    ReadError::TooDeep(DEPTH)
                 } else {
-                    Problem::Yaml(error.info().to_owned())
+                    ReadError::Yaml(error.info().to_owned())
                 };
                 return (builder.documents, Some((line, problem)));
             }
@@ -141,7 +141,7 @@ struct Builder {
 }
 
 impl Builder {
-    fn take(&mut self, event: Event<'_>, line: usize) -> Result<(), Problem> {
+    fn take(&mut self, event: Event<'_>, line: usize) -> Result<(), ReadError> {
         match event {
             Event::Scalar(text, style, anchor, tag) => {
                 refuse_tag(tag)?;
@@ -168,7 +168,7 @@ impl Builder {
                 let node = self
                     .anchors
                     .get(&anchor)
-                    .ok_or(Problem::AliasBomb(ALIAS_VALUES))?;
+                    .ok_or(ReadError::AliasBomb(ALIAS_VALUES))?;
                 self.repeated = repeat(self.repeated, node)?;
                 let node = node.clone();
                 self.put(node, 0)?;
@@ -179,15 +179,15 @@ impl Builder {
         Ok(())
     }
 
-    fn open(&mut self, line: usize, anchor: usize, kind: OpenKind) -> Result<(), Problem> {
+    fn open(&mut self, line: usize, anchor: usize, kind: OpenKind) -> Result<(), ReadError> {
         if self.open.len() >= DEPTH {
-            return Err(Problem::TooDeep(DEPTH));
+            return Err(ReadError::TooDeep(DEPTH));
         }
         self.open.push(Open { line, anchor, kind });
         Ok(())
     }
 
-    fn close(&mut self) -> Result<(), Problem> {
+    fn close(&mut self) -> Result<(), ReadError> {
         let Some(Open { line, anchor, kind }) = self.open.pop() else {
             return Ok(());
         };
@@ -198,11 +198,11 @@ impl Builder {
         self.put(Node { line, value }, anchor)
     }
 
-    fn put(&mut self, node: Node, anchor: usize) -> Result<(), Problem> {
+    fn put(&mut self, node: Node, anchor: usize) -> Result<(), ReadError> {
         self.values_left = self
             .values_left
             .checked_sub(1)
-            .ok_or(Problem::TooManyValues(VALUES))?;
+            .ok_or(ReadError::TooManyValues(VALUES))?;
         if anchor > 0 {
             // A copy: anchors within anchors would multiply what they hold.
             self.repeated = repeat(self.repeated, &node)?;
@@ -221,22 +221,22 @@ impl Builder {
 }
 
 /// What is repeated with this value too.
-fn repeat(repeated: usize, node: &Node) -> Result<usize, Problem> {
+fn repeat(repeated: usize, node: &Node) -> Result<usize, ReadError> {
     let repeated = repeated.saturating_add(weight(node));
     if repeated > ALIAS_VALUES {
-        return Err(Problem::AliasBomb(ALIAS_VALUES));
+        return Err(ReadError::AliasBomb(ALIAS_VALUES));
     }
     Ok(repeated)
 }
 
 /// Lets only those tags pass that say what a value is anyway.
-fn refuse_tag(tag: Option<Cow<'_, Tag>>) -> Result<(), Problem> {
+fn refuse_tag(tag: Option<Cow<'_, Tag>>) -> Result<(), ReadError> {
     match tag {
         Some(tag)
             if !(tag.is_yaml_core_schema()
                 && matches!(tag.suffix.as_str(), "str" | "seq" | "map")) =>
         {
-            Err(Problem::Tag(quoted(&tag.suffix)))
+            Err(ReadError::Tag(quoted(&tag.suffix)))
         }
         Some(_) | None => Ok(()),
     }
@@ -260,7 +260,7 @@ fn weight(node: &Node) -> usize {
 mod tests {
     use super::*;
 
-    fn problem(text: &str) -> (usize, Problem) {
+    fn problem(text: &str) -> (usize, ReadError) {
         documents(text).1.unwrap()
     }
 
@@ -289,7 +289,7 @@ mod tests {
     fn documents_before_an_error_are_kept() {
         let (documents, wrong) = documents("a: 1\n---\nb: [\n---\n");
         assert_eq!(documents.len(), 1);
-        assert!(matches!(wrong, Some((4, Problem::Yaml(_)))), "{wrong:?}");
+        assert!(matches!(wrong, Some((4, ReadError::Yaml(_)))), "{wrong:?}");
     }
 
     #[test]
@@ -303,8 +303,11 @@ mod tests {
             let items = vec![format!("*a{below}"); 10].join(", ");
             bomb.push_str(&format!("a{level}: &a{level} [{items}]\n"));
         }
-        assert_eq!(problem(&bomb).1, Problem::AliasBomb(ALIAS_VALUES));
-        assert_eq!(problem("a: &a [*a]\n").1, Problem::AliasBomb(ALIAS_VALUES));
+        assert_eq!(problem(&bomb).1, ReadError::AliasBomb(ALIAS_VALUES));
+        assert_eq!(
+            problem("a: &a [*a]\n").1,
+            ReadError::AliasBomb(ALIAS_VALUES)
+        );
     }
 
     #[test]
@@ -315,12 +318,12 @@ mod tests {
             let items = vec![format!("*a{below}"); 10].join(", ");
             bomb.push_str(&format!("a{level}: &a{level} {{ ? [{items}] : y }}\n"));
         }
-        assert_eq!(problem(&bomb).1, Problem::AliasBomb(ALIAS_VALUES));
+        assert_eq!(problem(&bomb).1, ReadError::AliasBomb(ALIAS_VALUES));
 
         let long = "x".repeat(100_000);
         let aliases = vec!["*a"; 1_000].join(", ");
         let bomb = format!("a: &a {long}\nb: [{aliases}]\n");
-        assert_eq!(problem(&bomb).1, Problem::AliasBomb(ALIAS_VALUES));
+        assert_eq!(problem(&bomb).1, ReadError::AliasBomb(ALIAS_VALUES));
     }
 
     #[test]
@@ -335,7 +338,7 @@ mod tests {
             open.collect::<String>(),
             close.collect::<String>()
         );
-        assert_eq!(problem(&text), (1, Problem::AliasBomb(ALIAS_VALUES)));
+        assert_eq!(problem(&text), (1, ReadError::AliasBomb(ALIAS_VALUES)));
         assert_eq!(documents(&format!("&a [{items}]\n")).1, None);
     }
 
@@ -344,7 +347,7 @@ mod tests {
         let text = "a: [x, y]\n";
         assert_eq!(documents_of(text, 5, MARKS_AHEAD).1, None);
         let wrong = documents_of(text, 4, MARKS_AHEAD).1;
-        assert_eq!(wrong, Some((2, Problem::TooManyValues(VALUES))));
+        assert_eq!(wrong, Some((2, ReadError::TooManyValues(VALUES))));
     }
 
     #[test]
@@ -352,7 +355,7 @@ mod tests {
         let lines = |lines: &[&str]| documents_of(&lines.join("\n"), VALUES, 6).1;
         assert_eq!(lines(&["- a", "- [d, e, f]", "- [h, i, j]"]), None);
         let wrong = lines(&["- a", "- [d,", "  e, f, g, h, i]"]);
-        assert_eq!(wrong, Some((2, Problem::FlowTooLong(6))));
+        assert_eq!(wrong, Some((2, ReadError::FlowTooLong(6))));
         assert_eq!(
             lines(&["a:", "- b", "- c", "- d", "- e", "- f", "- g"]),
             None
@@ -367,7 +370,7 @@ mod tests {
             ("# \u{1b}[31m\na: 1\n", 1, 0x1b),
             ("a: \u{7f}\n", 1, 0x7f),
         ] {
-            assert_eq!(problem(text), (line, Problem::Control(byte)), "{text:?}");
+            assert_eq!(problem(text), (line, ReadError::Control(byte)), "{text:?}");
         }
         assert_eq!(documents("a: b\t# \u{85}\r\n").1, None);
     }
@@ -382,7 +385,7 @@ mod tests {
         ] {
             assert_eq!(
                 problem(text).1,
-                Problem::Tag(format!("\"{tag}\"")),
+                ReadError::Tag(format!("\"{tag}\"")),
                 "{text}"
             );
         }
@@ -390,11 +393,11 @@ mod tests {
 
     #[test]
     fn depth_is_limited() {
-        assert_eq!(problem(&"[".repeat(33)).1, Problem::TooDeep(DEPTH));
-        assert_eq!(problem(&"- ".repeat(33)).1, Problem::TooDeep(DEPTH));
+        assert_eq!(problem(&"[".repeat(33)).1, ReadError::TooDeep(DEPTH));
+        assert_eq!(problem(&"- ".repeat(33)).1, ReadError::TooDeep(DEPTH));
         for many in ["[", "{", "{ a: ", "- "] {
             let problem = problem(&many.repeat(10_000)).1;
-            assert_eq!(problem, Problem::TooDeep(DEPTH), "{many}");
+            assert_eq!(problem, ReadError::TooDeep(DEPTH), "{many}");
         }
         // The parser has a limit of its own, for it reads ahead.
         for text in ["[", "{a: ", "- ", "? "] {

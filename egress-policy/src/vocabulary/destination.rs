@@ -9,8 +9,10 @@ use egress_common::{
 };
 use thiserror::Error;
 
-use super::{address_from, address_text, port_range_text, quoted};
-use super::{name::parse_name_pattern, ports::parse_port_range};
+use super::{
+    address_from, address_text, name::parse_name_pattern, port_range_text, ports::parse_port_range,
+    quoted,
+};
 
 /// What is asked for when no port is given.
 const DEFAULT_PORT: u16 = 443;

@@ -8,8 +8,7 @@ use std::{
 use egress_common::policy::{EntryKind, PortRange, protocol};
 use serde::{Serialize, Serializer};
 
-use super::cidr::Cidr;
-use super::port_range_text;
+use super::{cidr::Cidr, port_range_text};
 
 /// What rule sources call the policy of lifeline rules.
 pub(crate) const POLICY: &str = "lifeline";

@@ -8,6 +8,7 @@ pub(crate) mod name;
 mod port_set;
 pub(crate) mod ports;
 mod quoting;
+mod rule;
 mod ttl;
 
 pub use address::{address_from, address_text};
@@ -22,5 +23,6 @@ pub use ports::{
 };
 pub use quoting::printable;
 pub(crate) use quoting::{quoted, shown};
+pub use rule::RuleError;
 pub(crate) use ttl::MAX_GRACE_S;
 pub use ttl::{MAX_TTL_S, Ttl, TtlError, parse_duration_s};

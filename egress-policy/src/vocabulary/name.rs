@@ -12,8 +12,7 @@ use std::{fmt, net::IpAddr};
 use egress_common::name::{LABEL_BYTES, NAME_TEXT_BYTES, is_matchable};
 use thiserror::Error;
 
-use super::cidr::Cidr;
-use super::{quoted, shown};
+use super::{cidr::Cidr, quoted, shown};
 
 /// A name pattern.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

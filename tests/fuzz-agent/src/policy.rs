@@ -7,6 +7,7 @@
 mod text;
 
 use std::{
+    error::Error,
     fs,
     path::{Path, PathBuf},
     time::Duration,
@@ -14,8 +15,9 @@ use std::{
 
 use anyhow::Context as _;
 use egress_agent::policy::{
-    Catalog, Lifeline, PolicyErrors, PolicySet, Problem, ServiceTags, compile, load,
-    parse_name_pattern,
+    Catalog, CidrError, CompileError, DocumentError, Lifeline, NameError, PolicyErrors, PolicySet,
+    PortsError, PresetError, Problem, ReadError, ServiceTagError, ServiceTags, TtlError, compile,
+    load, parse_name_pattern,
 };
 use egress_common::verdict::Mode;
 use nix::time::{ClockId, clock_gettime};
@@ -81,7 +83,12 @@ fn cpu_time() -> Duration {
 /// Checks that every error has its file, and its line unless it is about the file as a whole.
 fn tells_its_line(errors: &PolicyErrors, file: &Path, lines: usize) -> Result<(), Finding> {
     for error in errors.errors() {
-        let is_of_file = matches!(error.problem, Problem::EmptyFile(_) | Problem::TooLarge(_));
+        let is_empty = matches!(
+            error.problem.downcast_ref(),
+            Some(DocumentError::EmptyFile(_))
+        );
+        let is_large = matches!(error.problem.downcast_ref(), Some(ReadError::TooLarge(_)));
+        let is_of_file = is_empty || is_large;
         let is_told = match error.place.line {
             Some(line) => (1..=lines + 1).contains(&line),
             None => is_of_file,
@@ -102,21 +109,32 @@ fn class_of(errors: &PolicyErrors) -> usize {
     let Some(error) = errors.errors().first() else {
         return 7;
     };
-    match &error.problem {
-        Problem::NotText | Problem::Utf16 | Problem::Control(_) => 2,
-        Problem::Yaml(_) | Problem::YamlStar => 3,
-        Problem::TooDeep(_) | Problem::AliasBomb(_) | Problem::TooManyValues(_) => 4,
-        Problem::EmptyFile(_) => 7,
-        Problem::Name(_)
-        | Problem::Cidr(_)
-        | Problem::Ports(_)
-        | Problem::Ttl(_)
-        | Problem::Choice { .. }
-        | Problem::ServiceTag(_)
-        | Problem::Preset(_)
-        | Problem::BadPolicyName(_) => 6,
-        _ => 5,
+    let problem = &error.problem;
+    match problem.downcast_ref() {
+        Some(ReadError::NotText | ReadError::Utf16 | ReadError::Control(_)) => return 2,
+        Some(ReadError::Yaml(_) | ReadError::YamlStar) => return 3,
+        Some(ReadError::TooDeep(_) | ReadError::AliasBomb(_) | ReadError::TooManyValues(_)) => {
+            return 4;
+        }
+        Some(ReadError::Choice { .. }) => return 6,
+        _ => {}
     }
+    match problem.downcast_ref() {
+        Some(DocumentError::EmptyFile(_)) => return 7,
+        Some(DocumentError::BadPolicyName(_)) => return 6,
+        _ => {}
+    }
+    let is_of_value = is::<NameError>(problem)
+        || is::<CidrError>(problem)
+        || is::<PortsError>(problem)
+        || is::<TtlError>(problem)
+        || is::<ServiceTagError>(problem)
+        || is::<PresetError>(problem);
+    if is_of_value { 6 } else { 5 }
+}
+
+fn is<E: Error + 'static>(problem: &Problem) -> bool {
+    problem.downcast_ref::<E>().is_some()
 }
 
 /// Checks that an accepted policy compiles, and that the compiled one has its names.
@@ -154,10 +172,12 @@ fn compiles(
             tells_its_line(&errors, file, lines)?;
             let is_known = errors.errors().iter().all(|error| {
                 matches!(
-                    error.problem,
-                    Problem::NameFull { .. }
-                        | Problem::LabelsFull { .. }
-                        | Problem::CidrFull { .. }
+                    error.problem.downcast_ref(),
+                    Some(
+                        CompileError::NameFull { .. }
+                            | CompileError::LabelsFull { .. }
+                            | CompileError::CidrFull { .. }
+                    )
                 )
             });
             if !is_known {

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use super::super::{
-    input::Item,
-    rule::Carried,
-    sink::{Note, NoteKind, Sink},
-};
 use super::{
+    super::{
+        input::Item,
+        rule::Carried,
+        sink::{Note, NoteKind, Sink},
+    },
     expression::inside,
     last_part,
     rules::{self, Context, Kind},

@@ -3,8 +3,8 @@
 mod ports;
 
 use self::ports::port_rule;
-use super::ImportSubject;
 use super::{
+    ImportSubject,
     addresses::{all_v6, parse_network, without},
     input::{Item, named, some_of},
     rule::{Carried, ICMP},
