@@ -47,7 +47,7 @@ pub struct Config {
     pub generation: u32,
     /// From this point on, nanoseconds of the clock since boot, `enforce` reads as `audit`; 0 for never.
     pub enforce_until_ns: u64,
-    /// Number of the node's own network namespace (see [`Holder`](crate::learned::Holder)); 0 while it is not known.
+    /// Number of the node's own network namespace (see [`holder_word`]); 0 while it is not known.
     pub node_netns: u32,
     /// Padding, always zero.
     pub _pad: u32,

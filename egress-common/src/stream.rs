@@ -25,7 +25,7 @@ pub struct Framer {
     pub length: u32,
     /// Bytes still to be passed over.
     pub skip: u32,
-    /// The first byte of a length whose second one is still to come, with [`HALF`].
+    /// The first byte of a length whose second one is still to come, with `HALF`.
     pub half: u32,
 }
 
