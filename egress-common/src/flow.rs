@@ -250,6 +250,61 @@ pub struct SocketState {
 }
 const _: () = assert!(size_of::<SocketState>() == 64 && align_of::<SocketState>() == 8);
 
+/// Value of `SEEN`: what a UDP socket with a peer was allowed by its first packet. Most such sockets send no other, or ask
+/// a resolver, and memory of their own would cost them more than everything else: the second packet makes it.
+///
+/// The socket is named by its cookie, which the kernel gives once since boot, and the flow by [`words_of`] in full, so that
+/// it grants what the socket's own memory would grant, and ends when that would. Read and written under the lock. Sockets
+/// share places: one that comes later takes that of one long before, whose next packet is then decided again.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct SeenSocket {
+    /// Cookie of the socket; 0 for none.
+    pub cookie: u64,
+    /// As [`SocketState::words`], all of one version.
+    pub words: Words,
+    /// Guards everything else.
+    pub lock: bpf_spin_lock,
+    /// As [`SocketState::stamp`].
+    pub stamp: u16,
+    /// Padding, always zero.
+    pub _pad: u16,
+}
+const _: () = assert!(size_of::<SeenSocket>() == 56 && align_of::<SeenSocket>() == 8);
+
+impl SeenSocket {
+    /// The version of its words, which the lock keeps together.
+    pub const VERSION: u16 = 1;
+
+    /// The place of a socket. Cookies count up, on each CPU in batches, so that neighbours have places of their own.
+    #[inline(always)]
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "the mask leaves 14 bits")]
+    pub const fn place(cookie: u64) -> u32 {
+        cookie as u32 & (SEEN_SOCKETS - 1)
+    }
+}
+
+/// Places of `SEEN`, a power of two.
+pub const SEEN_SOCKETS: u32 = 16_384;
+const _: () = assert!(SEEN_SOCKETS.is_power_of_two());
+
+/// Value of `CALLED`: for each of 64 local UDP ports, whether a socket at it was ever called by a remote that it had not
+/// asked. Where none was, no reply can leave, and sockets with a peer need not look into `FLOWS`. Bytes, not bits: each is
+/// stored whole, before the flow. Never taken away: who is called at many ports makes first packets from them as slow as
+/// they would be without.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CalledPorts(pub [u8; 64]);
+
+impl CalledPorts {
+    /// All of them may have been called: what is said where nobody knows.
+    pub const ALL: Self = Self([1; 64]);
+}
+
+/// Places of `CALLED`.
+pub const CALLED_PLACES: u32 = 1 << 10;
+
 /// A flow that a name rule allowed keeps its address open for new flows this long after its last stamp.
 pub const LIVE_FLOW_NS: u64 = 180 * 1_000_000_000;
 

@@ -14,6 +14,8 @@
 //! | `SCOPES` | agent, before it binds a scope; kernel, counts | DNS |
 //! | `HOLDS`, `HELD` | kernel | denied first packets |
 //! | `SOCKETS`, `FLOWS` | kernel | every packet |
+//! | `SEEN` | kernel | second packets |
+//! | `CALLED` | kernel; agent, once, beside older `FLOWS` | first packets |
 //! | `ASKED` | kernel, at `connect()` and `sendto()` | first packets, DNS |
 //! | `COUNTERS`, `TALLIES`, `RULE_COUNTERS` | kernel, atomic adds | agent |
 //! | `EVENTS`, `DNS_COPIES` | kernel | agent |
@@ -439,7 +441,9 @@ pub const MAP_NAMES: &[&str] = &[
     "HOLDS",
     "HELD",
     "SOCKETS",
+    "SEEN",
     "FLOWS",
+    "CALLED",
     "COUNTERS",
     "TALLIES",
     "RULE_COUNTERS",
@@ -463,7 +467,9 @@ pub const KERNEL_MAPS: &[&str] = &[
     "HOLDS",
     "HELD",
     "SOCKETS",
+    "SEEN",
     "FLOWS",
+    "CALLED",
     "COUNTERS",
     "TALLIES",
     "RULE_COUNTERS",
@@ -483,7 +489,7 @@ mod user {
     use crate::{
         asked::AskedOf,
         event::EventBudget,
-        flow::{FlowBucket, SocketState},
+        flow::{CalledPorts, FlowBucket, SeenSocket, SocketState},
         learned::{Learned, LearnedKey},
         policy::{CidrRules, NameEntry, RuleKey, Workload},
         query::{QueryBucket, ResolverKey, ResolverPorts},
@@ -516,6 +522,8 @@ mod user {
         EventBudget,
         FlowBucket,
         SocketState,
+        SeenSocket,
+        CalledPorts,
         Learned,
         LearnedKey,
         CidrRules,

@@ -382,6 +382,26 @@ impl Payload {
         (self.at as u64) << 32 | self.bytes as u64
     }
 
+    /// Finds the payload of a plain UDP packet ([`Header::of_plain`]), as the parser would; `None` leaves it to that.
+    #[inline(always)]
+    #[must_use]
+    pub fn of_plain(bytes: &impl PlainBytes) -> Option<Self> {
+        let header = Header::of_plain(bytes)?;
+        if header.proto() != protocol::UDP {
+            return None;
+        }
+        let (at, end) = if header.is_v4() {
+            (28, u32::from(u16::from_be(bytes.half(2))))
+        } else {
+            let length = u32::from(u16::from_be(bytes.half(4)));
+            (48, length.wrapping_add(40))
+        };
+        Some(Self {
+            at,
+            bytes: end.wrapping_sub(at),
+        })
+    }
+
     /// Undoes [`Payload::pack`].
     #[inline(always)]
     #[must_use]
@@ -842,6 +862,11 @@ mod tests {
             if let Some(header) = Header::of_plain(&bytes.as_slice()) {
                 let packet = crate::packet::parse(bytes.as_slice());
                 prop_assert_eq!(packet.as_ref().map(Header::new), Ok(header));
+                if let (Some(payload), Ok(packet)) = (Payload::of_plain(&bytes.as_slice()), packet)
+                {
+                    prop_assert_eq!(payload.at, packet.payload_at);
+                    prop_assert_eq!(payload.bytes, packet.payload_bytes());
+                }
                 let seen = &plain[usize::from(header.is_v4())];
                 seen.set(seen.get() + 1);
             }
@@ -859,6 +884,8 @@ mod tests {
         bytes[9] = 17;
         let is_plain = |bytes: &[u8]| Header::of_plain(&bytes).is_some();
         assert!(is_plain(&bytes));
+        let payload = Payload { at: 28, bytes: 32 };
+        assert_eq!(Payload::of_plain(&&bytes[..]), Some(payload));
         bytes[9] = 6;
         assert!(!is_plain(&bytes), "a TCP header of no bytes");
         bytes[32] = 0x50;

@@ -59,7 +59,7 @@ pub struct ResolverPorts {
     pub filter: u64,
     /// The ports of the trusted resolvers, host byte order; unused places repeat the first one.
     pub ports: [u16; LISTED_PORTS],
-    /// [`OTHER_PORTS`], [`INSIDE_PORTS`].
+    /// [`OTHER_PORTS`], [`INSIDE_PORTS`], [`UNBALANCED`].
     pub flags: u16,
     /// Ports at which the kernel met a trusted resolver that is behind another address; 0 for none. The last one says
     /// with [`OTHER_PORTS`] that there were more.
@@ -81,6 +81,11 @@ pub const FOUND_PORTS: usize = 4;
 pub const OTHER_PORTS: u16 = 1;
 /// A resolver on loopback is asked at any port of its address.
 pub const INSIDE_PORTS: u16 = 2;
+/// Nobody else has loaded a program that changes the address of a call since these maps were made: nothing is noted of
+/// whom sockets connect to, and no resolver is behind another address. The agent sets it with the maps alone, and takes it away
+/// for good when it meets such a program: what was asked meanwhile is not known, so that it never comes back. Without an
+/// agent nobody takes it away: queries through a balancer that comes then teach nothing.
+pub const UNBALANCED: u16 = 4;
 
 impl ResolverPorts {
     /// The ports to look for with these resolvers.

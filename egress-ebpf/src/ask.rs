@@ -27,12 +27,13 @@ use crate::{
     netns,
     query::is_enforced,
     record,
-    resolver::{is_looked_at, is_trusted, may_be_at, note_port},
+    resolver::{is_looked_at, is_trusted, may_be_at, may_be_behind, note_port},
     skb::{Header, ReadSocket as _, Socket, full_socket, peer_words},
     workload,
 };
 
-/// Notes a datagram to an IPv4 address. One without a name is told as one to port 0, which no process can give
+/// Notes a datagram to an IPv4 address, also where no resolver can be behind another address yet: it may wait in its socket
+/// (`MSG_MORE`) until one can. One without a name is told as one to port 0, which no process can give
 /// (`udp_sendmsg`, net/ipv4/udp.c): it goes to the peer.
 #[inline(always)]
 pub fn ask_send4(ctx: &SockAddrContext) -> Verdict {
@@ -40,7 +41,9 @@ pub fn ask_send4(ctx: &SockAddrContext) -> Verdict {
     if unsafe { (*ctx.sock_addr).user_port } == 0 {
         return Verdict::Allow;
     }
-    ask4(ctx)
+    // SAFETY: as above.
+    let v4 = unsafe { (*ctx.sock_addr).user_ip4 };
+    ask(ctx, v4_words(v4))
 }
 
 /// The same of an IPv6 address.
@@ -50,20 +53,27 @@ pub fn ask_send6(ctx: &SockAddrContext) -> Verdict {
     if unsafe { (*ctx.sock_addr).user_port } == 0 {
         return Verdict::Allow;
     }
-    ask6(ctx)
+    ask(ctx, v6_words(ctx))
 }
 
-/// Notes a call to an IPv4 address.
+/// Notes a `connect()` to an IPv4 address, where a resolver may be behind another. Elsewhere the peer itself tells that the
+/// socket asked before.
 #[inline(always)]
 pub fn ask4(ctx: &SockAddrContext) -> Verdict {
+    if !may_be_behind() {
+        return Verdict::Allow;
+    }
     // SAFETY: the context is valid while the program runs.
     let v4 = unsafe { (*ctx.sock_addr).user_ip4 };
     ask(ctx, v4_words(v4))
 }
 
-/// Notes a call to an IPv6 address, which may be an IPv4 one.
+/// Notes a `connect()` to an IPv6 address, which may be an IPv4 one.
 #[inline(always)]
 pub fn ask6(ctx: &SockAddrContext) -> Verdict {
+    if !may_be_behind() {
+        return Verdict::Allow;
+    }
     ask(ctx, v6_words(ctx))
 }
 
@@ -139,6 +149,9 @@ fn without_memory() -> Verdict {
 /// The trusted resolver that a socket asks for, if it asks for such alone.
 #[inline(always)]
 pub fn resolver_of(sk: *mut bpf_sock) -> Option<(AddressWords, u16)> {
+    if !may_be_behind() {
+        return None;
+    }
     let asked = ASKED.get(sk)?;
     // SAFETY: the storage lives as long as the socket; half a write is an address that is trusted or is not.
     let (state, resolver, port) = unsafe { ((*asked).state, (*asked).resolver, (*asked).port) };
@@ -163,10 +176,18 @@ fn of_sender(raw: *mut __sk_buff) -> Option<(AddressWords, u16, *mut bpf_sock)> 
 }
 
 /// Notes the port to which a packet goes, if its socket asks for a trusted resolver that is behind another address: packets
-/// to it, and from it, are then looked at. Verified once for itself.
+/// to it, and from it, are then looked at.
+#[inline(always)]
+pub fn note_resolver_behind(raw: *mut __sk_buff, header: u64) {
+    if may_be_behind() {
+        note_port_behind(raw, header);
+    }
+}
+
+/// [`note_resolver_behind`] where there may be one. Verified once for itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn note_resolver_behind(raw: *mut __sk_buff, header: u64) -> u32 {
+pub extern "C" fn note_port_behind(raw: *mut __sk_buff, header: u64) -> u32 {
     let header = Header::unpack(header);
     let is_asking = header.proto() == protocol::UDP || header.proto() == protocol::TCP;
     if !is_asking || header.is_later_fragment() || is_looked_at(header.dport()) {
@@ -214,6 +235,9 @@ pub fn judge_behind(
     binding: &Binding,
     decision: u64,
 ) -> u64 {
+    if !may_be_behind() {
+        return decision;
+    }
     let [first, second] = destination;
     let asked = resolver_port_behind(raw, first, second, facts.pack(), decision);
     if asked == 0 {

@@ -22,7 +22,7 @@ use crate::{
     fast, hello,
     learn::keep_open,
     lookup::{has_rule, judge_flow, reported},
-    netns, query, record,
+    netns, query, record, seen,
     skb::{
         FindPayload as _, Header, Payload, ReadHeader as _, ReadSocket as _, Skb, Socket,
         full_socket, is_on_loopback, loaded_destination,
@@ -71,6 +71,10 @@ impl Ask for Sent<'_> {
 
     #[inline(always)]
     fn recall(&self) -> Recalled {
+        // With a peer its own memory is asked before; here it only counts whether it answers.
+        if self.socket.peer_port != 0 && !udp::may_be_called(self.header.sport()) {
+            return Recalled::NOTHING;
+        }
         udp::recall(
             self.skb.raw,
             self.header,
@@ -162,6 +166,7 @@ fn judge_packet(ctx: &SkBuffContext, config: &Config, sent: &Sent<'_>) -> i32 {
     };
     let known = match state {
         Some(state) => state.known(destination, header, config.generation),
+        None if seen::is_for(&socket, header) => seen::known(skb.raw, destination, header),
         None => Known::NOTHING,
     };
     let step = classify(&socket, &known, header, is_on_loopback, workload, sent);
@@ -192,7 +197,9 @@ fn judge_packet(ctx: &SkBuffContext, config: &Config, sent: &Sent<'_>) -> i32 {
     let packed = hello::follow(skb.raw, header, &binding, packed);
     let decision = Decision::unpack(packed, &binding);
     if is_lasting && decision.is_remembered() {
-        if has_memory(&socket, header) {
+        if seen::is_for(&socket, header) {
+            seen::note(skb.raw, destination, header, decision.rule);
+        } else if has_memory(&socket, header) {
             match State::get_or_create(sent.sk) {
                 Some(state) => state.remember(destination, header, decision.rule),
                 // The flow is decided again with its next packet.

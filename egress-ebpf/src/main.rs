@@ -61,6 +61,7 @@ mod query;
 mod record;
 mod resolver;
 mod scratch;
+mod seen;
 mod skb;
 mod source;
 mod state;

@@ -12,7 +12,7 @@ use egress_common::{
     address::Address,
     asked::AskedOf,
     event::{EVENT_BUDGETS_CAPACITY, EventBudget, Process, VerdictEvent},
-    flow::{FlowBucket, SocketState},
+    flow::{CALLED_PLACES, CalledPorts, FlowBucket, SEEN_SOCKETS, SeenSocket, SocketState},
     hello::Hello,
     learned::{Learned, LearnedKey},
     maps::{
@@ -100,6 +100,14 @@ pub static HELD: Array<u64, 2> = Array::new();
 /// reply whose flow was given up is denied with a reason of its own.
 #[btf_map]
 pub static FLOWS: Array<FlowBucket, { FLOW_BUCKETS as usize }> = Array::new();
+
+/// UDP sockets that sent one packet, by cookie. Each place has a lock.
+#[btf_map]
+pub static SEEN: Array<SeenSocket, { SEEN_SOCKETS as usize }> = Array::new();
+
+/// Local UDP ports that were called.
+#[btf_map]
+pub static CALLED: Array<CalledPorts, { CALLED_PLACES as usize }> = Array::new();
 
 /// Who made a socket, by its cookie, where the agent wants that; else nobody writes it. Grants nothing.
 #[btf_map]

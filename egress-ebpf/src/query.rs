@@ -117,14 +117,15 @@ pub extern "C" fn query_leaves(
     // DNS over TCP of forwarded senders is not learned; nor is what a raw socket asks: nobody can tell its answer from
     // others.
     if unpacked.proto() == protocol::UDP
-        && (verdict == PASSES || !is_enforced(workload))
+        && (verdict == PASSES || drops_refused(raw, is_frame) == 0)
         && (is_frame != 0 || is_cooked(raw))
     {
         let Payload { at, bytes } = Payload::unpack(payload);
         let begin = base.wrapping_add(at).wrapping_add(HEADER_BYTES);
         let question = question_of(raw, begin, bytes.wrapping_sub(HEADER_BYTES));
         let asked = u64::from(asked.pack() | is_frame << IS_FRAME) | u64::from(at) << 32;
-        note_datagram(raw, base, header, asked, question);
+        let place = u64::from(workload.current.scope_id) << 32 | u64::from(base);
+        note_datagram(raw, place, header, asked, question);
     }
     verdict
 }
@@ -286,25 +287,32 @@ pub fn is_enforced(workload: &Workload) -> bool {
         .is_none_or(|config| matches!(workload::binding(config, workload).mode(), Mode::Enforce))
 }
 
-/// Notes the query in a datagram; `asked` is packed, with [`IS_FRAME`] and where the message begins (upper half).
-/// Verified once for itself.
+/// [`is_enforced`] for the workload of a packet, in a stack frame of its own. Verified once for itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn drops_refused(raw: *mut __sk_buff, is_frame: u32) -> u32 {
+    workload_of(raw, is_frame).map_or(1, |workload| u32::from(is_enforced(workload)))
+}
+
+/// Notes the query in a datagram; `place` is where its headers begin, and its scope (upper half); `asked` is packed, with
+/// [`IS_FRAME`] and where the message begins (upper half). Verified once for itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn note_datagram(
     raw: *mut __sk_buff,
-    base: u32,
+    place: u64,
     header: u64,
     asked: u64,
     question: u64,
 ) -> u32 {
     let is_frame = asked as u32 >> IS_FRAME;
-    let skb = Skb { raw, base };
+    let skb = Skb {
+        raw,
+        base: place as u32,
+    };
     let head = skb.load::<12>((asked >> 32) as u32).unwrap_or_default();
     let asked = Asked::unpack(asked as u32 & !(1 << IS_FRAME));
     let header = Header::unpack(header);
-    let Some(workload) = workload_of(raw, is_frame) else {
-        return 0;
-    };
     if question == 0 || !is_query_header(&head) {
         record::tally(Tally::QueryUnreadable);
         return 0;
@@ -322,7 +330,7 @@ pub extern "C" fn note_datagram(
         cookie,
         resolver: asked.words(&skb, header),
         ports: query_ports(asked.port(), header.sport(), [high, low], header.proto()),
-        scope_id: workload.current.scope_id,
+        scope_id: (place >> 32) as u32,
         _pad: 0,
     });
     0

@@ -1,7 +1,7 @@
 //! Who is a trusted resolver: an address and a port.
 
 use aya_ebpf::bindings::__sk_buff;
-use egress_common::query::{INSIDE_PORTS, OTHER_PORTS, ResolverKey, ResolverPorts};
+use egress_common::query::{INSIDE_PORTS, OTHER_PORTS, ResolverKey, ResolverPorts, UNBALANCED};
 
 use crate::{
     ask::{is_led, resolver_of},
@@ -88,6 +88,14 @@ pub fn may_be_inside() -> bool {
     RESOLVER_PORTS
         .get(0)
         .is_some_and(|listed| listed.flags & INSIDE_PORTS != 0)
+}
+
+/// Whether a resolver may be behind another address: programs of somebody else may change the address of a call.
+#[inline(always)]
+pub fn may_be_behind() -> bool {
+    RESOLVER_PORTS
+        .get(0)
+        .is_none_or(|listed| listed.flags & UNBALANCED == 0)
 }
 
 /// Whether an address and port are a trusted resolver's.

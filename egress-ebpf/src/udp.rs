@@ -19,7 +19,7 @@ use egress_common::{
 
 use crate::{
     ask::resolver_of,
-    maps::FLOWS,
+    maps::{CALLED, FLOWS},
     netns, record,
     resolver::{is_trusted, may_be_at},
     skb::{Header, ReadHeader as _, Skb, Socket, full_socket},
@@ -173,6 +173,23 @@ pub fn find(generation: u32, key: &FlowKey, idle_ns: u64) -> Recalled {
     Recalled::new(RecalledAs::Unstamped, facts.rule)
 }
 
+/// Whether a socket at a local port may have been called by a remote that it had not asked.
+#[inline(always)]
+pub fn may_be_called(port: u16) -> bool {
+    called(port).is_none_or(|byte| {
+        // SAFETY: a byte of a map value.
+        unsafe { byte.read_volatile() != 0 }
+    })
+}
+
+#[inline(always)]
+fn called(port: u16) -> Option<*mut u8> {
+    let ports = CALLED.get_ptr_mut(u32::from(port >> 6))?;
+    let at = record::opaque(u32::from(port)) as usize & 63;
+    // SAFETY: the mask leaves an index of the array.
+    Some(unsafe { ports.cast::<u8>().add(at) })
+}
+
 /// What is known of the flow of a packet that leaves.
 #[inline(always)]
 pub fn recall(raw: *mut __sk_buff, header: Header, identity: u32, netns: u32) -> Recalled {
@@ -276,6 +293,14 @@ pub fn store_remote(generation: u32, key: &FlowKey, idle_ns: u64) -> bool {
         stamp: 0,
         started_by: STARTED_BY_REMOTE,
     };
+    // Before the flow: who could find that looks for it.
+    if key.by_interface == 0
+        && !may_be_called(key.local_port)
+        && let Some(byte) = called(key.local_port)
+    {
+        // SAFETY: a byte of a map value.
+        unsafe { byte.write_volatile(1) };
+    }
     store(key, &facts) == STARTED_BY_REMOTE
 }
 

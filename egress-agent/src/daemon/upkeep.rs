@@ -81,6 +81,12 @@ fn upkeep(shared: &Shared, mut seen: Seen, tick: u64) -> Seen {
             );
         }
     }
+    if let Err(error) = shared.datapath().look_for_balancers() {
+        warn!(
+            error = format!("{:#}", anyhow::Error::new(error)),
+            "cannot tell whether programs of others change the address of calls"
+        );
+    }
     shared.save_observations_if_due();
     // A full table refuses new addresses: then nothing that has ended is kept for its reason.
     let refused = refused_for_room(shared);

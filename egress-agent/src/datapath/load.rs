@@ -91,6 +91,12 @@ pub(super) struct Loaded {
     pub(super) foreign: Vec<Foreign>,
     /// Links that aya does not hold, where nothing is pinned.
     pub(super) links: Vec<OwnedFd>,
+    /// Whether no socket was ever noted to have asked a resolver, or had to be ([`UNBALANCED`]).
+    ///
+    /// [`UNBALANCED`]: egress_common::query::UNBALANCED
+    pub(super) was_unbalanced: bool,
+    /// Whether flows are older than what is known of the ports at which they were called.
+    pub(super) has_older_flows: bool,
 }
 
 /// Takes the pin directory for this process. bpffs has no regular files, but its directories can be locked.
@@ -168,6 +174,10 @@ pub(super) fn load(options: Options) -> Result<Loaded, DatapathError> {
         info!(from = %other.dir.display(), to = %maps.display(), "taking over from another layout");
         share(OBJECT, &maps, &other.dir, options.learned_capacity)?;
     }
+    let has = |name: &str| maps.join(name).exists();
+    let was_unbalanced =
+        !has("RESOLVER_PORTS") && (!has("ASKED") || foreign.iter().all(Foreign::is_unbalanced));
+    let has_older_flows = has("FLOWS") && !has("CALLED");
     let facts = KernelFacts::of_this_kernel()?;
     let mut loader = facts.loader(&options);
     for name in MAP_NAMES {
@@ -196,6 +206,8 @@ pub(super) fn load(options: Options) -> Result<Loaded, DatapathError> {
         is_adopted: found == Some(LAYOUT_VERSION),
         foreign,
         links: Vec::new(),
+        was_unbalanced,
+        has_older_flows,
     })
 }
 

@@ -12,6 +12,7 @@ use aya::{
 };
 use egress_common::{
     address::Address,
+    flow::{CALLED_PLACES, CalledPorts},
     learned::{Grant, Learned, LearnedKey},
     maps::{
         Alias, AliasKey, Config, Keys, RuleCounters, ScopeUse, WORKLOAD_COUNTER, default_share,
@@ -22,7 +23,7 @@ use egress_common::{
         CIDR_KEY_BYTES, CidrRules, EntryKind, NameEntry, NameRules, POLICY_ID_BITS, PortRange,
         RuleEntry, RuleKey, SEARCH_POLICY, Workload, cidr_key,
     },
-    query::{Query, QueryBucket, ResolverKey, ResolverPorts},
+    query::{Query, QueryBucket, ResolverKey, ResolverPorts, UNBALANCED},
     tally::Tally,
 };
 
@@ -47,6 +48,7 @@ pub(super) struct Maps {
     rules: Hash<RuleKey, u32>,
     resolvers: Hash<ResolverKey, u32>,
     resolver_ports: Array<MapData, ResolverPorts>,
+    called: Array<MapData, CalledPorts>,
     local: Hash<Address, u32>,
     pub(super) learned: Hash<LearnedKey, Learned>,
     pub(super) holds: Hash<u64, u64>,
@@ -129,6 +131,7 @@ impl Maps {
             rules: take(ebpf, "RULES")?,
             resolvers: take(ebpf, "RESOLVERS")?,
             resolver_ports: take(ebpf, "RESOLVER_PORTS")?,
+            called: take(ebpf, "CALLED")?,
             local: take(ebpf, "LOCAL")?,
             learned: take(ebpf, "LEARNED")?,
             holds: take(ebpf, "HOLDS")?,
@@ -277,11 +280,44 @@ impl Maps {
 
     fn set_resolver_ports(&mut self, resolvers: &[ResolverKey]) -> Result<(), DatapathError> {
         // Ports that the kernel has found stay; the next packet notes again one that it finds meanwhile.
-        let found = self.resolver_ports.get(&0, 0).unwrap_or_default().found;
-        let ports = ResolverPorts::of(resolvers).with_found(found);
+        let before = self.resolver_ports.get(&0, 0).unwrap_or_default();
+        let mut ports = ResolverPorts::of(resolvers).with_found(before.found);
+        ports.flags |= before.flags & UNBALANCED;
+        self.write_resolver_ports(ports)
+    }
+
+    fn write_resolver_ports(&mut self, ports: ResolverPorts) -> Result<(), DatapathError> {
         self.resolver_ports
             .set(0, ports, 0)
             .map_err(error("write", "RESOLVER_PORTS"))
+    }
+
+    /// Whether nobody else changes the address of calls, as far as the programs are told.
+    pub(super) fn is_unbalanced(&self) -> Result<bool, DatapathError> {
+        let ports = self.resolver_ports.get(&0, 0);
+        let ports = ports.map_err(error("read", "RESOLVER_PORTS"))?;
+        Ok(ports.flags & UNBALANCED != 0)
+    }
+
+    /// Tells the programs so, or the contrary.
+    pub(super) fn set_unbalanced(&mut self, is_unbalanced: bool) -> Result<(), DatapathError> {
+        let mut ports = self.resolver_ports.get(&0, 0).unwrap_or_default();
+        if is_unbalanced {
+            ports.flags |= UNBALANCED;
+        } else {
+            ports.flags &= !UNBALANCED;
+        }
+        self.write_resolver_ports(ports)
+    }
+
+    /// Says of every local port that it may have been called.
+    pub(super) fn set_all_called(&mut self) -> Result<(), DatapathError> {
+        for place in 0..CALLED_PLACES {
+            self.called
+                .set(place, CalledPorts::ALL, 0)
+                .map_err(error("write", "CALLED"))?;
+        }
+        Ok(())
     }
 
     /// When the query was sent that this one is like, if it is not spent.

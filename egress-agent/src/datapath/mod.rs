@@ -2,6 +2,7 @@
 //! rings. The only module that uses aya.
 
 mod attached;
+mod balancers;
 mod bulk;
 mod doctor;
 mod error;
@@ -70,6 +71,8 @@ pub struct Datapath {
     maps: maps::Maps,
     reader: Arc<Reader>,
     pod_interfaces: pod_interfaces::PodInterfaces,
+    /// The ids of this agent's programs.
+    programs: BTreeSet<u32>,
 }
 
 impl Datapath {
@@ -95,7 +98,9 @@ impl Datapath {
     fn over(mut loaded: load::Loaded) -> Result<Self, DatapathError> {
         let reader = Arc::new(Reader::open(&loaded.ebpf)?);
         let maps = maps::Maps::take(&mut loaded.ebpf)?;
+        let programs = loaded.program_ids();
         let mut datapath = Self {
+            programs,
             loaded,
             maps,
             reader,
@@ -117,6 +122,10 @@ impl Datapath {
             datapath.maps.set_keys(keys)?;
             datapath.maps.set_config(config)?;
         }
+        if datapath.loaded.has_older_flows {
+            datapath.maps.set_all_called()?;
+        }
+        datapath.begin_unbalanced()?;
         Ok(datapath)
     }
 

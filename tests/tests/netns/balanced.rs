@@ -1,7 +1,9 @@
 //! Resolvers behind a socket-level load balancer: programs of somebody else turn a service's address into a backend's.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, thread, time::Duration};
 
+use aya::maps::{Array, Map, MapData};
+use egress_common::query::{ResolverPorts, UNBALANCED};
 use egress_tests::{
     Agent, Workload, World,
     expect::{policy, reached, refused},
@@ -17,6 +19,8 @@ const SERVICE: [&str; 2] = ["10.96.0.10", "fd96::10"];
 const BROKEN: &str = "10.96.0.11";
 /// Where the backends answer.
 const BACKEND: [&str; 2] = ["10.77.0.54:5353", "[fd77::53]:5353"];
+/// Longest wait for a probe.
+const LIMIT: Duration = Duration::from_secs(10);
 /// Rules of the policies.
 const RULES: &str = "allow: [{ names: [\"*.fresh.example.com\"] }]";
 
@@ -63,6 +67,28 @@ fn agent(world: &World, spec: &str) -> Agent {
         .start()
 }
 
+/// Whether an agent's programs are told that nobody else changes addresses.
+fn is_unbalanced(agent: &Agent) -> bool {
+    let layout = format!("layout-{}", egress_common::maps::LAYOUT_VERSION);
+    let pin = agent.pins().join(layout).join("RESOLVER_PORTS");
+    let map = Map::Array(MapData::from_pin(pin).unwrap());
+    let ports = Array::<_, ResolverPorts>::try_from(map).unwrap();
+    ports.get(&0, 0).unwrap().flags & UNBALANCED != 0
+}
+
+/// Attaches the balancer under an agent, which looks for one every 200 ms.
+fn balance_under(world: &mut World, agent: &Agent) {
+    assert!(is_unbalanced(agent));
+    balance(world);
+    for _ in 0..100 {
+        if !is_unbalanced(agent) {
+            return;
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+    panic!("the agent has not seen the balancer");
+}
+
 /// A kernel that orders programs (6.17), or one on which ours happen to be first.
 fn orders_programs() -> bool {
     let release = nix::sys::utsname::uname().unwrap();
@@ -102,7 +128,7 @@ fn names_are_learned_through_a_balancer_that_is_attached_later() {
     }
     let mut world = world();
     let agent = agent(&world, RULES);
-    balance(&mut world);
+    balance_under(&mut world, &agent);
     every_way_teaches(&agent, &world.workload("client"));
 }
 
@@ -128,7 +154,7 @@ fn restricted_queries_are_judged_behind_a_balancer() {
     }
     let mut world = world();
     let agent = agent(&world, &format!("dns: {{ queries: allowed }}\n{RULES}"));
-    balance(&mut world);
+    balance_under(&mut world, &agent);
     let client = world.workload("client");
     every_way_teaches(&agent, &client);
     for server in SERVICE {
@@ -146,8 +172,8 @@ fn the_backend_itself_is_nobody_one_may_ask() {
         return;
     }
     let mut world = world();
-    let _agent = agent(&world, RULES);
-    balance(&mut world);
+    let agent = agent(&world, RULES);
+    balance_under(&mut world, &agent);
     let client = world.workload("client");
     let lookup = client.lookup(&["n5.fresh.example.com", "--server", SERVICE[0]]);
     assert!(lookup.error.is_none(), "{lookup:?}");
@@ -163,8 +189,8 @@ fn what_passed_in_the_services_name_is_no_way_to_the_backend() {
         return;
     }
     let mut world = world();
-    let _agent = agent(&world, &format!("dns: {{ queries: allowed }}\n{RULES}"));
-    balance(&mut world);
+    let agent = agent(&world, &format!("dns: {{ queries: allowed }}\n{RULES}"));
+    balance_under(&mut world, &agent);
     let client = world.workload("client");
     for way in ["after-elsewhere", "same-port"] {
         let args = ["stray", way, "--service", SERVICE[0], "--broken", BROKEN];
@@ -182,8 +208,8 @@ fn a_backend_that_is_denied_stays_denied() {
     }
     let mut world = world();
     let deny = format!("deny: [{{ cidrs: [{}/32] }}]", zone::SERVER);
-    let _agent = agent(&world, &format!("{RULES}\n{deny}"));
-    balance(&mut world);
+    let agent = agent(&world, &format!("{RULES}\n{deny}"));
+    balance_under(&mut world, &agent);
     let client = world.workload("client");
     for how in [&[][..], &["--unconnected"], &["--tcp"]] {
         let args = [&["n5.fresh.example.com", "--server", SERVICE[0]], how].concat();
@@ -258,8 +284,8 @@ fn nobody_else_is_asked_under_cover_of_a_service() {
         return;
     }
     let mut world = world();
-    let _agent = agent(&world, RULES);
-    balance(&mut world);
+    let agent = agent(&world, RULES);
+    balance_under(&mut world, &agent);
     let client = world.workload("client");
     for way in WAYS {
         let attempt = stray(&client, way, "n9.fresh.example.com");
@@ -277,19 +303,53 @@ fn nobody_else_is_asked_under_cover_of_a_service() {
 }
 
 #[test]
+fn a_datagram_that_was_begun_before_the_balancer_came_leaves_in_nobodys_name() {
+    if !ready() {
+        return;
+    }
+    let mut world = world();
+    let agent = agent(&world, RULES);
+    let is_balanced = world.dir().join("balanced");
+    let until = is_balanced.display().to_string();
+    let others = ["--broken", BROKEN, "--stranger", zone::STRANGER];
+    let rest = ["--name", "n9.fresh.example.com", "--until", &until];
+    let mut begun = [
+        (world.workload("client"), SERVICE[0]),
+        (world.outsider(Role::Node), zone::SERVER),
+    ]
+    .map(|(client, service)| {
+        let args = ["stray", "corked-early", "--service", service];
+        let mut begun = client.background(&[&args[..], &others, &rest].concat());
+        begun
+            .wait_for_line(0, LIMIT, |line| line == "begun")
+            .unwrap();
+        begun
+    });
+    balance_under(&mut world, &agent);
+    std::fs::write(&is_balanced, "").unwrap();
+    let [judged, free] = begun.each_mut().map(|begun| {
+        let line = begun.wait_for_line(1, LIMIT, |_| true).unwrap();
+        serde_json::from_str::<Attempt>(&line).unwrap()
+    });
+    assert!(!judged.ok && judged.stage == "send", "{judged:?}");
+    // Its twin leaves; a socket hears its peer alone.
+    assert_eq!(free.stage, "receive", "{free:?}");
+}
+
+#[test]
 fn somebody_else_teaches_nothing_under_cover_of_a_service() {
     if !ready() {
         return;
     }
     let mut world = world();
     let stranger = format!("{}/32", zone::STRANGER);
-    let _agent = agent(
+    let agent = agent(
         &world,
         &format!(
             "allow:\n- names: [\"*.fresh.example.com\"]\n- cidrs: [{stranger}]\n  ports: [53/udp, 53/tcp]"
         ),
     );
-    balance(&mut world);
+    balance_under(&mut world, &agent);
     let client = world.workload("client");
     for (number, way) in (200..).zip(WAYS) {
         let name = format!("n{number}.fresh.example.com");

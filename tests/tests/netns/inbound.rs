@@ -1,6 +1,6 @@
 //! Flows that the remote started.
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
 use egress_tests::{
     Workload, World,
@@ -118,6 +118,64 @@ fn a_closed_port_still_says_so() {
             "{attempt:?}"
         );
     }
+}
+
+#[test]
+fn inbound_udp_is_answered_from_a_connected_socket_and_nobody_else_is() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let agent = world.agent(&policy("allow: []")).start();
+    let workload = world.workload("server");
+    let mut server = workload.background(&["serve", "--udp-connected", "7001"]);
+    server
+        .wait_for_line(0, Duration::from_secs(5), |line| line == "ready")
+        .unwrap();
+    // Before it was called: the peer that will call it.
+    assert!(workload.udp(zone::WEB[0], 443, true).is_refused());
+    let outside = world.outsider(Role::Web);
+    let (attempt, moved) = agent.counted(|| outside.udp(zone::NODE[0], 7001, false));
+    reached(&attempt);
+    counted(&moved, "reply");
+    assert_eq!(moved.denied, 0, "{moved:?}");
+    // The twin: after it, another port of the same peer.
+    assert!(workload.udp(zone::WEB[0], 443, true).is_refused());
+}
+
+#[test]
+fn who_called_before_it_was_noted_at_which_ports_is_answered() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let mut agent = world.agent(&policy("allow: []")).start();
+    let workload = world.workload("server");
+    let is_upgraded = world.dir().join("upgraded");
+    let until = is_upgraded.display().to_string();
+    let limit = Duration::from_secs(60);
+    let mut server = workload.background(&["serve", "--udp-connected", "7001", "--until", &until]);
+    server
+        .wait_for_line(0, limit, |line| line == "ready")
+        .unwrap();
+    let outside = world.outsider(Role::Web);
+    let wait = limit.as_millis().to_string();
+    let args = ["hold", "--udp", zone::NODE[0], "7001", "--wait-ms", &wait];
+    let mut caller = outside.background(&args);
+    server
+        .wait_for_line(1, limit, |line| line.ends_with("called"))
+        .unwrap();
+    // As beside the flows of a release that did not note it.
+    agent.kill();
+    let layout = format!("layout-{}", egress_common::maps::LAYOUT_VERSION);
+    fs::remove_file(agent.pins().join(layout).join("CALLED")).unwrap();
+    agent.start_again();
+    fs::write(&is_upgraded, "").unwrap();
+    caller
+        .wait_for_line(0, limit, |line| line == "open")
+        .unwrap();
+    // The twin: another port of the same peer.
+    assert!(workload.udp(zone::WEB[0], 443, true).is_refused());
 }
 
 #[test]

@@ -42,6 +42,7 @@ mod resolvers;
 mod rig;
 mod scopes;
 mod scrape;
+mod second_packet;
 mod service_tags;
 mod shares;
 mod stars;

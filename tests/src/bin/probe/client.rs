@@ -3,6 +3,8 @@
 use std::{
     io::{self, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
+    path::Path,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -303,6 +305,13 @@ pub(crate) fn attempt(work: impl FnOnce() -> Step<u16>) -> Attempt {
             elapsed_ms,
             local_port: 0,
         },
+    }
+}
+
+/// Waits until a file is there, if one is named.
+pub(crate) fn wait_for(file: Option<&Path>) {
+    while file.is_some_and(|file| !file.exists()) {
+        thread::sleep(Duration::from_millis(20));
     }
 }
 

@@ -69,6 +69,9 @@ pub(crate) struct Call {
     /// What is sent.
     #[arg(long, default_value = "call")]
     text: String,
+    /// From sockets that are connected to the address.
+    #[arg(long)]
+    connected: bool,
 }
 
 impl Call {
@@ -78,7 +81,12 @@ impl Call {
         let mut storm = Storm::default();
         for _ in 0..self.count {
             let socket = UdpSocket::bind(any_like(self.address)).context("cannot bind")?;
-            socket.send_to(self.text.as_bytes(), to)?;
+            if self.connected {
+                socket.connect(to)?;
+                socket.send(self.text.as_bytes())?;
+            } else {
+                socket.send_to(self.text.as_bytes(), to)?;
+            }
             storm.sent += 1;
         }
         print(&storm)

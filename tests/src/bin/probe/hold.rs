@@ -3,6 +3,7 @@
 use std::{
     io::{self, Read as _, Write as _},
     net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
+    path::PathBuf,
     thread,
     time::Duration,
 };
@@ -12,7 +13,7 @@ use clap::Args;
 use egress_tests::dns::any_like;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::client::name_of;
+use crate::client::{name_of, wait_for};
 
 /// Options of `probe hold`.
 #[derive(Args, Debug)]
@@ -28,6 +29,15 @@ pub(crate) struct Hold {
     /// By MPTCP.
     #[arg(long)]
     mptcp: bool,
+    /// Milliseconds between two bytes.
+    #[arg(long, default_value_t = 100)]
+    every: u64,
+    /// With `--udp`: the peer that the socket is led to after its first byte.
+    #[arg(long, requires = "udp")]
+    then: Option<SocketAddr>,
+    /// A file without which no second byte is sent.
+    #[arg(long)]
+    until: Option<PathBuf>,
 }
 
 impl Hold {
@@ -39,9 +49,14 @@ impl Hold {
                 .connect((self.address, self.port))
                 .context("cannot connect")?;
             socket.set_read_timeout(Some(Duration::from_millis(self.wait_ms)))?;
-            keep(|| {
+            let mut then = self.then;
+            self.keep(|| {
                 socket.send(b"x")?;
-                socket.recv(&mut [0; 16]).map(|_| ())
+                socket.recv(&mut [0; 16])?;
+                match then.take() {
+                    Some(then) => socket.connect(then),
+                    None => Ok(()),
+                }
             });
         } else {
             let to = SocketAddr::from((self.address, self.port));
@@ -57,7 +72,7 @@ impl Hold {
             let mut stream = TcpStream::from(socket);
             stream.set_nodelay(true)?;
             stream.set_read_timeout(Some(Duration::from_millis(self.wait_ms)))?;
-            keep(|| {
+            self.keep(|| {
                 stream.write_all(b"x")?;
                 match stream.read(&mut [0; 16])? {
                     0 => Err(io::ErrorKind::UnexpectedEof.into()),
@@ -67,18 +82,21 @@ impl Hold {
         }
         Ok(())
     }
-}
 
-fn keep(mut exchange: impl FnMut() -> io::Result<()>) {
-    for round in 0_u64.. {
-        match exchange() {
-            Ok(()) if round == 0 => println!("open"),
-            Ok(()) => println!("alive {round}"),
-            Err(error) => {
-                println!("broken {}", name_of(&error));
-                return;
+    fn keep(&self, mut exchange: impl FnMut() -> io::Result<()>) {
+        for round in 0_u64.. {
+            match exchange() {
+                Ok(()) if round == 0 => {
+                    println!("open");
+                    wait_for(self.until.as_deref());
+                }
+                Ok(()) => println!("alive {round}"),
+                Err(error) => {
+                    println!("broken {}", name_of(&error));
+                    return;
+                }
             }
+            thread::sleep(Duration::from_millis(self.every));
         }
-        thread::sleep(Duration::from_millis(100));
     }
 }

@@ -4,6 +4,7 @@ use std::{
     io::{IoSlice, IoSliceMut, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::AsRawFd as _,
+    path::{Path, PathBuf},
     thread,
 };
 
@@ -15,7 +16,7 @@ use nix::sys::socket::{
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::client::name_of;
+use crate::client::{name_of, wait_for};
 
 /// Options of `probe serve`.
 #[derive(Args, Debug)]
@@ -26,6 +27,12 @@ pub(crate) struct Serve {
     /// UDP ports.
     #[arg(long, value_delimiter = ',')]
     udp: Vec<u16>,
+    /// UDP ports of IPv4, each peer answered by a socket of its own that is connected to it.
+    #[arg(long, value_delimiter = ',')]
+    udp_connected: Vec<u16>,
+    /// A file without which these answer nobody.
+    #[arg(long)]
+    until: Option<PathBuf>,
     /// TCP ports, by MPTCP where the client speaks it.
     #[arg(long, value_delimiter = ',')]
     mptcp: Vec<u16>,
@@ -53,6 +60,11 @@ impl Serve {
                 let socket = bind_udp((address, *port).into())?;
                 thread::spawn(move || echo_datagrams(&socket));
             }
+        }
+        for port in &self.udp_connected {
+            let socket = bind_again(*port)?;
+            let until = self.until.clone();
+            thread::spawn(move || answer_by_others(&socket, until.as_deref()));
         }
         println!("ready");
         loop {
@@ -187,6 +199,39 @@ fn echo_datagrams(socket: &UdpSocket) {
             }
             _ => {}
         }
+    }
+}
+
+/// A UDP socket at a port that others have, too.
+fn bind_again(port: u16) -> Result<UdpSocket> {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
+    socket.set_reuse_address(true)?;
+    socket
+        .bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())
+        .with_context(|| format!("cannot bind port {port}"))?;
+    Ok(socket.into())
+}
+
+/// Echoes each datagram by a new socket at the same port, connected to who sent it, once a file is there.
+fn answer_by_others(socket: &UdpSocket, until: Option<&Path>) {
+    let port = socket.local_addr().map_or(0, |address| address.port());
+    let mut buffer = [0; 1_500];
+    while let Ok((length, peer)) = socket.recv_from(&mut buffer) {
+        println!("udp {peer} called");
+        wait_for(until);
+        let answered = bind_again(port).and_then(|own| {
+            own.connect(peer)?;
+            own.send(&buffer[..length])?;
+            Ok(())
+        });
+        println!(
+            "udp {peer} {}",
+            if answered.is_ok() {
+                "answered"
+            } else {
+                "refused"
+            }
+        );
     }
 }
 

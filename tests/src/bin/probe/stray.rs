@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr, UdpSocket},
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -18,7 +19,7 @@ use hickory_proto::rr::RecordType;
 use nix::libc;
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
-use crate::client::{Step, at, attempt, print};
+use crate::client::{Step, at, attempt, print, wait_for};
 
 /// Options of `probe stray`.
 #[derive(Args, Debug)]
@@ -40,6 +41,9 @@ pub(crate) struct Stray {
     /// The name that he is asked for.
     #[arg(long)]
     name: String,
+    /// What `corked-early` waits for, after `begun`.
+    #[arg(long)]
+    until: Option<PathBuf>,
 }
 
 /// Calls of the attempt.
@@ -51,6 +55,8 @@ enum Way {
     Sendto,
     /// Ask the service, then begin a datagram for the stranger (`MSG_MORE`) and end it by a call to the service.
     Corked,
+    /// Begin a datagram for the stranger (`MSG_MORE`); later connect to the service, and end it.
+    CorkedEarly,
     /// Connect to the service, ask, connect to the stranger.
     ConnectAgain,
     /// Connect to the service, `sendto` the stranger.
@@ -107,6 +113,15 @@ impl Stray {
                 more.send_to_with_flags(&asked, &SockAddr::from(stranger), libc::MSG_MORE)
                     .map_err(at("send"))?;
                 socket.send_to(&[], service).map_err(at("send"))?;
+            }
+            Way::CorkedEarly => {
+                let more = SockRef::from(&socket);
+                more.send_to_with_flags(&asked, &SockAddr::from(stranger), libc::MSG_MORE)
+                    .map_err(at("begin"))?;
+                println!("begun");
+                wait_for(self.until.as_deref());
+                socket.connect(service).map_err(at("connect"))?;
+                socket.send(&[]).map_err(at("send"))?;
             }
             Way::ConnectAgain => {
                 socket.connect(service).map_err(at("connect"))?;
