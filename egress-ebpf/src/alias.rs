@@ -74,7 +74,7 @@ fn copy_rules(from: *const NameRules, to: *mut NameRules) {
     }
 }
 
-/// Whether the entry's name is the one in the slot. A loop whose state is in memory looks the same at each turn.
+/// True if the entry's name is the one in the slot. A loop whose state is in memory looks the same at each turn.
 #[inline(always)]
 fn has_name(alias: &Alias, name: &AliasName) -> bool {
     let held: *const u64 = alias.name.as_ptr();

@@ -1,4 +1,4 @@
-//! What a process asks for, before programs of others change the address: `connect()` and `sendto()`.
+//! Calls of a process, before programs of others change the address: `connect()` and `sendto()`.
 //!
 //! These hooks judge nothing. They come first where the kernel can order programs (6.17), and note of each socket
 //! whether it asks trusted resolvers alone ([`egress_common::asked`]). The kernel runs them with the socket's lock held
@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// Notes a datagram to an IPv4 address, also where no resolver can be behind another address yet: it may wait in its socket
-/// (`MSG_MORE`) until one can. One without a name is told as one to port 0, which no process can give
+/// (`MSG_MORE`) until one can. The kernel reports one without a name as one to port 0, which no process can give
 /// (`udp_sendmsg`, net/ipv4/udp.c): it goes to the peer.
 #[inline(always)]
 pub fn ask_send4(ctx: &SockAddrContext) -> Verdict {
@@ -128,7 +128,7 @@ fn ask(ctx: &SockAddrContext, destination: AddressWords) -> Verdict {
     Verdict::Allow
 }
 
-/// Whether a socket has no peer, not even one at port 0.
+/// True if a socket has no peer, not even one at port 0.
 #[inline(always)]
 fn has_no_peer(sk: *mut bpf_sock) -> bool {
     let peer = peer_words(sk);
@@ -196,7 +196,7 @@ pub extern "C" fn note_port_behind(raw: *mut __sk_buff, header: u64) -> u32 {
     let Some((.., sk)) = of_sender(raw) else {
         return 0;
     };
-    // What a pod translates in its own network namespace is no port of a resolver.
+    // A port to which a pod translates in its own network namespace is no port of a resolver.
     let is_of_call = if has_no_peer(sk) {
         is_in_node(netns::of_packet(raw), workload::config())
     } else {
@@ -208,7 +208,7 @@ pub extern "C" fn note_port_behind(raw: *mut __sk_buff, header: u64) -> u32 {
     0
 }
 
-/// Whether a packet goes where its socket's calls led it, or was translated by the node itself.
+/// True if a packet goes where its socket's calls led it, or was translated by the node itself.
 #[inline(always)]
 pub fn is_led(sk: *mut bpf_sock, to: AddressWords, port: u16, netns: u32) -> bool {
     (port == Socket::read(sk).peer_port && peer_words(sk) == to)
@@ -293,8 +293,9 @@ pub extern "C" fn resolver_word(raw: *mut __sk_buff, which: u32) -> u64 {
     }
 }
 
-/// Whether a packet goes where its socket's calls led it: to its peer. Without a peer nothing tells address translation,
-/// which a pod may do in its own network namespace, from what a program did; in the node's only the node does it.
+/// True if a packet goes where its socket's calls led it: to its peer. Without a peer nothing tells address
+/// translation, which a pod may do in its own network namespace, from what a program did; in the node's only the node
+/// does it.
 #[inline(always)]
 fn is_of_call(sk: *mut bpf_sock, to: AddressWords, facts: Facts, node_netns: u32) -> bool {
     let Some(port) = facts.port() else {
@@ -364,7 +365,7 @@ fn resolver_of_call(ctx: *mut bpf_sock_addr) -> Option<(AddressWords, u16)> {
     if sk.is_null() { None } else { resolver_of(sk) }
 }
 
-/// Whether a decision is not asked again for the resolver: it lets the packet pass, or a network that is denied by name
+/// True if a decision is not asked again for the resolver: it lets the packet pass, or a network that is denied by name
 /// refuses it.
 #[inline(always)]
 fn stands(decision: u64) -> bool {
@@ -372,7 +373,7 @@ fn stands(decision: u64) -> bool {
     passes(reason) || reason == Reason::DeniedCidr as u8
 }
 
-/// Whether a reason, by its number, lets a flow pass where policies are enforced.
+/// True if a reason, by its number, lets a flow pass where policies are enforced.
 #[inline(always)]
 fn passes(reason: u8) -> bool {
     matches!(

@@ -171,7 +171,7 @@ fn connect(ctx: &SockAddrContext, hook: Hook, destination: AddressWords) -> Verd
         return Verdict::Allow;
     }
     record::count(hook, decision.verdict, decision.reason);
-    // What is allowed here, or passes under audit, is judged, counted under its rule and reported with its packet.
+    // A flow allowed here, or passed under audit, is judged, counted under its rule and reported with its packet.
     if matches!(decision.verdict, Verdict::Deny) {
         if let Some(workload) = found {
             record::count_decision(&decision, workload);

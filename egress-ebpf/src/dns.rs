@@ -56,9 +56,9 @@ const SECOND_NS: u64 = 1_000_000_000;
 const CONTINUE: u32 = 0;
 const STOP: u32 = 1;
 
-/// Who gets an answer, and how it came.
+/// The receiver of an answer, and how it came.
 pub struct Arrival {
-    /// What tells the receiver's queries from others.
+    /// Distinguishes the receiver's queries from others.
     pub cookie: u64,
     /// TCP: the sequence number that the receiver expects.
     pub expected_sequence: u32,
@@ -67,7 +67,7 @@ pub struct Arrival {
     pub is_connected: u32,
     /// TCP: when the last query left on this connection; 0 for never.
     pub asked_at_ns: u64,
-    /// Whether the receiver asks trusted resolvers alone, so that whoever it has asked is one.
+    /// True if the receiver asks trusted resolvers alone, so that whoever it has asked is one.
     pub asks_resolvers: bool,
 }
 
@@ -110,12 +110,12 @@ pub fn answer(skb: &Skb, header: Header, workload: &Workload, arrival: &Arrival)
     // Behind another address: only from the very address and port that a query went to.
     let is_trusted = is_known || arrival.asks_resolvers;
     if !is_trusted {
-        // What comes from another port is no answer.
+        // A packet from another port is no answer.
         if header.proto() != protocol::UDP || header.sport() != DNS_PORT {
             return;
         }
         record::tally(Tally::AnswerUntrusted);
-        // The agent is told of it, for those who ask why nothing was learned: as often as of allowed flows.
+        // It is reported to the agent, for those who ask why nothing was learned: as often as allowed flows.
         let scope_id = workload.current.scope_id;
         if payload.bytes > MESSAGE_BYTES as u32 || !record::has_budget(scope_id, true, now_ns()) {
             return;
@@ -174,7 +174,7 @@ pub fn answer(skb: &Skb, header: Header, workload: &Workload, arrival: &Arrival)
     scratch.release();
 }
 
-/// Tells the agent of an answer of a server that nobody asked, as often as of allowed flows.
+/// Reports to the agent an answer of a server that nobody asked, as often as allowed flows.
 #[inline(always)]
 fn untrusted(scratch: &mut Scratch, skb: &Skb, payload: Payload) {
     scratch.copy.outcome = Tally::AnswerUntrusted as u8;
@@ -188,7 +188,7 @@ fn untrusted(scratch: &mut Scratch, skb: &Skb, payload: Payload) {
 /// A scope without room wakes the agent at most this often.
 const WAKE_PAUSE_NS: u64 = 50_000_000;
 
-/// Whether a scope without room may wake the agent now.
+/// True if a scope without room may wake the agent now.
 #[inline(always)]
 fn may_wake(scope_id: u32, now_ns: u64) -> bool {
     let Some(scope) = SCOPES.get_ptr_mut(scope_id) else {
@@ -255,8 +255,8 @@ pub extern "C" fn answer_begin(
     1
 }
 
-/// Whether the agent is to have an answer that it will not learn from. Of what was not asked for, as much as of allowed
-/// flows: it says why nothing was learned, and nobody else's answers are lost for it.
+/// True if the agent is to have an answer that it will not learn from. Of answers that were not asked for, as many as
+/// of allowed flows: it says why nothing was learned, and nobody else's answers are lost for it.
 #[inline(always)]
 fn is_worth_telling(scratch: &Scratch, outcome: u32) -> bool {
     let is_unasked = outcome == Tally::AnswerUnsolicited as u32
@@ -270,7 +270,7 @@ fn is_worth_telling(scratch: &Scratch, outcome: u32) -> bool {
 
 /// Loads the message into the slot and runs the machines over it; returns a [`Tally`] as a number.
 ///
-/// Whatever its size and transport: what was not asked for is known before anything else is done with it.
+/// This holds for every size and transport: what was not asked for is known before anything else is done with it.
 #[inline(always)]
 fn learn(
     scratch: &mut Scratch,
@@ -350,7 +350,7 @@ fn learn(
     Tally::AnswerOversized as u32
 }
 
-/// What [`spend`] returns for a message without a question.
+/// The result of [`spend`] for a message without a question.
 const MALFORMED: u32 = u32::MAX;
 
 /// Looks for the query that the message in a slot answers, and spends it: an [`Asked`] as a number, or [`MALFORMED`].
@@ -458,7 +458,7 @@ pub extern "C" fn dns_step(slot: u32) -> u32 {
     }
 }
 
-/// What became of an answer that was read to its end.
+/// The outcome of an answer that was read to its end.
 #[inline(always)]
 fn conclude(scratch: &mut Scratch) -> Tally {
     if scratch.answer.off_chain() != 0 {
@@ -480,7 +480,7 @@ fn conclude(scratch: &mut Scratch) -> Tally {
     }
 }
 
-/// Whether any set of rules of now (0) or of after the switch ([`NEXT`]) has some.
+/// True if any set of rules of now (0) or of after the switch ([`NEXT`]) has some.
 #[inline(always)]
 fn teaches(scratch: &mut Scratch, when: u32) -> bool {
     scratch.has_rules(when)
@@ -489,7 +489,7 @@ fn teaches(scratch: &mut Scratch, when: u32) -> bool {
         || scratch.has_rules(when | OF_OWNER.wrapping_add(STEP))
 }
 
-/// What [`dns_rules`] returns: no rule covers the name; rules allow it; a rule denies it.
+/// Results of [`dns_rules`]: no rule covers the name; rules allow it; a rule denies it.
 pub const UNRULED: u32 = 0;
 pub const ALLOWED: u32 = 1;
 pub const DENIED: u32 = 2;
@@ -578,7 +578,7 @@ pub extern "C" fn dns_match(slot: u32) -> u32 {
     }
 }
 
-/// Whether what follows in the message can teach anything, now or after the switch.
+/// True if the rest of the message can teach anything, now or after the switch.
 #[inline(always)]
 fn goes_on(scratch: &Scratch) -> bool {
     let mut goes_on = false;
@@ -646,7 +646,7 @@ pub extern "C" fn dns_alias_owner(slot: u32, when: u32) -> u32 {
     found
 }
 
-/// Whether a set that counts on the same way has the same rules.
+/// True if a set that counts on the same way has the same rules.
 #[inline(always)]
 fn knows(scratch: &mut Scratch, which: u32, other: u32, way: u32) -> bool {
     scratch.counts_on(other, way) && scratch.has_same(which, other)
@@ -664,7 +664,7 @@ pub extern "C" fn dns_alias(slot: u32) -> u32 {
         if scratch.binding(when).policy_id == 0 || scratch.is_denied(when) {
             continue;
         }
-        // What led here, before the alias' own rules join them.
+        // The set that led here, before the alias' own rules join them.
         let mut led = SETS;
         let mut which = when | OF_OWNER.wrapping_add(STEP);
         let way = scratch.answer.way;

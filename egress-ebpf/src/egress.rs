@@ -41,7 +41,7 @@ pub const UNCONFIGURED: Binding = Binding {
     flags: 0,
 };
 
-/// What is read of a packet and its sender before it is classified.
+/// Facts of a packet and its sender that are read before it is classified.
 struct Sent<'a> {
     skb: Skb,
     header: Header,

@@ -28,10 +28,10 @@ const L4_BYTES: usize = 14;
 /// More fragments, and the fragment offset, in an IPv4 header (RFC 791 section 3.1), as they lie in it.
 const FRAGMENT_BITS_BE: u16 = 0x3fff_u16.to_be();
 
-/// What a plain packet says.
+/// Facts of a plain packet.
 #[derive(Clone, Copy)]
 struct Plain {
-    /// Whether the source is in 127.0.0.0/8.
+    /// True if the source is in 127.0.0.0/8.
     is_from_loopback: bool,
     destination: AddressWords,
     proto: u8,
@@ -112,7 +112,7 @@ pub fn reason(raw: *mut __sk_buff) -> Option<Reason> {
         packet.tcp_flags,
         packet.is_from_loopback,
     );
-    // What opens a flow, and the answer to it.
+    // A packet that opens a flow, or answers one that does.
     if header.has_syn() {
         return None;
     }

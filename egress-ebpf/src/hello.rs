@@ -44,8 +44,7 @@ use crate::{
 /// `URG`, byte 13 of the TCP header.
 const TCP_URG: u8 = 0x20;
 
-/// What becomes of a packet of a socket whose flow is to name its destination; every other packed decision is left as it
-/// is.
+/// Decides on a packet of a socket whose flow is to name its destination; every other packed decision is left as it is.
 #[inline(always)]
 pub fn follow(raw: *mut __sk_buff, header: Header, binding: &Binding, packed: u64) -> u64 {
     let reason = Decision::packed_reason(packed);
@@ -56,7 +55,7 @@ pub fn follow(raw: *mut __sk_buff, header: Header, binding: &Binding, packed: u6
     }
 }
 
-/// Whether a packet belongs to a connection that was begun while its address was known, and has yet to name its
+/// 1 if a packet belongs to a connection that was begun while its address was known, and has yet to name its
 /// destination: what ended since does not count for it. Verified once for itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -88,7 +87,7 @@ fn packed(reason: Reason, rule: u64, binding: &Binding) -> u64 {
     Decision::new(reason, rule, binding).pack()
 }
 
-/// What becomes of a packet whose flow is to name its destination: a packed decision. That of a packet that only goes on
+/// Decides on a packet whose flow is to name its destination: a packed decision. That of a packet that only goes on
 /// with the handshake, or with a hello that is not read to its end, names no rule. Verified once for itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -181,13 +180,13 @@ fn refusal(reason: u32, binding: &Binding) -> u64 {
     packed(reason, 0, binding)
 }
 
-/// What [`hello_begin`], [`hello_read`] and [`hello_step`] return beside reasons to refuse, which are numbers from 32 on.
+/// Results of [`hello_begin`], [`hello_read`] and [`hello_step`] beside reasons to refuse: numbers from 32 on.
 const PASSES: u32 = 0;
 const CONTINUES: u32 = 1;
-/// What [`option_step`] returns for an option that joins another connection.
+/// The result of [`option_step`] for an option that joins another connection.
 const JOINS: u32 = 2;
 
-/// What a socket said on an earlier connection counts for nothing on the next one, which its SYN begins.
+/// A socket's words on an earlier connection count for nothing on the next one, which its SYN begins.
 #[inline(always)]
 pub fn forget(sk: *mut bpf_sock) {
     if let Some(hello) = HELLOS.get(sk) {
@@ -228,7 +227,7 @@ const TCP_HEADER_BYTES: u32 = 20;
 /// Most options that fit into a TCP header.
 const TCP_OPTIONS: u32 = 40;
 
-/// Whether a SYN joins another connection; `payload` is packed. One that cannot be told does. Verified once for itself.
+/// 1 if a SYN joins another connection; `payload` is packed. One that cannot be read does. Verified once for itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn joins_another(raw: *mut __sk_buff, payload: u64) -> u32 {
@@ -314,7 +313,7 @@ pub extern "C" fn hello_begin(raw: *mut __sk_buff, header: u64, binding: u64, pa
     let mut behind = hello.next.wrapping_sub(sequence);
     if hello.state == HELLO_READING {
         if behind > u32::MAX / 2 {
-            // What comes before this did not leave.
+            // The bytes before this did not leave.
             return Reason::HelloSplit as u32;
         }
         if behind >= payload.bytes {
@@ -521,7 +520,7 @@ pub extern "C" fn leading_rule(slot: u32) -> u64 {
     0
 }
 
-/// Whether a rule led to the address of the hello in a slot. Verified once for itself.
+/// 1 if a rule led to the address of the hello in a slot. Verified once for itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn leads_here(slot: u32, rule: u64) -> u32 {
@@ -608,7 +607,7 @@ fn end(raw: *mut __sk_buff, header: u64, read: u32, scratch: &Scratch) -> u64 {
     packed(reason, scratch.hello_rule, &rules)
 }
 
-/// Tells the agent what a connection names, if the budget has room. Verified once for itself.
+/// Reports to the agent what a connection names, if the budget has room. Verified once for itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn hello_report(raw: *mut __sk_buff, header: u64, is_allowed: u32) -> u32 {

@@ -51,7 +51,7 @@ pub fn skb_ingress(ctx: &SkBuffContext) -> Verdict {
     }
     let socket = Socket::read(sk);
     if is_tcp && socket.listens {
-        // What a listener answers passes as a reply: a call to itself in another's name must not reach it.
+        // A listener's answer passes as a reply: a call to itself in another's name must not reach it.
         if source::is_looped_and_foreign(&skb, header) {
             return refuse(config, &skb, header);
         }

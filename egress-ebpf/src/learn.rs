@@ -37,7 +37,7 @@ pub extern "C" fn learn_grant(slot: u32) -> u32 {
     let Some(scratch) = Scratch::get(slot) else {
         return Tally::LearnedFull as u32;
     };
-    // What a namespace that is not known teaches would count in every such one.
+    // A lesson of a namespace that is not known would count in every such one.
     if scratch.request.key.netns == 0 {
         return Tally::HolderUnknown as u32;
     }
@@ -88,7 +88,7 @@ fn add(entry: *mut Learned, request: &LearnRequest) -> u32 {
         return Tally::LearnedBusy as u32;
     }
     let mut outcome = prolong(entry, request, 0);
-    // No room for a slot apart: better to tell too much or too little of an audit than to lose the address.
+    // No room for a slot apart: better to report too much or too little of an audit than to lose the address.
     if matches!(outcome, Tally::GrantsFull) {
         outcome = prolong(entry, request, 1);
         if matches!(outcome, Tally::AddressLearned) && request.grant.ports.require != 0 {

@@ -27,7 +27,7 @@ pub fn judge(
 ) -> Decision {
     let [first, second] = destination;
     let packed = judge_flow(first, second, facts.pack(), origin.pack(), binding.pack());
-    // What `judge_flow` returns is always a reason; were it not, this denies.
+    // The result of `judge_flow` is always a reason; were it not, this denies.
     Decision::unpack(packed, binding)
 }
 
@@ -121,7 +121,7 @@ fn cidr_of(policy_id: u16, first: u64, second: u64) -> Option<&'static CidrRules
     CIDRS.get(&key)
 }
 
-/// What was learned of an address.
+/// The learned entry of an address.
 #[inline(always)]
 fn learned_of(key: &LearnedKey) -> Option<&'static Learned> {
     // Nobody learns in a namespace that is not known.
@@ -170,7 +170,7 @@ const fn kind_of(key: u64) -> u32 {
 
 #[inline(always)]
 fn is_marked(key: u64) -> bool {
-    // What is stored there last is the latest end: it is seldom so late that a clock is read.
+    // The number that is stored there last is the latest end: it is seldom so late that a clock is read.
     if HELD
         .get(kind_of(key))
         .is_none_or(|until_ns| *until_ns == 0 || *until_ns <= now_ns())
@@ -201,7 +201,7 @@ pub extern "C" fn mark(key: u64) -> u32 {
     u32::from(HOLDS.insert(key, until_ns, 0).is_ok())
 }
 
-/// Whether the policy still has a name rule.
+/// True if the policy still has a name rule.
 #[inline(always)]
 pub fn has_rule(binding: &Binding, rule: u64) -> bool {
     let key = RuleKey {

@@ -84,7 +84,7 @@ pub static QUERIES: Array<QueryBucket, { QUERY_BUCKETS as usize }> = Array::new(
 pub static ALIASES: HashMap<AliasKey, Alias, { ALIASES_CAPACITY as usize }, GRANTING> =
     HashMap::new();
 
-/// What scopes use of the tables that workloads fill, by scope id.
+/// Scopes' use of the tables that workloads fill, by scope id.
 #[btf_map]
 pub static SCOPES: HashMap<u32, ScopeUse, { SCOPES_CAPACITY as usize }, GRANTING> = HashMap::new();
 
@@ -109,7 +109,7 @@ pub static SEEN: Array<SeenSocket, { SEEN_SOCKETS as usize }> = Array::new();
 #[btf_map]
 pub static CALLED: Array<CalledPorts, { CALLED_PLACES as usize }> = Array::new();
 
-/// Who made a socket, by its cookie, where the agent wants that; else nobody writes it. Grants nothing.
+/// The process that made a socket, by its cookie, where the agent wants that; else nobody writes it. Grants nothing.
 #[btf_map]
 pub static PROCESSES: LruHashMap<u64, Process, { PROCESSES_CAPACITY as usize }> = LruHashMap::new();
 
@@ -272,7 +272,7 @@ impl AskedSockets {
         }
     }
 
-    /// What is known of a full socket.
+    /// The facts of a full socket.
     #[inline(always)]
     pub fn get(&self, sk: *mut bpf_sock) -> Option<*mut AskedOf> {
         self.storage(sk, 0)

@@ -116,9 +116,9 @@ fn read(sk: *mut bpf_sock) -> u32 {
     }
 }
 
-/// Whether the kernel made a packet's socket for itself, as it does the raw sockets by which it answers (`inet_ctl_sock_create`,
-/// net/ipv4/af_inet.c): read from the socket (`sk_kern_sock`), so that it is right for sockets older than the programs, too. No
-/// where the kernel does not say where it keeps that. Verified once for itself.
+/// 1 if the kernel made a packet's socket for itself, as it does the raw sockets by which it answers
+/// (`inet_ctl_sock_create`, net/ipv4/af_inet.c): read from the socket (`sk_kern_sock`), so that it is right for sockets
+/// older than the programs, too. 0 where the kernel does not say where it keeps that. Verified once for itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn is_kernel_socket(raw: *mut __sk_buff) -> u32 {
@@ -134,7 +134,7 @@ pub extern "C" fn is_kernel_socket(raw: *mut __sk_buff) -> u32 {
     }
 }
 
-/// Whether a sender is in another network namespace than the node; no where either is not known.
+/// True if a sender is in another network namespace than the node; false where either is not known.
 #[inline(always)]
 pub fn is_outside(config: &Config, netns: u32) -> bool {
     netns != UNKNOWN && config.node_netns != UNKNOWN && netns != config.node_netns

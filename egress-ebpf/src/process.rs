@@ -39,7 +39,7 @@ pub fn note(ctx: &SockContext) {
     let _ = PROCESSES.insert(cookie, current(), 0);
 }
 
-/// Who made a packet's socket.
+/// The process that made a packet's socket.
 #[inline(always)]
 pub fn of_packet(raw: *mut __sk_buff) -> Process {
     if NOTE_PROCESSES.load() == 0 {

@@ -1,7 +1,7 @@
-//! DNS queries that leave: noted, so that their answers can be told from forged ones; and judged by their name, where
-//! the policy lets only queries for allowed names through.
+//! DNS queries that leave: noted, so that their answers can be distinguished from forged ones; and judged by their
+//! name, where the policy lets only queries for allowed names through.
 //!
-//! What a packet is goes by its destination, whatever its socket is connected to.
+//! A packet's kind goes by its destination, whatever its socket is connected to.
 
 use aya_ebpf::{
     bindings::__sk_buff,
@@ -37,7 +37,7 @@ use crate::{
     workload,
 };
 
-/// Whether a packet that leaves may hold a query: a first look, for every packet.
+/// True if a packet that leaves may hold a query: a first look, for every packet.
 #[inline(always)]
 pub fn may_be_one(header: Header, skb: &Skb, socket: &Socket) -> bool {
     if header.is_later_fragment() {
@@ -51,14 +51,14 @@ pub fn may_be_one(header: Header, skb: &Skb, socket: &Socket) -> bool {
         || (may_be_inside() && header.is_to_loopback(skb))
 }
 
-/// What becomes of a packet that may hold a query: it passes.
+/// The fate of a packet that may hold a query: it passes.
 pub const PASSES: u32 = 0;
-/// It is refused, and its sender told.
+/// It is refused, and its sender gets an error.
 pub const REFUSED: u32 = 1;
 /// It is dropped without a word: it will be sent again.
 pub const LATER: u32 = 2;
 
-/// Whether a packet leaves for the DNS port of somebody who is no trusted resolver.
+/// True if a packet leaves for the DNS port of somebody who is no trusted resolver.
 #[inline(always)]
 fn asks_a_stranger(skb: &Skb, header: Header) -> bool {
     header.dport() == DNS_PORT && header.sport() != DNS_PORT && !is_on_loopback(skb.raw)
@@ -74,13 +74,13 @@ pub fn workload_of(raw: *mut __sk_buff, is_frame: u32) -> Option<&'static Worklo
     }
 }
 
-/// Whether a socket that is not raw sends the packet.
+/// True if a socket that is not raw sends the packet.
 #[inline(always)]
 fn is_cooked(raw: *mut __sk_buff) -> bool {
     full_socket(raw).is_some_and(|sk| !Socket::read(sk).is_raw)
 }
 
-/// Whether a TCP socket sends the packet: a raw socket keeps no order that could be followed.
+/// True if a TCP socket sends the packet: a raw socket keeps no order that could be followed.
 #[inline(always)]
 fn is_stream(raw: *mut __sk_buff) -> bool {
     full_socket(raw).is_some_and(|sk| Socket::read(sk).is_stream)
@@ -191,14 +191,14 @@ pub extern "C" fn datagram_refused(
     verdict
 }
 
-/// Whether the buffer holds several datagrams (`UDP_SEGMENT`).
+/// True if the buffer holds several datagrams (`UDP_SEGMENT`).
 #[inline(always)]
 fn is_several(skb: &Skb) -> bool {
     // SAFETY: the context is valid while the program runs.
     unsafe { (*skb.raw).gso_size != 0 }
 }
 
-/// Whether bytes lie in the buffer itself, where nobody can change them any more: pages may be the sender's own
+/// True if bytes lie in the buffer itself, where nobody can change them any more: pages may be the sender's own
 /// (`MSG_ZEROCOPY`, `splice`).
 #[inline(always)]
 fn is_linear(skb: &Skb, at: u32, bytes: u32) -> bool {
@@ -237,7 +237,7 @@ pub fn begin(scratch: &mut Scratch, workload: &Workload, header: Header) {
     };
 }
 
-/// Whether the message in a slot is one query for a name that may be asked, and nothing else.
+/// 1 if the message in a slot is one query for a name that may be asked, and nothing else.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn message_is_allowed(slot: u32) -> u32 {
@@ -272,7 +272,7 @@ pub extern "C" fn refused(slot: u32) -> u32 {
         scratch.copy_flags = 0;
         scratch.copy.total_bytes = bytes;
         scratch.copy.payload_bytes = bytes;
-        // What could not be read as a message is reported without a name.
+        // A message that could not be read is reported without a name.
         if bytes == 0 || bytes > MESSAGE_BYTES as u32 || !send_part(scratch, bytes) {
             record::tally(Tally::CopiesLost);
         }
@@ -280,7 +280,7 @@ pub extern "C" fn refused(slot: u32) -> u32 {
     REFUSED
 }
 
-/// Whether the policy in force drops what it refuses.
+/// True if the policy in force drops what it refuses.
 #[inline(always)]
 pub fn is_enforced(workload: &Workload) -> bool {
     workload::config()
@@ -336,7 +336,7 @@ pub extern "C" fn note_datagram(
     0
 }
 
-/// What tells the queries of forwarded senders apart: their address and the interface, which fit no cookie. A
+/// Distinguishes the queries of forwarded senders: by their address and the interface, which fit no cookie. A
 /// pseudorandom function of both, under the key of questions. The top bit keeps it apart from cookies of sockets, which
 /// count up from 1.
 #[inline(always)]

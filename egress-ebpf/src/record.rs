@@ -254,7 +254,7 @@ pub extern "C" fn report_packet_number(
         event.cgroup_id = cgroup_id;
         event.netns = netns::of_packet(raw);
         event.process = process::of_packet(raw);
-        // What cannot be read is reported without its flow.
+        // A packet that cannot be read is reported without its flow.
         if header.refusal().is_none() {
             event.saddr = header.saddr(&skb);
             event.daddr = header.daddr(&skb);

@@ -1,4 +1,4 @@
-//! Who is a trusted resolver: an address and a port.
+//! Trusted resolvers: an address and a port each.
 
 use aya_ebpf::bindings::__sk_buff;
 use egress_common::query::{INSIDE_PORTS, OTHER_PORTS, ResolverKey, ResolverPorts, UNBALANCED};
@@ -10,7 +10,7 @@ use crate::{
     skb::{Header, ReadSocket as _, Skb, Socket, full_socket, packet_address_word, peer_words},
 };
 
-/// Whether packets from or to this port may be a trusted resolver's: a first look. Port 53 counts always, for those who
+/// True if packets from or to this port may be a trusted resolver's: a first look. Port 53 counts always, for those who
 /// ask strangers.
 #[inline(always)]
 pub fn may_be_at(port: u16) -> bool {
@@ -18,7 +18,7 @@ pub fn may_be_at(port: u16) -> bool {
         || RESOLVER_PORTS.get(0).is_some_and(|listed| listed.has(port))
 }
 
-/// Whether one of these ports is one of [`may_be_at`]: one comparison for almost all packets.
+/// True if one of these ports is one of [`may_be_at`]: one comparison for almost all packets.
 #[inline(always)]
 pub fn may_be_at_one(ports: [u16; 3]) -> bool {
     let Some(listed) = RESOLVER_PORTS.get(0) else {
@@ -39,7 +39,7 @@ pub extern "C" fn resolver_ports(ports: u64) -> u32 {
     )
 }
 
-/// Whether a packet to this port is looked at.
+/// True if the programs look at a packet to this port.
 #[inline(always)]
 pub fn is_looked_at(port: u16) -> bool {
     let is_first = RESOLVER_PORTS
@@ -82,7 +82,7 @@ pub fn note_port(port: u16) {
     unsafe { (&raw mut (*listed).filter).write_volatile(filter) };
 }
 
-/// Whether a resolver on loopback may be asked at any port of its address.
+/// True if a resolver on loopback may be asked at any port of its address.
 #[inline(always)]
 pub fn may_be_inside() -> bool {
     RESOLVER_PORTS
@@ -90,7 +90,7 @@ pub fn may_be_inside() -> bool {
         .is_some_and(|listed| listed.flags & INSIDE_PORTS != 0)
 }
 
-/// Whether a resolver may be behind another address: programs of somebody else may change the address of a call.
+/// True if a resolver may be behind another address: programs of somebody else may change the address of a call.
 #[inline(always)]
 pub fn may_be_behind() -> bool {
     RESOLVER_PORTS
@@ -98,7 +98,7 @@ pub fn may_be_behind() -> bool {
         .is_none_or(|listed| listed.flags & UNBALANCED == 0)
 }
 
-/// Whether an address and port are a trusted resolver's.
+/// True if an address and port are a trusted resolver's.
 #[inline(always)]
 pub fn is_trusted(address: [u64; 2], port: u16) -> bool {
     RESOLVERS

@@ -91,7 +91,7 @@ pub const OF_OWNER: u32 = 4;
 /// From one set to the next that counts at the same time.
 pub const STEP: u32 = 2;
 
-/// What lies in a slot.
+/// The content of a slot.
 #[repr(C)]
 pub struct Scratch {
     /// How many programs use the slot or try to: [`Scratch::claim`].
@@ -100,19 +100,19 @@ pub struct Scratch {
     pub seed: u64,
     /// When the packet was met.
     pub now_ns: u64,
-    /// What the message has cost so far, in units of [`ANSWER_WORK`](egress_common::dns::ANSWER_WORK).
+    /// Cost of the message so far, in units of [`ANSWER_WORK`](egress_common::dns::ANSWER_WORK).
     pub work: u64,
     /// Where in a query of a stream.
     pub framer: Framer,
-    /// What is left of the stream's segment: where it begins in the packet, and how long it is.
+    /// The rest of the stream's segment: where it begins in the packet, and how long it is.
     pub part_at: u32,
     /// See `part_at`.
     pub part_bytes: u32,
     /// Sequence number behind the segment.
     pub part_end: u32,
-    /// What judges the receiver now.
+    /// The binding that judges the receiver now.
     pub current: Binding,
-    /// What will judge it after the switch that is being prepared.
+    /// The binding that will judge it after the switch that is being prepared.
     pub next: Binding,
     /// Rules of the name: for each of [`SETS`], none when its first entry has kind 0.
     pub sets: [NameRules; SETS as usize],
@@ -124,9 +124,9 @@ pub struct Scratch {
     pub alias_hash: u64,
     /// When that alias ends.
     pub alias_ends_ns: u64,
-    /// What the agent wants to do with an alias.
+    /// The agent's request about an alias.
     pub alias_request: AliasRequest,
-    /// What `learn` is to store.
+    /// The entry that `learn` is to store.
     pub request: LearnRequest,
     /// A new entry on its way into the map.
     pub fresh: Fresh,
@@ -194,14 +194,14 @@ impl Scratch {
         unsafe { core::ptr::copy_nonoverlapping(rules, set, 1) };
     }
 
-    /// Whether a set has rules.
+    /// True if a set has rules.
     #[inline(always)]
     pub fn has_rules(&mut self, which: u32) -> bool {
         let [first, ..] = &self.set(which).entries;
         first.kind != 0
     }
 
-    /// Whether a set has rules that count on a way: see [`AnswerReader::way`].
+    /// True if a set has rules that count on a way: see [`AnswerReader::way`].
     #[inline(always)]
     pub fn counts_on(&mut self, which: u32, way: u32) -> bool {
         let index = (opaque(which) & (SETS - 1)) as usize;
@@ -228,7 +228,7 @@ impl Scratch {
         first.kind = 0;
     }
 
-    /// Whether two sets have the same rules.
+    /// True if two sets have the same rules.
     #[inline(always)]
     pub fn has_same(&mut self, one: u32, other: u32) -> bool {
         let one = core::ptr::from_ref(self.set(one));
@@ -249,7 +249,7 @@ impl Scratch {
         differ == 0
     }
 
-    /// Whether a name on the chain is denied, now (0) or after the switch.
+    /// True if a name on the chain is denied, now (0) or after the switch.
     #[inline(always)]
     pub fn is_denied(&self, when: u32) -> bool {
         let [now, next] = self.denied;

@@ -23,13 +23,13 @@ use crate::{
     workload,
 };
 
-/// Whether what a packet is allowed by waits here for a second one.
+/// True if the permission of a packet waits here for a second one.
 #[inline(always)]
 pub fn is_for(socket: &Socket, header: Header) -> bool {
     header.proto() == protocol::UDP && !socket.is_stream && has_memory(socket, header)
 }
 
-/// What is known of a socket without a memory of its own.
+/// The facts of a socket without a memory of its own.
 #[inline(always)]
 pub fn known(raw: *mut __sk_buff, destination: AddressWords, header: Header) -> Known {
     let [first, second] = destination;
@@ -77,7 +77,7 @@ pub fn note(raw: *mut __sk_buff, destination: AddressWords, header: Header, rule
     seen_note(raw, first, second, header.pack(), rule);
 }
 
-/// What a packet's socket was allowed, as a packed [`Recalled`]; makes it a memory, if that is due. Verified once for itself.
+/// Recalls a packet's socket, as a packed [`Recalled`]; makes it a memory, if that is due. Verified once for itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn seen_recall(raw: *mut __sk_buff, first: u64, second: u64, header: u64) -> u64 {

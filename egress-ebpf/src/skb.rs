@@ -1,4 +1,4 @@
-//! What the programs read from a packet and its socket.
+//! Parts of a packet and its socket that the programs read.
 
 use core::mem::MaybeUninit;
 
@@ -109,7 +109,7 @@ pub extern "C" fn packet_extensions(raw: *mut __sk_buff, base: u32, first: u32) 
 /// `LOOPBACK_IFINDEX`, include/net/flow.h: `lo` has this index in every network namespace.
 pub const LOOPBACK_IFINDEX: u32 = 1;
 
-/// Whether the packet is on the loopback device: it never leaves this network namespace.
+/// True if the packet is on the loopback device: it never leaves this network namespace.
 #[inline(always)]
 pub fn is_on_loopback(raw: *mut __sk_buff) -> bool {
     // SAFETY: the context is valid while the program runs.
@@ -196,7 +196,7 @@ pub trait ReadHeader: Sized {
     fn source(self, skb: &Skb) -> AddressWords;
     /// Destination address, as words.
     fn destination(self, skb: &Skb) -> AddressWords;
-    /// Whether the destination is loopback.
+    /// True if the destination is loopback.
     #[expect(clippy::wrong_self_convention, reason = "a header is a number")]
     fn is_to_loopback(self, skb: &Skb) -> bool;
 

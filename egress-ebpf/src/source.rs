@@ -17,20 +17,20 @@ use crate::{
 /// `PACKET_LOOPBACK`, include/uapi/linux/if_packet.h: the kernel's own copy of what leaves to a group.
 const PACKET_LOOPBACK: u32 = 5;
 
-/// Whether a packet that arrives was sent in this network namespace.
+/// True if a packet that arrives was sent in this network namespace.
 #[inline(always)]
 pub fn is_looped(skb: &Skb) -> bool {
     // SAFETY: the context is valid while the program runs.
     is_on_loopback(skb.raw) || unsafe { (*skb.raw).pkt_type == PACKET_LOOPBACK }
 }
 
-/// Whether a packet was sent in this network namespace in the name of somebody who is not here.
+/// True if a packet was sent in this network namespace in the name of somebody who is not here.
 #[inline(always)]
 pub fn is_looped_and_foreign(skb: &Skb, header: Header) -> bool {
     is_looped(skb) && is_local(skb.raw, header.pack()) == 0
 }
 
-/// Whether a packet's source is loopback, an address of the node, or the packet's own destination (an address of this
+/// 1 if a packet's source is loopback, an address of the node, or the packet's own destination (an address of this
 /// network namespace, which the node may not know). Verified once for itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -41,7 +41,7 @@ pub extern "C" fn is_local(raw: *mut __sk_buff, header: u64) -> u32 {
     u32::from(is_loopback(&saddr) || LOCAL.get_ptr(&saddr).is_some() || saddr == header.daddr(&skb))
 }
 
-/// Whether a packet's source is a trusted resolver. Verified once for itself.
+/// 1 if a packet's source is a trusted resolver. Verified once for itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn is_resolver(raw: *mut __sk_buff, header: u64) -> u32 {

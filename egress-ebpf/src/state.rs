@@ -1,4 +1,4 @@
-//! What is stored with a socket.
+//! State that is stored with a socket.
 
 use aya_ebpf::{
     bindings::bpf_sock,
@@ -119,7 +119,7 @@ impl State {
         )
     }
 
-    /// What is known of the socket of a packet.
+    /// The facts of the socket of a packet.
     #[inline(always)]
     pub fn known(self, destination: AddressWords, header: Header, generation: u32) -> Known {
         let [first, second] = destination;
@@ -138,7 +138,7 @@ impl State {
         remember(self.0, first, second, header.pack(), rule);
     }
 
-    /// Whether this very denial was reported lately; from now on it was.
+    /// True if this very denial was reported lately; from now on it was.
     #[inline(always)]
     pub fn is_audited_again(
         self,

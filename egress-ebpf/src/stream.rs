@@ -46,7 +46,7 @@ pub fn stream_leaves(raw: *mut __sk_buff, header: u64, payload: u64, asked: u32)
     stream_end(raw, verdict)
 }
 
-/// What [`stream_begin`] returns beside [`RESTRICTED`] and [`STRICT`] when there is something to be read.
+/// The result of [`stream_begin`] beside [`RESTRICTED`] and [`STRICT`] when there is something to be read.
 const CONTINUES: u32 = 1 << 8;
 /// The policy lets only some names be asked for.
 const RESTRICTED: u32 = 1 << 4;
@@ -203,7 +203,7 @@ fn copy_part(to: *mut u8, from: *const u8) {
     unsafe { bpf_probe_read_kernel(to.cast(), STREAM_BYTES as u32, from.cast()) };
 }
 
-/// What [`stream_step`] returns beside the bytes that it took.
+/// The result of [`stream_step`] beside the bytes that it took.
 const IS_REFUSED: u32 = 1 << 31;
 
 /// Takes the segment that was begun; `how` is [`RESTRICTED`] and [`STRICT`]. Verified once for itself.
@@ -224,7 +224,7 @@ pub extern "C" fn stream_segment(raw: *mut __sk_buff, how: u32) -> u32 {
     if how & STRICT != 0 { REFUSED } else { PASSES }
 }
 
-/// What [`stream_step`] returns at the end of the segment.
+/// The result of [`stream_step`] at the end of the segment.
 const DONE: u32 = 1;
 
 /// Takes the next piece of a segment: [`DONE`] when there is none, [`IS_REFUSED`], or 0. Verified once for itself.

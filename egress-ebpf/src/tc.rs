@@ -45,7 +45,7 @@ const ETH_P_8021AD: u16 = 0x88a8;
 /// Most VLAN tags in a frame.
 const VLAN_TAGS: u32 = 2;
 
-/// What a frame holds.
+/// The content of a frame.
 enum Frame {
     /// An IP packet.
     Ip(Skb),
@@ -112,7 +112,7 @@ fn network_header(ctx: &TcContext) -> i32 {
     OTHER
 }
 
-/// Whether an INET socket sends the packet: the cgroup hooks have judged it.
+/// True if an INET socket sends the packet: the cgroup hooks have judged it.
 #[inline(always)]
 fn has_inet_socket(ctx: &TcContext) -> bool {
     // SAFETY: the context is valid while the program runs.
@@ -137,7 +137,7 @@ fn owner(raw: *mut __sk_buff) -> Option<*mut u64> {
     Some(unsafe { &raw mut (*interface).owner })
 }
 
-/// Whether a packet has left a pod by its interface. Verified once for itself.
+/// 1 if a packet has left a pod by its interface. Verified once for itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn is_from_pod(raw: *mut __sk_buff) -> u32 {
@@ -181,7 +181,7 @@ pub extern "C" fn frame_cgroup(raw: *mut __sk_buff, arrives: u32) -> u64 {
     }
 }
 
-/// Whether the packet came in by this interface: on a pod's, what leaves the pod.
+/// True if the packet came in by this interface: on a pod's, it leaves the pod.
 #[inline(always)]
 fn arrived_here(ctx: &TcContext) -> bool {
     let raw = ctx.skb.skb;
@@ -218,7 +218,7 @@ fn key(skb: &Skb, header: Header, leaves: bool) -> FlowKey {
     }
 }
 
-/// What is known of the flow of a packet that leaves.
+/// Recalls the flow of a packet that leaves.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn frame_recall(raw: *mut __sk_buff, base: u32, header: u64) -> u64 {
@@ -305,7 +305,7 @@ pub fn tc_egress(ctx: &TcContext) -> Verdict {
     verdict
 }
 
-/// What is read of a frame and its owner before it is classified.
+/// Facts of a frame and its owner that are read before it is classified.
 struct Sent<'a> {
     skb: Skb,
     header: Header,
@@ -414,7 +414,7 @@ pub fn tc_ingress(ctx: &TcContext) {
     if header.proto() != protocol::TCP || header.opens_tcp() {
         frame_note_flow(skb.raw, skb.base, header.pack());
     }
-    // DNS over TCP of forwarded senders is not learned: without a socket nothing here tells a forged segment.
+    // DNS over TCP of forwarded senders is not learned: without a socket nothing here detects a forged segment.
     if header.proto() == protocol::UDP && may_be_at(header.sport()) {
         let Some(workload) = workload::bound(frame_cgroup(skb.raw, 1)) else {
             return;

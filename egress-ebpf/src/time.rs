@@ -42,7 +42,7 @@ pub fn now_ns() -> u64 {
         // SAFETY: as above.
         unsafe { (&raw mut TAKEN_NS).write_volatile(coarse_ns) };
     }
-    // Who sees the tick sees what was taken in it.
+    // A reader that sees the tick sees what was taken in it.
     barrier();
     // SAFETY: as above.
     coarse_ns.wrapping_add(unsafe { (&raw const SLEPT_NS).read_volatile() })

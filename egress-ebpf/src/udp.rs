@@ -173,7 +173,7 @@ pub fn find(generation: u32, key: &FlowKey, idle_ns: u64) -> Recalled {
     Recalled::new(RecalledAs::Unstamped, facts.rule)
 }
 
-/// Whether a socket at a local port may have been called by a remote that it had not asked.
+/// True if a socket at a local port may have been called by a remote that it had not asked.
 #[inline(always)]
 pub fn may_be_called(port: u16) -> bool {
     called(port).is_none_or(|byte| {
@@ -190,7 +190,7 @@ fn called(port: u16) -> Option<*mut u8> {
     Some(unsafe { ports.cast::<u8>().add(at) })
 }
 
-/// What is known of the flow of a packet that leaves.
+/// Recalls the flow of a packet that leaves.
 #[inline(always)]
 pub fn recall(raw: *mut __sk_buff, header: Header, identity: u32, netns: u32) -> Recalled {
     Recalled::unpack(udp_recall(raw, header.pack(), identity, netns))
