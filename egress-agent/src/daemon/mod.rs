@@ -63,7 +63,7 @@ use state_writer::StateWriter;
 /// Longest time that each step of an end waits for tasks, or for a disk.
 const END_LIMIT: Duration = Duration::from_secs(2);
 
-/// Runs the daemon until it is told to stop.
+/// Runs the daemon until it is asked to stop.
 ///
 /// # Errors
 ///
@@ -80,7 +80,7 @@ pub fn run(options: RunOptions) -> anyhow::Result<ExitCode> {
         .build()
         .context("cannot start the runtime")?;
     let result = runtime.block_on(start(options, files));
-    // What a disk does not answer is left behind.
+    // Tasks that wait for a disk without an answer are left behind.
     runtime.shutdown_timeout(END_LIMIT);
     result
 }
@@ -133,7 +133,7 @@ async fn start(options: RunOptions, files: Watched) -> anyhow::Result<ExitCode> 
     let node = Node::open(&options);
     let node_watch = NodeWatch::begin();
     let node_now = node.look(&state_writer);
-    // What is wrong is told before anything is changed.
+    // The agent reports what is wrong before it changes anything.
     let policies = PolicyFiles::read(&options).map_err(UsageError::new)?;
     let base = Base::new(&options, Arc::new(policies), &node_now, |catalog| {
         let cluster = cluster.as_mut();
@@ -248,7 +248,7 @@ async fn start(options: RunOptions, files: Watched) -> anyhow::Result<ExitCode> 
 }
 
 /// Waits for the tasks, as long as an end waits for them. The first that fails or panics ends the others; one that ends
-/// well was told to.
+/// well was asked to.
 async fn until_all_end(
     tasks: &mut JoinSet<anyhow::Result<()>>,
     trigger: &shutdown::Trigger,
@@ -268,7 +268,7 @@ async fn until_all_end(
     result
 }
 
-/// The next end of a task. Once they are told to end, those that do not in time are not waited for.
+/// The next end of a task. Once they are asked to end, those that do not in time are not waited for.
 async fn next_end(
     tasks: &mut JoinSet<anyhow::Result<()>>,
     stop: &shutdown::Shutdown,

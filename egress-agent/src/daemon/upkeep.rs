@@ -1,4 +1,4 @@
-//! What has to be done from time to time: the fall back, expiry. Nothing here waits for the disk.
+//! Periodic work: the fall back, expiry. Nothing here waits for the disk.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -30,7 +30,7 @@ const LOSSES_TICKS: u64 = 25;
 /// Ticks between two sweeps of what the agent remembers.
 const MEMORY_TICKS: u64 = 300;
 
-/// Does what has to be done until it is told to stop.
+/// Does this work until it is asked to stop.
 ///
 /// # Errors
 ///
@@ -62,7 +62,7 @@ pub(super) async fn run(shared: Arc<Shared>, stop: Shutdown) -> anyhow::Result<(
     }
 }
 
-/// What the last tick left.
+/// State that the last tick left.
 #[derive(Debug)]
 struct Seen {
     /// Addresses refused for lack of room so far.
@@ -198,7 +198,7 @@ fn make_room_of(
             .into_iter()
             .map(|(address, netns)| LearnedKey::new(scope_id, netns, address))
             .collect();
-        // What ended goes first, then what nobody used lately; what is in use only when there is nothing else.
+        // Ended addresses go first, then those that nobody used lately; those in use only when there is nothing else.
         let mut gone: usize = 0;
         let now_s = seconds(now_ns);
         let unused_for = |pause_s: u32| (u64::MAX, now_s.saturating_sub(pause_s));

@@ -1,4 +1,4 @@
-//! Whether programs of somebody else change the address of calls, as load balancers at sockets do.
+//! Finds programs of somebody else that change the address of calls, as load balancers at sockets do.
 //!
 //! Where none does, the programs need not note whom each socket asks (`egress-ebpf/src/ask.rs`), which costs a socket more
 //! than its first packet. The kernel says which programs run for the cgroup; those at cgroups below it, which nobody has
@@ -20,7 +20,7 @@ const CALLS: [Hook; 4] = [
     Hook::AskSendmsg6,
 ];
 
-/// Whether programs other than `own` run for the calls of a cgroup. What cannot be found out counts as one.
+/// True if programs other than `own` run for the calls of a cgroup, or if the kernel does not say.
 fn has_others(cgroup: &Path, own: &BTreeSet<u32>) -> bool {
     let look = || -> io::Result<bool> {
         let cgroup = File::open(cgroup)?;

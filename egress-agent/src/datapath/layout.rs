@@ -190,7 +190,7 @@ impl Foreign {
         keys.get(&0, 0).ok()
     }
 
-    /// Whether it was not noted there whom sockets asked, as nobody could lead them elsewhere.
+    /// True if its programs did not note whom sockets asked, as nobody could lead them elsewhere.
     pub(super) fn is_unbalanced(&self) -> bool {
         let ports = pinned_map(&self.dir, "RESOLVER_PORTS")
             .and_then(|map| Array::<_, ResolverPorts>::try_from(map).ok())

@@ -91,11 +91,11 @@ pub(super) struct Loaded {
     pub(super) foreign: Vec<Foreign>,
     /// Links that aya does not hold, where nothing is pinned.
     pub(super) links: Vec<OwnedFd>,
-    /// Whether no socket was ever noted to have asked a resolver, or had to be ([`UNBALANCED`]).
+    /// True if no socket was ever noted to have asked a resolver, or had to be ([`UNBALANCED`]).
     ///
     /// [`UNBALANCED`]: egress_common::query::UNBALANCED
     pub(super) was_unbalanced: bool,
-    /// Whether flows are older than what is known of the ports at which they were called.
+    /// True if flows are older than what is known of the ports at which they were called.
     pub(super) has_older_flows: bool,
 }
 

@@ -292,7 +292,7 @@ impl Maps {
             .map_err(error("write", "RESOLVER_PORTS"))
     }
 
-    /// Whether nobody else changes the address of calls, as far as the programs are told.
+    /// True if nobody else changes the address of calls, as the programs read it here.
     pub(super) fn is_unbalanced(&self) -> Result<bool, DatapathError> {
         let ports = self.resolver_ports.get(&0, 0);
         let ports = ports.map_err(error("read", "RESOLVER_PORTS"))?;

@@ -1,4 +1,4 @@
-//! Answers that taught nothing although somebody may count on them: what `explain` tells of them.
+//! Answers that taught nothing although somebody may count on them: what `explain` reports of them.
 //!
 //! One refusal for a name in a scope, the newest. Bounded: what is oldest makes
 //! room. Times are nanoseconds of the clock since boot.

@@ -277,7 +277,7 @@ fn a_queue_that_overflows_loses_nothing() {
         bed.make("kubepods/noise");
         fs::remove_dir(bed.root.join("kubepods/noise")).unwrap();
     }
-    // Nothing tells of these.
+    // No event reports these.
     bed.remove(&cgroupfs(1));
     bed.remove(&cgroupfs(2));
     let third = bed.make(&cgroupfs(2));
