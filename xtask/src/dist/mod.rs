@@ -114,6 +114,7 @@ impl Release {
             packages::rpm(self, &tree, dir)?,
             self.tarball(dir)?,
             self.manifests(dir)?,
+            self.chart(dir)?,
         ];
         setup::remove_dir(&tree.root)?;
         Ok(made)
@@ -165,14 +166,24 @@ impl Release {
         self.pack(dir, &name)
     }
 
-    /// The objects for a cluster, as they are in the repository.
+    /// The objects for a cluster.
     fn manifests(&self, dir: &Path) -> Result<PathBuf> {
-        let name = format!("egress-deploy-{}", self.version);
+        self.part(dir, "egress-deploy", "deploy")
+    }
+
+    /// The chart alone: `helm install` takes the archive as it is.
+    fn chart(&self, dir: &Path) -> Result<PathBuf> {
+        self.part(dir, "egress-chart", "deploy/chart")
+    }
+
+    /// A folder as it is in the repository, with files in the place of links.
+    fn part(&self, dir: &Path, name: &str, folder: &str) -> Result<PathBuf> {
+        let name = format!("{name}-{}", self.version);
         let tree = dir.join(&name);
         setup::remove_dir(&tree)?;
-        let listed = run::output(run::command("git").args(["ls-files", "deploy"]))?;
+        let listed = run::output(run::command("git").args(["ls-files", folder]))?;
         for file in listed.lines().filter(|file| !file.contains("/packages/")) {
-            let to = file.strip_prefix("deploy/").unwrap_or(file);
+            let to = Path::new(file).strip_prefix(folder)?;
             copy(&run::root().join(file), &tree.join(to), FILE)?;
         }
         self.pack(dir, &name)
@@ -367,5 +378,28 @@ mod tests {
     #[test]
     fn a_unit_that_starts_something_else_is_refused() {
         assert!(packaged_unit("[Service]\nExecStart=/opt/agent run\n").is_err());
+    }
+
+    #[test]
+    fn the_chart_in_its_archive_is_files_and_no_links() {
+        let dir = run::target_dir().join("tmp/dist-chart");
+        let release = Release::new(PathBuf::new(), "1.2.3").expect("this is a repository");
+        let archive = release.chart(&dir).expect("it is packed");
+        let mut tar = run::command("tar");
+        let listed = run::output(tar.args(["--list", "--verbose", "--file"]).arg(&archive));
+        let listed = listed.expect("it is an archive");
+        assert!(
+            !listed.lines().any(|line| line.starts_with('l')),
+            "{listed}"
+        );
+        for file in [
+            "Chart.yaml",
+            "base/daemonset.yaml",
+            "templates/daemonset.yaml",
+        ] {
+            let file = format!(" egress-chart-1.2.3/{file}");
+            assert!(listed.lines().any(|line| line.ends_with(&file)), "{listed}");
+        }
+        setup::remove_dir(&dir).expect("it can be removed");
     }
 }
