@@ -20,11 +20,13 @@ use egress_common::{
 };
 use schemars::JsonSchema;
 use serde::Serialize;
+use tracing::warn;
 
 use crate::{
     api::model::FlowReport,
     kube::Pod,
     log_queue::{DroppedLines, LogQueue},
+    store::in_time,
 };
 
 /// Version of the record: a field that goes or changes its meaning raises it, a new one does not.
@@ -210,8 +212,7 @@ impl FlowLog {
         let queue = match &options.target {
             FlowLogTarget::Stdout => LogQueue::written_to("the flow log", io::stdout())?,
             FlowLogTarget::File(path) => {
-                let file = Rotated::open(path, options.most_bytes)?;
-                LogQueue::written_to("the flow log", file)?
+                LogQueue::written_to("the flow log", LogFile::open(path, options.most_bytes)?)?
             }
         };
         Ok(Self {
@@ -242,6 +243,46 @@ impl FlowLog {
     /// Waits a moment for what was logged to be written; not for a reader that does not read.
     pub fn finish(&self) {
         self.queue.flush(std::time::Duration::from_secs(1));
+    }
+}
+
+/// The file of the log. One on a disk that does not answer when the agent starts is opened by the thread that writes it.
+#[derive(Debug)]
+enum LogFile {
+    Open(Rotated),
+    Unopened { path: PathBuf, most_bytes: u64 },
+}
+
+impl LogFile {
+    fn open(path: &Path, most_bytes: u64) -> io::Result<Self> {
+        let path = path.to_owned();
+        let of_reader = path.clone();
+        match in_time::read(move || Rotated::open(&of_reader, most_bytes)) {
+            Ok(opened) => opened.map(Self::Open),
+            Err(error) => {
+                warn!(%error, file = %path.display(), "the flow log waits until it can be opened");
+                Ok(Self::Unopened { path, most_bytes })
+            }
+        }
+    }
+}
+
+impl Write for LogFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if let Self::Unopened { path, most_bytes } = self {
+            *self = Self::Open(Rotated::open(path, *most_bytes)?);
+        }
+        match self {
+            Self::Open(file) => file.write(bytes),
+            Self::Unopened { .. } => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Open(file) => file.flush(),
+            Self::Unopened { .. } => Ok(()),
+        }
     }
 }
 

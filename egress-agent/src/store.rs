@@ -9,6 +9,10 @@ use std::{
     marker::PhantomData,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -46,6 +50,73 @@ pub mod unwritten {
         let since = since();
         let ages = since.iter().map(|(file, at)| (file.clone(), at.elapsed()));
         ages.filter(|(_, age)| *age > limit).collect()
+    }
+}
+
+pub(crate) mod in_time {
+    //! Reads of an agent that starts, from a disk that may hang: it begins without the state that does not come in time.
+
+    use std::{
+        io,
+        sync::{
+            atomic::{AtomicBool, Ordering},
+            mpsc,
+        },
+        thread,
+        time::Duration,
+    };
+
+    /// How long the agent waits for a read: a disk that spins up takes less.
+    const LIMIT: Duration = Duration::from_secs(10);
+    /// The same once it waited in vain.
+    const NEXT_LIMIT: Duration = Duration::from_secs(1);
+    /// How long it waits for a read without which addresses are lost that pinned programs let through meanwhile: less than a
+    /// service manager waits for a start.
+    const DEAR_LIMIT: Duration = Duration::from_secs(60);
+
+    static HANGS: AtomicBool = AtomicBool::new(false);
+
+    /// Returns what `read` returns. A thread that the disk does not answer is left behind.
+    ///
+    /// # Errors
+    ///
+    /// The disk does not answer in time.
+    pub(crate) fn read<T: Send + 'static>(
+        read: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<T> {
+        let hangs = HANGS.load(Ordering::Relaxed);
+        let answer = within(if hangs { NEXT_LIMIT } else { LIMIT }, read);
+        if answer.is_err() {
+            HANGS.store(true, Ordering::Relaxed);
+        }
+        answer
+    }
+
+    /// The same, with much more patience.
+    ///
+    /// # Errors
+    ///
+    /// The disk does not answer in time.
+    pub(crate) fn read_dear<T: Send + 'static>(
+        read: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<T> {
+        within(DEAR_LIMIT, read)
+    }
+
+    pub(super) fn within<T: Send + 'static>(
+        limit: Duration,
+        read: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<T> {
+        let (sender, answer) = mpsc::sync_channel(1);
+        let reader = move || {
+            // An error means that nobody waits any more.
+            let _ = sender.send(read());
+        };
+        thread::Builder::new()
+            .name("state-reader".to_owned())
+            .spawn(reader)?;
+        let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the disk does not answer");
+        answer.recv_timeout(limit).map_err(late)
     }
 }
 
@@ -89,6 +160,18 @@ pub enum StoreError {
         /// Why it cannot be moved.
         source: io::Error,
     },
+    /// The file was not read.
+    #[error("{}: {why}; it will be {} when the next one is written, and {lost}", file.display(), aside.display())]
+    Unread {
+        /// The file.
+        file: PathBuf,
+        /// The consequence.
+        lost: &'static str,
+        /// Where it will be moved to.
+        aside: PathBuf,
+        /// The reason.
+        why: String,
+    },
     /// It cannot be written.
     #[error("cannot write {}, so that it does not outlive the agent; choose a folder with --state-dir", file.display())]
     Write {
@@ -103,6 +186,8 @@ pub enum StoreError {
 #[derive(Clone, Debug)]
 pub struct Store<T> {
     file: PathBuf,
+    /// The file was not read: it is moved away before another one is written.
+    is_unread: Arc<AtomicBool>,
     kept: PhantomData<fn() -> T>,
 }
 
@@ -112,6 +197,7 @@ impl<T: Kept> Store<T> {
     pub fn in_folder(folder: &Path) -> Self {
         Self {
             file: folder.join(T::FILE),
+            is_unread: Arc::default(),
             kept: PhantomData,
         }
     }
@@ -122,17 +208,34 @@ impl<T: Kept> Store<T> {
         &self.file
     }
 
-    /// The state that was kept; `None` if there is none.
+    /// The state that was kept; `None` if there is none. A disk that does not answer is not waited for long.
     ///
     /// # Errors
     ///
-    /// The file that is there cannot be used, and was set aside.
-    pub fn load(&self) -> Result<Option<T>, StoreError> {
+    /// The file that is there cannot be used, and was set aside, or will be.
+    pub fn load(&self) -> Result<Option<T>, StoreError>
+    where
+        T: Send + 'static,
+    {
+        let file = self.file.clone();
+        let found = in_time::read(move || read::<T>(&file));
         // An agent that was killed while it wrote left this. If it cannot be removed now, the next write reports it.
-        let _ = remove_new(&self.beside("new"));
-        match read::<T>(&self.file) {
-            Ok(kept) => Ok(kept),
-            Err(why) => Err(self.set_aside(why)),
+        let new = self.beside("new");
+        if found.is_ok() && new.symlink_metadata().is_ok() {
+            let _ = in_time::read(move || remove_new(&new));
+        }
+        match found {
+            Ok(Ok(kept)) => Ok(kept),
+            Ok(Err(why)) => Err(self.set_aside(why)),
+            Err(error) => {
+                self.is_unread.store(true, Ordering::Relaxed);
+                Err(StoreError::Unread {
+                    file: self.file.clone(),
+                    lost: T::LOST,
+                    aside: self.beside("unread"),
+                    why: error.to_string(),
+                })
+            }
         }
     }
 
@@ -181,6 +284,12 @@ impl<T: Kept> Store<T> {
                 .recursive(true)
                 .mode(0o700)
                 .create(folder)?;
+        }
+        if self.is_unread.load(Ordering::Relaxed) {
+            match fs::rename(&self.file, self.beside("unread")) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => self.is_unread.store(false, Ordering::Relaxed),
+            }
         }
         let new = self.beside("new");
         let written = write_new(&new, &bytes).and_then(|()| fs::rename(&new, &self.file));
@@ -250,4 +359,56 @@ fn read<T: Kept>(path: &Path) -> Result<Option<T>, String> {
         ));
     }
     serde_json::from_slice(&bytes).map(Some).map_err(broken)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct Number {
+        version: u32,
+        number: u32,
+    }
+
+    impl Kept for Number {
+        const FILE: &'static str = "number.json";
+        const VERSION: u32 = 1;
+        const MAX_BYTES: u64 = 100;
+        const LOST: &'static str = "the number is not known";
+    }
+
+    #[test]
+    fn a_read_that_takes_too_long_is_left_behind() {
+        use std::{sync::mpsc, time::Duration};
+        let (answer, hangs) = mpsc::channel::<()>();
+        let read = in_time::within(Duration::from_millis(20), move || hangs.recv());
+        let error = read.expect_err("no answer");
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        drop(answer);
+        assert_eq!(in_time::within(Duration::from_secs(30), || 7).ok(), Some(7));
+    }
+
+    #[test]
+    fn a_file_that_was_not_read_is_not_written_over() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let old = Number {
+            version: 1,
+            number: 1,
+        };
+        let first = Store::in_folder(folder.path());
+        first.save(&old).expect("is written");
+        let store = Store::<Number>::in_folder(folder.path());
+        store.is_unread.store(true, Ordering::Relaxed);
+        for number in 2..4 {
+            let new = Number { number, ..old };
+            store.save(&new).expect("is written");
+            assert_eq!(store.load().expect("is read"), Some(new));
+            let aside = fs::read(folder.path().join("number.json.unread")).expect("is there");
+            assert_eq!(
+                serde_json::from_slice::<Number>(&aside).expect("whole"),
+                old
+            );
+        }
+    }
 }

@@ -2,10 +2,13 @@
 
 use std::{
     fs::{self, File},
-    io::{ErrorKind, Write as _},
+    io::{self, ErrorKind, Write as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process::Command,
 };
+
+use nix::sys::stat::{major, minor};
 
 use crate::World;
 
@@ -38,6 +41,40 @@ impl Disk {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.0
+    }
+
+    /// Mounts it again: none of it is in memory then.
+    ///
+    /// # Panics
+    ///
+    /// If something on it is in use, or it cannot be mounted.
+    pub fn mount_again(&self) {
+        let path = self.0.to_str().unwrap();
+        let image = self.0.with_extension("img");
+        assert!(
+            run("umount", &[path]) && run("mount", &["-o", "loop", image.to_str().unwrap(), path])
+        );
+    }
+
+    /// Reads that a cgroup makes hang until what this returns is dropped. None where the machine has no block controller
+    /// of version 1. A process joins by writing itself into [`SlowReads::procs`].
+    ///
+    /// # Panics
+    ///
+    /// If the cgroup cannot be made, or takes no limit.
+    #[must_use]
+    pub fn slow_reads(&self, name: &str) -> Option<SlowReads> {
+        let controller = Path::new("/sys/fs/cgroup/blkio");
+        if !controller.join("cgroup.procs").is_file() {
+            return None;
+        }
+        let cgroup = controller.join(name);
+        fs::create_dir(&cgroup).unwrap();
+        let device = fs::metadata(&self.0).unwrap().dev();
+        let device = format!("{}:{}", major(device), minor(device));
+        let slow = SlowReads { cgroup, device };
+        slow.begin();
+        Some(slow)
     }
 
     /// Hangs until what this returns is dropped.
@@ -87,6 +124,48 @@ impl Drop for Frozen {
     fn drop(&mut self) {
         let _thawed = run("fsfreeze", &["-u", self.0.to_str().unwrap()]);
     }
+}
+
+/// Reads of a disk hang for a cgroup.
+#[derive(Debug)]
+pub struct SlowReads {
+    cgroup: PathBuf,
+    device: String,
+}
+
+impl SlowReads {
+    /// The file that takes processes in.
+    #[must_use]
+    pub fn procs(&self) -> PathBuf {
+        self.cgroup.join("cgroup.procs")
+    }
+
+    /// A byte a second is less than any read.
+    ///
+    /// # Panics
+    ///
+    /// If the limit cannot be set.
+    pub fn begin(&self) {
+        self.limit(1).unwrap();
+    }
+
+    /// Lets reads go on, those that wait too.
+    ///
+    /// # Panics
+    ///
+    /// If the limit cannot be taken away.
+    pub fn end(&self) {
+        self.limit(0).unwrap();
+    }
+
+    fn limit(&self, bytes: u64) -> io::Result<()> {
+        let file = self.cgroup.join("blkio.throttle.read_bps_device");
+        fs::write(file, format!("{} {bytes}", self.device))
+    }
+}
+
+impl Drop for SlowReads {
+    fn drop(&mut self) {}
 }
 
 /// A disk is full.

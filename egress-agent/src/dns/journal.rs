@@ -22,7 +22,7 @@ use egress_common::address::Address;
 use tracing::warn;
 
 use super::{AliasChain, Memory, ScopeNumber, Seen};
-use crate::store::unwritten;
+use crate::store::{in_time, unwritten};
 
 /// Name of the file in the state folder.
 const FILE: &str = "learned.log";
@@ -123,27 +123,12 @@ impl Journal {
         if !takes_up {
             return Ok(0);
         }
-        let text = match fs::read_to_string(&self.path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
-            Err(error) => return Err(error),
+        let path = self.path.clone();
+        let Some(text) = in_time::read_dear(move || read(&path)).flatten()? else {
+            return Ok(0);
         };
-        let mut lines = text.lines();
-        match lines.next() {
-            Some(first) if first == head()? => {}
-            // Of another run of the machine, whose kernel's tables are gone too.
-            Some(first) if first.starts_with(HEAD) => return Ok(0),
-            None => return Ok(0),
-            Some(_) => {
-                let aside = self.path.with_extension("log.unusable");
-                fs::rename(&self.path, &aside)?;
-                return Err(io::Error::other(format!(
-                    "is broken, and is now {}",
-                    aside.display()
-                )));
-            }
-        }
         // The last line of an agent that was killed may be cut off.
+        let lines = text.lines().skip(1);
         let lines = lines.filter_map(|line| line.strip_suffix(" ."));
         Ok(lines
             .filter_map(|line| take_up_line(memory, line, now_ns))
@@ -323,6 +308,29 @@ fn write_anew(path: &Path, memory: &Memory) -> io::Result<Open> {
             // Half of a file is of no use, least of all on a disk that is full.
             let _left = fs::remove_file(&beside);
             Err(error)
+        }
+    }
+}
+
+/// What an agent left that ran since the machine did; none where nothing is known. What is no journal is set aside.
+fn read(path: &Path) -> io::Result<Option<String>> {
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    match text.lines().next() {
+        Some(first) if first == head()? => Ok(Some(text)),
+        // Of another run of the machine, whose kernel's tables are gone too.
+        Some(first) if first.starts_with(HEAD) => Ok(None),
+        None => Ok(None),
+        Some(_) => {
+            let aside = path.with_extension("log.unusable");
+            fs::rename(path, &aside)?;
+            Err(io::Error::other(format!(
+                "is broken, and is now {}",
+                aside.display()
+            )))
         }
     }
 }

@@ -15,8 +15,8 @@ use egress_tests::{
     disk::Disk,
     eventually,
     expect::{policy, reached, refused},
-    programs, ready,
-    skip::is_quick,
+    process, programs, ready,
+    skip::{is_quick, skip},
     world::Role,
     zone,
 };
@@ -387,6 +387,107 @@ fn a_disk_that_hangs_holds_up_nothing_but_itself() {
     agent.reload(&policy("allow: [{ cidrs: [10.79.0.0/16, 10.78.0.0/16] }]"));
     reached(&client.connect(FORBIDDEN, 80));
     drop(frozen);
+    agent.stop();
+}
+
+#[test]
+fn a_start_does_not_wait_for_a_disk_that_hangs_but_for_what_pinned_programs_need() {
+    if !ready() || is_quick() {
+        return;
+    }
+    let world = World::new();
+    let Some(disk) = Disk::new(&world) else {
+        let _ = skip("no loop device");
+        return;
+    };
+    let Some(slow) = disk.slow_reads(&world.name()) else {
+        let _ = skip("no block controller of version 1");
+        return;
+    };
+    slow.end();
+    let line = format!(
+        "echo $$ >'{}' && exec \"$AGENT\" \"$@\"",
+        slow.procs().display()
+    );
+    let script = started_by(&world, &line);
+    let (state, log) = (disk.path().join("state"), disk.path().join("flows.json"));
+    let mut agent = world
+        .agent(&policy("allow: [{ names: [api.example.com] }]"))
+        .state_dir(&state)
+        .arg("--flow-log")
+        .arg(log.display().to_string())
+        .start();
+    // Dropped first: an agent whose threads wait for the disk does not end.
+    let slow = slow;
+    let client = world.workload("client");
+    refused(&client.connect(FORBIDDEN, 80));
+    let kept = state.join("observations.json");
+    assert!(eventually(Duration::from_secs(10), || kept.exists()));
+    agent.stop();
+    let before = fs::read(&kept).unwrap();
+
+    // As after a reboot: nothing is attached, so that nothing enforces while the agent waits.
+    let mut unload = world
+        .place(Role::Node, world.judged())
+        .command(programs::agent());
+    unload.arg("unload").arg("--pin-dir").arg(agent.pins());
+    let unloaded = process::run(&mut unload, Duration::from_secs(10)).unwrap();
+    assert_eq!(unloaded.code(), Some(0), "{}", unloaded.shown());
+    disk.mount_again();
+    slow.begin();
+    agent.spawn_again(script.clone()).unwrap();
+    let answer = |agent: &Agent| agent.look().ok().and_then(|(_, status)| status);
+    let is_there = |agent: &Agent| answer(agent).is_some_and(|status| status.enforcing);
+    let is_soon = eventually(Duration::from_secs(30), || is_there(&agent));
+    assert!(is_soon, "{}", agent.log());
+    let alarms = agent.status().alarms;
+    let is_said = |alarm: &String| {
+        alarm.contains("observations.json: the disk does not answer")
+            && alarm.contains("observations.json.unread")
+    };
+    assert!(alarms.iter().any(is_said), "{alarms:?}");
+    client.resolve("api.example.com", false);
+    let api = zone::address("api.example.com", false);
+    let mut held = client.hold(api, 80);
+    refused(&client.connect(FORBIDDEN, 81));
+    slow.end();
+    let unread = state.join("observations.json.unread");
+    let is_kept = || fs::read(&unread).is_ok_and(|bytes| bytes == before) && kept.exists();
+    assert!(
+        eventually(Duration::from_secs(20), is_kept),
+        "{}",
+        agent.log()
+    );
+    let logged = || fs::read_to_string(&log).unwrap_or_default();
+    assert!(
+        eventually(SOON, || logged().contains(":81,")),
+        "{}",
+        logged()
+    );
+    agent.stop();
+
+    // Over pinned programs: who taught their addresses is worth waiting for.
+    let names = fs::read_to_string(state.join("learned.log")).unwrap();
+    assert!(names.contains("api.example.com"), "{names}");
+    disk.mount_again();
+    slow.begin();
+    agent.spawn_again(script).unwrap();
+    let end = Instant::now() + Duration::from_secs(12);
+    while Instant::now() < end {
+        reached(&client.connect(api, 80));
+        refused(&client.connect(FORBIDDEN, 80));
+        thread::sleep(Duration::from_secs(1));
+    }
+    assert!(answer(&agent).is_none());
+    slow.end();
+    assert!(
+        eventually(Duration::from_secs(30), || is_there(&agent)),
+        "{}",
+        agent.log()
+    );
+    assert_eq!(agent.status().alarms, Vec::<String>::new());
+    reached(&client.connect(api, 80));
+    assert!(held.is_alive(), "{:?}", held.lines());
     agent.stop();
 }
 
