@@ -328,6 +328,12 @@ pub(super) fn learned_capacity(dir: &Path) -> Option<u32> {
     pinned_shape(&dir.join("LEARNED")).map(|shape| shape.capacity)
 }
 
+/// How many learned addresses fit into the table that is pinned below a directory; none where there is none.
+#[must_use]
+pub fn pinned_room(pin_dir: &Path) -> Option<u32> {
+    learned_capacity(&own_maps_dir(pin_dir))
+}
+
 /// Unpins every map of a folder that is an agent's, and removes the folder if nothing else is in it.
 pub(super) fn remove_maps(dir: &Path) -> Result<(), DatapathError> {
     let (owned, others) = MapsDir::examine(dir.to_owned())?;

@@ -48,6 +48,7 @@ pub use attached::Anchors;
 pub use doctor::{Check, doctor, doctor_unpinned};
 pub use error::DatapathError;
 pub use judge::Judged;
+pub use layout::pinned_room;
 pub use load::Options;
 pub use maps::Shares;
 pub use reader::{LearnedPages, Reader};

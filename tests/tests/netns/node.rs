@@ -585,6 +585,66 @@ fn too_little_memory_is_told_before_anything_is_changed() {
 }
 
 #[test]
+fn room_for_learned_addresses_grows_and_shrinks_within_the_memory_that_the_agent_may_use() {
+    if !ready() {
+        return;
+    }
+    let memory = Path::new("/sys/fs/cgroup/memory");
+    if !memory.join("memory.limit_in_bytes").is_file() {
+        println!(
+            "SKIPPED room_for_learned_addresses_grows_and_shrinks_within_the_memory_that_the_agent_may_use: no memory controller of version 1"
+        );
+        return;
+    }
+    let world = World::new();
+    let bound = memory.join(world.name());
+    fs::create_dir(&bound).unwrap();
+    fs::write(bound.join("memory.limit_in_bytes"), "201326592").unwrap();
+    let line = format!(
+        "echo $$ >'{}/cgroup.procs' && exec \"$AGENT\" \"$@\"",
+        bound.display()
+    );
+    let script = started_by(&world, &line);
+    let rules = policy("allow: [{ names: [api.example.com] }]");
+    let options = world.agent(&rules).program(script);
+    let mut agent = options.clone().start();
+    let client = world.workload("client");
+    client.resolve("api.example.com", false);
+    let api = zone::address("api.example.com", false);
+    let mut held = client.hold(api, 80);
+    let capacity = |agent: &Agent| {
+        let maps = agent.status().maps;
+        let learned = maps.into_iter().find(|map| map.name == "LEARNED");
+        learned.unwrap().capacity.to_string()
+    };
+    let first = capacity(&agent);
+    for room in ["2000000", "1000", "8000000", first.as_str()] {
+        agent.kill();
+        // Its pins stay, as those of a killed one do.
+        std::mem::forget(agent);
+        let asked = options.clone().arg("--max-learned").arg(room);
+        // It would fit, but not beside the pinned one and the start.
+        if room == "8000000" {
+            let output = asked.run_to_end();
+            assert_eq!(output.code(), Some(2), "{}", output.shown());
+            let is_said = output.stderr.contains("of the 192 MiB")
+                && output.stderr.contains("--max-learned 1000;");
+            assert!(is_said, "{}", output.shown());
+            agent = options.clone().arg("--max-learned").arg("1000").start();
+            assert_eq!(capacity(&agent), "1000");
+        } else {
+            agent = asked.start();
+            assert_eq!(capacity(&agent), room);
+        }
+        reached(&client.connect(api, 80));
+        refused(&client.connect(FORBIDDEN, 80));
+        assert!(held.is_alive(), "{room}: {:?}", held.lines());
+    }
+    drop(agent);
+    assert!(eventually(SOON, || fs::remove_dir(&bound).is_ok()));
+}
+
+#[test]
 fn who_taught_what_is_not_known_after_garbage_and_status_says_so() {
     if !ready() {
         return;
