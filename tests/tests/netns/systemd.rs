@@ -79,6 +79,32 @@ done
 echo end
 ";
 
+/// A boot at which the agent cannot start, and what docs/node.md says of it. A moment later the policy is right.
+const WRONG_POLICY: &str = "\
+systemctl show --property=SubState egress-agent
+\"$PROBE\" connect $FORBIDDEN 80
+systemctl start strict && echo strict started || echo strict refused
+cp \"$DIR\"/right.yaml \"$DIR\"/policy.yaml
+for try in $(seq 100); do systemctl is-active --quiet egress-agent && break; sleep 0.2; done
+systemctl start strict && echo strict started || echo strict refused
+\"$PROBE\" connect $FORBIDDEN 80
+systemctl stop egress-agent
+systemctl is-active strict
+echo end
+";
+
+/// A unit with the drop-in of docs/node.md.
+const STRICT: &str = "\
+[Unit]
+DefaultDependencies=no
+After=egress-agent.service
+AssertPathExists=/sys/fs/bpf/egress/links/skb_egress
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/true
+";
+
 /// The shipped unit with the agent that is tried, and a unit that runs `look` after it.
 fn write_units(dir: &Path, look: &str, wants: &str) -> PathBuf {
     let units = dir.join("units");
@@ -117,15 +143,20 @@ fn write_units(dir: &Path, look: &str, wants: &str) -> PathBuf {
         out.display()
     );
     fs::write(units.join("network.service"), network).unwrap();
+    fs::write(units.join("strict.service"), STRICT).unwrap();
     fs::write(dir.join("console"), "").unwrap();
     let init = format!("DIR='{}'\n{INIT}", dir.display());
     fs::write(dir.join("init.sh"), init).unwrap();
     out
 }
 
+fn right() -> String {
+    policy("allow: [{ cidrs: [10.79.0.0/16] }]")
+}
+
 /// Boots systemd, which starts the units of `wants`, and returns the lines of `look` and what everybody said. None where
 /// there is no systemd.
-fn boot(look: &str, wants: &str) -> Option<(Vec<String>, String)> {
+fn boot(rules: &str, look: &str, wants: &str) -> Option<(Vec<String>, String)> {
     if !ready() {
         return None;
     }
@@ -135,8 +166,8 @@ fn boot(look: &str, wants: &str) -> Option<(Vec<String>, String)> {
     }
     let world = World::new();
     let dir = world.dir();
-    let rules = policy("allow: [{ cidrs: [10.79.0.0/16] }]");
     fs::write(dir.join("policy.yaml"), rules).unwrap();
+    fs::write(dir.join("right.yaml"), right()).unwrap();
     let out = write_units(dir, look, wants);
     let root = world.judged().join("systemd");
     fs::create_dir_all(&root).unwrap();
@@ -172,7 +203,7 @@ fn boot(look: &str, wants: &str) -> Option<(Vec<String>, String)> {
 
 #[test]
 fn what_is_ordered_after_the_unit_is_judged_from_its_first_packet() {
-    let Some((seen, said)) = boot(LOOK, "egress-agent.service network.service") else {
+    let Some((seen, said)) = boot(&right(), LOOK, "egress-agent.service network.service") else {
         return;
     };
     let [kind, first, refused, reached, again, still, _] = seen.as_slice() else {
@@ -189,7 +220,7 @@ fn what_is_ordered_after_the_unit_is_judged_from_its_first_packet() {
 
 #[test]
 fn an_agent_that_systemd_run_started_falls_back_in_time_and_also_when_it_is_killed() {
-    let Some((seen, said)) = boot(BY_HAND, "network.service") else {
+    let Some((seen, said)) = boot(&right(), BY_HAND, "network.service") else {
         return;
     };
     assert_eq!(seen.len(), 7, "{said}");
@@ -201,4 +232,28 @@ fn an_agent_that_systemd_run_started_falls_back_in_time_and_also_when_it_is_kill
         assert!(before.contains("EPERM"), "{said}");
         assert!(after.contains("\"ok\":true"), "{said}");
     }
+}
+
+#[test]
+fn a_unit_that_asks_for_the_pinned_programs_does_not_start_before_there_are_any() {
+    let wants = "egress-agent.service network.service";
+    let Some((seen, said)) = boot("this: is no policy\n", WRONG_POLICY, wants) else {
+        return;
+    };
+    let seen: Vec<&str> = seen
+        .iter()
+        .map(String::as_str)
+        .filter(|line| !line.starts_with("Assertion failed") && !line.starts_with("See "))
+        .collect();
+    let [state, open, before, after, refused, of_strict, _] = seen.as_slice() else {
+        panic!("{said}");
+    };
+    // Others go on, ordered or not: an order is no requirement.
+    assert_eq!(*state, "SubState=auto-restart", "{said}");
+    assert!(open.contains("\"ok\":true"), "{said}");
+    assert_eq!(*before, "strict refused", "{said}");
+    assert_eq!(*after, "strict started", "{said}");
+    assert!(refused.contains("EPERM"), "{said}");
+    // An agent that is stopped leaves its programs, and what needs them.
+    assert_eq!(*of_strict, "active", "{said}");
 }
