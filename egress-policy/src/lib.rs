@@ -33,7 +33,7 @@ pub use document::{
     MAX_SERVICE_TAGS_BYTES, Metadata, Operator, Policy, PolicySet, Preexisting, PresetValue,
     Queries, Require, Requirement, Rule, RuleList, Selector, SelectorError, ServiceTag,
     ServiceTagError, ServiceTags, ServiceTagsFacts, Spec, SpecDns, SpecMode, SpecRule, SpecTtl,
-    Subject, UnknownTag, json_schema, load, load_any, name_schema, parse,
+    Subject, UnknownTag, check, json_schema, load, load_any, name_schema, parse,
 };
 pub use import::{
     HostError, ImportError, ImportFormat, ImportSubject, Imported, Note, NoteKind, import,

@@ -1,11 +1,9 @@
 //! Policies of the cluster, checked as those of files are.
 
-use std::path::PathBuf;
-
 use super::view::{PolicyKey, PolicyObject};
 use crate::policy::{
     API_VERSION, CLUSTER_KIND, Catalog, EgressPolicy, KIND, Lifeline, Metadata, Policy,
-    PolicyErrors, PolicySet, compile, parse,
+    PolicyErrors, PolicySet, check, compile,
 };
 
 /// Most bytes of what a condition says.
@@ -16,10 +14,6 @@ const MESSAGE_BYTES: usize = 4_096;
 /// # Errors
 ///
 /// Everything that is wrong with it.
-///
-/// # Panics
-///
-/// Never: a document can be written, and if it can be read it is one policy.
 pub fn checked(
     key: &PolicyKey,
     object: &PolicyObject,
@@ -39,10 +33,8 @@ pub fn checked(
         },
         spec: object.spec.clone(),
     };
-    let text = serde_json::to_string(&document).expect("keys are texts");
-    let file = PathBuf::from(format!("{resource}/{key}"));
-    let mut policies = parse(&file, &text, catalog)?;
-    let mut policy = policies.pop().expect("one document is one policy");
+    let name = format!("{resource}/{key}");
+    let mut policy = check(document, name.as_ref(), catalog)?;
     policy.document.metadata.name = key.to_string();
     let alone = PolicySet::from_iter([policy.clone()]);
     compile(&alone, &Lifeline::new(), None)?;
@@ -53,10 +45,7 @@ pub fn checked(
 pub(super) fn message(errors: &PolicyErrors) -> String {
     let mut text = String::new();
     for (index, error) in errors.errors().iter().enumerate() {
-        let line = match error.place.field.as_str() {
-            "" => error.problem.to_string(),
-            field => format!("{field}: {}", error.problem),
-        };
+        let line = error.by_field();
         if text.len().saturating_add(line.len()) > MESSAGE_BYTES && index > 0 {
             let left = errors.errors().len().saturating_sub(index);
             let left = left.saturating_add(errors.more());
@@ -83,7 +72,7 @@ mod tests {
         }
     }
 
-    fn check(key: &str, spec: &str) -> Result<Policy, String> {
+    fn check_spec(key: &str, spec: &str) -> Result<Policy, String> {
         let key = key.parse().unwrap();
         checked(&key, &object(spec), &Catalog::default()).map_err(|errors| message(&errors))
     }
@@ -92,7 +81,7 @@ mod tests {
     fn a_policy_is_known_by_its_key() {
         let spec = "{ mode: audit, allow: [{ names: [api.example.com], ports: [443/tcp] }] }";
         for (key, kind) in [("shop/payments", KIND), ("baseline", CLUSTER_KIND)] {
-            let policy = check(key, spec).unwrap();
+            let policy = check_spec(key, spec).unwrap();
             assert_eq!(policy.name(), key);
             assert_eq!(policy.document.kind, kind);
             assert_eq!((policy.allow.len(), policy.deny.len()), (1, 0));
@@ -102,7 +91,7 @@ mod tests {
     #[test]
     fn what_is_wrong_is_told_by_field() {
         let spec = "{ allow: [{ names: ['*.*.example.com'] }], deny: [{ cidrs: [10.0.0.1/8] }] }";
-        let wrong = check("shop/payments", spec).unwrap_err();
+        let wrong = check_spec("shop/payments", spec).unwrap_err();
         let lines: Vec<&str> = wrong.lines().collect();
         assert_eq!(lines.len(), 2, "{wrong}");
         assert!(lines[0].starts_with("spec.allow[0].names[0]: "), "{wrong}");
@@ -117,9 +106,9 @@ mod tests {
         };
         let rule = |ports| format!("{{ names: [a.b], ports: [{ports}] }}");
         let one = format!("{{ allow: [{}] }}", rule(ports("tcp")));
-        check("shop/payments", &one).unwrap();
+        check_spec("shop/payments", &one).unwrap();
         let rules = [rule(ports("tcp")), rule(ports("udp"))].join(", ");
-        let wrong = check("shop/payments", &format!("{{ allow: [{rules}] }}")).unwrap_err();
+        let wrong = check_spec("shop/payments", &format!("{{ allow: [{rules}] }}")).unwrap_err();
         assert!(wrong.contains("a.b"), "{wrong}");
     }
 
@@ -128,7 +117,7 @@ mod tests {
         let names: Vec<String> = (0..500)
             .map(|index| format!("'*.*.{index}.example.com'"))
             .collect();
-        let wrong = check(
+        let wrong = check_spec(
             "a/b",
             &format!("{{ allow: [{{ names: [{}] }}] }}", names.join(", ")),
         )

@@ -1,7 +1,7 @@
 //! Policy documents: their schema, what their rules refer to, and the checked policies that they become.
 
 mod catalog;
-mod decode;
+mod check;
 mod error;
 mod forms;
 mod load;
@@ -10,8 +10,10 @@ mod schema;
 pub(crate) mod selector;
 mod service_tags;
 mod set;
+mod tree;
 
 pub use catalog::{Catalog, CatalogSources};
+pub use check::check;
 pub use error::DocumentError;
 pub use load::{load, load_any};
 pub use schema::{
@@ -24,3 +26,5 @@ pub use service_tags::{
 };
 pub(crate) use set::DESTINATIONS;
 pub use set::{Policy, PolicySet, Rule, RuleList, parse};
+#[cfg(test)]
+pub(crate) use tree::FIELDS;

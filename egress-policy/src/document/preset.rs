@@ -1,102 +1,89 @@
 //! A rule of a policy that stands for those of a preset.
 
-use super::error::DocumentError;
+use super::{
+    catalog::Catalog,
+    check::Check,
+    error::DocumentError,
+    schema::{PresetValue, SpecRule},
+    set::Rule,
+};
 use crate::{
-    document::{Catalog, Rule, SpecRule},
     preset::{ExpandedRule, Given, PresetError, Site},
-    read::{FieldPath, Fields, Located, Node, Problem, Reader, Value},
+    read::{Located, Part, Problem, is_mapping},
     vocabulary::{Cidr, parse_name_pattern, parse_port_range},
 };
 
-impl Reader<'_> {
-    /// Reads the rule at `path`, which has `preset` or `with`.
-    pub(crate) fn preset(
+impl Check<'_> {
+    /// The rules of a rule with `preset` or `with`.
+    pub(super) fn preset(
         &mut self,
-        path: FieldPath<'_>,
-        present: &Fields<'_>,
+        spec: &SpecRule,
+        part: Part<'_>,
         index: usize,
         is_deny: bool,
-        catalog: &Catalog,
-    ) -> Option<(SpecRule, Vec<Rule>)> {
-        let at = |name| FieldPath::Field(&path, name);
-        for (name, node) in present {
-            if !matches!(*name, "preset" | "with") {
-                self.wrong(node.line, at(name), DocumentError::BesidePreset);
+    ) -> Vec<Rule> {
+        for (name, is_set) in [
+            ("cidrs", !spec.cidrs.is_empty()),
+            ("names", !spec.names.is_empty()),
+            ("ports", spec.ports.is_some()),
+            ("require", !spec.require.is_none()),
+            ("serviceTags", !spec.service_tags.is_empty()),
+        ] {
+            let part = part.field(name);
+            if is_set || part.is_there() {
+                self.wrong(part, DocumentError::BesidePreset);
             }
         }
-        let given = match present.get("with") {
-            Some(node) => self.given(node, at("with"))?,
-            None => Vec::new(),
+        let with_part = part.field("with");
+        let preset_part = part.field("preset");
+        if with_part.is_given() && !with_part.is_read(is_mapping) {
+            return Vec::new();
+        }
+        let Some(name) = &spec.preset else {
+            if !preset_part.is_there() {
+                let example = "preset: aks/azure-global";
+                self.wrong(with_part, DocumentError::WithoutPreset(example));
+            }
+            return Vec::new();
         };
-        let example = "preset: aks/azure-global";
-        let Some(node) = present.get("preset") else {
-            let line = present.get("with").map_or(0, |node| node.line);
-            self.wrong(line, at("with"), DocumentError::WithoutPreset(example));
-            return None;
-        };
-        let name = self.text(node, at("preset"), example)?;
-        let file = self.file();
-        let field = path.to_string();
+        let given = given(spec, with_part);
+        let (file, catalog, line) = (self.file, self.catalog, preset_part.line);
         let site = Site::File {
             file,
-            line: node.line,
-            field: &field,
+            line,
+            field: &part.path.to_string(),
         };
         let expansion = match catalog.presets().expand(name, &given, site) {
             Ok(expansion) => expansion,
             Err(errors) => {
                 self.extend(errors);
-                return None;
+                return Vec::new();
             }
         };
         let mut rules = Vec::with_capacity(expansion.rules.len());
         for rule in &expansion.rules {
-            let place = (index, node.line);
-            match checked(name, rule, place, is_deny, catalog) {
+            match checked(name, rule, (index, line), is_deny, catalog) {
                 Ok(found) => rules.extend(found),
-                Err(problem) => self.wrong(node.line, at("preset"), problem),
+                Err(problem) => self.wrong(preset_part, problem),
             }
         }
-        let with = given
-            .into_iter()
-            .map(|given| (given.name, given.texts.into()));
-        let spec = SpecRule {
-            preset: Some(name.to_owned()),
-            with: with.collect(),
-            ..SpecRule::default()
-        };
-        Some((spec, rules))
+        rules
     }
+}
 
-    /// The values of `with`. `None` if something was reported.
-    fn given(&mut self, node: &Node, path: FieldPath<'_>) -> Option<Vec<Given>> {
-        let example = "with: { location: eastus }";
-        let pairs = match &node.value {
-            Value::Map(pairs) => pairs.as_slice(),
-            Value::Null => &[],
-            Value::Text(_) | Value::List(_) => {
-                self.shape(node, path, "a mapping", example);
-                return None;
-            }
+/// The values of `with`, in the order of a file, where a variable may stand twice.
+fn given(spec: &SpecRule, part: Part<'_>) -> Vec<Given> {
+    let of_object = || spec.with.keys().map(|name| (name.as_str(), part.line));
+    let keys = part.keys().unwrap_or_else(|| of_object().collect());
+    let given = keys.into_iter().filter_map(|(name, line)| {
+        let texts = match spec.with.get(name)? {
+            PresetValue::Text(text) => vec![text.clone()],
+            PresetValue::List(texts) => texts.clone(),
         };
-        let mut given = Vec::with_capacity(pairs.len());
-        for (key, value) in pairs {
-            let name = self.key(key, path)?;
-            let path = FieldPath::Field(&path, name);
-            let texts = match &value.value {
-                Value::Text(text) => vec![text.clone()],
-                Value::Null | Value::List(_) | Value::Map(_) => {
-                    let read = |text: &str| Ok::<_, Problem>(text.to_owned());
-                    let items = self.items(value, path, "a value or a list of values", read);
-                    items.into_iter().map(|item| item.value).collect()
-                }
-            };
-            let name = name.to_owned();
-            let line = key.line;
-            given.push(Given { name, texts, line });
-        }
-        Some(given)
-    }
+        let name = name.to_owned();
+        Some(Given { name, texts, line })
+    });
+    given.collect()
 }
 
 /// The rules of one expanded rule, as if they stood at a place: position in the list, and line.

@@ -9,7 +9,7 @@ use egress_common::{
     verdict::Mode,
 };
 use schemars::{JsonSchema, Schema, schema_for};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::json;
 
 use super::{
@@ -39,7 +39,7 @@ pub fn name_schema() -> Schema {
 }
 
 /// What a node, or a workload on it, may reach.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(extend(
     "if" = { "properties": { "kind": { "const": KIND } } },
@@ -89,7 +89,7 @@ enum Kind {
 }
 
 /// What a policy is called.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Metadata {
     /// Its name, which no other policy of the node has; counters and messages show it.
@@ -108,7 +108,7 @@ pub struct Metadata {
 }
 
 /// What a policy says.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(extend("anyOf" = [
     { "properties": { "subject": { "enum": ["pods"] } } },
@@ -204,7 +204,7 @@ impl Spec {
 }
 
 /// Whom a policy of a cluster is for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[schemars(inline)]
 pub enum Subject {
@@ -224,7 +224,7 @@ impl Subject {
 }
 
 /// Whether denied packets are dropped.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[schemars(inline)]
 pub enum SpecMode {
@@ -246,7 +246,7 @@ impl From<SpecMode> for Mode {
 }
 
 /// Bounds for the life of learned addresses.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct SpecTtl {
     /// At least this long, also when the answer says less.
@@ -272,7 +272,7 @@ impl Default for SpecTtl {
 }
 
 /// What happens to TCP connections that are older than the enforcement.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[schemars(inline)]
 pub enum Preexisting {
@@ -284,7 +284,7 @@ pub enum Preexisting {
 }
 
 /// What may be asked of resolvers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct SpecDns {
     /// Which names may be asked for.
@@ -292,7 +292,7 @@ pub struct SpecDns {
 }
 
 /// Which names may be asked for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[schemars(inline)]
 pub enum Queries {
@@ -308,7 +308,7 @@ pub enum Queries {
 const TAG_EXAMPLES: [&str; 2] = ["Storage.westeurope", "AzureCloud.eastus"];
 
 /// A rule: destinations and ports, or a preset that stands for such rules.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(extend("anyOf" = [
     {
@@ -384,7 +384,7 @@ pub struct SpecRule {
 }
 
 /// What a connection has to say of itself.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[schemars(inline)]
 pub enum Require {
@@ -414,34 +414,13 @@ impl Require {
 }
 
 /// The value of a preset's variable.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged, from = "AnyValue")]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
 pub enum PresetValue {
     /// One.
     Text(String),
     /// Several, or none.
     List(Vec<String>),
-}
-
-/// A value as JSON and YAML may have it: numbers and truth values are their texts.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum AnyValue {
-    Bool(bool),
-    Number(u64),
-    Text(String),
-    List(Vec<String>),
-}
-
-impl From<AnyValue> for PresetValue {
-    fn from(value: AnyValue) -> Self {
-        match value {
-            AnyValue::Bool(value) => Self::Text(value.to_string()),
-            AnyValue::Number(value) => Self::Text(value.to_string()),
-            AnyValue::Text(value) => Self::Text(value),
-            AnyValue::List(values) => Self::List(values),
-        }
-    }
 }
 
 impl From<Vec<String>> for PresetValue {

@@ -3,12 +3,15 @@
 use std::{collections::BTreeMap, fmt};
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use thiserror::Error;
 
-use super::forms::{LabelKey, LabelValue};
+use super::{
+    check::Check,
+    forms::{LabelKey, LabelValue},
+};
 use crate::{
-    read::{FieldPath, Node, Reader, Value},
+    read::{FieldPath, Node, Part, Reader, Value, is_mapping, is_text},
     vocabulary::quoted,
 };
 
@@ -18,7 +21,7 @@ const LABEL_BYTES: usize = 63;
 const PREFIX_BYTES: usize = 253;
 
 /// What labels things have that are meant: all of these. An empty selector means everything.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Selector {
     /// Labels with their values.
@@ -31,7 +34,7 @@ pub struct Selector {
 }
 
 /// What holds for a label.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(extend("anyOf" = [
     {
@@ -55,7 +58,7 @@ pub struct Requirement {
 }
 
 /// How a label is compared.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 #[schemars(inline)]
 pub enum Operator {
     /// It is there, with one of the values.
@@ -137,29 +140,32 @@ pub enum SelectorError {
     Values(&'static str),
 }
 
+/// The fields of a selector and of a requirement.
+pub(super) const SELECTOR: &[&str] = &["matchLabels", "matchExpressions"];
+pub(super) const REQUIREMENT: &[&str] = &["key", "operator", "values"];
+
+/// The names of operators.
+const OPERATORS: [(&str, Operator); 4] = [
+    ("In", Operator::In),
+    ("NotIn", Operator::NotIn),
+    ("Exists", Operator::Exists),
+    ("DoesNotExist", Operator::DoesNotExist),
+];
+
 impl Reader<'_> {
     /// A selector.
-    pub(crate) fn selector(&mut self, node: &Node, path: FieldPath<'_>) -> Option<Selector> {
+    pub(super) fn selector(&mut self, node: &Node, path: FieldPath<'_>) -> Option<Selector> {
         let example = "podSelector: { matchLabels: { app: payments } }";
-        let fields = self.fields(node, path, &["matchLabels", "matchExpressions"], example)?;
+        let fields = self.fields(node, path, SELECTOR, example)?;
         let at = |name| FieldPath::Field(&path, name);
         let mut selector = Selector::default();
         if let Some(node) = fields.get("matchLabels") {
-            let path = at("matchLabels");
-            selector.match_labels = self.texts_by_key(node, path, "app: payments");
-            for (key, value) in &selector.match_labels {
-                let path = FieldPath::Field(&path, key);
-                if !is_key(key) {
-                    self.wrong(node.line, path, SelectorError::Key(quoted(key)));
-                } else if !is_value(value) {
-                    self.wrong(node.line, path, SelectorError::Value(quoted(value)));
-                }
-            }
+            selector.match_labels = self.texts_by_key(node, at("matchLabels"), "app: payments");
         }
         if let Some(node) = fields.get("matchExpressions") {
             let path = at("matchExpressions");
             let Value::List(items) = &node.value else {
-                self.shape(node, path, "a list", REQUIREMENT);
+                self.shape(node, path, "a list", EXAMPLE);
                 return None;
             };
             for (index, item) in items.iter().enumerate() {
@@ -171,45 +177,68 @@ impl Reader<'_> {
     }
 
     fn requirement(&mut self, node: &Node, path: FieldPath<'_>) -> Option<Requirement> {
-        let fields = self.fields(node, path, &["key", "operator", "values"], REQUIREMENT)?;
+        let fields = self.fields(node, path, REQUIREMENT, EXAMPLE)?;
         let at = |name| FieldPath::Field(&path, name);
         let mut requirement = Requirement::default();
         match fields.get("key") {
             Some(node) => {
-                let key = self.text(node, at("key"), "key: app")?;
-                if !is_key(key) {
-                    self.wrong(node.line, at("key"), SelectorError::Key(quoted(key)));
-                }
-                key.clone_into(&mut requirement.key);
+                let key = self.text(node, at("key"), "key: app");
+                requirement.key = key.unwrap_or_default().to_owned();
             }
             None => self.missing(node, at("key"), "key: app"),
         }
-        let Some(operator) = fields.get("operator") else {
-            self.missing(node, at("operator"), "operator: In");
-            return None;
-        };
-        let operators = [
-            ("In", Some(Operator::In)),
-            ("NotIn", Some(Operator::NotIn)),
-            ("Exists", Some(Operator::Exists)),
-            ("DoesNotExist", Some(Operator::DoesNotExist)),
-        ];
-        let known = "In, NotIn, Exists or DoesNotExist";
-        requirement.operator = self.choice(operator, at("operator"), &operators, known)?;
-        let values = fields.get("values").map_or_else(Vec::new, |node| {
-            self.items(node, at("values"), "values: [payments]", |text| {
-                if is_value(text) {
-                    Ok(text.to_owned())
-                } else {
-                    Err(SelectorError::Value(quoted(text)))
-                }
-            })
-        });
-        let line = fields.get("values").map_or(node.line, |node| node.line);
-        let is_empty = !matches!(
-            fields.get("values").map(|node| &node.value),
-            Some(Value::List(items)) if !items.is_empty()
+        match fields.get("operator") {
+            Some(node) => {
+                let known = "In, NotIn, Exists or DoesNotExist";
+                requirement.operator = self.choice(node, at("operator"), &OPERATORS, known);
+            }
+            None => self.missing(node, at("operator"), "operator: In"),
+        }
+        if let Some(node) = fields.get("values") {
+            requirement.values = self.texts(node, at("values"), "values: [payments]");
+        }
+        Some(requirement)
+    }
+}
+
+impl Check<'_> {
+    /// Whether labels can be like this.
+    pub(super) fn selector(&mut self, selector: &Selector, part: Part<'_>) {
+        let labels = part.field("matchLabels");
+        for (key, value) in &selector.match_labels {
+            let part = labels.field(key).on_line(labels.line);
+            if !is_key(key) {
+                self.wrong(part, SelectorError::Key(quoted(key)));
+            } else if !is_value(value) {
+                self.wrong(part, SelectorError::Value(quoted(value)));
+            }
+        }
+        let list = part.field("matchExpressions");
+        let requirements = selector.match_expressions.iter();
+        for (requirement, (_, part)) in requirements.zip(list.items(is_mapping)) {
+            self.requirement(requirement, part);
+        }
+    }
+
+    fn requirement(&mut self, requirement: &Requirement, part: Part<'_>) {
+        let (key, operator, values) = (
+            part.field("key"),
+            part.field("operator"),
+            part.field("values"),
         );
+        if !key.is_default() && key.is_read(is_text) && !is_key(&requirement.key) {
+            self.wrong(key, SelectorError::Key(quoted(&requirement.key)));
+        }
+        for (value, (_, part)) in requirement.values.iter().zip(values.items(is_text)) {
+            if !is_value(value) {
+                self.wrong(part, SelectorError::Value(quoted(value)));
+            }
+        }
+        let is_operator = |value: &Value| matches!(value, Value::Text(text) if OPERATORS.iter().any(|(name, _)| name == text));
+        if operator.is_default() || !operator.is_read(is_operator) {
+            return;
+        }
+        let is_empty = values.is_empty_list(requirement.values.len());
         let wrong = match (requirement.operator, is_empty) {
             (Operator::In | Operator::NotIn, true) => Some(SelectorError::NoValues),
             (Operator::Exists, false) => Some(SelectorError::Values("Exists")),
@@ -218,15 +247,13 @@ impl Reader<'_> {
             | (Operator::Exists | Operator::DoesNotExist, true) => None,
         };
         if let Some(error) = wrong {
-            self.wrong(line, at("values"), error);
+            self.wrong(values, error);
         }
-        requirement.values = values.into_iter().map(|value| value.value).collect();
-        Some(requirement)
     }
 }
 
 /// What a requirement looks like.
-const REQUIREMENT: &str = "- { key: app, operator: In, values: [payments] }";
+const EXAMPLE: &str = "- { key: app, operator: In, values: [payments] }";
 
 /// Whether it can be the key of a label: a name, with a domain name and `/` before it or not.
 pub(crate) fn is_key(text: &str) -> bool {

@@ -11,13 +11,13 @@ use serde::{Serialize, Serializer};
 
 use super::{
     catalog::Catalog,
-    decode::decode,
+    check::check_part,
     error::DocumentError,
     schema::{API_VERSION, EgressPolicy},
     service_tags::ServiceTag,
 };
 use crate::{
-    read::{Located, Place, PolicyErrors, Report, yaml},
+    read::{Located, Part, Place, PolicyErrors, Reader, Report, yaml},
     vocabulary::{Cidr, NamePattern, Ttl, quoted},
 };
 
@@ -168,7 +168,10 @@ fn parse_up_to(
         // `---` at the end of a file starts an empty document.
         if !matches!(document.value, yaml::Value::Null) {
             holds_any = true;
-            policies.extend(decode(file, document, catalog, left, &mut report));
+            if let Some(read) = Reader::new(file, &mut report).policy(document) {
+                let part = Part::document(Some(document));
+                policies.push(check_part(read, part, file, catalog, left, &mut report));
+            }
         }
     }
     if let Some((line, problem)) = wrong {

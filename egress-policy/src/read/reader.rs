@@ -82,8 +82,6 @@ pub struct Reader<'a> {
     file: &'a Path,
     report: &'a mut Report,
     is_good: bool,
-    /// Destinations that may still be named.
-    pub(crate) destinations_left: usize,
 }
 
 /// The fields of a mapping that are there and not empty.
@@ -96,7 +94,6 @@ impl<'a> Reader<'a> {
             file,
             report,
             is_good: true,
-            destinations_left: usize::MAX,
         }
     }
 
@@ -115,12 +112,6 @@ impl<'a> Reader<'a> {
         self.is_good = false;
         let place = Place::field(self.file, line, path.to_string());
         self.report.add(place, problem);
-    }
-
-    /// Reports what is wrong elsewhere.
-    pub(crate) fn extend(&mut self, errors: PolicyErrors) {
-        self.is_good = false;
-        self.report.extend(errors);
     }
 
     /// A mapping of texts.
@@ -333,7 +324,7 @@ impl<'a> Reader<'a> {
 }
 
 /// Whether a value is this text.
-pub(crate) fn is_text(node: &Node, wanted: &str) -> bool {
+pub(crate) fn has_text(node: &Node, wanted: &str) -> bool {
     matches!(&node.value, Value::Text(text) if text == wanted)
 }
 

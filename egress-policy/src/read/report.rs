@@ -113,6 +113,17 @@ impl fmt::Display for Problem {
     }
 }
 
+impl PolicyError {
+    /// What is wrong with which field, without file and line: for what has none.
+    #[must_use]
+    pub fn by_field(&self) -> String {
+        match self.place.field.as_str() {
+            "" => self.problem.to_string(),
+            field => format!("{field}: {}", self.problem),
+        }
+    }
+}
+
 /// What is wrong with a set of policies, in the order of files and lines. Never empty.
 #[derive(Clone, Debug, PartialEq, Eq, ThisError)]
 pub struct PolicyErrors {

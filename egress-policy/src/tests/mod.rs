@@ -7,6 +7,7 @@ mod golden;
 mod json_schema;
 mod judged;
 mod large;
+mod objects;
 pub(crate) mod oracle;
 mod schema;
 mod service_tags;

@@ -317,6 +317,8 @@ fn a_policy_with_a_preset_is_written_as_it_was() {
         "preset": "aks/azure-global",
         "with": { "location": "eastus", "privateCluster": true, "customDns": ["10.0.0.1", "10.0.0.2"] },
     });
-    let read: crate::SpecRule = serde_json::from_value(rule).unwrap();
-    assert_eq!(read, set.policies()[0].document.spec.allow[0]);
+    let spec = serde_json::json!({ "allow": [rule] });
+    let read: crate::Spec = serde_json::from_value(spec).unwrap();
+    let read = &read.allow[0];
+    assert_eq!(read, &set.policies()[0].document.spec.allow[0]);
 }
