@@ -55,7 +55,7 @@ pub mod workload;
 pub mod world;
 pub mod zone;
 
-pub use agent::{Agent, AgentOptions, Counters, Learned};
+pub use agent::{Agent, AgentOptions, Confirmation, Counters, Learned, Status};
 pub use gate::Gate;
 pub use kubernetes::Cluster;
 pub use skip::ready;

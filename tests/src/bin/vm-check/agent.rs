@@ -9,9 +9,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use egress_tests::{Counters, dns, eventually};
+use egress_tests::{Confirmation, Counters, Status, dns, eventually};
 use hickory_proto::{op::Message, rr::RecordType};
-use nix::time::{ClockId, clock_gettime};
+use nix::{
+    sys::signal::{Signal, kill},
+    time::{ClockId, clock_gettime},
+    unistd::Pid,
+};
 
 use crate::{
     check,
@@ -32,6 +36,8 @@ spec:
 
 /// Longest time until the agent enforces: the verifier is slow under emulation.
 const START_LIMIT: Duration = Duration::from_secs(90);
+/// How long enforcing is not confirmed: a guest under emulation has time for some questions in it.
+const PROBATION: &str = "30s";
 /// Longest time for a connection or an answer.
 const NET_LIMIT: Duration = Duration::from_secs(5);
 
@@ -69,6 +75,10 @@ pub(crate) fn checks() {
     let Some(mut agent) = agent else {
         return;
     };
+    check(
+        "sleep:enforcing_that_nobody_confirms_is_over_when_its_time_is",
+        || probation_in_sleep(&agent),
+    );
     check("pod_interfaces_are_judged", || {
         let judged = || {
             let status = output(Command::new(program()).args(["status", "-o", "json"]));
@@ -156,6 +166,62 @@ fn verdicts() {
     });
 }
 
+/// Enforcing on probation ends in a machine that sleeps, although nobody who could end it runs; two confirmations later it
+/// stays.
+fn probation_in_sleep(agent: &Child) -> Result<(), String> {
+    refused(v4(20).into())?;
+    let confirmation = || -> Result<Confirmation, String> {
+        // Exits with 1 once it fell back.
+        let status = Command::new(program())
+            .args(["status", "-o", "json"])
+            .output();
+        let status = status.map_err(|error| error.to_string())?;
+        let status: Status =
+            serde_json::from_slice(&status.stdout).map_err(|error| error.to_string())?;
+        status
+            .confirmation
+            .ok_or_else(|| "not asked for".to_owned())
+    };
+    let left_s = confirmation()?.remaining_s.ok_or("it was over too soon")?;
+    let left_s = u32::try_from(left_s).map_err(|error| error.to_string())?;
+    let ran = Instant::now();
+    let pid = i32::try_from(agent.id()).map_err(|error| error.to_string())?;
+    let send = |signal| kill(Pid::from_raw(pid), signal).map_err(|error| error.to_string());
+    send(Signal::SIGSTOP)?;
+    let slept = suspend(left_s.saturating_add(2));
+    let attempt = reached(v4(20).into());
+    let ran = ran.elapsed();
+    send(Signal::SIGCONT)?;
+    let (slept, left) = (slept?, Duration::from_secs(left_s.into()));
+    if ran >= left || slept.saturating_add(ran) <= left {
+        return Err(format!("shows nothing: it ran {ran:?} and slept {slept:?}"));
+    }
+    attempt?;
+    if !eventually(START_LIMIT, || {
+        confirmation().is_ok_and(|now| now.state == "fell_back")
+    }) {
+        return Err(format!("the agent did not fall back: {:?}", confirmation()));
+    }
+    for _ in 0..2 {
+        output(Command::new(program()).arg("confirm"))?;
+        refused(v4(20).into())?;
+    }
+    let state = confirmation()?.state;
+    if state != "confirmed" {
+        return Err(state);
+    }
+    Ok(())
+}
+
+/// Sleeps this long; returns how long that was.
+fn suspend(seconds: u32) -> Result<Duration, String> {
+    let before = slept();
+    fs::write("/sys/class/rtc/rtc0/wakealarm", format!("+{seconds}"))
+        .map_err(|error| format!("no alarm to wake at: {error}"))?;
+    fs::write("/sys/power/state", "mem").map_err(|error| format!("cannot sleep: {error}"))?;
+    Ok(slept().saturating_sub(before))
+}
+
 /// How long the machine sleeps: longer than the short TTL, by more than the second that its clock rounds to.
 const SLEEP_S: u32 = SHORT_TTL_S + 4;
 
@@ -168,11 +234,7 @@ fn sleep() -> Result<(), String> {
     reached(v4(12).into())?;
     let learned = || output(Command::new(program()).args(["learned", "-o", "json"]));
     contains(&learned()?, SHORT_NAME)?;
-    let slept_before = slept();
-    fs::write("/sys/class/rtc/rtc0/wakealarm", format!("+{SLEEP_S}"))
-        .map_err(|error| format!("no alarm to wake at: {error}"))?;
-    fs::write("/sys/power/state", "mem").map_err(|error| format!("cannot sleep: {error}"))?;
-    let slept = slept().saturating_sub(slept_before);
+    let slept = suspend(SLEEP_S)?;
     let refused = refused(v4(12).into());
     let ran = ran.elapsed();
     let ttl = Duration::from_secs(SHORT_TTL_S.into());
@@ -201,6 +263,7 @@ fn start() -> Result<Child, String> {
     let mut agent = Command::new(program())
         .args(["run", "--policy", "/etc/policy.yaml"])
         .args(["--interface", "near0", "--pod-interfaces", "auto"])
+        .args(["--confirm", PROBATION])
         .arg("--resolver")
         .arg(RESOLVER.to_string())
         .stdout(Stdio::null())
