@@ -15,8 +15,8 @@ use serde_json::{Value, json};
 
 use crate::support::installed::{SOON, deploy, json, write};
 
-/// How long one call of Helm may take.
-const LIMIT: Duration = Duration::from_mins(1);
+/// How long one call of Helm may take, which asks the server many times.
+const LIMIT: Duration = Duration::from_mins(2);
 /// The annotation of definitions that is Helm's own: kustomize has no use for it, and the comparison leaves it out.
 const KEEP: &str = "helm.sh/resource-policy";
 /// The agents' namespace.
@@ -501,4 +501,46 @@ fn it_is_installed_updated_and_uninstalled() {
     assert!(!release.is_there(&SET));
     assert!(release.is_there(&namespace));
     assert!(release.is_there(&["egresspolicy", "own", "-n", "default"]));
+}
+
+#[test]
+fn what_kubectl_has_applied_becomes_a_release_when_asked() {
+    if !ready() {
+        return;
+    }
+    let release = Release {
+        cluster: Cluster::start().unwrap(),
+    };
+    let cluster = &release.cluster;
+    let mut items: Vec<Value> = base().into_values().collect();
+    items.sort_by_key(|object| object["kind"] != json!("Namespace"));
+    let list = json!({ "apiVersion": "v1", "kind": "List", "items": items });
+    // Without the one field that is newer than the server.
+    let list = list
+        .to_string()
+        .replace(r#""appArmorProfile":{"type":"Unconfined"},"#, "");
+    let file = write(cluster, "base.json", &list);
+    cluster.get(["apply", "-f", &file]).unwrap();
+
+    let chart = deploy("chart");
+    let mut install = vec![
+        "install",
+        "egress-agent",
+        &chart,
+        "--set",
+        "image.tag=1.2.3",
+    ];
+    let output = release.helm(&install);
+    assert_eq!(output.code(), Some(1), "{}", output.shown());
+    assert!(output.stderr.contains("ownership"), "{}", output.shown());
+    install.extend(["--take-ownership", "--force-conflicts"]);
+    release.done(&install);
+    let set = release.object(&["daemonset", "egress-agent", "-n", NAMESPACE]);
+    assert_eq!(
+        set["spec"]["template"]["spec"]["containers"][0]["image"],
+        json!("localhost/egress-agent:1.2.3")
+    );
+    release.done(&["uninstall", "egress-agent"]);
+    assert!(!release.is_there(&["daemonset", "egress-agent", "-n", NAMESPACE]));
+    assert!(release.is_there(&["crd", "egresspolicies.egress.dev"]));
 }
