@@ -94,8 +94,13 @@ fn objects_of_both_kinds_are_read_and_written() {
     let written = object("ClusterEgressPolicy", &spec);
     let policy: ClusterEgressPolicy = serde_json::from_value(written.clone()).unwrap();
     assert_eq!(serde_json::to_value(&policy).unwrap(), written);
-    // Fields of a later version do no harm to agents of this one.
+    // An agent that does not know a field of a later version says so, as for a file.
     let mut later = written;
     later["spec"]["later"] = json!(true);
-    assert!(serde_json::from_value::<ClusterEgressPolicy>(later).is_ok());
+    let error = serde_json::from_value::<ClusterEgressPolicy>(later).unwrap_err();
+    let error = error.to_string();
+    assert!(
+        error.starts_with("later: unknown field \"later\"; the fields here are mode, ttl"),
+        "{error}"
+    );
 }
