@@ -2,7 +2,7 @@
 
 use std::{env, fs, path::Path};
 
-/// What the file holds; with `EGRESS_BLESS` it gets `text` first. Nothing if it is not there.
+/// The text of the file; with `EGRESS_BLESS` it gets `text` first. Nothing if it is not there.
 pub(crate) fn golden(path: &Path, text: &str) -> String {
     if env::var_os("EGRESS_BLESS").is_some() {
         fs::create_dir_all(path.parent().unwrap()).unwrap();

@@ -1,4 +1,4 @@
-//! What two policies decide differently, whatever they look like.
+//! Differences in the verdicts of two policies, however they are written.
 //!
 //! Every pattern and network that one of them names is compared by what both
 //! decide of it: the union of the rules that cover it. A pattern stands for the
@@ -20,7 +20,7 @@ use crate::{
 /// A label that stands for any: no pattern of a policy can hold its first and last byte.
 const ANY_LABEL: &str = "~any~";
 
-/// What becomes of a destination.
+/// The change of a destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Becomes {
     /// It becomes allowed.
@@ -36,7 +36,7 @@ pub enum Becomes {
 /// A difference for one destination.
 #[derive(Clone, Debug)]
 pub struct Difference<'a> {
-    /// What becomes of it.
+    /// Its change.
     pub becomes: Becomes,
     /// The pattern or network.
     pub destination: String,
@@ -53,13 +53,13 @@ pub struct Difference<'a> {
 pub struct SettingDifference {
     /// The field below `spec`.
     pub setting: &'static str,
-    /// What it was.
+    /// Its value before.
     pub from: String,
-    /// What it is.
+    /// Its value now.
     pub to: String,
 }
 
-/// What two policies decide differently.
+/// Differences in the verdicts of two policies.
 #[derive(Clone, Debug, Default)]
 pub struct PolicyDiff<'a> {
     /// Destinations, in their order.
@@ -69,14 +69,14 @@ pub struct PolicyDiff<'a> {
 }
 
 impl PolicyDiff<'_> {
-    /// Whether both mean the same.
+    /// True if both mean the same.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.differences.is_empty() && self.settings.is_empty()
     }
 }
 
-/// What one destination decides differently.
+/// The difference of one destination.
 struct Row<'a> {
     becomes: Becomes,
     ports: PortSet,
@@ -126,7 +126,7 @@ fn difference<'a>(destination: String, row: &Row<'a>) -> Difference<'a> {
     }
 }
 
-/// Whether a row of a wider destination says the same.
+/// True if a row of a wider destination says the same.
 fn is_implied(row: &Row<'_>, wider: Option<&Vec<Row<'_>>>) -> bool {
     let mut wider = wider.into_iter().flatten();
     wider.any(|wider| wider.becomes == row.becomes && wider.ports.holds(&row.ports))
@@ -216,7 +216,7 @@ fn rules_about<'a>(
         .collect()
 }
 
-/// What a network decides: by the first entry that matches.
+/// The verdict on a network: that of the first entry that matches.
 #[derive(Default)]
 struct Decided<'a> {
     open: PortSet,
@@ -359,7 +359,7 @@ fn add_networks<'a>(old: &'a Compiled, new: &'a Compiled, found: &mut Vec<Differ
     found.extend(by_tag.into_values());
 }
 
-/// Whether a rule is about one network, rather than about all of a service tag.
+/// True if a rule is about one network, rather than about all of a service tag.
 fn is_network(rule: &RuleSource) -> bool {
     rule.destination.parse::<Cidr>().is_ok()
 }

@@ -1,8 +1,8 @@
-//! What can be wrong with expectations.
+//! Errors of expectations.
 
 use thiserror::Error;
 
-/// What is wrong with a file of expectations. Every text ends with what would be right.
+/// An error of a file of expectations. Every text ends with the correction.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum AskError {

@@ -1,4 +1,4 @@
-//! What policies say of a destination, without a kernel.
+//! Verdicts of policies on a destination, without a kernel.
 //!
 //! The decision is [`decide`]'s. What the maps would say is made from the
 //! compiled policy: a name stands for an address that it has just taught.

@@ -19,14 +19,14 @@ use crate::{
     vocabulary::{Destination, DestinationError},
 };
 
-/// What a destination has to get.
+/// The verdict that a destination has to get.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expectation {
     /// Where to.
     pub to: Destination,
     /// Line in the file, from 1.
     pub line: usize,
-    /// Whether it has to be allowed; denied otherwise.
+    /// True if it has to be allowed; denied otherwise.
     pub is_allowed: bool,
     /// The reason that it has to have, if one is given.
     pub reason: Option<Reason>,
@@ -39,7 +39,7 @@ pub struct Expectation {
 pub struct Expectations {
     /// Policy files and folders; relative ones are taken from the folder of the file.
     pub policies: Vec<PathBuf>,
-    /// What is expected, in the order of the file.
+    /// The expectations, in the order of the file.
     pub expect: Vec<Expectation>,
 }
 

@@ -1,4 +1,4 @@
-//! What compiled policies decide, and why, without a kernel.
+//! Verdicts of compiled policies, and their reasons, without a kernel.
 
 mod diff;
 mod error;

@@ -22,7 +22,7 @@ const SLIP: usize = 2;
 /// Bits by which a network may miss an address to be near.
 const NEAR_BITS: u8 = 8;
 
-/// What keeps a rule from allowing a destination.
+/// The reason why a rule does not allow a destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Nearness {
     /// It denies it.
@@ -44,7 +44,7 @@ pub enum Nearness {
 /// A rule that is near.
 #[derive(Clone, Copy, Debug)]
 pub struct Near<'a> {
-    /// What keeps it from allowing.
+    /// The reason why it does not allow.
     pub how: Nearness,
     /// The rule.
     pub rule: &'a RuleSource,
@@ -112,7 +112,7 @@ impl Compiled {
         shown.map(|(_, _, how, rule)| Near { how, rule }).collect()
     }
 
-    /// Whether names that the pattern covers are allowed by this very rule: service tags look like names.
+    /// True if names that the pattern covers are allowed by this very rule: service tags look like names.
     fn is_of_names(&self, rule: u64, pattern: &NamePattern) -> bool {
         let rules = self.names.rules_of_pattern(pattern);
         rules.is_some_and(|rules| rules.entries.iter().any(|entry| entry.rule == rule))
@@ -202,7 +202,7 @@ fn last_labels(name: &str, count: usize) -> Option<&str> {
     name.get(at.saturating_add(1)..)
 }
 
-/// Whether one label differs, or is too much. Unless it is a slip, two others have to be the same.
+/// True if one label differs, or is too much. Unless it is a slip, two others have to be the same.
 fn is_one_label_off(one: &str, other: &str, is_slip: bool) -> bool {
     let (one, other): (Vec<&str>, Vec<&str>) =
         (one.split('.').collect(), other.split('.').collect());

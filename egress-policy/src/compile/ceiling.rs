@@ -25,7 +25,7 @@ use crate::{
 /// Most comparisons of a rule with one of a ceiling: patterns that all overlap would take minutes.
 const COMPARISONS: usize = 4_000_000;
 
-/// What is left of one destination of a rule, and what took the rest.
+/// The rest of one destination of a rule, and the ceilings that took the others.
 #[derive(Debug, Default)]
 pub(super) struct Left<T> {
     pub(super) pieces: Vec<(T, Vec<PortRange>)>,
@@ -33,7 +33,7 @@ pub(super) struct Left<T> {
     pub(super) cut_by: Vec<String>,
 }
 
-/// What is left of a rule, in the order of its destinations.
+/// The rest of a rule, in the order of its destinations.
 #[derive(Debug, Default)]
 pub(super) struct Bounded {
     pub(super) names: Vec<Left<NamePattern>>,
@@ -41,10 +41,10 @@ pub(super) struct Bounded {
     pub(super) service_tags: Vec<Left<Cidr>>,
 }
 
-/// What is left of the allow rules of policies, by the positions of both; nothing of a policy that no ceiling is above.
+/// The rest of the allow rules of policies, by the positions of both; nothing of a policy that no ceiling is above.
 pub(super) type AllBounded = HashMap<usize, Vec<Bounded>>;
 
-/// Whether a policy is a ceiling, whose allow list opens nothing.
+/// True if a policy is a ceiling, whose allow list opens nothing.
 pub(super) fn is_ceiling(policy: &Policy) -> bool {
     policy.document.spec.ceiling
 }
@@ -88,7 +88,7 @@ pub(super) fn bound(set: &PolicySet, modes: Modes, report: &mut Report) -> AllBo
     all
 }
 
-/// What may still be done.
+/// The work that may still be done.
 struct Work {
     comparisons: usize,
     pieces: usize,

@@ -21,7 +21,7 @@ pub struct RuleSource {
     pub policy: String,
     /// List in the policy.
     pub list: RuleList,
-    /// Whether it stands in a policy in audit, beside policies that are enforced: it decides nothing.
+    /// True if it stands in a policy in audit, beside policies that are enforced: it decides nothing.
     pub is_audited: bool,
     /// Position in the list, from 0.
     pub index: usize,
@@ -48,7 +48,7 @@ impl RuleSource {
 /// All policies that apply to one workload, compiled.
 #[derive(Clone, Debug)]
 pub struct Compiled {
-    /// Whether denials stand: the mode of the policies that decide.
+    /// True if denials stand: the mode of the policies that decide.
     pub mode: Mode,
     /// Of `egress_common::policy`: `KEEP_PREEXISTING`, `HAS_DENIED_NAMES`, `ONLY_ALLOWED_QUERIES`, `HAS_AUDITORS`.
     pub flags: u8,
@@ -56,7 +56,7 @@ pub struct Compiled {
     pub names: Names,
     /// Entries of the CIDR trie: address and prefix length in the common 128-bit form (an IPv4 /8 is /104).
     pub cidrs: HashMap<(Address, u8), CidrRules>,
-    /// What the rule numbers in the entries mean.
+    /// The sources of the rule numbers in the entries.
     pub rules: HashMap<u64, RuleSource>,
     /// The policies in audit beside those that decide, as they would decide by themselves.
     pub looking_on: Option<Box<Compiled>>,
@@ -76,7 +76,7 @@ pub struct Cut {
 }
 
 impl Cut {
-    /// Whether the rule would allow a destination by itself.
+    /// True if the rule would allow a destination by itself.
     #[must_use]
     pub fn covers(&self, destination: &Destination) -> bool {
         let ports = &self.rule.ports;

@@ -1,8 +1,8 @@
-//! What can be wrong with policies that apply together.
+//! Errors of policies that apply together.
 
 use thiserror::Error;
 
-/// What keeps policies from applying together. Every text ends with what would be right.
+/// The reason why policies cannot apply together. Every text ends with the correction.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum CompileError {
@@ -22,7 +22,7 @@ pub enum CompileError {
     NameFull {
         /// The pattern.
         name: String,
-        /// What meets there.
+        /// The rules that meet there.
         meeting: Meeting,
     },
     /// More entries than a map of the kernel holds twice.
@@ -55,7 +55,7 @@ pub enum CompileError {
     CidrFull {
         /// The CIDR.
         cidr: String,
-        /// What meets there.
+        /// The rules that meet there.
         meeting: Meeting,
     },
 }

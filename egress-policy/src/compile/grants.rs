@@ -193,7 +193,7 @@ impl<'a> Grants<'a> {
     }
 }
 
-/// Whether every flow that `inner` covers is covered by `outer`.
+/// True if every flow that `inner` covers is covered by `outer`.
 pub(super) const fn covers(outer: &PortRange, inner: &PortRange) -> bool {
     let proto = outer.proto == egress_common::policy::protocol::ANY || outer.proto == inner.proto;
     proto && outer.first <= inner.first && inner.last <= outer.last

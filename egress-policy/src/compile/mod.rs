@@ -9,7 +9,7 @@
 //! minima and the larger of their maxima: for every TTL that is the longest
 //! life that any of them gives.
 //!
-//! What rules of namespaces open is bounded by ceilings first ([`ceiling`]).
+//! Ceilings first bound the rules of namespaces ([`ceiling`]).
 
 mod ceiling;
 mod compiled;
@@ -43,7 +43,7 @@ pub use compiled::{Compiled, Cut, RuleSource};
 pub use error::{CompileError, Meeting};
 pub use names::Names;
 
-/// What a rule without ports is about.
+/// The ports of a rule that names none.
 const ANY_PORT: &[PortRange] = &[PortRange::ANY];
 
 /// Compiles a set of policies for one workload: a flow is allowed if no policy denies it and one allows it.
@@ -120,7 +120,7 @@ pub fn compile(
 struct Modes {
     /// The mode of those that do.
     deciding: Mode,
-    /// Whether policies of the other mode only look on.
+    /// True if policies of the other mode only audit.
     is_mixed: bool,
 }
 

@@ -49,7 +49,7 @@ pub struct Names {
     below: HashMap<String, Node>,
     /// Of the names that end in a text which begins inside the first label.
     ending: HashMap<String, Node>,
-    /// What first labels begin with, by set; the first one has the number 1.
+    /// The beginnings of first labels, by set; the first one has the number 1.
     sets: Vec<HashMap<String, NameRules>>,
 }
 
@@ -101,7 +101,7 @@ impl Names {
             .fold(0, usize::saturating_add)
     }
 
-    /// Whether there are none.
+    /// True if there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0

@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc};
 use super::service_tags::{ServiceTag, ServiceTagError, ServiceTags};
 use crate::preset::Presets;
 
-/// What rules may refer to: the service tags of a file, and presets.
+/// The service tags of a file, and presets: rules may refer to them.
 #[derive(Clone, Debug, Default)]
 pub struct Catalog {
     service_tags: Option<Arc<ServiceTags>>,

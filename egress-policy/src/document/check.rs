@@ -125,7 +125,7 @@ impl Check<'_> {
         }
     }
 
-    /// Whom the policy is for.
+    /// The subjects of the policy.
     fn selection(&mut self, document: &EgressPolicy, part: Part<'_>) {
         let spec = &document.spec;
         let selectors = [

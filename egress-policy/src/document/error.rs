@@ -1,8 +1,8 @@
-//! What can be wrong with documents, and with sets of them.
+//! Errors of documents, and of sets of them.
 
 use thiserror::Error;
 
-/// What is wrong with a document, or with a set of them. Every text ends with what would be right.
+/// An error of a document, or of a set of them. Every text ends with the correction.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum DocumentError {
@@ -57,7 +57,7 @@ pub enum DocumentError {
     Selects {
         /// Its name.
         name: String,
-        /// Whom it is for.
+        /// Its subjects.
         subjects: String,
     },
     /// A rule with a preset and something else.
@@ -97,7 +97,7 @@ pub enum DocumentError {
     TooManyPorts {
         /// How many there are.
         count: usize,
-        /// What the rule is about.
+        /// The kind of rule.
         what: &'static str,
         /// How many can be.
         max: usize,

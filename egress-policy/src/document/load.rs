@@ -89,7 +89,7 @@ impl CatalogSources {
     /// Reads the catalog.
     ///
     /// # Errors
-    /// What is wrong with its files.
+    /// Its files are wrong.
     pub fn load(&self) -> Result<Catalog, PolicyErrors> {
         let service_tags = self.service_tags.as_deref().map(load_service_tags);
         let catalog = Catalog::new(service_tags.transpose()?);

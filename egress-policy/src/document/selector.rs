@@ -73,7 +73,7 @@ pub enum Operator {
 }
 
 impl Selector {
-    /// Whether an object with these labels is meant.
+    /// True if an object with these labels is meant.
     #[must_use]
     pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
         let has = |(key, value): (&String, &String)| labels.get(key) == Some(value);
@@ -83,7 +83,7 @@ impl Selector {
 }
 
 impl Requirement {
-    /// Whether it holds for an object with these labels. A label that is not there is in no list.
+    /// True if it holds for an object with these labels. A label that is not there is in no list.
     fn holds(&self, labels: &BTreeMap<String, String>) -> bool {
         let value = labels.get(&self.key);
         let is_listed = value.is_some_and(|value| self.values.contains(value));
@@ -121,7 +121,7 @@ impl fmt::Display for Requirement {
     }
 }
 
-/// What is wrong with a selector.
+/// An error of a selector.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum SelectorError {
     /// No key.
@@ -202,7 +202,7 @@ impl Reader<'_> {
 }
 
 impl Check<'_> {
-    /// Whether labels can be like this.
+    /// True if labels can be like this.
     pub(super) fn selector(&mut self, selector: &Selector, part: Part<'_>) {
         let labels = part.field("matchLabels");
         for (key, value) in &selector.match_labels {
@@ -252,10 +252,10 @@ impl Check<'_> {
     }
 }
 
-/// What a requirement looks like.
+/// An example of a requirement.
 const EXAMPLE: &str = "- { key: app, operator: In, values: [payments] }";
 
-/// Whether it can be the key of a label: a name, with a domain name and `/` before it or not.
+/// True if it can be the key of a label: a name, with a domain name and `/` before it or not.
 pub(crate) fn is_key(text: &str) -> bool {
     let (prefix, name) = match text.split_once('/') {
         Some((prefix, name)) => (Some(prefix), name),
@@ -274,13 +274,13 @@ pub(crate) fn is_key(text: &str) -> bool {
     !name.is_empty() && is_value(name) && prefix.is_none_or(is_prefix)
 }
 
-/// Whether it can be the value of a label.
+/// True if it can be the value of a label.
 pub(crate) fn is_value(text: &str) -> bool {
     text.len() <= LABEL_BYTES
         && (text.is_empty() || has_ends(text, |byte| byte.is_ascii_alphanumeric(), b"-_."))
 }
 
-/// Whether it begins and ends with a byte of one kind, and has only these and `others` between.
+/// True if it begins and ends with a byte of one kind, and has only these and `others` between.
 fn has_ends(text: &str, is_end: impl Fn(u8) -> bool, others: &[u8]) -> bool {
     let bytes = text.as_bytes();
     bytes.first().is_some_and(|byte| is_end(*byte))

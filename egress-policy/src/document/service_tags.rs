@@ -40,13 +40,13 @@ pub struct ServiceTag {
 }
 
 impl ServiceTag {
-    /// What tells a rule about it from others: the same for every spelling. No name pattern and no CIDR has this form.
+    /// The identity of a rule about it: the same for every spelling. No name pattern and no CIDR has this form.
     pub(crate) fn identity(&self) -> String {
         format!("tag:{}", self.name.to_lowercase())
     }
 }
 
-/// What there is to say about a file of service tags.
+/// Facts about a file of service tags.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceTagsFacts {
     /// The file.
@@ -63,7 +63,7 @@ pub struct ServiceTagsFacts {
     pub ipv4_prefixes: usize,
     /// How many different IPv6 networks they have.
     pub ipv6_prefixes: usize,
-    /// What was set right in it, in sentences.
+    /// Corrections that were made to it, in sentences.
     pub notes: Vec<String>,
 }
 
@@ -71,7 +71,7 @@ pub struct ServiceTagsFacts {
 #[derive(Clone, PartialEq, Eq)]
 pub struct ServiceTags {
     facts: ServiceTagsFacts,
-    /// Whether the file says that there is more.
+    /// True if the file says that there is more.
     is_one_page: bool,
     /// The tags, by their names in lower case.
     tags: BTreeMap<String, Arc<ServiceTag>>,
@@ -178,7 +178,7 @@ impl ServiceTags {
         })
     }
 
-    /// What there is to say about the file.
+    /// Facts about the file.
     #[must_use]
     pub const fn facts(&self) -> &ServiceTagsFacts {
         &self.facts
@@ -252,7 +252,7 @@ impl fmt::Display for UnknownTag {
     }
 }
 
-/// What is wrong with a service tag, or with a file of them.
+/// An error of a service tag, or of a file of them.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ServiceTagError {
     /// A tag, and no file that says what it means.
@@ -318,7 +318,7 @@ struct Named {
     properties: Properties,
 }
 
-/// What a tag means.
+/// The networks of a tag.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Properties {

@@ -28,7 +28,7 @@ pub(crate) const DESTINATIONS: usize = 500_000;
 /// The list of a policy that a rule stands in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RuleList {
-    /// What the node needs to stay manageable; made by the agent.
+    /// The lifeline, which the agent makes: it keeps the node manageable.
     Lifeline,
     /// `spec.allow`.
     Allow,
@@ -68,7 +68,7 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// What connections under it have to say of themselves, as its ports hold it.
+    /// The proof that it asks of connections, as its ports hold it.
     pub(crate) fn require(&self) -> u8 {
         self.ports.first().map_or(0, |range| range.require)
     }
@@ -95,13 +95,13 @@ pub struct Policy {
     pub file: PathBuf,
     /// Line where the document starts.
     pub line: usize,
-    /// Whether denials stand.
+    /// True if denials stand.
     pub mode: Mode,
     /// How long learned addresses live.
     pub ttl: Ttl,
-    /// Whether TCP flows that are older than the enforcement go on.
+    /// True if TCP flows that are older than the enforcement go on.
     pub keeps_preexisting: bool,
-    /// Whether only queries for allowed names may be asked.
+    /// True if only queries for allowed names may be asked.
     pub restricts_queries: bool,
     /// Rules of `spec.allow`.
     pub allow: Vec<Rule>,
@@ -116,7 +116,7 @@ impl Policy {
         &self.document.metadata.name
     }
 
-    /// What no other policy has: of a node its name, of a cluster what the API server knows it by.
+    /// Its unique key: on a node its name, in a cluster that of the API server.
     fn identity(&self) -> (Option<(&str, Option<&str>)>, &str) {
         let document = &self.document;
         let of_cluster = document.selects().then_some((
@@ -265,7 +265,7 @@ mod tests {
     const HEAD: &str =
         "apiVersion: egress.dev/v1alpha1\nkind: EgressPolicy\nmetadata: { name: a }\nspec:\n";
 
-    /// What is left of `left` destinations after a policy with this in its spec.
+    /// The rest of `left` destinations after a policy with this in its spec.
     fn left_of(left: usize, spec: &str) -> Result<usize, PolicyErrors> {
         let mut left = left;
         let text = format!("{HEAD}{spec}");

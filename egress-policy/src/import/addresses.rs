@@ -24,7 +24,7 @@ pub(super) fn parse_network(text: &str) -> Result<Cidr, CidrError> {
     }
 }
 
-/// Whether `outer` holds all of `inner`.
+/// True if `outer` holds all of `inner`.
 pub(super) fn covers(outer: &Cidr, inner: &Cidr) -> bool {
     outer.is_v4() == inner.is_v4() && outer.bits() <= inner.bits() && outer.holds(inner.address())
 }

@@ -99,7 +99,7 @@ fn rank(kind: &str, spec: &Item<'_>, sink: &mut Sink) -> (u8, u32) {
     (tier, priority)
 }
 
-/// What is said about the policy as a whole. Whether it is about some pods only.
+/// Notes about the policy as a whole. True if it is about some pods only.
 fn head(spec: &Item<'_>, draft: &mut Draft, sink: &mut Sink) -> bool {
     let of_all_pods = spec
         .at("subject", "namespaces")

@@ -17,7 +17,7 @@ const FILES: &[&str] = &[
     "hostsdir",
 ];
 
-/// Whether the text is a file of dnsmasq that is about names.
+/// True if the text is a file of dnsmasq that is about names.
 pub(super) fn is_it(text: &str) -> bool {
     let starts = ["server=/", "local=/", "address=/", "ipset=/", "nftset=/"];
     text.lines()

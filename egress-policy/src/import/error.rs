@@ -1,12 +1,12 @@
-//! What can be wrong with what is to be imported.
+//! Errors of sources that are imported.
 
 use thiserror::Error;
 
-/// What can be imported.
+/// The formats that can be imported, for messages.
 const IMPORTED: &str = "give an Azure Firewall policy, outbound network dependencies of an Azure service, \
     policies of Kubernetes, Cilium, Calico, Antrea, OVN, GKE or EKS, or a list of host:port";
 
-/// Why something cannot be imported. Every text ends with what would be right.
+/// The reason why something cannot be imported. Every text ends with the correction.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum ImportError {
@@ -19,9 +19,9 @@ pub enum ImportError {
     /// The source of what can be imported, which another program makes it of.
     #[error("is {what}, not what it makes; {instead}")]
     SourceOf {
-        /// What it is.
+        /// Its kind.
         what: &'static str,
-        /// What to import instead.
+        /// The command whose output to import instead.
         instead: &'static str,
     },
     /// A document of no format that can be imported.
@@ -33,9 +33,9 @@ pub enum ImportError {
     /// A document of another format than the one that was asked for.
     #[error("is of the format {found}, not {wanted}; leave --format out, or import it by itself")]
     OtherFormat {
-        /// What it is.
+        /// Its format.
         found: &'static str,
-        /// What was asked for.
+        /// The format that was asked for.
         wanted: &'static str,
     },
 }

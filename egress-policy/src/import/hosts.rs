@@ -73,7 +73,7 @@ impl Destination {
     }
 }
 
-/// Whether the text is such a list: whether its first line with something on it is read as one.
+/// True if the text is such a list, by its first line that is not empty.
 pub(super) fn is_list(text: &str) -> bool {
     let mut lines = text.lines().map(|line| content(line).0);
     lines
@@ -135,7 +135,7 @@ fn flush(rule: Option<Carried<'_>>, draft: &mut Draft, sink: &mut Sink) {
     }
 }
 
-/// What stands on a line before its comment, and the comment.
+/// The text of a line before its comment, and the comment.
 fn content(line: &str) -> (&str, Option<&str>) {
     match line.split_once('#') {
         Some((words, comment)) => (words.trim(), Some(comment.trim())),

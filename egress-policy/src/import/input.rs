@@ -130,12 +130,12 @@ impl<'n> Item<'n> {
         })
     }
 
-    /// Whether it is a mapping.
+    /// True if it is a mapping.
     pub(super) const fn is_map(&self) -> bool {
         matches!(self.node.value, Value::Map(_))
     }
 
-    /// Whether it says nothing: no text, no item, no field, or `false`.
+    /// True if it says nothing: no text, no item, no field, or `false`.
     pub(super) fn says_nothing(&self) -> bool {
         match self.value() {
             Value::Null => true,

@@ -6,7 +6,7 @@ use serde::de::IgnoredAny;
 
 use super::error::ImportError;
 
-/// What is wrong with a text that is meant as JSON. JSON is read as YAML, but its errors are better in its own words.
+/// The error of a text that is meant as JSON. JSON is read as YAML, but its errors are better in its own words.
 pub(super) fn wrong(text: &str) -> Option<(usize, ImportError)> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     text.trim_start().starts_with(['{', '[']).then_some(())?;

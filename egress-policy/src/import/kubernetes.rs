@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{document::Selector, write::Target};
 
-/// Whether it is one of them.
+/// True if it is one of them.
 pub(super) fn is_it(kind: &str, version: &str) -> bool {
     let group = version.split('/').next().unwrap_or_default();
     matches!(

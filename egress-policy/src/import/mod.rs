@@ -1,6 +1,6 @@
 //! Reads what other firewalls and policies say, and makes policies of it. Pure: texts in, policies and notes out.
 //!
-//! What has no exact counterpart here becomes a [`Note`] and a comment where it was. Every format makes [`Draft`]s,
+//! A part without an exact counterpart here becomes a [`Note`] and a comment where it was. Every format makes [`Draft`]s,
 //! so that what comes out is written, and read again, in one way.
 
 mod addresses;
@@ -72,7 +72,7 @@ pub enum ImportFormat {
 }
 
 impl ImportFormat {
-    /// What it is called.
+    /// Its name.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -92,22 +92,22 @@ impl ImportFormat {
     }
 }
 
-/// Whom the policies are for.
+/// The subjects of the policies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ImportSubject {
-    /// Whom the source selects: objects of a cluster, where it has selectors.
+    /// Those that the source selects: objects of a cluster, where it has selectors.
     #[default]
     Selected,
     /// The node that they are installed on, whomever the source selects.
     Node,
 }
 
-/// What an import makes.
+/// The policies that an import makes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Imported {
     /// The policies.
     pub policies: Vec<Draft>,
-    /// What could not be carried over exactly, in the order of the policies.
+    /// Differences from the source, in the order of the policies.
     pub notes: Vec<Note>,
 }
 
@@ -217,7 +217,7 @@ pub fn import<'a>(
     })
 }
 
-/// Whether a file holds text alone.
+/// True if a file holds text alone.
 fn is_text(documents: &[Node]) -> bool {
     let mut documents = documents.iter().map(|document| &document.value);
     let is_text = |value: &Value| matches!(value, Value::Text(text) if !text.starts_with("<"));
@@ -312,7 +312,7 @@ fn list_of<'n>(item: &Item<'n>) -> Option<Item<'n>> {
     item.get(name).filter(is_list)
 }
 
-/// What a document is.
+/// The format of a document.
 fn format_of(item: &Item<'_>) -> Option<ImportFormat> {
     let kind = item.word("kind").unwrap_or_default();
     let version = item.word("apiVersion").unwrap_or_default();

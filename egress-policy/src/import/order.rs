@@ -66,7 +66,7 @@ fn in_force<'a, 'n>(rules: &'a [Carried<'n>]) -> (Indexed<'a, 'n>, Indexed<'a, '
     in_force.partition(|(_, rule)| rule.is_deny)
 }
 
-/// Whether the deny rule is about everything that the other one allows.
+/// True if the deny rule is about everything that the other one allows.
 fn covers_all(deny: &Carried<'_>, allow: &Carried<'_>) -> bool {
     if deny.is_narrower_there {
         return false;
@@ -139,12 +139,12 @@ impl Budget {
     }
 }
 
-/// Whether addresses of denied names stay open through a later rule.
+/// True if addresses of denied names stay open through a later rule.
 fn stays_open(deny: &Carried<'_>, allow: &Carried<'_>) -> bool {
     !deny.names.is_empty() && allow.has_addresses() && ports_overlap(&deny.ports, &allow.ports)
 }
 
-/// Whether a flow can match both, as the source means them.
+/// True if a flow can match both, as the source means them.
 fn overlap(deny: &Carried<'_>, allow: &Carried<'_>) -> bool {
     if !ports_overlap(&deny.ports, &allow.ports) {
         return false;
@@ -180,7 +180,7 @@ fn cidrs_overlap(a: &Cidr, b: &Cidr) -> bool {
     covers(a, b) || covers(b, a)
 }
 
-/// Whether a name can match both patterns. A star inside the first label counts for the whole label.
+/// True if a name can match both patterns. A star inside the first label counts for the whole label.
 fn names_overlap(a: &str, b: &str) -> bool {
     match (base(a), base(b)) {
         (None, None) => a == b,
@@ -190,7 +190,7 @@ fn names_overlap(a: &str, b: &str) -> bool {
     }
 }
 
-/// What a pattern's names lie below; `None` for a plain name.
+/// The name above a pattern's names; `None` for a plain name.
 fn base(pattern: &str) -> Option<&str> {
     let (label, rest) = pattern.split_once('.')?;
     label.contains('*').then_some(rest)

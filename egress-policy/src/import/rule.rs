@@ -45,9 +45,9 @@ pub(super) struct Carried<'n> {
     remarks: Vec<String>,
     notes: Vec<Note>,
     is_off: bool,
-    /// Whether it is about fewer flows in the source than here.
+    /// True if it is about fewer flows in the source than here.
     pub(super) is_narrower_there: bool,
-    /// Whether it denies.
+    /// True if it denies.
     pub(super) is_deny: bool,
     /// Names and patterns in our form.
     pub(super) names: Vec<String>,
@@ -80,19 +80,19 @@ impl<'n> Carried<'n> {
         }
     }
 
-    /// What the source calls it.
+    /// Its name in the source.
     pub(super) fn title(&self) -> &str {
         &self.title
     }
 
-    /// Whether it opens or closes anything here.
+    /// True if it opens or closes anything here.
     pub(super) fn is_in_force(&self) -> bool {
         let is_empty = self.names.is_empty() && !self.has_addresses();
         let has_ports = !matches!(&self.ports, Ports::Of(ports) if ports.is_empty());
         !self.is_off && has_ports && !(is_empty && self.presets.is_empty())
     }
 
-    /// Whether it names destinations by address.
+    /// True if it names destinations by address.
     pub(super) fn has_addresses(&self) -> bool {
         !self.cidrs.is_empty() || !self.service_tags.is_empty()
     }

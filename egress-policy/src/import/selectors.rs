@@ -127,7 +127,7 @@ pub(super) fn unknown_fields<'n>(of: &Item<'n>, known: &[&str]) -> Vec<Item<'n>>
     unknown.map(|(_, field)| field).collect()
 }
 
-/// What is said of such a field.
+/// The note about such a field.
 pub(super) fn unknown_field(field: &Item<'_>) -> String {
     format!("the field {} is not known here", field.name())
 }

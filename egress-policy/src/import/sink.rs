@@ -1,4 +1,4 @@
-//! What comes out of an import: policies, notes and errors.
+//! The results of an import: policies, notes and errors.
 
 use std::{collections::HashSet, fmt, path::PathBuf};
 
@@ -14,7 +14,7 @@ use crate::{
 /// Longest policy name, with room for a number.
 const NAME_BYTES: usize = 240;
 
-/// What a note is about.
+/// The kind of a note.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NoteKind {
@@ -33,9 +33,9 @@ pub struct Note {
     pub line: Option<usize>,
     /// Field of the source.
     pub field: String,
-    /// Whether it is here in another form or not at all.
+    /// True if it is here in another form or not at all.
     pub kind: NoteKind,
-    /// What is not exact.
+    /// The difference, in words.
     pub text: String,
 }
 
@@ -80,9 +80,9 @@ impl fmt::Display for Note {
 /// Collects what comes out.
 #[derive(Default)]
 pub(super) struct Sink {
-    /// What is wrong with the source.
+    /// The errors of the source.
     pub(super) report: Report,
-    /// What is not exact.
+    /// The difference, in words.
     pub(super) notes: Vec<Note>,
     /// The policies.
     pub(super) drafts: Vec<Draft>,

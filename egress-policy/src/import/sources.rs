@@ -58,7 +58,7 @@ fn is_terraform(line: &str) -> bool {
     .any(|start| line.starts_with(start))
 }
 
-/// Whether `{{ ... }}` on the line is one of a template's actions: not `${{ ... }}` of a workflow, nor JSON.
+/// True if `{{ ... }}` on the line is one of a template's actions: not `${{ ... }}` of a workflow, nor JSON.
 fn is_helm(line: &str) -> bool {
     const ACTIONS: &[&str] = &[
         ".",

@@ -34,7 +34,7 @@ const ALSO: &[&str] = &[
 /// Types of lists of destinations.
 const DESTINATIONS: &[&str] = &["dst", "dstdom_regex", "dstdomain", "url_regex"];
 
-/// Whether the text is one.
+/// True if the text is one.
 pub(super) fn is_it(text: &str) -> bool {
     text.lines()
         .any(|line| line.trim_start().starts_with("http_access "))
@@ -161,7 +161,7 @@ fn lines(text: &str) -> Vec<Node> {
     nodes
 }
 
-/// What `deny !Safe_ports` and `deny !allowed` leave to all lines that come after them.
+/// The ports and destinations that `deny !Safe_ports` and `deny !allowed` leave to all lines after them.
 #[derive(Default)]
 struct Ceiling<'n> {
     ports: Option<Vec<PortRange>>,
@@ -272,7 +272,7 @@ impl<'n> Reader<'_, 'n> {
         rule
     }
 
-    /// Whether all that is not in this list is denied from here on, and the list is one of ports or destinations.
+    /// True if all that is not in this list is denied from here on, and the list is one of ports or destinations.
     fn is_ceiling(
         &mut self,
         at: &Item<'n>,

@@ -1,4 +1,4 @@
-//! What `terraform show -json` prints, of a plan or a state: Azure Firewall resources become what ARM calls them, so that
+//! Reads the output of `terraform show -json`, of a plan or a state: Azure Firewall resources become what ARM calls them, so that
 //! one importer reads both. Lines stay those of the source.
 
 use std::collections::BTreeMap;
@@ -59,7 +59,7 @@ const IP_GROUP: &[&str] = &[
 /// Most levels of modules in modules.
 const DEPTH: usize = 32;
 
-/// Whether a document is one.
+/// True if a document is one.
 pub(super) fn is_it(document: &Item<'_>) -> bool {
     document.get("format_version").is_some()
         && (document.get("planned_values").is_some()

@@ -10,7 +10,7 @@ use crate::{document::SpecMode, vocabulary::parse_port_range};
 
 const ACTION: &str = "step-security/harden-runner";
 
-/// Whether it is a workflow that has the step.
+/// True if it is a workflow that has the step.
 pub(super) fn is_it(document: &Item<'_>) -> bool {
     let jobs = document.get("jobs");
     jobs.iter()

@@ -1,8 +1,8 @@
-//! What can be wrong with presets, their files and the values of their variables.
+//! Errors of presets, their files and the values of their variables.
 
 use thiserror::Error;
 
-/// What is wrong. Every text ends with what would be right.
+/// An error of a preset. Every text ends with the correction.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum PresetError {
@@ -36,7 +36,7 @@ pub enum PresetError {
         preset: String,
         /// The variable.
         name: String,
-        /// What it is.
+        /// Its description.
         description: String,
         /// How to write it.
         example: String,
@@ -46,7 +46,7 @@ pub enum PresetError {
     NoEffect {
         /// The variable and value that are in the way.
         because: String,
-        /// What would make it count.
+        /// The value that would make it count.
         instead: String,
     },
     /// A value of another type.
@@ -56,7 +56,7 @@ pub enum PresetError {
         text: String,
         /// The type.
         wanted: &'static str,
-        /// What would be right.
+        /// The correction.
         hint: String,
     },
     /// A list where one value is needed.
@@ -78,7 +78,7 @@ pub enum PresetError {
     ServiceTag {
         /// The preset.
         preset: String,
-        /// What is wrong with the tag, and what would be right.
+        /// The error of the tag, with its correction.
         problem: String,
         /// The variables that lead to another entry.
         other_way: Option<String>,
@@ -132,7 +132,7 @@ pub enum PresetError {
         variable: String,
         /// Where it should have been defined.
         place: &'static str,
-        /// What would be right.
+        /// The correction.
         known: String,
     },
     /// A list variable within a text, or of another type than the list.
@@ -144,7 +144,7 @@ pub enum PresetError {
         variable: String,
         /// Its type.
         kind: String,
-        /// What would be right.
+        /// The correction.
         right: &'static str,
     },
     /// `<` or `>` without the other.

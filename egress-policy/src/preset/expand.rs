@@ -18,7 +18,7 @@ use crate::{
 /// Most destinations of one preset with all that it includes.
 const MOST: usize = 100_000;
 
-/// What one rule or include costs beside its destinations: an include of nothing is not free.
+/// The cost of one rule or include beside its destinations: an include of nothing is not free.
 const RULE_COST: usize = 1;
 
 /// A value that was given for a variable.
@@ -91,7 +91,7 @@ impl Site<'_> {
     }
 }
 
-/// What a preset comes to.
+/// The rules of a preset, with the values that made them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expansion {
     /// The value of each variable that applies, in the order of the preset's file.
@@ -106,7 +106,7 @@ pub struct Expansion {
 pub struct ExpandedRule {
     /// The preset that it stands in: the one that was named, or one that it includes.
     pub preset: String,
-    /// What it is for.
+    /// Its purpose.
     pub description: String,
     /// How it differs from the document.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -340,7 +340,7 @@ impl Run<'_> {
     }
 }
 
-/// What is wrong with a variable that does not exist.
+/// The error of a variable that does not exist.
 pub(super) fn unknown_variable(preset: &Preset, name: &str) -> PresetError {
     let known: Vec<&str> = preset
         .variables

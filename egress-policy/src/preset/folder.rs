@@ -20,7 +20,7 @@ impl Presets {
     /// same name the folder's wins. Names that start with a dot are left out.
     ///
     /// # Errors
-    /// What is wrong with the folder and its files.
+    /// The folder or its files are wrong.
     pub fn with_folder(folder: &Path) -> Result<Self, PolicyErrors> {
         let mut report = Report::default();
         let files = match files_below(folder) {

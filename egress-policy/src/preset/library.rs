@@ -48,7 +48,7 @@ impl Presets {
     /// Those in the binary, and those of texts with their names and files, which win.
     ///
     /// # Errors
-    /// What is wrong with the texts, and includes that go in circles.
+    /// The texts are wrong, or includes go in circles.
     pub(super) fn with_texts(texts: Vec<(String, PathBuf, String)>) -> Result<Self, PolicyErrors> {
         let mut report = Report::default();
         let mut by_name = BTreeMap::clone(&Self::default().0);
@@ -87,7 +87,7 @@ impl Presets {
         self.0.get(name)
     }
 
-    /// What is wrong with a name that none of them has.
+    /// The error of a name that none of them has.
     #[must_use]
     pub fn unknown(&self, name: &str) -> Problem {
         let problem = PresetError::Unknown {

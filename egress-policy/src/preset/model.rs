@@ -1,4 +1,4 @@
-//! What a preset is, as its file says it.
+//! A preset, as its file says it.
 
 use std::{
     fmt,
@@ -16,7 +16,7 @@ pub struct Preset {
     pub name: String,
     /// Where its file is.
     pub origin: Origin,
-    /// What it is for.
+    /// Its purpose.
     pub description: String,
     /// The documents that it is made from.
     pub sources: Vec<Source>,
@@ -52,7 +52,7 @@ pub enum Origin {
 }
 
 impl Origin {
-    /// What messages call it.
+    /// The name in messages.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
         match self {
@@ -105,7 +105,7 @@ pub struct Variable {
     /// When it applies.
     #[serde(skip_serializing_if = "Condition::is_always")]
     pub when: Condition,
-    /// What it is, and what breaks.
+    /// Its purpose, and what breaks without it.
     pub description: String,
     /// Line in the file.
     #[serde(skip)]
@@ -139,7 +139,7 @@ impl Variable {
 pub struct Condition(pub Vec<(String, Vec<String>)>);
 
 impl Condition {
-    /// Whether it asks for nothing.
+    /// True if it asks for nothing.
     #[must_use]
     pub const fn is_always(&self) -> bool {
         self.0.is_empty()
@@ -167,7 +167,7 @@ impl Serialize for Condition {
 /// A rule of a preset, with placeholders.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// What it is for.
+    /// Its purpose.
     pub description: String,
     /// How it differs from the document.
     pub note: Option<String>,
@@ -188,7 +188,7 @@ pub struct Entry {
 /// Another preset.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Include {
-    /// What it is for.
+    /// Its purpose.
     pub description: String,
     /// Its name.
     pub preset: String,

@@ -77,7 +77,7 @@ pub(super) fn fill_all(texts: &[String], values: &Values) -> Option<Vec<String>>
     Some(filled)
 }
 
-/// What keeps a condition from holding: a variable, its value and those that would do.
+/// The reason why a condition does not hold: a variable, its value and those that would do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Blocker {
     pub(super) because: String,
@@ -85,7 +85,7 @@ pub(super) struct Blocker {
 }
 
 impl Condition {
-    /// Whether it holds.
+    /// True if it holds.
     pub(super) fn holds(&self, values: &Values) -> bool {
         self.0.iter().all(|(name, wanted)| {
             values

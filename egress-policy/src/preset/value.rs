@@ -41,7 +41,7 @@ impl Kind {
         Self::Bool,
     ];
 
-    /// What preset files call it.
+    /// The name in preset files.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
@@ -55,7 +55,7 @@ impl Kind {
         }
     }
 
-    /// Whether a value is a list.
+    /// True if a value is a list.
     #[must_use]
     pub const fn is_list(&self) -> bool {
         matches!(self, Self::Names | Self::Cidrs)

@@ -1,8 +1,8 @@
-//! What can be wrong with files and with the form of what they hold.
+//! Errors of files, and of the form of their text.
 
 use thiserror::Error;
 
-/// Why a file or a field cannot be read. Every text ends with what would be right.
+/// The reason why a file or a field cannot be read. Every text ends with the correction.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum ReadError {
@@ -88,9 +88,9 @@ pub enum ReadError {
     /// The value has another shape.
     #[error("is {found} where {wanted} is needed; write {example}")]
     Shape {
-        /// What it is.
+        /// The kind of the value.
         found: &'static str,
-        /// What it should be.
+        /// The kind that is needed.
         wanted: &'static str,
         /// An example.
         example: &'static str,

@@ -81,7 +81,7 @@ pub(crate) fn text_of(
     None
 }
 
-/// What was read so far, each file once.
+/// The files that were read so far, each once.
 #[derive(Default)]
 pub(crate) struct Files {
     /// The files by what they really are.
@@ -100,7 +100,7 @@ impl Files {
         self.whole(|left| read_bounded(file, left))
     }
 
-    /// What `read` gives, if it is not more than may still be read.
+    /// The bytes that `read` gives, if they are not more than may still be read.
     pub(crate) fn whole(
         &mut self,
         read: impl FnOnce(u64) -> io::Result<Option<Vec<u8>>>,
@@ -127,7 +127,7 @@ pub(crate) fn read_bounded(file: &Path, most: u64) -> io::Result<Option<Vec<u8>>
     read_to_end(opened, most)
 }
 
-/// What can be read, or `None` if there are more than `most` bytes.
+/// All bytes, or `None` if there are more than `most`.
 fn read_to_end(from: impl Read, most: u64) -> io::Result<Option<Vec<u8>>> {
     let mut bytes = Vec::new();
     from.take(most.saturating_add(1)).read_to_end(&mut bytes)?;

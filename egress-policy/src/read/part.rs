@@ -116,12 +116,12 @@ impl<'a> Part<'a> {
         Some(keys.collect())
     }
 
-    /// Whether a file has it, be it empty.
+    /// True if a file has it, be it empty.
     pub(crate) const fn is_there(&self) -> bool {
         matches!(self.written, Written::Node(_))
     }
 
-    /// Whether a file has it, and not empty.
+    /// True if a file has it, and not empty.
     pub(crate) const fn is_given(&self) -> bool {
         match self.written {
             Written::Node(node) => !matches!(node.value, Value::Null),
@@ -129,7 +129,7 @@ impl<'a> Part<'a> {
         }
     }
 
-    /// Whether a file does not have it, so that its value is the default.
+    /// True if a file does not have it, so that its value is the default.
     pub(crate) const fn is_default(&self) -> bool {
         match self.written {
             Written::Node(node) => matches!(node.value, Value::Null),
@@ -138,7 +138,7 @@ impl<'a> Part<'a> {
         }
     }
 
-    /// Whether its value is what was written: not if a file has something of another kind there, which was reported.
+    /// True if its value is what was written: not if a file has something of another kind there, which was reported.
     pub(crate) fn is_read(&self, became_value: fn(&Value) -> bool) -> bool {
         match self.written {
             Written::Node(node) => became_value(&node.value),
@@ -146,7 +146,7 @@ impl<'a> Part<'a> {
         }
     }
 
-    /// Whether a list that came to `count` values was written without any.
+    /// True if a list that came to `count` values was written without any.
     pub(crate) fn is_empty_list(&self, count: usize) -> bool {
         match self.written {
             Written::Node(node) => match &node.value {
@@ -159,12 +159,12 @@ impl<'a> Part<'a> {
     }
 }
 
-/// Whether it is a text.
+/// True if it is a text.
 pub(crate) const fn is_text(value: &Value) -> bool {
     matches!(value, Value::Text(_))
 }
 
-/// Whether it is a mapping.
+/// True if it is a mapping.
 pub(crate) const fn is_mapping(value: &Value) -> bool {
     matches!(value, Value::Map(_))
 }

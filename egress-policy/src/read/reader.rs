@@ -37,7 +37,7 @@ impl fmt::Display for FieldPath<'_> {
 pub struct Located<T> {
     /// The value.
     pub value: T,
-    /// What the user wrote.
+    /// The text that the user wrote.
     pub text: String,
     /// Line in the file, from 1.
     pub line: usize,
@@ -102,7 +102,7 @@ impl<'a> Reader<'a> {
         self.file
     }
 
-    /// Whether nothing was reported so far.
+    /// True if nothing was reported so far.
     pub(crate) const fn is_good(&self) -> bool {
         self.is_good
     }
@@ -323,7 +323,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Whether a value is this text.
+/// True if a value is this text.
 pub(crate) fn has_text(node: &Node, wanted: &str) -> bool {
     matches!(&node.value, Value::Text(text) if text == wanted)
 }

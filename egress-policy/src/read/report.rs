@@ -1,4 +1,4 @@
-//! What can be wrong with policies: always where, what, and what would be right.
+//! Errors of policies: each has a place, and its text ends with the correction.
 
 use std::{
     error::Error,
@@ -67,11 +67,11 @@ impl fmt::Display for Place {
 pub struct PolicyError {
     /// Where.
     pub place: Place,
-    /// What, and what would be right.
+    /// The error, with its correction.
     pub problem: Problem,
 }
 
-/// What is wrong at a place: the error of the folder that found it, such as a [`ReadError`](super::ReadError). Its text ends
+/// The error at a place, of the folder that found it, such as a [`ReadError`](super::ReadError). Its text ends
 /// with what would be right.
 ///
 /// Errors of all folders meet in one list. Each stays of its own type, so that no folder has to know those of the others.
@@ -114,7 +114,7 @@ impl fmt::Display for Problem {
 }
 
 impl PolicyError {
-    /// What is wrong with which field, without file and line: for what has none.
+    /// The field and its error, without file and line: an object has none.
     #[must_use]
     pub fn by_field(&self) -> String {
         match self.place.field.as_str() {
@@ -124,7 +124,7 @@ impl PolicyError {
     }
 }
 
-/// What is wrong with a set of policies, in the order of files and lines. Never empty.
+/// The errors of a set of policies, in the order of files and lines. Never empty.
 #[derive(Clone, Debug, PartialEq, Eq, ThisError)]
 pub struct PolicyErrors {
     errors: Vec<PolicyError>,
@@ -191,7 +191,7 @@ impl Report {
         self.errors.push(PolicyError { place, problem });
     }
 
-    /// Whether errors are only counted from now on.
+    /// True if errors are only counted from now on.
     pub(crate) const fn is_full(&self) -> bool {
         self.errors.len() >= KEPT
     }
@@ -201,7 +201,7 @@ impl Report {
         self.more = self.more.saturating_add(1);
     }
 
-    /// Whether nothing was added.
+    /// True if nothing was added.
     pub(crate) const fn is_empty(&self) -> bool {
         self.errors.is_empty()
     }

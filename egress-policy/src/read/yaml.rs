@@ -50,7 +50,7 @@ pub(crate) enum Value {
 }
 
 impl Value {
-    /// What it is, for messages.
+    /// Its kind, for messages.
     pub(crate) const fn kind(&self) -> &'static str {
         match self {
             Self::Null => "empty",
@@ -61,7 +61,7 @@ impl Value {
     }
 }
 
-/// What went wrong on a line.
+/// The error on a line.
 pub(crate) type Wrong = (usize, ReadError);
 
 /// The line, from 1, on which the byte at `position` stands.
@@ -220,7 +220,7 @@ impl Builder {
     }
 }
 
-/// What is repeated with this value too.
+/// The repeated weight with this value too.
 fn repeat(repeated: usize, node: &Node) -> Result<usize, ReadError> {
     let repeated = repeated.saturating_add(weight(node));
     if repeated > ALIAS_VALUES {
@@ -242,7 +242,7 @@ fn refuse_tag(tag: Option<Cow<'_, Tag>>) -> Result<(), ReadError> {
     }
 }
 
-/// What a tree weighs: its values and keys, itself included, and its texts.
+/// The weight of a tree: its values and keys, itself included, and its texts.
 fn weight(node: &Node) -> usize {
     let below: usize = match &node.value {
         Value::Null => 0,

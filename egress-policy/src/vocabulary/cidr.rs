@@ -51,13 +51,13 @@ impl Cidr {
         self.bits
     }
 
-    /// Whether it is an IPv4 network.
+    /// True if it is an IPv4 network.
     #[must_use]
     pub fn is_v4(&self) -> bool {
         self.bits >= V4_OFFSET && is_v4(&self.address)
     }
 
-    /// Whether it holds the address, as rules mean it: an IPv6 network, however wide, holds no IPv4 address.
+    /// True if it holds the address, as rules mean it: an IPv6 network, however wide, holds no IPv4 address.
     #[must_use]
     pub fn holds(&self, address: &Address) -> bool {
         self.is_v4() == is_v4(address) && masked(address, self.bits) == self.address

@@ -14,10 +14,10 @@ use super::{
     quoted,
 };
 
-/// What is asked for when no port is given.
+/// The port where none is given.
 const DEFAULT_PORT: u16 = 443;
 
-/// The far end: a name, or an address.
+/// The remote: a name, or an address.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Host {
     /// In lower case, without the final dot.
@@ -29,13 +29,13 @@ pub enum Host {
 /// A destination.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Destination {
-    /// The far end.
+    /// The remote.
     pub host: Host,
     /// IANA protocol number.
     pub proto: u8,
     /// Its port; none for ICMP.
     pub port: Option<u16>,
-    /// Whether port and protocol are the default, because none was given.
+    /// True if port and protocol are the default, because none was given.
     pub is_default_port: bool,
 }
 
@@ -45,9 +45,9 @@ pub struct Destination {
 pub struct DestinationError {
     /// The text, quoted.
     pub text: String,
-    /// What is wrong.
+    /// The error.
     pub why: String,
-    /// What would be right.
+    /// The correction.
     pub hint: String,
 }
 

@@ -10,7 +10,7 @@ use serde::{Serialize, Serializer};
 
 use super::{cidr::Cidr, port_range_text};
 
-/// What rule sources call the policy of lifeline rules.
+/// The policy of lifeline rules, as rule sources name it.
 pub(crate) const POLICY: &str = "lifeline";
 
 /// Name of the entries of the node's own addresses.
@@ -19,7 +19,7 @@ const NODE_ADDRESSES: &str = "node-addresses";
 /// One entry: a network and the ports on it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct LifelineEntry {
-    /// What it is: `resolvers`, `node-addresses`, `dhcp`, `api-server`, `cluster-ranges`.
+    /// Its name: `resolvers`, `node-addresses`, `dhcp`, `api-server`, `cluster-ranges`.
     pub name: Cow<'static, str>,
     /// Where.
     pub cidr: Cidr,
@@ -29,7 +29,7 @@ pub struct LifelineEntry {
 }
 
 impl LifelineEntry {
-    /// What the kernel makes of it: an address of the node is one only for senders in other network namespaces.
+    /// The kind of its entry in the kernel: an address of the node is one only for senders in other network namespaces.
     #[must_use]
     pub fn kind(&self) -> EntryKind {
         if self.name == NODE_ADDRESSES {

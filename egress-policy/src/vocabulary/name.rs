@@ -32,15 +32,15 @@ pub enum Star {
     Below,
     /// Inside the first label: it covers names one label below the name.
     Label {
-        /// What that label begins with; may be empty.
+        /// The beginning of that label; may be empty.
         prefix: String,
-        /// What it ends with; may be empty, but not both.
+        /// Its end; may be empty, but not both.
         suffix: String,
     },
 }
 
 impl NamePattern {
-    /// Whether it covers a name (lower case, without final dot).
+    /// True if it covers a name (lower case, without final dot).
     #[must_use]
     pub fn covers(&self, name: &str) -> bool {
         let label = |name: &str| -> Option<usize> {
@@ -66,9 +66,9 @@ const UNICODE_BYTES: usize = 4 * NAME_TEXT_BYTES;
 pub struct NameError {
     /// The text, quoted.
     pub text: String,
-    /// What is wrong.
+    /// The error.
     pub why: String,
-    /// What would be right.
+    /// The correction.
     pub hint: String,
 }
 

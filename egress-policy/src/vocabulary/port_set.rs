@@ -45,7 +45,7 @@ impl PortSet {
             .fold(Self::default(), |set, range| set.with(&Self::of(range)))
     }
 
-    /// What is in one of both.
+    /// The ports of either.
     pub(crate) fn with(&self, other: &Self) -> Self {
         self.combined(other, |own, others| {
             let mut all: Vec<(u32, u32)> = own.iter().chain(others).copied().collect();
@@ -61,7 +61,7 @@ impl PortSet {
         })
     }
 
-    /// What is in this one and not in the other.
+    /// The ports of this one that the other does not have.
     pub(crate) fn without(&self, other: &Self) -> Self {
         self.combined(other, |own, others| {
             let mut left = Vec::new();
@@ -97,12 +97,12 @@ impl PortSet {
         set
     }
 
-    /// Whether nothing is in it.
+    /// True if nothing is in it.
     pub(crate) fn is_empty(&self) -> bool {
         self.ranges.iter().all(Vec::is_empty)
     }
 
-    /// Whether everything of the other is in it.
+    /// True if everything of the other is in it.
     pub(crate) fn holds(&self, other: &Self) -> bool {
         other.without(self).is_empty()
     }

@@ -11,9 +11,9 @@ use super::{quoted, shown};
 pub struct PortsError {
     /// The text, quoted.
     pub text: String,
-    /// What is wrong.
+    /// The error.
     pub why: String,
-    /// What would be right.
+    /// The correction.
     pub hint: String,
 }
 
@@ -77,7 +77,7 @@ fn parse(text: &str) -> Result<PortRange, Wrong> {
     Ok(PortRange::new(number, first, last))
 }
 
-/// What is wrong with a text that has no slash.
+/// The error of a text that has no slash.
 fn without_protocol(lower: &str) -> Wrong {
     let why = "the protocol is missing".to_owned();
     if is_port_text(lower) {
@@ -102,7 +102,7 @@ fn without_protocol(lower: &str) -> Wrong {
     }
 }
 
-/// Whether the text would be good before `/tcp`.
+/// True if the text would be good before `/tcp`.
 fn is_port_text(text: &str) -> bool {
     let (first, last) = text.split_once('-').unwrap_or((text, text));
     matches!((port(first), port(last)), (Ok(first), Ok(last)) if first <= last)

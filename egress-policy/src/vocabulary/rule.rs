@@ -1,4 +1,4 @@
-//! What the rules of policies and the entries of presets have in common.
+//! Errors that rules of policies and entries of presets share.
 
 use thiserror::Error;
 

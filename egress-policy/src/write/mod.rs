@@ -15,7 +15,7 @@ const COLUMNS: usize = 100;
 /// A part of a list of rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
-    /// What is said above the next part; may have several lines.
+    /// A comment above the next part; may have several lines.
     Comment(String),
     /// A rule.
     Rule(SpecRule),
@@ -26,13 +26,13 @@ pub enum Entry {
 /// A policy that is to be written.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Draft {
-    /// What is said above it; each may have several lines.
+    /// Comments above it; each may have several lines.
     pub comments: Vec<String>,
     /// `metadata.name`.
     pub name: String,
     /// `spec.mode`.
     pub mode: SpecMode,
-    /// Whom it is for.
+    /// Its subjects.
     pub target: Target,
     /// `spec.allow`.
     pub allow: Vec<Entry>,
@@ -40,7 +40,7 @@ pub struct Draft {
     pub deny: Vec<Entry>,
 }
 
-/// Whom a policy is for.
+/// The subjects of a policy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Target {
     /// The node that it is installed on.
@@ -334,7 +334,7 @@ fn scalar(text: &str) -> String {
     quoted
 }
 
-/// Whether a text means itself without quotes: no sign of YAML's, no number, no word that some version takes for one.
+/// True if a text means itself without quotes: no sign of YAML's, no number, no word that some version takes for one.
 fn is_bare(text: &str) -> bool {
     const WORDS: &[&str] = &["null", "true", "false", "yes", "no", "on", "off", "y", "n"];
     let is_word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | '/');
@@ -345,7 +345,7 @@ fn is_bare(text: &str) -> bool {
         && !WORDS.contains(&text.to_ascii_lowercase().as_str())
 }
 
-/// Whether YAML takes the character in comments and quotes, and as no line break.
+/// True if YAML takes the character in comments and quotes, and as no line break.
 fn is_plain(c: char) -> bool {
     !c.is_control()
         && !matches!(

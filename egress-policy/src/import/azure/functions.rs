@@ -282,7 +282,7 @@ fn shown(node: &Node) -> String {
     }
 }
 
-/// Whether a value says yes.
+/// True if a value says yes.
 pub(super) fn truth(node: &Node) -> Option<bool> {
     match text_of(node)?.to_ascii_lowercase().as_str() {
         "true" | "1" => Some(true),

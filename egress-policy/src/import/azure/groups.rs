@@ -20,7 +20,7 @@ const LAST: u32 = u32::MAX;
 /// Where a rule stands among all: application rules come last; then priority of the group and of the collection.
 pub(super) type Rank = (bool, u32, u32);
 
-/// What a policy says besides rules.
+/// The settings of a policy besides rules.
 pub(super) fn policy_notes(properties: &Item<'_>) -> Vec<Note> {
     let mut notes = Vec::new();
     let mut note = |at: &Item<'_>, text: String| notes.push(Note::new(at, NoteKind::LeftOut, text));
@@ -73,7 +73,7 @@ pub(super) fn region_of(groups: &[Item<'_>]) -> Option<String> {
 
 /// Collects the rules of groups, single collections and classic firewalls.
 pub(super) struct Collector<'a, 'n> {
-    /// What rules may refer to.
+    /// The groups that rules may refer to.
     pub(super) context: Context<'a, 'n>,
     /// The rules, each with its rank.
     pub(super) ranked: Vec<(Rank, Carried<'n>)>,
@@ -321,17 +321,17 @@ pub(super) fn unknown_fields<'n>(of: &Item<'n>, known: &[&str]) -> Vec<Item<'n>>
     unknown.map(|(_, field)| field).collect()
 }
 
-/// What is said of such a field.
+/// The note about such a field.
 pub(super) fn unknown_field(field: &Item<'_>) -> String {
     format!("the field {} is not known here", field.name())
 }
 
-/// Whether it is an expression, whose value then is not known.
+/// True if it is an expression, whose value then is not known.
 pub(super) fn is_open(item: &Item<'_>) -> bool {
     item.text().is_some_and(|text| inside(text).is_some())
 }
 
-/// What is said of such an expression.
+/// The note about such an expression.
 pub(super) fn unknown(at: &Item<'_>) -> String {
     let shown = at.shown();
     format!("the value of {shown} does not stand here; give the parameters file too")

@@ -30,18 +30,18 @@ use crate::read::Node;
 /// Most levels of templates in templates, and of resources in resources.
 const DEPTH: usize = 8;
 
-/// Whether it is a template.
+/// True if it is a template.
 pub(super) fn is_template(document: &Item<'_>) -> bool {
     document.get("resources").is_some() && document.get("type").is_none()
 }
 
-/// Whether it is a file of parameters for a template.
+/// True if it is a file of parameters for a template.
 pub(super) fn is_parameters_file(document: &Item<'_>) -> bool {
     let schema = document.word("$schema").unwrap_or_default();
     schema.contains("deploymentParameters.json") && document.get("parameters").is_some()
 }
 
-/// Whether it is a resource, or a part of one, that says something about a firewall.
+/// True if it is a resource, or a part of one, that says something about a firewall.
 pub(super) fn is_resource(document: &Item<'_>) -> bool {
     let kind = document.word("type").unwrap_or_default().to_lowercase();
     let is_named = ["firewallpolicies", "azurefirewalls", "ipgroups"];
@@ -170,12 +170,12 @@ pub(super) fn import(documents: &[Item<'_>], sink: &mut Sink) {
     found.import(sink);
 }
 
-/// What the documents hold.
+/// The contents of the documents.
 #[derive(Default)]
 struct Found<'n> {
     /// IP groups, by the last part of their id in lower case.
     ip_groups: HashMap<String, Vec<Item<'n>>>,
-    /// What is said where no policy says it.
+    /// Notes that belong to no policy.
     notes: Vec<Note>,
     /// Policies in the order in which they were found.
     policies: Vec<FirewallPolicy<'n>>,

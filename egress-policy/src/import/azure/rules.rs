@@ -11,7 +11,7 @@ use super::{
     groups::{is_open, unknown},
 };
 
-/// What a rule may refer to.
+/// The groups that a rule may refer to.
 pub(super) struct Context<'a, 'n> {
     /// Addresses of IP groups, by the last part of their id in lower case.
     pub(super) ip_groups: &'a HashMap<String, Vec<Item<'n>>>,
@@ -19,7 +19,7 @@ pub(super) struct Context<'a, 'n> {
     pub(super) location: Option<String>,
 }
 
-/// What a rule looks at.
+/// The fields by which a rule matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// Names in TLS and HTTP.

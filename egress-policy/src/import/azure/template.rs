@@ -20,7 +20,7 @@ const VALUES: usize = 100_000;
 /// Values by name in lower case, for ARM does not tell cases apart.
 pub(super) type Values = HashMap<String, Node>;
 
-/// What names stand for, in one template.
+/// The values of names, in one template.
 struct Scope<'a> {
     parameters: Values,
     variables: Values,

@@ -367,7 +367,7 @@ fn endpoints(item: &Item<'_>, rule: &mut Carried<'_>, sink: &mut Sink) -> bool {
     to_resolvers
 }
 
-/// Whether a selector means the cluster's DNS.
+/// True if a selector means the cluster's DNS.
 fn is_resolver(selector: &Item<'_>) -> bool {
     let labels = selector.get("matchLabels");
     labels.is_some_and(|labels| {

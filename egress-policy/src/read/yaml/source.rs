@@ -50,7 +50,7 @@ impl<'a> Source<'a> {
     }
 }
 
-/// Whether a token of the flow style may begin or end with it.
+/// True if a token of the flow style may begin or end with it.
 const fn is_mark(c: char) -> bool {
     matches!(
         c,
