@@ -107,6 +107,42 @@ pub(crate) fn build_next() -> Result<PathBuf> {
     Ok(next_agent())
 }
 
+/// Builds a static test program of a package, and says where it is. The package's own programs are beside it.
+///
+/// # Errors
+///
+/// The build fails, or the program needs a loader after all.
+pub(crate) fn build_static_test(package: &str, test: &str) -> Result<PathBuf> {
+    let target = host()?;
+    let log = format!("build-{test}");
+    let stage = Stage::begin(&log, format!("static {test}"))?;
+    let mut cargo = static_cargo(&target, &ebpf::object());
+    cargo
+        .args(["test", "--no-run", "--release", "--package", package])
+        .args(["--package", AGENT, "--target", &target])
+        .args(["--test", test]);
+    stage.run(&mut cargo)?;
+    // As cargo says it: `Executable tests/main.rs (target/…/deps/name-0123456789abcdef)`.
+    let text = stage.output();
+    let built = text
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("Executable ")?.split_once('('))
+        .map(|(_, path)| Path::new(path.trim_end_matches(')')))
+        .find(|path| file_name(path).starts_with(&format!("{test}-")))
+        .with_context(|| format!("cargo does not say where {test} is"))?;
+    let folder = run::target_dir().join(&target).join("release");
+    let program = folder.join(test);
+    run::copy_if_changed(built, &program).context("cannot keep the test program")?;
+    stage.done();
+    Ok(program)
+}
+
+fn file_name(path: &Path) -> &str {
+    path.file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default()
+}
+
 fn build_static_with(
     stage: Stage,
     package: &str,

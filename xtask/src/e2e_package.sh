@@ -17,6 +17,11 @@ network() {
     ip netns exec world ip address add $FORBIDDEN/24 dev in
     ip netns exec world ip link set in up
     ip netns exec world ip link set lo up
+    serve
+}
+
+# Answers at both addresses until the unit ends that called it.
+serve() {
     ip netns exec world nc -lk 80 >/dev/null 2>&1 &
     for _ in $(seq 50); do
         ip netns exec world nc -z -w 1 $ALLOWED 80 && return
@@ -141,6 +146,8 @@ second_boot() {
     check boot_reaches_at_once grep -qx reached /e2e/early
     check boot_order is_before egress-agent.service network-pre.target
     check boot_status egress-agent status
+    # The one of the early unit ended with it.
+    serve
     check remove dpkg --remove egress-agent
     check remove_ends_enforcement reaches $FORBIDDEN
     check remove_leaves_no_pin test ! -e $PIN/links

@@ -6,19 +6,40 @@ use std::{
     panic::{self, PanicHookInfo},
 };
 
+use thiserror::Error;
 use tracing::error;
 use tracing_subscriber::{
     EnvFilter,
-    filter::ParseError,
+    filter::{LevelFilter, ParseError},
     fmt::{self, writer::BoxMakeWriter},
 };
 
 use super::{Cli, Command};
 use crate::{log_queue::LogQueue, signals};
 
+/// Why a filter is refused.
+#[derive(Debug, Error)]
+pub(super) enum FilterError {
+    /// `tracing` cannot read it.
+    #[error(transparent)]
+    Unreadable(#[from] ParseError),
+    /// A word alone is a level; for `tracing` it would be a target that nothing logs by.
+    #[error(
+        "\"{0}\" is no level; write off, error, warn, info, debug or trace, alone or for a module: egress_agent::dns=debug"
+    )]
+    NoLevel(String),
+}
+
 /// Checks a filter.
-pub(super) fn filter(text: &str) -> Result<String, ParseError> {
-    EnvFilter::try_new(text).map(|_valid| text.to_owned())
+pub(super) fn filter(text: &str) -> Result<String, FilterError> {
+    let _valid = EnvFilter::try_new(text)?;
+    let is_target = |part: &str| part.contains(['=', ':', '[', '_']);
+    let is_level = |part: &str| part.parse::<LevelFilter>().is_ok();
+    let mut parts = text.split(',').map(str::trim);
+    match parts.find(|part| !part.is_empty() && !is_target(part) && !is_level(part)) {
+        Some(word) => Err(FilterError::NoLevel(word.to_owned())),
+        None => Ok(text.to_owned()),
+    }
 }
 
 /// Starts tracing: text on a terminal, one compact line for each event elsewhere. The daemon never waits for its log.
@@ -74,5 +95,32 @@ fn log_panic(info: &PanicHookInfo<'_>) {
         error!(message, place, %backtrace, "panicked");
     } else {
         error!(message, place, "panicked");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::filter;
+
+    #[test]
+    fn a_misspelt_level_is_refused() {
+        for good in [
+            "info",
+            "WARN",
+            "info,egress_agent::dns=debug",
+            "off",
+            "egress_agent=trace",
+            "hyper=warn,debug",
+        ] {
+            assert!(filter(good).is_ok(), "{good}");
+        }
+        for bad in ["inf", "info,debgu", "egress_agent=loud"] {
+            assert!(filter(bad).is_err(), "{bad}");
+        }
+        let text = filter("inf").expect_err("no level").to_string();
+        assert!(
+            text.starts_with("\"inf\" is no level; write off, error"),
+            "{text}"
+        );
     }
 }

@@ -39,6 +39,17 @@ pub enum CgroupError {
         "the cgroup of this process, {0}, is outside of what is mounted here: give one with --cgroup"
     )]
     Outside(String),
+    /// The user may not make cgroups.
+    #[error(
+        "cannot {action} cgroup {}: permission denied; run it with sudo, whose caller the command then runs as",
+        path.display()
+    )]
+    NotRoot {
+        /// The step that failed.
+        action: &'static str,
+        /// Where.
+        path: PathBuf,
+    },
     /// The cgroup cannot be made, or looked at.
     #[error("cannot {action} cgroup {}", path.display())]
     Io {
@@ -181,10 +192,17 @@ impl OwnCgroup {
 
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CgroupError {
     let path = path.to_owned();
-    move |source| CgroupError::Io {
-        action,
-        path,
-        source,
+    move |source| {
+        let is_refused = source.kind() == io::ErrorKind::PermissionDenied;
+        if is_refused && !nix::unistd::Uid::effective().is_root() {
+            CgroupError::NotRoot { action, path }
+        } else {
+            CgroupError::Io {
+                action,
+                path,
+                source,
+            }
+        }
     }
 }
 

@@ -1,13 +1,16 @@
-//! `cargo xtask vm`: the agent on other kernels, attached to the root cgroup there.
+//! `cargo xtask vm`: the agent on other kernels, attached to the root cgroup there, or under the bypass suite.
 //!
-//! Debian's cloud kernels boot in QEMU with an initramfs of busybox, the static agent and the static `vm-check`,
-//! which prints what it found as lines on the second serial port. The first one is the kernel's console.
+//! Debian's cloud kernels boot in QEMU with an initramfs of busybox, the static agent and the static `vm-check` (or the
+//! suite), which prints what it found as lines on the second serial port. The first one is the kernel's console.
+
+mod files;
+mod payload;
 
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
     fs::{self, File},
-    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::Stdio,
     sync::{
@@ -21,16 +24,19 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 
+use self::payload::Payload;
+pub(crate) use files::pack;
+
 use crate::{
-    build, ebpf, kernels,
+    build, kernels,
     run::{self, say},
     setup::{self, Group},
 };
 
 /// Virtual machines that run at the same time.
 const PARALLEL: usize = 2;
-/// A kernel that has not finished by then has failed.
-const LIMIT: Duration = Duration::from_mins(5);
+/// How often a long run says how far it is.
+const SAY_EVERY: Duration = Duration::from_mins(2);
 
 /// Options of `cargo xtask vm`.
 #[derive(Args, Debug)]
@@ -50,6 +56,10 @@ pub(crate) struct Vm {
     /// Use this static `vm-check` instead of building one.
     #[arg(long, value_name = "PATH")]
     check: Option<PathBuf>,
+    /// Run the bypass suite instead of the checks, or its tests whose name contains FILTER: under emulation the whole of it
+    /// takes about an hour for each kernel.
+    #[arg(long, value_name = "FILTER", num_args = 0..=1, default_missing_value = "")]
+    bypass: Option<String>,
 }
 
 impl Default for Vm {
@@ -60,6 +70,7 @@ impl Default for Vm {
             verbose: false,
             agent: None,
             check: None,
+            bypass: None,
         }
     }
 }
@@ -93,9 +104,12 @@ impl Vm {
     ///
     /// Kernels cannot be fetched or the initramfs cannot be made. Failures in the guest are in the result.
     pub(crate) fn guests(&self, agent: &Path) -> Result<Vec<Guest>> {
-        let check = match &self.check {
-            Some(check) => check.clone(),
-            None => build::build_static("egress-tests", &["vm-check"])?,
+        let payload = match (&self.bypass, &self.check) {
+            (Some(filter), _) => Payload::bypass(agent, filter)?,
+            (None, Some(check)) => Payload::checks(agent, check.clone()),
+            (None, None) => {
+                Payload::checks(agent, build::build_static("egress-tests", &["vm-check"])?)
+            }
         };
         let wanted = kernels::fetch(&self.kernel, self.refresh)?;
         let results = Mutex::new(Vec::new());
@@ -108,7 +122,7 @@ impl Vm {
                         let Some(wanted) = wanted.get(index) else {
                             return;
                         };
-                        let guest = self.guest(wanted, agent, &check);
+                        let guest = self.guest(wanted, &payload);
                         say(&format!("vm {}: {}", guest.series, guest.summary()));
                         if let Ok(mut results) = results.lock() {
                             results.push((index, guest));
@@ -123,7 +137,7 @@ impl Vm {
     }
 
     /// Boots one kernel, if there is one.
-    fn guest(&self, wanted: &kernels::Wanted, agent: &Path, check: &Path) -> Guest {
+    fn guest(&self, wanted: &kernels::Wanted, payload: &Payload) -> Guest {
         let mut guest = Guest {
             series: wanted.series.clone(),
             ..Guest::default()
@@ -131,13 +145,13 @@ impl Vm {
         match &wanted.kernel {
             Ok(kernel) => {
                 guest.release.clone_from(&kernel.release);
-                let mut result = self.boot(kernel, agent, check, &mut guest);
+                let mut result = self.boot(kernel, payload, &mut guest);
                 if result.is_err() && guest.is_silent() && !run::interrupted() {
                     say(&format!(
                         "vm {}: did not get as far as a check, once more",
                         guest.series
                     ));
-                    result = self.boot(kernel, agent, check, &mut guest);
+                    result = self.boot(kernel, payload, &mut guest);
                 }
                 guest.trouble = result.err().map(|error| format!("{error:#}"));
             }
@@ -147,17 +161,11 @@ impl Vm {
     }
 
     /// Boots one kernel and reads what the guest prints.
-    fn boot(
-        &self,
-        kernel: &kernels::Kernel,
-        agent: &Path,
-        check: &Path,
-        guest: &mut Guest,
-    ) -> Result<()> {
+    fn boot(&self, kernel: &kernels::Kernel, payload: &Payload, guest: &mut Guest) -> Result<()> {
         let dir = dir().join("run").join(&kernel.release);
         setup::remove_dir(&dir)?;
         fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
-        let initramfs = initramfs(kernel, agent, check, &dir)?;
+        let initramfs = files::initramfs(kernel, payload, &dir)?;
         let console = dir.join("console.log");
         let results = dir.join("results.log");
         let errors = dir.join("qemu.log");
@@ -172,7 +180,8 @@ impl Vm {
                 "-cpu",
                 processor(&kernel.release),
             ])
-            .args(["-m", "1024", "-display", "none", "-monitor", "none"])
+            .args(["-m", payload.memory_mib])
+            .args(["-display", "none", "-monitor", "none"])
             .args(["-nodefaults", "-no-reboot", "-no-user-config"])
             .arg("-serial")
             .arg(format!("file:{}", console.display()))
@@ -192,7 +201,16 @@ impl Vm {
             .process_group(0)
             .spawn()
             .context("cannot start qemu-system-x86_64: run `cargo xtask setup`")?;
-        let ended = run::supervise(child, LIMIT, || ());
+        let mut said = begin;
+        let ended = run::supervise(child, payload.limit, || {
+            if said.elapsed() > SAY_EVERY {
+                said = Instant::now();
+                let lines = fs::read(&results).unwrap_or_default();
+                let mut so_far = Guest::new(&guest.series, &guest.release);
+                so_far.read(&String::from_utf8_lossy(&lines));
+                say(&format!("vm {}: {} so far", guest.series, so_far.summary()));
+            }
+        });
         guest.seconds = begin.elapsed().as_secs_f64();
         let lines = fs::read(&results).unwrap_or_default();
         guest.read(&String::from_utf8_lossy(&lines));
@@ -279,7 +297,7 @@ impl Guest {
     }
 
     /// Takes in the lines that the guest printed:
-    /// `CHECK name ok|failed|skipped details`, `INSNS program count`, `END`.
+    /// `CHECK name ok|failed|skipped details`, `INSNS program count`, `END`, and libtest's `test name ... ok|FAILED`.
     pub(crate) fn read(&mut self, text: &str) {
         for line in text.lines() {
             let mut words = line.trim().splitn(4, ' ');
@@ -298,6 +316,15 @@ impl Guest {
                         ));
                     }
                 }
+                ("test", "...") => match details.split_once("SKIPPED ") {
+                    Some((_, reason)) => self.skips.push(reason.to_owned()),
+                    None if details == "ok" => self.passed.push(name.to_owned()),
+                    None if details == "FAILED" => {
+                        self.failed.push(format!("{name}: see results.log"));
+                    }
+                    // Ignored, as everywhere.
+                    None => {}
+                },
                 ("END", _) => self.finished = true,
                 _ => {}
             }
@@ -362,104 +389,6 @@ pub(crate) fn table(guests: &[Guest]) -> String {
     text
 }
 
-/// The script that the guest's kernel starts.
-const INIT: &str = r#"#!/bin/busybox sh
-export PATH=/sbin:/bin
-/bin/busybox --install -s /bin
-mount -t proc proc /proc
-mount -t sysfs sys /sys
-mount -t devtmpfs dev /dev
-mount -t cgroup2 cgroup2 /sys/fs/cgroup
-mount -t bpf bpf /sys/fs/bpf
-mount -t tmpfs tmp /tmp
-mount -t tmpfs run /run
-mkdir -p /dev/pts /etc
-hostname guest
-while read -r module; do
-    insmod "/modules/$module" || echo "cannot insert $module"
-done </modules/list
-ip link set lo up
-echo "nameserver 127.0.0.1" >/etc/resolv.conf
-echo "127.0.0.1 localhost" >/etc/hosts
-export EGRESS_VM_GUEST=1 EGRESS_AGENT=/bin/egress-agent EGRESS_EBPF_OBJECT=/egress-ebpf RUST_BACKTRACE=1
-vm-check >/dev/ttyS1 2>/dev/ttyS0 || echo "CHECK vm-check failed exited with status $?" >/dev/ttyS1
-echo END >/dev/ttyS1
-poweroff -f
-"#;
-
-/// Makes the guest's file system.
-fn initramfs(kernel: &kernels::Kernel, agent: &Path, check: &Path, dir: &Path) -> Result<PathBuf> {
-    let tree = dir.join("tree");
-    for name in [
-        "bin", "dev", "etc", "modules", "proc", "run", "sbin", "sys", "tmp",
-    ] {
-        fs::create_dir_all(tree.join(name)).context("cannot create the guest's folders")?;
-    }
-    let busybox = run::find_program("busybox").context("no busybox: run `cargo xtask setup`")?;
-    let bin = tree.join("bin");
-    for (from, name) in [
-        (busybox.as_path(), "busybox"),
-        (agent, "egress-agent"),
-        (check, "vm-check"),
-    ] {
-        fs::copy(from, bin.join(name))
-            .with_context(|| format!("cannot copy {}", from.display()))?;
-    }
-    copy_with_libraries("ip", &tree)?;
-    if ebpf::object().is_file() {
-        fs::copy(ebpf::object(), tree.join("egress-ebpf")).context("cannot copy the object")?;
-    }
-    kernels::copy_modules(kernels::MODULES, &kernel.modules, &tree.join("modules"))?;
-    let init = tree.join("init");
-    fs::write(&init, INIT)
-        .and_then(|()| fs::set_permissions(&init, fs::Permissions::from_mode(0o755)))
-        .context("cannot write the guest's init")?;
-    let archive = dir.join("initramfs.cpio");
-    pack(&tree, &archive)?;
-    setup::remove_dir(&tree)?;
-    Ok(archive)
-}
-
-/// Packs a folder into an archive that a kernel takes for its first file system.
-///
-/// # Errors
-///
-/// A tool is missing or fails.
-pub(crate) fn pack(tree: &Path, archive: &Path) -> Result<()> {
-    let status = run::command("sh")
-        .arg("-c")
-        .arg("find . | cpio --quiet --create --format=newc --owner=0:0 >\"$1\"")
-        .arg("sh")
-        .arg(archive)
-        .current_dir(tree)
-        .status()
-        .context("cannot start sh")?;
-    if !status.success() {
-        bail!("cpio failed: is it installed? `cargo xtask setup`");
-    }
-    Ok(())
-}
-
-/// Copies a program of this machine and the libraries that it is linked to: busybox's `ip` knows no veth.
-fn copy_with_libraries(name: &str, tree: &Path) -> Result<()> {
-    let program =
-        run::find_program(name).with_context(|| format!("no {name}: run `cargo xtask setup`"))?;
-    let libraries = run::output(run::command("ldd").arg(&program))?;
-    let libraries = libraries
-        .lines()
-        .filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
-    for library in libraries {
-        let to = tree.join(library.trim_start_matches('/'));
-        if let Some(dir) = to.parent() {
-            fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
-        }
-        fs::copy(library, &to).with_context(|| format!("cannot copy {library}"))?;
-    }
-    fs::copy(&program, tree.join("sbin").join(name))
-        .with_context(|| format!("cannot copy {}", program.display()))?;
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -475,6 +404,18 @@ mod tests {
         guest.read("INSNS large 500001\n");
         assert_eq!(guest.failed.len(), failed + 1);
         assert!(guest.finished && !guest.good());
+    }
+
+    #[test]
+    fn lines_of_a_suite_are_read() {
+        let mut guest = Guest::default();
+        guest.read(
+            "test table::a ... ok\ntest table::b ... SKIPPED table::b: no SCTP\nok\ntest table::c ... FAILED\n\
+             test table::d ... ignored\n",
+        );
+        assert_eq!(guest.passed, ["table::a"]);
+        assert_eq!(guest.skips, ["table::b: no SCTP"]);
+        assert_eq!(guest.failed, ["table::c: see results.log"]);
     }
 
     #[test]
