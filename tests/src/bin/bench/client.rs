@@ -64,6 +64,8 @@ enum What {
         label: String,
         first: u32,
         count: u32,
+        #[command(flatten)]
+        how: How,
     },
     /// Many lookups at the same time.
     Queries {
@@ -87,6 +89,17 @@ enum What {
     },
 }
 
+/// How names are looked up.
+#[derive(Args, Clone, Copy, Debug)]
+struct How {
+    /// Each from a socket of its own, as the C library does.
+    #[arg(long)]
+    fresh: bool,
+    /// The first name again and again.
+    #[arg(long)]
+    again: bool,
+}
+
 impl Client {
     pub(crate) fn run(&self) -> Result<()> {
         place::stay_on(place::CLIENT_CPU);
@@ -103,7 +116,8 @@ impl Client {
                 label,
                 first,
                 count,
-            } => lookups(*server, label, *first, *count)?,
+                how,
+            } => lookups(*server, label, *first, *count, *how)?,
             What::Queries { server, first, ms } => {
                 queries(*server, *first, Duration::from_millis(*ms))?
             }
@@ -296,13 +310,22 @@ fn look_up(socket: &UdpSocket, label: &str, buffer: &mut [u8]) -> Result<Ipv4Add
     }
 }
 
-fn lookups(server: SocketAddr, label: &str, first: u32, count: u32) -> Result<Sample> {
-    let socket = connected(server)?;
+fn lookups(
+    server: SocketAddr,
+    label: &str,
+    first: u32,
+    count: u32,
+    How { fresh, again }: How,
+) -> Result<Sample> {
+    let mut socket = connected(server)?;
     let mut buffer = [0; 2_048];
     let mut times = Vec::new();
     for number in first..first + count {
-        let label = format!("{label}{number}");
+        let label = format!("{label}{}", if again { first } else { number });
         let begin = Instant::now();
+        if fresh {
+            socket = connected(server)?;
+        }
         look_up(&socket, &label, &mut buffer)?;
         times.push(begin.elapsed());
     }

@@ -43,21 +43,25 @@ pub(crate) fn rows(scene: &mut Scene, effort: Effort) -> Result<Vec<Row>> {
         &WAYS[..2]
     };
     let names: Vec<&str> = ways.iter().map(|(_, _, name)| *name).collect();
-    let samples = interleave("lookups", effort.rounds, ways.len(), |subject| {
-        // Names that nobody has asked for: dnsmasq would answer the others from its cache.
-        first += count;
-        let (judge, server, _) = ways[subject];
-        let args = [
-            "lookups",
-            server,
-            "r",
-            &first.to_string(),
-            &count.to_string(),
-        ];
-        scene.client(judge, &args)
-    })?;
-    for (figure, text) in [("p50_us", "lookup, p50"), ("p99_us", "lookup, p99")] {
-        rows.push(row(text, "µs", &names, &samples, figure)?);
+    for (how, texts) in [
+        (&[][..], ["lookup, p50", "lookup, p99"]),
+        (
+            &["--fresh"],
+            ["lookup, a socket each, p50", "lookup, a socket each, p99"],
+        ),
+    ] {
+        let [middle, high] = texts;
+        let samples = interleave(middle, effort.rounds, ways.len(), |subject| {
+            // Names that nobody has asked for: dnsmasq would answer the others from its cache.
+            first += count;
+            let (judge, server, _) = ways[subject];
+            let (first, count) = (first.to_string(), count.to_string());
+            let args = ["lookups", server, "r", &first, &count];
+            scene.client(judge, &[&args, how].concat())
+        })?;
+        for (figure, text) in [("p50_us", middle), ("p99_us", high)] {
+            rows.push(row(text, "µs", &names, &samples, figure)?);
+        }
     }
     let samples = interleave("queries", effort.rounds, ways.len(), |subject| {
         first += 10_000_000;
@@ -82,6 +86,40 @@ pub(crate) fn rows(scene: &mut Scene, effort: Effort) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
+/// Time that `skb_egress` takes for queries that it notes, as the kernel measures it.
+///
+/// # Errors
+///
+/// Something cannot be measured.
+pub(crate) fn noted(scene: &mut Scene, effort: Effort) -> Result<Vec<Row>> {
+    let timing = Timing::begin(scene, "skb_egress", "idle_egress")?;
+    let count = (effort.packets / 10).to_string();
+    let mut first = 30_000_000;
+    let mut rows = Vec::new();
+    for (how, text) in [
+        (&[][..], "query noted, of a socket in use"),
+        (&["--fresh"], "query noted, of a new socket"),
+    ] {
+        let samples = interleave(text, effort.rounds, 2, |subject| {
+            first += effort.packets;
+            let number = first.to_string();
+            let args = [&["lookups", SERVER, "r", &number, &count], how].concat();
+            timing.of(scene, [Judge::Egress, Judge::Empty][subject], &args)
+        })?;
+        let mut samples = samples.into_iter();
+        let mut next = |name: &str| Series::new(name, samples.next().unwrap_or_default());
+        let figure = next("egress");
+        rows.push(Row::new(
+            DNS,
+            text,
+            "ns",
+            figure,
+            vec![next("empty program")],
+        ));
+    }
+    Ok(rows)
+}
+
 /// Time that `skb_ingress` takes for answers while they arrive from the wire, as the kernel measures it.
 ///
 /// # Errors
@@ -91,12 +129,24 @@ pub(crate) fn answers(scene: &mut Scene, effort: Effort) -> Result<Vec<Row>> {
     let timing = Timing::begin(scene, "skb_ingress", "idle_ingress")?;
     let mut first = 5_000_000;
     let mut rows = Vec::new();
-    for Kind {
-        label,
-        text,
-        new,
-        budget,
-    } in KINDS
+    let again = Kind {
+        label: "r",
+        text: "1 address, the same answer again",
+        new: 0,
+        budget: None,
+    };
+    for (
+        Kind {
+            label,
+            text,
+            new,
+            budget,
+        },
+        how,
+    ) in KINDS
+        .into_iter()
+        .map(|kind| (kind, None))
+        .chain([(again, Some("--again"))])
     {
         // New addresses must leave room for those of the race.
         let count = match new {
@@ -107,7 +157,8 @@ pub(crate) fn answers(scene: &mut Scene, effort: Effort) -> Result<Vec<Row>> {
         let samples = interleave(text, effort.rounds, 3, |subject| {
             first += effort.packets;
             let number = first.to_string();
-            let answers = ["lookups", SERVER, label, &number, &count];
+            let mut answers = vec!["lookups", SERVER, label, &number, &count];
+            answers.extend(how);
             match subject {
                 0 => timing.of(scene, Judge::Egress, &answers),
                 1 => timing.of(scene, Judge::Empty, &answers),

@@ -165,6 +165,7 @@ impl Suite {
             }
             if wants(Part::Dns) {
                 rows.extend(stage("dns", || lookups::rows(&mut scene, effort))?);
+                rows.extend(stage("queries", || lookups::noted(&mut scene, effort))?);
                 // Last, because it fills the map of learned addresses.
                 let answers = stage("answers", || lookups::answers(&mut scene, effort))?;
                 rows.push(stage("races", || lookups::race(&mut scene, effort.races))?);
