@@ -8,7 +8,7 @@ use egress_common::{
     address::is_loopback,
     decision::Decision,
     flow::{
-        FLOW_IDLE_NS, FLOW_SLOTS, FlowFacts, FlowKey, FlowState, STARTED_BY_REMOTE,
+        CalledPorts, FLOW_IDLE_NS, FLOW_SLOTS, FlowFacts, FlowKey, FlowState, STARTED_BY_REMOTE,
         STARTED_BY_WORKLOAD, is_stamp_due,
     },
     hash::SipKey,
@@ -176,18 +176,32 @@ pub fn find(generation: u32, key: &FlowKey, idle_ns: u64) -> Recalled {
 /// True if a socket at a local port may have been called by a remote that it had not asked.
 #[inline(always)]
 pub fn may_be_called(port: u16) -> bool {
-    called(port).is_none_or(|byte| {
-        // SAFETY: a byte of a map value.
-        unsafe { byte.read_volatile() != 0 }
-    })
+    let is_set = |place| {
+        called(place).is_none_or(|byte| {
+            // SAFETY: a byte of a map value.
+            unsafe { byte.read_volatile() != 0 }
+        })
+    };
+    is_set(CalledPorts::above(port)) && is_set(CalledPorts::at(port))
 }
 
 #[inline(always)]
-fn called(port: u16) -> Option<*mut u8> {
-    let ports = CALLED.get_ptr_mut(u32::from(port >> 6))?;
-    let at = record::opaque(u32::from(port)) as usize & 63;
+fn called((place, byte): (u32, u32)) -> Option<*mut u8> {
+    let bytes = CALLED.get_ptr_mut(place)?;
+    let at = record::opaque(byte) as usize & 63;
     // SAFETY: the mask leaves an index of the array.
-    Some(unsafe { ports.cast::<u8>().add(at) })
+    Some(unsafe { bytes.cast::<u8>().add(at) })
+}
+
+/// Notes that a local port was called.
+#[inline(always)]
+fn note_called(port: u16) {
+    for place in [CalledPorts::at(port), CalledPorts::above(port)] {
+        if let Some(byte) = called(place) {
+            // SAFETY: a byte of a map value.
+            unsafe { byte.write_volatile(1) };
+        }
+    }
 }
 
 /// Recalls the flow of a packet that leaves.
@@ -294,12 +308,8 @@ pub fn store_remote(generation: u32, key: &FlowKey, idle_ns: u64) -> bool {
         started_by: STARTED_BY_REMOTE,
     };
     // Before the flow: who could find that looks for it.
-    if key.by_interface == 0
-        && !may_be_called(key.local_port)
-        && let Some(byte) = called(key.local_port)
-    {
-        // SAFETY: a byte of a map value.
-        unsafe { byte.write_volatile(1) };
+    if key.by_interface == 0 && !may_be_called(key.local_port) {
+        note_called(key.local_port);
     }
     store(key, &facts) == STARTED_BY_REMOTE
 }

@@ -131,3 +131,17 @@ fn a_stamp_is_due_after_a_whole_tick() {
     }
     assert!(!is_stamp_due(u16::MAX, 0) && is_stamp_due(u16::MAX, 1));
 }
+
+#[test]
+fn each_port_has_a_byte_of_its_own_and_one_that_64_share() {
+    let mut bytes: std::collections::BTreeMap<(u32, u32), u32> = std::collections::BTreeMap::new();
+    for port in 0..=u16::MAX {
+        for at in [CalledPorts::at(port), CalledPorts::above(port)] {
+            assert!(at.0 < CALLED_PLACES && at.1 < 64, "{port}: {at:?}");
+            *bytes.entry(at).or_default() += 1;
+        }
+    }
+    assert_eq!(bytes.values().filter(|ports| **ports == 1).count(), 65_536);
+    assert_eq!(bytes.values().filter(|ports| **ports == 64).count(), 1_024);
+    assert_eq!(bytes.len(), 65_536 + 1_024);
+}
