@@ -196,7 +196,6 @@ const _: () = assert!(QUERY_BUCKETS.is_power_of_two());
 pub const QUERY_SLOTS: usize = 4;
 
 /// A query that a socket sent.
-#[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Query {
     /// When it was sent, nanoseconds of the clock since boot; 0 for none. With [`SPENT`] once an answer was met.
@@ -211,10 +210,22 @@ pub struct Query {
     pub ports: u64,
     /// Scope of the socket.
     pub scope_id: u32,
-    /// Padding, always zero.
-    pub _pad: u32,
 }
-const _: () = assert!(size_of::<Query>() == 56 && align_of::<Query>() == 8);
+
+/// What a query is known by, as a bucket holds it: all of [`Query`] but time and scope.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct QueryKey {
+    /// [`Query::question`].
+    pub question: u64,
+    /// [`Query::cookie`].
+    pub cookie: u64,
+    /// [`Query::resolver`].
+    pub resolver: [u64; 2],
+    /// [`Query::ports`].
+    pub ports: u64,
+}
+const _: () = assert!(size_of::<QueryKey>() == 40 && align_of::<QueryKey>() == 8);
 
 /// In [`Query::sent_at_ns`]: an answer was met, so that nothing more is learned by it.
 pub const SPENT: u64 = 1 << 63;
@@ -247,7 +258,8 @@ pub enum Asked {
     Before = 4,
 }
 
-/// Value of `QUERIES`.
+/// Value of `QUERIES`. Its first 64 bytes say which place a query gets: almost always the key of no other is read, which
+/// is in no cache.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct QueryBucket {
@@ -255,12 +267,54 @@ pub struct QueryBucket {
     pub lock: bpf_spin_lock,
     /// Padding, always zero.
     pub _pad: u32,
-    /// The queries.
-    pub slots: [Query; QUERY_SLOTS],
+    /// A part of the hash of each key but for the resolver ([`QueryKey::mark`]): one that differs is another query's, and of
+    /// one that does not, the key is compared in full.
+    pub marks: [u16; QUERY_SLOTS],
+    /// Scopes of the sockets.
+    pub scope_ids: [u32; QUERY_SLOTS],
+    /// [`Query::sent_at_ns`] of each.
+    pub sent_at_ns: [u64; QUERY_SLOTS],
+    /// What the queries are known by.
+    pub keys: [QueryKey; QUERY_SLOTS],
 }
-const _: () = assert!(size_of::<QueryBucket>() == 232 && align_of::<QueryBucket>() == 8);
+const _: () = assert!(size_of::<QueryBucket>() == 224 && align_of::<QueryBucket>() == 8);
+const _: () = assert!(core::mem::offset_of!(QueryBucket, keys) == 64);
 
 impl Query {
+    /// What it is known by.
+    #[inline(always)]
+    #[must_use]
+    pub const fn key(&self) -> QueryKey {
+        QueryKey {
+            question: self.question,
+            cookie: self.cookie,
+            resolver: self.resolver,
+            ports: self.ports,
+        }
+    }
+
+    /// Bucket of a query. It grants nothing and identifies nobody: the queries in it are compared in full.
+    #[inline(always)]
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "the mask leaves 14 bits")]
+    pub const fn bucket(&self) -> u32 {
+        self.key().mixed() as u32 & BUCKET_MASK
+    }
+}
+
+impl QueryKey {
+    /// Cookie, port, id and protocol, without the resolver.
+    #[inline(always)]
+    const fn mixed(&self) -> u64 {
+        mix(mix(self.cookie, self.ports << 16), 0)
+    }
+
+    /// Other bits of that than those of the bucket.
+    #[inline(always)]
+    const fn mark(&self) -> u16 {
+        (self.mixed() >> 48) as u16
+    }
+
     /// Both are of one socket, resolver, port, id and protocol: everything but the question, compared in full.
     #[inline(always)]
     const fn has_numbers_of(&self, other: &Self) -> bool {
@@ -274,51 +328,73 @@ impl Query {
     const fn is_from_port_of(&self, other: &Self) -> bool {
         self.cookie == other.cookie && (self.ports ^ other.ports) << 16 == 0
     }
+}
 
-    /// Bucket of a query. It grants nothing and identifies nobody: the queries in it are compared in full.
-    #[inline(always)]
-    #[must_use]
-    #[expect(clippy::cast_possible_truncation, reason = "the mask leaves 14 bits")]
-    pub const fn bucket(&self) -> u32 {
-        // Without the resolver's port.
-        let mixed = mix(mix(self.cookie, self.ports << 16), 0);
-        mixed as u32 & BUCKET_MASK
-    }
+/// A place of a bucket.
+struct Slot<'a> {
+    mark: &'a mut u16,
+    scope_id: &'a mut u32,
+    sent_at_ns: &'a mut u64,
+    key: &'a mut QueryKey,
+}
 
-    /// How readily a slot is given up for `new`: the greatest goes.
+impl Slot<'_> {
+    /// How readily it is given up for `new`: the greatest goes.
     #[inline(always)]
-    const fn rank(&self, of_scope: u64, new: &Self) -> u64 {
-        let age_ns = new.sent_at_ns.wrapping_sub(self.sent_at_ns & !SPENT);
-        if self.has_numbers_of(new) {
+    const fn rank(&self, of_scope: u64, new: &Query) -> u64 {
+        let age_ns = new.sent_at_ns.wrapping_sub(*self.sent_at_ns & !SPENT);
+        if *self.mark == new.key().mark() && self.key.has_numbers_of(&new.key()) {
             return u64::MAX;
         }
-        if self.sent_at_ns == 0 || self.sent_at_ns & SPENT != 0 || age_ns > ANSWER_LATE_NS {
+        if *self.sent_at_ns == 0 || *self.sent_at_ns & SPENT != 0 || age_ns > ANSWER_LATE_NS {
             return u64::MAX - 1;
         }
-        let is_own = (self.scope_id == new.scope_id) as u64;
+        let is_own = (*self.scope_id == new.scope_id) as u64;
         // An age here is below 2^34 ns.
         of_scope << 40 | is_own << 36 | age_ns
+    }
+
+    #[inline(always)]
+    const fn take(self, query: &Query) {
+        *self.mark = query.key().mark();
+        *self.scope_id = query.scope_id;
+        *self.sent_at_ns = query.sent_at_ns;
+        *self.key = query.key();
     }
 }
 
 impl QueryBucket {
+    #[inline(always)]
+    const fn slots(&mut self) -> [Slot<'_>; QUERY_SLOTS] {
+        let [ma, mb, mc, md] = &mut self.marks;
+        let [ca, cb, cc, cd] = &mut self.scope_ids;
+        let [sa, sb, sc, sd] = &mut self.sent_at_ns;
+        let [ka, kb, kc, kd] = &mut self.keys;
+        [
+            slot(ma, ca, sa, ka),
+            slot(mb, cb, sb, kb),
+            slot(mc, cc, sc, kc),
+            slot(md, cd, sd, kd),
+        ]
+    }
+
     /// Notes a query: sent again, in a free place, or instead of another. Under the lock.
     #[inline(always)]
     pub const fn note(&mut self, query: &Query) {
-        let [a, b, c, d] = &mut self.slots;
-        let (sa, sb, sc, sd) = (a.scope_id, b.scope_id, c.scope_id, d.scope_id);
+        let [sa, sb, sc, sd] = self.scope_ids;
+        let [a, b, c, d] = self.slots();
         let ra = a.rank(count(sa, [sb, sc, sd]), query);
         let rb = b.rank(count(sb, [sa, sc, sd]), query);
         let rc = c.rank(count(sc, [sa, sb, sd]), query);
         let rd = d.rank(count(sd, [sa, sb, sc]), query);
         if ra >= rb && ra >= rc && ra >= rd {
-            *a = *query;
+            a.take(query);
         } else if rb >= rc && rb >= rd {
-            *b = *query;
+            b.take(query);
         } else if rc >= rd {
-            *c = *query;
+            c.take(query);
         } else {
-            *d = *query;
+            d.take(query);
         }
     }
 
@@ -326,13 +402,14 @@ impl QueryBucket {
     /// for those who cannot write.
     #[must_use]
     pub fn asked_at(mut self, wanted: &Query) -> Option<u64> {
-        let before = self.slots;
+        let before = self.sent_at_ns;
         if self.spend(wanted, true) != Asked::Yes {
             return None;
         }
-        let pairs = before.iter().zip(&self.slots);
-        let mut changed = pairs.filter(|(before, after)| before != after);
-        changed.next().map(|(before, _)| before.sent_at_ns)
+        let mut pairs = before.into_iter().zip(self.sent_at_ns);
+        pairs
+            .find(|(before, after)| before != after)
+            .map(|(before, _)| before)
     }
 
     /// Looks for the query that an answer is to, and spends it. Under the lock. `wanted` is that query, with the time of
@@ -340,21 +417,23 @@ impl QueryBucket {
     /// because addresses are translated on the way.
     #[inline(always)]
     pub fn spend(&mut self, wanted: &Query, is_connected: bool) -> Asked {
-        for slot in &mut self.slots {
-            if slot.sent_at_ns == 0
-                || !slot.is_from_port_of(wanted)
-                || (is_connected && !slot.has_numbers_of(wanted))
+        let key = wanted.key();
+        for slot in self.slots() {
+            if *slot.sent_at_ns == 0
+                || *slot.mark != key.mark()
+                || !slot.key.is_from_port_of(&key)
+                || (is_connected && !slot.key.has_numbers_of(&key))
             {
                 continue;
             }
-            if slot.question != wanted.question {
+            if slot.key.question != key.question {
                 return Asked::OtherQuestion;
             }
-            if slot.sent_at_ns & SPENT != 0 {
+            if *slot.sent_at_ns & SPENT != 0 {
                 return Asked::Before;
             }
-            let age_ns = wanted.sent_at_ns.wrapping_sub(slot.sent_at_ns);
-            slot.sent_at_ns |= SPENT;
+            let age_ns = wanted.sent_at_ns.wrapping_sub(*slot.sent_at_ns);
+            *slot.sent_at_ns |= SPENT;
             return if age_ns > ANSWER_LATE_NS {
                 Asked::TooLate
             } else {
@@ -362,6 +441,21 @@ impl QueryBucket {
             };
         }
         Asked::Never
+    }
+}
+
+#[inline(always)]
+const fn slot<'a>(
+    mark: &'a mut u16,
+    scope_id: &'a mut u32,
+    sent_at_ns: &'a mut u64,
+    key: &'a mut QueryKey,
+) -> Slot<'a> {
+    Slot {
+        mark,
+        scope_id,
+        sent_at_ns,
+        key,
     }
 }
 
@@ -387,7 +481,6 @@ mod tests {
             resolver: [1, 2],
             ports: query_ports(53, 40_000, [0, id], 17),
             scope_id,
-            _pad: 0,
         }
     }
 

@@ -378,7 +378,6 @@ pub extern "C" fn spend(slot: u32, cookie: u64, numbers: u64, is_connected: u32)
             numbers as u8,
         ),
         scope_id: 0,
-        _pad: 0,
     };
     let Some(bucket) = QUERIES.get_ptr_mut(wanted.bucket()) else {
         return MALFORMED;

@@ -331,7 +331,6 @@ pub extern "C" fn note_datagram(
         resolver: asked.words(&skb, header),
         ports: query_ports(asked.port(), header.sport(), [high, low], header.proto()),
         scope_id: (place >> 32) as u32,
-        _pad: 0,
     });
     0
 }

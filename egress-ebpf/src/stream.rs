@@ -337,7 +337,6 @@ pub extern "C" fn stream_note(raw: *mut __sk_buff, slot: u32) -> u32 {
             protocol::TCP,
         ),
         scope_id: scratch.current.scope_id,
-        _pad: 0,
     });
     1
 }

@@ -253,7 +253,6 @@ fn was_asked(shared: &Shared, copy: &DnsCopy, answer: &Answer, spent: &mut Spent
         resolver: address_words(&copy.resolver),
         ports: query_ports(copy.resolver_port, copy.port, id, copy.proto),
         scope_id: 0,
-        _pad: 0,
     };
     let asked_at = datapath.asked_at(&query);
     drop(datapath);

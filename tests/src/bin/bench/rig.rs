@@ -259,7 +259,6 @@ impl Rig {
                 resolver: address_words(&from_v4(RESOLVER.octets())),
                 ports: query_ports(DNS_PORT, OWN_PORT, [message[0], message[1]], protocol::UDP),
                 scope_id: BINDING.scope_id,
-                _pad: 0,
             };
             let mut bucket = self
                 .queries
