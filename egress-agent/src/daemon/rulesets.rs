@@ -8,7 +8,7 @@ use std::{
 use super::shared::{NodeFacts, PolicyInForce, Rules, Ruleset};
 use crate::{
     kube::{self, ClusterView, LastRight, PolicyKey, PolicyObject},
-    policy::{Catalog, Policy, PolicySet, ServiceTagsFacts, Spec, compile},
+    policy::{Catalog, Policy, PolicyErrors, PolicySet, ServiceTagsFacts, Spec, compile},
 };
 use egress_common::verdict::Mode;
 
@@ -124,8 +124,11 @@ impl Rulesets {
         self.used_policies.extend(keys.iter().copied().cloned());
         if !self.by_versions.contains_key(&versions) {
             let set: PolicySet = self.policies_of(view, keys, catalog).into_iter().collect();
-            let compiled = self.compiled(&set);
-            self.by_versions.insert(versions.clone(), compiled);
+            // The check of a policy that alone is the set has compiled it.
+            if !self.by_versions.contains_key(&versions) {
+                let compiled = self.compiled(&set);
+                self.by_versions.insert(versions.clone(), compiled);
+            }
         }
         let ruleset = self.by_versions.get(&versions).cloned();
         self.used_sets.insert(versions);
@@ -155,7 +158,11 @@ impl Rulesets {
         {
             return known.policy.clone();
         }
-        let (policy, error) = match kube::checked(key, object, catalog) {
+        let checked = kube::policy_of(key, object, catalog).and_then(|policy| {
+            self.compile_alone(version_of(key, object), &policy)?;
+            Ok(policy)
+        });
+        let (policy, error) = match checked {
             Ok(policy) => (Some(Arc::new(policy)), None),
             Err(errors) => (
                 self.last_right_of(key, &object.uid, catalog),
@@ -169,6 +176,24 @@ impl Rulesets {
         };
         self.policies.insert(key.clone(), checked);
         policy
+    }
+
+    /// Compiles a policy by itself, as the set that it is for those whom no other one selects.
+    ///
+    /// # Errors
+    ///
+    /// It does not compile. One that only the lifeline leaves no room for is right: its sets say so.
+    fn compile_alone(&mut self, version: Version, policy: &Policy) -> Result<(), PolicyErrors> {
+        let alone = PolicySet::from_iter([policy.clone()]);
+        match self.compiled(&alone) {
+            Ok(ruleset) => {
+                self.by_versions.insert(vec![version], Ok(ruleset));
+            }
+            Err(_) => {
+                kube::compile_alone(policy)?;
+            }
+        }
+        Ok(())
     }
 
     /// The last known good version of a policy whose newest is wrong.
@@ -237,11 +262,16 @@ fn lowest_ceiling(key: &PolicyKey, object: &PolicyObject, catalog: &Catalog) -> 
     kube::checked(key, &object, catalog).ok()
 }
 
+/// The state of a policy.
+fn version_of(key: &PolicyKey, object: &PolicyObject) -> Version {
+    (key.clone(), object.uid.clone(), object.generation)
+}
+
 /// The states of these policies.
 pub(super) fn versions_of(view: &ClusterView, keys: &[&PolicyKey]) -> Vec<Version> {
     let objects = keys.iter().filter_map(|key| {
         let object = view.policies.get(key)?;
-        Some(((*key).clone(), object.uid.clone(), object.generation))
+        Some(version_of(key, object))
     });
     objects.collect()
 }
@@ -249,7 +279,7 @@ pub(super) fn versions_of(view: &ClusterView, keys: &[&PolicyKey]) -> Vec<Versio
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kube::Policies;
+    use crate::{kube::Policies, policy::Lifeline};
 
     const RIGHT: &str = "{ subject: node, allow: [{ names: [api.example.com] }] }";
     const WRONG: &str = "{ subject: node, allow: [{ cidrs: [10.0.0.1/8] }] }";
@@ -263,6 +293,18 @@ mod tests {
         ClusterView {
             policies: Arc::new([("nodes".parse().unwrap(), Arc::new(object))].into()),
             ..ClusterView::default()
+        }
+    }
+
+    fn facts() -> NodeFacts {
+        NodeFacts {
+            lifeline: Lifeline::new(),
+            service_tags: None,
+            resolvers: Vec::new(),
+            found: Vec::new(),
+            left_out: 0,
+            search_domains: Vec::new(),
+            local: Vec::new(),
         }
     }
 
@@ -306,6 +348,24 @@ mod tests {
         // Right again: it is not needed any more.
         assert_eq!(in_force(&mut next, &view("1", 4, RIGHT)), (1, 0));
         assert_eq!(kept(&last_right), None);
+    }
+
+    #[test]
+    fn a_policy_is_compiled_once_by_its_check_and_as_the_only_one_of_a_set() {
+        let mut rulesets = Rulesets::default();
+        let facts = Arc::new(facts());
+        rulesets.compile_with(&facts, None);
+        let view = view("1", 1, RIGHT);
+        let keys = view.policies_of_node();
+        let policies = rulesets.policies_of(&view, &keys, &Catalog::default());
+        assert_eq!(policies.len(), 1);
+        let of_check = rulesets.by_versions[&versions_of(&view, &keys)].clone();
+        let of_set = rulesets.set_of(&view, &keys, &Catalog::default());
+        assert!(Arc::ptr_eq(&of_check.unwrap(), &of_set.unwrap()));
+        // With other facts it is compiled anew.
+        rulesets.compile_with(&facts, Some(Mode::Audit));
+        let anew = rulesets.set_of(&view, &keys, &Catalog::default()).unwrap();
+        assert_eq!(anew.compiled.mode, Mode::Audit);
     }
 
     #[test]

@@ -2,19 +2,44 @@
 
 use super::view::{PolicyKey, PolicyObject};
 use crate::policy::{
-    API_VERSION, CLUSTER_KIND, Catalog, EgressPolicy, KIND, Lifeline, Metadata, Policy,
+    API_VERSION, CLUSTER_KIND, Catalog, Compiled, EgressPolicy, KIND, Lifeline, Metadata, Policy,
     PolicyErrors, PolicySet, check, compile,
 };
 
 /// Most bytes of what a condition says.
 const MESSAGE_BYTES: usize = 4_096;
 
-/// Checks a policy of the cluster, and that it compiles by itself. It gets the name that no other policy of the cluster has.
+/// Checks a policy of the cluster, and that it compiles by itself.
 ///
 /// # Errors
 ///
 /// Everything that is wrong with it.
 pub fn checked(
+    key: &PolicyKey,
+    object: &PolicyObject,
+    catalog: &Catalog,
+) -> Result<Policy, PolicyErrors> {
+    let policy = policy_of(key, object, catalog)?;
+    compile_alone(&policy)?;
+    Ok(policy)
+}
+
+/// Compiles a policy by itself.
+///
+/// # Errors
+///
+/// It has more rules than can meet at a name or a network.
+pub fn compile_alone(policy: &Policy) -> Result<Compiled, PolicyErrors> {
+    let alone = PolicySet::from_iter([policy.clone()]);
+    compile(&alone, &Lifeline::new(), None)
+}
+
+/// Checks a policy of the cluster. It gets the name that no other policy of the cluster has.
+///
+/// # Errors
+///
+/// Everything that is wrong with it before it is compiled.
+pub fn policy_of(
     key: &PolicyKey,
     object: &PolicyObject,
     catalog: &Catalog,
@@ -36,8 +61,6 @@ pub fn checked(
     let name = format!("{resource}/{key}");
     let mut policy = check(document, name.as_ref(), catalog)?;
     policy.document.metadata.name = key.to_string();
-    let alone = PolicySet::from_iter([policy.clone()]);
-    compile(&alone, &Lifeline::new(), None)?;
     Ok(policy)
 }
 

@@ -18,7 +18,7 @@ mod structural;
 mod view;
 mod watch;
 
-pub use check::checked;
+pub use check::{checked, compile_alone, policy_of};
 pub use crd::{
     ClusterEgressPolicy, ClusterPolicySpec, EgressPolicy, PolicySpec, PolicyStatus, crds,
 };
