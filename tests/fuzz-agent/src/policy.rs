@@ -253,7 +253,11 @@ impl Target for Policies {
     fn check(&self, input: &[u8]) -> Result<usize, Finding> {
         let file = self.file();
         fs::write(&file, input).map_err(|error| Finding(format!("cannot write: {error}")))?;
-        let lines = input.split(|byte| *byte == b'\n').count();
+        // As YAML counts them: a lone carriage return ends a line, too.
+        let is_end =
+            |pair: &[u8]| pair[0] == b'\n' || (pair[0] == b'\r' && pair.get(1) != Some(&b'\n'));
+        let ends = (0..input.len()).filter(|at| is_end(&input[*at..]));
+        let lines = ends.count() + 1;
         let begin = cpu_time();
         let (class, heap) = heap::peak(|| match load(std::slice::from_ref(&file), &self.catalog) {
             Ok(set) => compiles(&set, &self.catalog, &file, lines),
