@@ -15,7 +15,10 @@ use tracing_subscriber::{
 };
 
 use super::{Cli, Command};
-use crate::{log_queue::LogQueue, signals};
+use crate::{
+    log_queue::{LogQueue, finish_log},
+    signals,
+};
 
 /// Why a filter is refused.
 #[derive(Debug, Error)]
@@ -96,6 +99,8 @@ fn log_panic(info: &PanicHookInfo<'_>) {
     } else {
         error!(message, place, "panicked");
     }
+    // A panic of the runtime aborts the process, which would take the line with it.
+    finish_log();
 }
 
 #[cfg(test)]

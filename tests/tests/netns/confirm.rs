@@ -408,7 +408,7 @@ fn an_agent_whose_runtime_panics_does_not_keep_the_kernel_from_falling_back() {
     let mut agent = world
         .agent(&policy("allow: [{ cidrs: [10.79.0.0/16] }]"))
         .arg("--confirm")
-        .arg("10s")
+        .arg("15s")
         .start();
     let client = world.workload("client");
     let left = agent.status().confirmation.unwrap().remaining_s.unwrap();
@@ -420,7 +420,7 @@ fn an_agent_whose_runtime_panics_does_not_keep_the_kernel_from_falling_back() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let has_ended = eventually(Duration::from_secs(6), || agent.has_ended());
+    let has_ended = eventually(Duration::from_secs(10), || agent.has_ended());
     let attempt = client.connect(FORBIDDEN, 80);
     let is_early = Instant::now() < end;
     let _ = strace.kill();
