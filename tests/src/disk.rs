@@ -70,9 +70,8 @@ impl Disk {
         }
         let cgroup = controller.join(name);
         fs::create_dir(&cgroup).unwrap();
-        let device = fs::metadata(&self.0).unwrap().dev();
-        let device = format!("{}:{}", major(device), minor(device));
-        let slow = SlowReads { cgroup, device };
+        let disk = self.0.clone();
+        let slow = SlowReads { cgroup, disk };
         slow.begin();
         Some(slow)
     }
@@ -130,7 +129,7 @@ impl Drop for Frozen {
 #[derive(Debug)]
 pub struct SlowReads {
     cgroup: PathBuf,
-    device: String,
+    disk: PathBuf,
 }
 
 impl SlowReads {
@@ -160,7 +159,10 @@ impl SlowReads {
 
     fn limit(&self, bytes: u64) -> io::Result<()> {
         let file = self.cgroup.join("blkio.throttle.read_bps_device");
-        fs::write(file, format!("{} {bytes}", self.device))
+        // Another one after each mount, where others use loop devices too.
+        let device = fs::metadata(&self.disk)?.dev();
+        let (major, minor) = (major(device), minor(device));
+        fs::write(file, format!("{major}:{minor} {bytes}"))
     }
 }
 
