@@ -167,7 +167,17 @@ impl SlowReads {
 }
 
 impl Drop for SlowReads {
-    fn drop(&mut self) {}
+    fn drop(&mut self) {
+        let _is_over = self.limit(0);
+        let Some(parent) = self.cgroup.parent() else {
+            return;
+        };
+        let members = fs::read_to_string(self.procs()).unwrap_or_default();
+        for member in members.lines() {
+            let _moved = fs::write(parent.join("cgroup.procs"), member);
+        }
+        let _removed = fs::remove_dir(&self.cgroup);
+    }
 }
 
 /// A disk is full.
