@@ -5,7 +5,7 @@
 
 use crate::{
     address::is_loopback,
-    flow::{Flow, Starter},
+    flow::{Flow, Origin, Starter},
     learned::{Found, Learned, LearnedKey, MANY_RULES},
     policy::{Binding, CidrRules, EntryKind, HAS_AUDITORS, KEEP_PREEXISTING, protocol},
     verdict::{Reason, Verdict},
@@ -49,6 +49,16 @@ impl Decision {
     #[must_use]
     pub const fn is_remembered(&self) -> bool {
         self.rule != 0 && self.reason.passes() && !matches!(self.reason, Reason::AwaitsName)
+    }
+
+    /// The workload started a flow that passes without a rule: its policy is in audit, or it has none. Nothing is granted,
+    /// but the remote's answer is no call of its own.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_begun(&self, origin: Origin) -> bool {
+        matches!(origin.starter, Starter::Workload)
+            && !self.is_remembered()
+            && !matches!(self.verdict, Verdict::Deny)
     }
 
     /// The verdict on a packet that could not be judged by its flow: a workload without a policy may send unreadable

@@ -221,7 +221,7 @@ fn of_current(recalled: Recalled) -> Option<Step> {
     match recalled.how {
         RecalledAs::Allowed => Some(Step::pass(Reason::EstablishedFlow)),
         RecalledAs::Unstamped => Some(Step::keep_open(recalled.rule)),
-        RecalledAs::Earlier | RecalledAs::Started | RecalledAs::Nothing => None,
+        RecalledAs::Earlier | RecalledAs::Started | RecalledAs::Begun | RecalledAs::Nothing => None,
     }
 }
 

@@ -647,6 +647,8 @@ pub enum RecalledAs {
     Earlier = 3,
     /// As [`RecalledAs::Allowed`]; its address is to be kept open.
     Unstamped = 4,
+    /// The workload spoke first, and passed without a rule: nothing is granted, but the remote's answer is no call.
+    Begun = 5,
 }
 
 /// [`RecalledAs`], with the rule that the flow is granted by; 0 where it counts for nothing. No enum with a payload for
@@ -707,6 +709,7 @@ impl Recalled {
             2 => RecalledAs::Allowed,
             3 => RecalledAs::Earlier,
             4 => RecalledAs::Unstamped,
+            5 => RecalledAs::Begun,
             _ => RecalledAs::Nothing,
         };
         Self::new(how, word & RULE)
@@ -780,6 +783,7 @@ mod tests {
             Just(RecalledAs::Allowed),
             Just(RecalledAs::Earlier),
             Just(RecalledAs::Unstamped),
+            Just(RecalledAs::Begun),
         ]
     }
 

@@ -208,6 +208,8 @@ fn judge_packet(ctx: &SkBuffContext, config: &Config, sent: &Sent<'_>) -> i32 {
         } else if is_loose_udp(&socket, header) {
             udp::remember(skb.raw, header, workload.identity, sent.netns, &decision);
         }
+    } else if is_loose_udp(&socket, header) && decision.is_begun(origin) {
+        udp::begin(skb.raw, header, workload.identity, sent.netns);
     }
     let decision = reported(decision, destination, facts, &binding);
     record::count(Hook::SkbEgress, decision.verdict, decision.reason);

@@ -58,11 +58,26 @@ pub const REFUSED: u32 = 1;
 /// It is dropped without a word: it will be sent again.
 pub const LATER: u32 = 2;
 
-/// True if a packet leaves for the DNS port of somebody who is no trusted resolver.
+/// True if a packet leaves for the DNS port of somebody who is no trusted resolver. A server may answer a caller at that
+/// port: in a datagram that says it is a response (QR, RFC 1035 section 4.1.1).
 #[inline(always)]
-fn asks_a_stranger(skb: &Skb, header: Header) -> bool {
-    header.dport() == DNS_PORT && header.sport() != DNS_PORT && !is_on_loopback(skb.raw)
+fn asks_a_stranger(skb: &Skb, header: Header, payload: u64) -> bool {
+    header.dport() == DNS_PORT && !is_on_loopback(skb.raw) && !is_response(skb, header, payload)
 }
+
+#[inline(always)]
+fn is_response(skb: &Skb, header: Header, payload: u64) -> bool {
+    header.sport() == DNS_PORT
+        && header.proto() == protocol::UDP
+        && skb
+            .load(Payload::unpack(payload).at.wrapping_add(FLAGS_AT))
+            .is_some_and(|[flags]: [u8; 1]| flags & QR != 0)
+}
+
+/// Offset of the flags in a message of DNS (RFC 1035 section 4.1.1).
+const FLAGS_AT: u32 = 2;
+/// The first of them: it is a response.
+const QR: u8 = 0x80;
 
 /// The workload that a packet belongs to: of a frame, the node.
 #[inline(always)]
@@ -105,7 +120,7 @@ pub extern "C" fn query_leaves(
     let unpacked = Header::unpack(header);
     let asked = Asked::find(&skb, unpacked, is_frame);
     if asked == Asked::NOBODY {
-        return u32::from(is_restricted && asks_a_stranger(&skb, unpacked));
+        return u32::from(is_restricted && asks_a_stranger(&skb, unpacked, payload));
     }
     if unpacked.proto() == protocol::TCP && is_frame == 0 && is_stream(raw) {
         return stream_leaves(raw, header, payload, asked.pack());

@@ -52,7 +52,9 @@ fn settle(
     let is_due = match recalled.how {
         RecalledAs::Allowed => !may_be_at(header.dport()),
         RecalledAs::Unstamped => true,
-        RecalledAs::Earlier | RecalledAs::Started | RecalledAs::Nothing => false,
+        RecalledAs::Earlier | RecalledAs::Started | RecalledAs::Begun | RecalledAs::Nothing => {
+            false
+        }
     };
     if !is_due {
         return;

@@ -231,6 +231,20 @@ pub extern "C" fn frame_recall(raw: *mut __sk_buff, base: u32, header: u64) -> u
     udp::find(config.generation, &key, idle_ns(header.proto())).pack()
 }
 
+/// Notes that a workload spoke first without a rule: [`udp::store_begun`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn frame_begin(raw: *mut __sk_buff, base: u32, header: u64) -> u32 {
+    let Some(config) = workload::config() else {
+        return 0;
+    };
+    let skb = Skb { raw, base };
+    let header = Header::unpack(header);
+    let key = key(&skb, header, true);
+    udp::store_begun(config.generation, &key, idle_ns(header.proto()));
+    0
+}
+
 /// Stores an allowed flow.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -377,6 +391,8 @@ fn judge_frame(
     }
     if decision.is_remembered() && header.has_ports() {
         frame_remember(skb.raw, skb.base, header.pack(), decision.pack());
+    } else if header.proto() == protocol::UDP && decision.is_begun(step.origin) {
+        frame_begin(skb.raw, skb.base, header.pack());
     }
     let decision = reported(decision, destination, facts, binding);
     record::count(Hook::TcEgress, decision.verdict, decision.reason);

@@ -161,6 +161,9 @@ pub fn find(generation: u32, key: &FlowKey, idle_ns: u64) -> Recalled {
     if facts.started_by == STARTED_BY_REMOTE {
         return Recalled::new(RecalledAs::Started, 0);
     }
+    if facts.rule == 0 {
+        return Recalled::new(RecalledAs::Begun, 0);
+    }
     if facts.generation != generation {
         return Recalled::new(RecalledAs::Earlier, facts.rule);
     }
@@ -256,6 +259,39 @@ pub extern "C" fn udp_remember(
     let key = key_of(raw, Header::unpack(header), identity, netns);
     store_allowed(config.generation, &key, decision);
     0
+}
+
+/// Notes that the workload spoke first in a flow that passed without a rule: [`store_begun`].
+#[inline(always)]
+pub fn begin(raw: *mut __sk_buff, header: Header, identity: u32, netns: u32) {
+    udp_begin(raw, header.pack(), identity, netns);
+}
+
+/// [`begin`], verified once for itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn udp_begin(raw: *mut __sk_buff, header: u64, identity: u32, netns: u32) -> u32 {
+    let Some(config) = workload::config() else {
+        return 0;
+    };
+    let key = key_of(raw, Header::unpack(header), identity, netns);
+    store_begun(config.generation, &key, FLOW_IDLE_NS);
+    0
+}
+
+/// Stores a flow that the workload started and no rule allows: it passes because its policy is in audit, or because there
+/// is none. It grants nothing; without it the remote's answer would count as a call, whose replies pass under any policy.
+#[inline(always)]
+pub fn store_begun(generation: u32, key: &FlowKey, idle_ns: u64) {
+    if matches!(find(generation, key, idle_ns).how, RecalledAs::Nothing) {
+        let facts = FlowFacts {
+            rule: 0,
+            generation: 0,
+            stamp: 0,
+            started_by: STARTED_BY_WORKLOAD,
+        };
+        store(key, &facts);
+    }
 }
 
 /// Stores an allowed flow; `decision` is packed.

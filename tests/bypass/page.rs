@@ -23,7 +23,7 @@ fn table() -> String {
         Outcome::AtPodInterface,
         Outcome::Stopped,
     ] {
-        let untried = UNTRIED.iter().map(|row| (row, ", not tried"));
+        let untried = UNTRIED.iter().map(|row| (row, ", no test"));
         let tried = TECHNIQUES.iter().chain(&several).map(|row| (row, ""));
         for (row, mark) in untried
             .chain(tried)

@@ -92,6 +92,16 @@ pub(crate) const UNTRIED: &[Technique] = &[
         why: "For a pod the node's addresses are in the lifeline, whichever of its devices leads there. Leave them out with `--no-lifeline node-addresses` where pods have devices of other networks.",
     },
     Technique {
+        name: "an allowed UDP flow made a reply: sent by a socket with a peer, and the answer taken by one without (`AF_UNSPEC`, `SO_REUSEPORT`)",
+        outcome: Outcome::Gap,
+        why: "The kernel notes no remote of a socket with a peer, so that the answer counts as a call, whose replies pass when the rule is gone. It ends when the remote is silent for three minutes. Nothing opens that was not allowed before, and no other port.",
+    },
+    Technique {
+        name: "UDP without a peer from before the programs, to a remote that goes on sending",
+        outcome: Outcome::Gap,
+        why: "The first datagram that arrives after the start counts as a call of the remote.",
+    },
+    Technique {
         name: "before the agent's first start",
         outcome: Outcome::NotStopped,
         why: "After a reboot nothing is enforced until the agent has started. The systemd unit starts it before the network; a DaemonSet's pod comes later.",
@@ -173,7 +183,7 @@ techniques! {
     NotStopped moved::ports_taken_over_from_another_scope: "taking over the UDP port from which another scope of the same network namespace asked somebody", "Whoever sends there has called, and replies always pass: to that address and port alone. It takes the other scope's port, and that its peer still answers.";
     Stopped moved::processes_moved_to_another_cgroup: "using a socket after moving to the cgroup of a process that may more", "`skb_egress`: a socket stays where it was made";
     Stopped moved::new_cgroups_below: "new cgroups below one's own", "belong to the scope above them";
-    Stopped moved::connections_opened_before: "connections opened before the programs were attached", "UDP is judged at its next packet. TCP is kept, unless the policy says `preexisting: judge`";
+    Stopped moved::connections_opened_before: "connections opened before the programs were attached", "UDP is judged at its next packet (see above for sockets without a peer). TCP is kept, unless the policy says `preexisting: judge`";
     Stopped moved::raw_sockets_opened_before: "raw sockets opened before the programs were attached", "`skb_egress` reads from the socket whether the kernel made it for itself, and judges all others";
     NotStopped moved::writing_another_scopes_cgroup_procs: "moving to the cgroup of a process that may more, and making a socket there", "Whoever may write its `cgroup.procs` belongs to it. Containers cannot, with a cgroup namespace or a read-only mount.";
     NotStopped moved::sockets_from_outside_of_what_is_judged: "a socket from a process outside of the cgroup that the agent is attached to", "Attached to the root cgroup, as by default, there is no outside.";

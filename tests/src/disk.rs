@@ -8,7 +8,10 @@ use std::{
     process::Command,
 };
 
-use nix::sys::stat::{major, minor};
+use nix::{
+    fcntl::{PosixFadviseAdvice, posix_fadvise},
+    sys::stat::{major, minor},
+};
 
 use crate::World;
 
@@ -43,7 +46,7 @@ impl Disk {
         &self.0
     }
 
-    /// Mounts it again: none of it is in memory then.
+    /// Mounts it again: none of its files is in memory then.
     ///
     /// # Panics
     ///
@@ -54,6 +57,8 @@ impl Disk {
         assert!(
             run("umount", &[path]) && run("mount", &["-o", "loop", image.to_str().unwrap(), path])
         );
+        // Where a process in another mount namespace has it too, mount takes the same device, with what was read of it.
+        forget(&self.0);
     }
 
     /// Reads that a cgroup makes hang until what this returns is dropped. None where the machine has no block controller
@@ -187,6 +192,20 @@ pub struct Full(PathBuf);
 impl Drop for Full {
     fn drop(&mut self) {
         let _removed = fs::remove_file(&self.0);
+    }
+}
+
+/// Drops what the kernel keeps in memory of the files below a folder.
+fn forget(folder: &Path) {
+    for entry in fs::read_dir(folder).unwrap().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            forget(&path);
+        } else if path.is_file() {
+            let file = File::open(&path).unwrap();
+            file.sync_all().unwrap();
+            posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+        }
     }
 }
 

@@ -99,13 +99,42 @@ fn log_panic(info: &PanicHookInfo<'_>) {
     } else {
         error!(message, place, "panicked");
     }
-    // A panic of the runtime aborts the process, which would take the line with it.
+    // A panic of the runtime may abort the process, which would take the line with it.
     finish_log();
+    // Or it leaves threads that wait for one that is gone. Whoever started the agent starts it again.
+    if info
+        .location()
+        .is_some_and(|place| is_of_runtime(place.file()))
+    {
+        std::process::abort();
+    }
+}
+
+/// A source file is tokio's: `…/tokio-1.47.0/src/runtime/io/driver.rs`.
+fn is_of_runtime(file: &str) -> bool {
+    file.split('/').any(|part| {
+        part.strip_prefix("tokio-")
+            .is_some_and(|version| version.starts_with(|c: char| c.is_ascii_digit()))
+    }) && file.contains("/runtime/")
 }
 
 #[cfg(test)]
 mod tests {
-    use super::filter;
+    use super::{filter, is_of_runtime};
+
+    #[test]
+    fn a_panic_of_the_runtime_is_known_by_its_place() {
+        assert!(is_of_runtime(
+            "/root/.cargo/registry/src/index/tokio-1.47.0/src/runtime/io/driver.rs"
+        ));
+        for other in [
+            "egress-agent/src/daemon/mod.rs",
+            "/x/tokio-util-0.7.1/src/runtime/a.rs",
+            "/x/tokio-1.47.0/src/sync/mpsc.rs",
+        ] {
+            assert!(!is_of_runtime(other), "{other}");
+        }
+    }
 
     #[test]
     fn a_misspelt_level_is_refused() {

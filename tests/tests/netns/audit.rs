@@ -1,9 +1,14 @@
 //! Audit mode: the real verdict is reported, and the packet passes.
 
+use std::time::Duration;
+
 use egress_tests::{
     Agent, World,
     expect::{counted, policy, reached, refused},
-    ready, zone,
+    ready,
+    report::Attempt,
+    world::Role,
+    zone,
 };
 
 fn everything_passes(world: &World, agent: &Agent) {
@@ -106,12 +111,87 @@ fn a_flow_that_passes_is_counted_with_each_packet_and_reported_now_and_then() {
     // Another flow to the same place is another event.
     reached(&client.connect(address, 80));
     assert!(egress_tests::eventually(
-        std::time::Duration::from_secs(10),
+        Duration::from_secs(10),
         || events(&agent) > before
     ));
     // Enforced, the flow is judged anew, and each denial is reported.
     agent.reload(&policy("mode: enforce\nallow: []"));
-    assert!(held.breaks(std::time::Duration::from_secs(10)));
+    assert!(held.breaks(Duration::from_secs(10)));
     let denied = agent.flow_to(address, |flow| flow.verdict == "denied");
     assert!(denied.is_some());
+}
+
+#[test]
+fn what_a_socket_sent_under_audit_makes_its_answers_no_calls() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let agent = world.agent(&policy("mode: audit\nallow: []")).start();
+    let client = world.workload("client");
+    let server = world.workload("server");
+    let mut serving = server.background(&["serve", "--udp", "7001"]);
+    let limit = Duration::from_secs(5);
+    serving
+        .wait_for_line(0, limit, |line| line == "ready")
+        .unwrap();
+    let outside = world.outsider(Role::Web);
+    let ask = |address: &str, more: &[&str]| {
+        let words = ["udp", address, "9000", "--from-port", "4000"];
+        client.probe::<Attempt>(&[&words, more].concat())
+    };
+    // Each port once: the flow is the same with every socket that has it.
+    for address in zone::WEB {
+        for _ in 0..3 {
+            let (attempt, moved) = agent.counted(|| ask(address, &[]));
+            reached(&attempt);
+            assert!(moved.would_deny > 0, "{moved:?}");
+        }
+    }
+    for node in zone::NODE {
+        reached(&outside.udp(node, 7001, false));
+    }
+    agent.reload(&policy("allow: []"));
+    for address in zone::WEB {
+        refused(&ask(address, &[]));
+        refused(&ask(address, &["--connected"]));
+    }
+    // The twin: whoever was called answers under any policy.
+    for node in zone::NODE {
+        reached(&outside.udp(node, 7001, false));
+    }
+    agent.reload(&policy("allow: [{ cidrs: [0.0.0.0/0, \"::/0\"] }]"));
+    for address in zone::WEB {
+        reached(&ask(address, &[]));
+    }
+    agent.reload(&policy("allow: []"));
+    for address in zone::WEB {
+        refused(&ask(address, &[]));
+    }
+}
+
+#[test]
+fn what_a_pod_sent_under_audit_makes_its_answers_no_calls() {
+    if !ready() {
+        return;
+    }
+    let world = World::builder().pod().build();
+    let agent = world
+        .agent(&policy("mode: audit\nallow: []"))
+        .interface("eth0")
+        .start();
+    let pod = world.outsider(Role::Pod);
+    let ask =
+        |address: &str| pod.probe::<Attempt>(&["udp", address, "9000", "--from-port", "4000"]);
+    for address in ["10.78.9.1", "fd78::9:1"] {
+        for _ in 0..3 {
+            reached(&ask(address));
+        }
+    }
+    agent.reload(&policy("allow: []"));
+    for address in ["10.78.9.1", "fd78::9:1"] {
+        let (attempt, moved) = agent.counted(|| ask(address));
+        assert!(!attempt.ok, "{attempt:?}");
+        counted(&moved, "no_rule");
+    }
 }

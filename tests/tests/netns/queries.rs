@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use egress_tests::{
     Agent, Workload, World, eventually,
-    expect::{counted, policy, reached, tallied},
+    expect::{counted, policy, reached, refused, tallied},
     ready,
-    report::Lookup,
+    report::{Attempt, Lookup},
     zone,
 };
 
@@ -187,4 +187,42 @@ fn audit_reports_queries_and_lets_them_pass() {
     let lookup = ask(&client, "api.example.com", &[]);
     assert!(lookup.error.is_none(), "{lookup:?}");
     assert!(agent.knows(zone::address("api.example.com", false)));
+}
+
+#[test]
+fn a_query_for_a_stranger_leaves_from_no_port() {
+    if !ready() {
+        return;
+    }
+    let world = World::new();
+    let spec = "dns: { queries: allowed }\nallow: [{ cidrs: [0.0.0.0/0, \"::/0\"], ports: [\"1-65535/udp\"] }]";
+    let _agent = world.agent(&policy(spec)).start();
+    let client = world.workload("client");
+    let send = |address: &str, port: &str, from: &str, text: &str| {
+        let words = [
+            "udp",
+            address,
+            port,
+            "--from-port",
+            from,
+            "--text",
+            text,
+            "--timeout",
+            "300",
+        ];
+        client.probe::<Attempt>(&words)
+    };
+    for address in zone::WEB {
+        for from in ["0", "53"] {
+            refused(&send(address, "53", from, "data of a query"));
+            reached(&send(address, "9000", from, "data of a query"));
+        }
+        // The twin: a server may answer a caller at that port, with a message that is a response (the third byte's first bit).
+        let answer = send(address, "53", "53", "id\u{80}of an answer");
+        assert_eq!(
+            (answer.ok, answer.stage.as_str()),
+            (false, "receive"),
+            "{answer:?}"
+        );
+    }
 }

@@ -208,6 +208,7 @@ impl Vm {
                 let lines = fs::read(&results).unwrap_or_default();
                 let mut so_far = Guest::new(&guest.series, &guest.release);
                 so_far.read(&String::from_utf8_lossy(&lines));
+                so_far.seconds = begin.elapsed().as_secs_f64();
                 say(&format!("vm {}: {} so far", guest.series, so_far.summary()));
             }
         });
