@@ -1,6 +1,10 @@
 //! The verdicts that the agent still remembers.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    array,
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
 
 use egress_common::verdict::Verdict;
 
@@ -9,7 +13,8 @@ use super::{FlowFilter, model::FlowReport};
 /// Verdicts of each kind that [`RecentFlows`] remembers by default.
 pub const RECENT_FLOWS: usize = 4096;
 
-/// A bounded ring for each kind of verdict, the oldest pushed out first: what is allowed pushes no denial out.
+/// A bounded ring for each kind of verdict: what is allowed pushes no denial out, and no scope pushes out what another one
+/// has below its share.
 #[derive(Clone, Debug)]
 pub struct RecentFlows {
     rings: [Ring; Verdict::ALL.len()],
@@ -18,8 +23,46 @@ pub struct RecentFlows {
     capacity: usize,
 }
 
-/// Verdicts of one kind, each with its place among all.
-type Ring = VecDeque<(u64, Arc<FlowReport>)>;
+/// Verdicts of one kind, oldest first.
+#[derive(Clone, Debug, Default)]
+struct Ring {
+    /// Each with its place among those of all kinds.
+    flows: VecDeque<(u64, Arc<FlowReport>)>,
+    /// How many there are of each scope; none of 0.
+    scopes: HashMap<String, usize>,
+}
+
+impl Ring {
+    /// Takes the oldest verdict out of those of scopes that have their share of all, or more.
+    fn make_room(&mut self) {
+        let share = self.flows.len().checked_div(self.scopes.len()).unwrap_or(0);
+        let has_its_share = |(_, flow): &(u64, Arc<FlowReport>)| {
+            self.scopes
+                .get(&flow.scope)
+                .is_none_or(|count| *count >= share)
+        };
+        // One has: not all are below the mean. Its verdicts are near the front, unless it has just begun.
+        let at = self.flows.iter().position(has_its_share).unwrap_or(0);
+        let Some((_, flow)) = self.flows.remove(at) else {
+            return;
+        };
+        if let Some(count) = self.scopes.get_mut(&flow.scope) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.scopes.remove(&flow.scope);
+            }
+        }
+    }
+
+    fn push(&mut self, place: u64, flow: Arc<FlowReport>) {
+        if let Some(count) = self.scopes.get_mut(&flow.scope) {
+            *count = count.saturating_add(1);
+        } else {
+            self.scopes.insert(flow.scope.clone(), 1);
+        }
+        self.flows.push_back((place, flow));
+    }
+}
 
 impl Default for RecentFlows {
     fn default() -> Self {
@@ -30,9 +73,9 @@ impl Default for RecentFlows {
 impl RecentFlows {
     /// Rings of this many verdicts each.
     #[must_use]
-    pub const fn new(capacity: usize) -> Self {
+    pub fn new(capacity: usize) -> Self {
         Self {
-            rings: [const { Ring::new() }; Verdict::ALL.len()],
+            rings: array::from_fn(|_| Ring::default()),
             count: 0,
             capacity,
         }
@@ -49,10 +92,10 @@ impl RecentFlows {
         if self.capacity == 0 {
             return;
         }
-        while ring.len() >= self.capacity {
-            ring.pop_front();
+        while ring.flows.len() >= self.capacity {
+            ring.make_room();
         }
-        ring.push_back((self.count, flow));
+        ring.push(self.count, flow);
         self.count = self.count.saturating_add(1);
     }
 
@@ -62,7 +105,7 @@ impl RecentFlows {
         let limit = filter.limit.unwrap_or(usize::MAX);
         let mut shown = Vec::new();
         for ring in &self.rings {
-            let newest_first = ring.iter().rev();
+            let newest_first = ring.flows.iter().rev();
             let of_kind = newest_first.filter(|(_, flow)| filter.shows(flow));
             shown.extend(of_kind.take(limit).cloned());
         }
@@ -75,13 +118,13 @@ impl RecentFlows {
     /// How many verdicts are remembered.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.rings.iter().map(Ring::len).sum()
+        self.rings.iter().map(|ring| ring.flows.len()).sum()
     }
 
     /// True if none is.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.rings.iter().all(Ring::is_empty)
+        self.rings.iter().all(|ring| ring.flows.is_empty())
     }
 }
 
@@ -147,6 +190,37 @@ mod tests {
         let flows = ring.recent(&FlowFilter::default());
         let allowed = flows.iter().filter(|flow| !denied.shows(flow)).count();
         assert_eq!((allowed, flows.len()), (RECENT_FLOWS, 2 * RECENT_FLOWS + 1));
+    }
+
+    #[test]
+    fn no_scope_pushes_out_what_another_has_below_its_share() {
+        let of = |scope: &str, port| {
+            let mut flow = denied_flow(port);
+            flow.scope = scope.to_owned();
+            Arc::new(flow)
+        };
+        let mut ring = RecentFlows::new(10);
+        for port in 1..=3 {
+            ring.push(of("polite", port));
+        }
+        for port in 100..200 {
+            ring.push(of("hostile", port));
+        }
+        let shown = |ring: &RecentFlows| ports(&ring.recent(&FlowFilter::default()));
+        assert_eq!(shown(&ring), [1, 2, 3, 193, 194, 195, 196, 197, 198, 199]);
+        // Above its share it loses its own oldest, and another newcomer finds room.
+        for port in 4..=9 {
+            ring.push(of("polite", port));
+        }
+        ring.push(of("third", 7000));
+        let left = shown(&ring);
+        assert_eq!((left.len(), left.last()), (10, Some(&7000)));
+        assert!(left.contains(&199) && left.contains(&9), "{left:?}");
+        for ring in &ring.rings {
+            let counted: usize = ring.scopes.values().sum();
+            assert_eq!(counted, ring.flows.len());
+            assert!(!ring.scopes.values().any(|count| *count == 0));
+        }
     }
 
     #[test]
