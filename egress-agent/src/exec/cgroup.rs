@@ -110,7 +110,12 @@ impl OwnCgroup {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
                 Err(error) => return Err(io_error("make", &path)(error)),
             }
-            let directory = File::open(&path).map_err(io_error("open", &path))?;
+            let directory = match File::open(&path) {
+                Ok(directory) => directory,
+                // Another one that begins took it for a leftover already.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(io_error("open", &path)(error)),
+            };
             let facts = directory.metadata().map_err(io_error("look at", &path))?;
             let Ok(lock) = Flock::lock(directory, FlockArg::LockExclusiveNonblock) else {
                 // Another one that begins takes it for a leftover, and removes it.
