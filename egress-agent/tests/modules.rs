@@ -2,11 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "tests panic")]
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs,
-    path::{Path, PathBuf},
-};
+#[path = "../../egress-policy/tests/product/mod.rs"]
+mod product;
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use product::{code, files, imports};
 
 /// Modules that know each other, although they stand in different rows.
 const KNOW_EACH_OTHER: &[(&str, &str)] = &[("workload", "datapath"), ("daemon", "cli")];
@@ -34,57 +35,6 @@ fn rows() -> BTreeMap<String, usize> {
     rows
 }
 
-/// The files with product code below a folder.
-fn files(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        let name = path.file_stem().unwrap().to_str().unwrap();
-        if ["tests", "testing"].contains(&name) {
-            continue;
-        }
-        if path.is_dir() {
-            files(&path, found);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            found.push(path);
-        }
-    }
-}
-
-/// The modules of the crate that a text names: `crate::name` and those of `crate::{…}`.
-fn imports(text: &str) -> BTreeSet<String> {
-    let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
-    let code: String = code
-        .lines()
-        .map(|line| line.split("//").next().unwrap().to_owned() + "\n")
-        .collect();
-    let word = |text: &str| -> String {
-        let is_part = |letter: &char| letter.is_alphanumeric() || *letter == '_';
-        text.trim_start().chars().take_while(is_part).collect()
-    };
-    let mut found = BTreeSet::new();
-    for rest in code.split("crate::").skip(1) {
-        let Some(group) = rest.strip_prefix('{') else {
-            found.insert(word(rest));
-            continue;
-        };
-        found.insert(word(group));
-        let mut depth = 1_u32;
-        for (at, letter) in group.char_indices() {
-            match letter {
-                '{' => depth = depth.saturating_add(1),
-                '}' if depth == 1 => break,
-                '}' => depth = depth.saturating_sub(1),
-                ',' if depth == 1 => {
-                    let next = group.get(at..).unwrap().trim_start_matches(',');
-                    found.insert(word(next));
-                }
-                _ => {}
-            }
-        }
-    }
-    found
-}
-
 #[test]
 fn no_module_imports_one_that_stands_below_it() {
     let rows = rows();
@@ -105,7 +55,7 @@ fn no_module_imports_one_that_stands_below_it() {
         let Some(row) = rows.get(module) else {
             continue;
         };
-        for import in imports(&fs::read_to_string(&path).unwrap()) {
+        for import in imports(&code(&fs::read_to_string(&path).unwrap())) {
             let Some(its_row) = rows.get(&import) else {
                 continue;
             };

@@ -81,10 +81,9 @@ pub const FOUND_PORTS: usize = 4;
 pub const OTHER_PORTS: u16 = 1;
 /// A resolver on loopback is asked at any port of its address.
 pub const INSIDE_PORTS: u16 = 2;
-/// Nobody else has loaded a program that changes the address of a call since these maps were made: nothing is noted of
-/// whom sockets connect to, and no resolver is behind another address. The agent sets it with the maps alone, and takes it away
-/// for good when it meets such a program: what was asked meanwhile is not known, so that it never comes back. Without an
-/// agent nobody takes it away: queries through a balancer that comes then teach nothing.
+/// Nobody else has a program that changes the address of a call: nothing is noted of whom sockets connect to, and no
+/// resolver is behind another address. `exec` sets it with its maps, and takes it away for good when it meets such a
+/// program: the remotes that were asked meanwhile are not known. `run` never sets it: a balancer may come at any time.
 pub const UNBALANCED: u16 = 4;
 
 impl ResolverPorts {

@@ -48,14 +48,12 @@ fn id(program: &Program) -> Option<u32> {
 }
 
 impl Datapath {
-    /// Tells the programs that nobody else changes the address of calls, if that is so and was so since the maps were made.
+    /// Tells the programs that nobody else changes the address of calls, if that is so.
     ///
     /// Only beside one command, whose cgroup nobody else knows: a balancer may come to a node at any time, and what is
     /// asked before an agent has noticed it would teach nothing.
     pub(super) fn begin_unbalanced(&mut self) -> Result<(), DatapathError> {
-        if self.loaded.anchors.is_none()
-            && self.loaded.was_unbalanced
-            && !has_others(&self.loaded.options.cgroup, &self.programs)
+        if self.loaded.anchors.is_none() && !has_others(&self.loaded.options.cgroup, &self.programs)
         {
             self.maps.set_unbalanced(true)?;
         }

@@ -22,7 +22,6 @@ use egress_common::{
     learned::{Learned, LearnedKey},
     maps::{Config, ConfigOfLayout1, KERNEL_MAPS, Keys, LAYOUT_VERSION},
     policy::Workload,
-    query::{ResolverPorts, UNBALANCED},
 };
 use tracing::{info, warn};
 
@@ -188,14 +187,6 @@ impl Foreign {
     pub(super) fn keys(&self) -> Option<Keys> {
         let keys = Array::<_, Keys>::try_from(pinned_map(&self.dir, "KEYS")?).ok()?;
         keys.get(&0, 0).ok()
-    }
-
-    /// True if its programs did not note whom sockets asked, as nobody could lead them elsewhere.
-    pub(super) fn is_unbalanced(&self) -> bool {
-        let ports = pinned_map(&self.dir, "RESOLVER_PORTS")
-            .and_then(|map| Array::<_, ResolverPorts>::try_from(map).ok())
-            .and_then(|ports| ports.get(&0, 0).ok());
-        ports.is_some_and(|ports| ports.flags & UNBALANCED != 0)
     }
 
     /// How a cgroup is bound there.

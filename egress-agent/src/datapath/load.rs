@@ -91,10 +91,6 @@ pub(super) struct Loaded {
     pub(super) foreign: Vec<Foreign>,
     /// Links that aya does not hold, where nothing is pinned.
     pub(super) links: Vec<OwnedFd>,
-    /// True if no socket was ever noted to have asked a resolver, or had to be ([`UNBALANCED`]).
-    ///
-    /// [`UNBALANCED`]: egress_common::query::UNBALANCED
-    pub(super) was_unbalanced: bool,
     /// True if flows are older than what is known of the ports at which they were called.
     pub(super) has_older_flows: bool,
 }
@@ -175,8 +171,6 @@ pub(super) fn load(options: Options) -> Result<Loaded, DatapathError> {
         share(OBJECT, &maps, &other.dir, options.learned_capacity)?;
     }
     let has = |name: &str| maps.join(name).exists();
-    let was_unbalanced =
-        !has("RESOLVER_PORTS") && (!has("ASKED") || foreign.iter().all(Foreign::is_unbalanced));
     let has_older_flows = has("FLOWS") && !has("CALLED");
     let facts = KernelFacts::of_this_kernel()?;
     let mut loader = facts.loader(&options);
@@ -206,7 +200,6 @@ pub(super) fn load(options: Options) -> Result<Loaded, DatapathError> {
         is_adopted: found == Some(LAYOUT_VERSION),
         foreign,
         links: Vec::new(),
-        was_unbalanced,
         has_older_flows,
     })
 }

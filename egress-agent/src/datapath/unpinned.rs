@@ -57,7 +57,6 @@ pub(super) fn load(options: Options) -> Result<Loaded, DatapathError> {
         is_adopted: false,
         foreign: Vec::new(),
         links: Vec::new(),
-        was_unbalanced: true,
         has_older_flows: false,
     })
 }
